@@ -1,0 +1,138 @@
+"""Where images come from: name -> raw images, labels and class names of both splits."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple, Protocol
+
+import numpy as np
+import torchvision
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from ddpm.data.folder import read_image_folder
+from ddpm.data.idx import IDX_FILES, find_idx_folder, read_idx_split
+from ddpm.files import InputError
+from ddpm.params import OneOf
+
+# How many channels an image gets: those it has, or gray or RGB for all.
+CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
+DIGITS = [str(digit) for digit in range(10)]
+DIGITS_TEST = 500
+
+
+class Images(Protocol):
+    """A sequence of uint8 (H, W, C) images: an array (N, H, W, C), or a list read lazily from disk."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+class Raw(NamedTuple):
+    """One split as it was published: images and int64 labels (N,)."""
+
+    images: Images
+    labels: np.ndarray
+
+
+class Source(NamedTuple):
+    """Both splits of a data set, and the name of each class in the order of the labels."""
+
+    train: Raw
+    test: Raw
+    class_names: Sequence[str]
+
+
+class FolderSettings(Protocol):
+    """The part of the prepare_data section that image_folder reads."""
+
+    folder: str
+    channels: str
+    test_share: float
+
+
+def raw_root() -> Path:
+    """The folder of raw files: DDPM_DATA_ROOT, or data/raw of the main checkout (--temp runs have no ignored files)."""
+    if root := os.environ.get("DDPM_DATA_ROOT"):
+        return Path(root).expanduser()
+    return Path(os.environ.get("DVC_ROOT", ".")) / "data" / "raw"
+
+
+def digits(settings: FolderSettings) -> Source:
+    """1,797 handwritten 8x8 digits that come with scikit-learn (UCI's optical digits); 500 of them, stratified, are the test."""
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST, stratify=labels, random_state=0)
+    train, test = np.sort(train), np.sort(test)
+    return Source(Raw(images[train], labels[train]), Raw(images[test], labels[test]), DIGITS)
+
+
+def _mnist_like(name: str, torchvision_class: type) -> Callable[[FolderSettings], Source]:
+    """A data set published as MNIST's four idx files."""
+
+    def load(settings: FolderSettings) -> Source:
+        root = raw_root()
+        folder = find_idx_folder(root, name, torchvision_class.__name__)
+        if folder is None:
+            files = f"{', '.join(IDX_FILES.values())} (gzipped or not) into {root / name}"
+            _download(name, files, lambda: torchvision_class(root, download=True))
+            folder = find_idx_folder(root, name, torchvision_class.__name__)
+        names = DIGITS if name == "mnist" else [str(c) for c in torchvision_class.classes]
+        return Source(Raw(*read_idx_split(folder, "train")), Raw(*read_idx_split(folder, "test")), names)
+
+    return load
+
+
+def cifar10(settings: FolderSettings) -> Source:
+    """CIFAR-10 in torchvision's layout, from the raw folder or its subfolder cifar10."""
+    root = raw_root()
+    archive, unpacked = torchvision.datasets.CIFAR10.filename, torchvision.datasets.CIFAR10.base_folder
+    root = next((f for f in (root, root / "cifar10") if (f / unpacked).exists() or (f / archive).exists()), root / "cifar10")
+    if not (root / unpacked).exists():
+        _download("cifar10", f"{archive} into {root}", lambda: torchvision.datasets.CIFAR10(root, download=True))
+    try:
+        splits = [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
+    except (RuntimeError, OSError, EOFError) as error:
+        raise InputError(
+            f"{root / unpacked}: damaged ({str(error).splitlines()[0]}); delete it, and put {archive} there or let it download"
+        ) from None
+    return Source(*(Raw(s.data, np.asarray(s.targets, np.int64)) for s in splits), splits[0].classes)
+
+
+def image_folder(settings: FolderSettings) -> Source:
+    """Any folder of class folders, at prepare_data.folder below the raw folder."""
+    train, test, names = read_image_folder(raw_root() / settings.folder, CHANNELS[settings.channels], settings.test_share)
+    return Source(Raw(*train), Raw(*test), names)
+
+
+def _download(name: str, files: str, download: Callable[[], object]) -> None:
+    """Let torchvision download, with its progress bar; raises InputError, naming the files to fetch by hand, if it can't."""
+    print(f"{name}: not found in {raw_root()}; downloading", flush=True)
+    try:
+        raw_root().mkdir(parents=True, exist_ok=True)
+        download()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{name}: cannot be downloaded ({reason}); put {files}, or set DDPM_DATA_ROOT to the folder that has them; "
+            "`-S dataset=digits` needs no files"
+        ) from None
+
+
+class Dataset(NamedTuple):
+    """How to load a data set, and the test accuracy that its judge must reach to be trusted (None: not known)."""
+
+    load: Callable[[FolderSettings], Source]
+    judge_accuracy: float | None
+
+
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(digits, 0.97),
+    "mnist": Dataset(_mnist_like("mnist", torchvision.datasets.MNIST), 0.99),
+    "fashion_mnist": Dataset(_mnist_like("fashion_mnist", torchvision.datasets.FashionMNIST), 0.90),
+    "kmnist": Dataset(_mnist_like("kmnist", torchvision.datasets.KMNIST), None),
+    "cifar10": Dataset(cifar10, 0.85),
+    "image_folder": Dataset(image_folder, None),
+}
+DatasetName = Annotated[str, OneOf(DATASETS)]

@@ -1,0 +1,133 @@
+"""Files: atomic writes, hashes, and one-line errors that name the file.
+
+Everything is written to a temporary name beside its target and renamed, so a reader sees the old file or the new one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+_TEMPORARY = ".partial"
+
+_WRITE_ADVICE = {
+    errno.ENOSPC: "no space left on the device: free some and run again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again",
+    errno.EFBIG: "the file would exceed the size limit of this process or file system",
+    errno.EACCES: "no permission to write there: change the rights of the folder",
+    errno.EPERM: "no permission to write there: change the rights of the folder",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+}
+
+
+class InputError(Exception):
+    """Something outside the code is wrong (a setting, a file, the machine); its message is one line that says what to do."""
+
+
+@contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
+
+    Raises InputError, naming `path`, when the file cannot be written.
+    """
+    path = Path(path)
+    # The suffix comes last but one: libraries choose a format by the suffix.
+    temporary = path.with_name(f".{path.stem}{_TEMPORARY}{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: {_WRITE_ADVICE.get(error.errno, error.strerror or error)}") from error
+    finally:
+        # Not there after success; after a failure that hit the folder itself, there may be nothing to remove either.
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write indented JSON atomically. Raises InputError for NaN and infinity, which JSON does not have."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path}: a value is NaN or infinite, which must not be recorded: {value}") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike, made_by: str) -> dict:
+    """Read a JSON object; raises InputError naming the stage `made_by` if the file is missing or damaged."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; make it again with `dvc repro -f {made_by}`")
+    return value
+
+
+def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as a compressed .npz, atomically; equal arrays give equal bytes (every entry has the same fixed date)."""
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read_npz(path: str | os.PathLike, made_by: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz; raises InputError naming the stage `made_by` if the file is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_tree(paths: Iterable[str | os.PathLike]) -> str:
+    """SHA-256 over the names and contents of files and folders; byte-code is left out, as in .dvcignore.
+
+    Raises InputError if a path does not exist.
+    """
+    digest = hashlib.sha256()
+    for root in map(Path, paths):
+        if not root.exists():
+            raise InputError(f"{root}: not found")
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                digest.update(f"{path.as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,95 @@
+"""Pretrained judges, from weights files that lie on disk: the FID Inception (torch-fidelity) and LPIPS's AlexNet (lpips)."""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import lpips
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from ddpm.data.batches import to_tensor
+from ddpm.files import InputError, sha256
+from ddpm.runtime import Progress
+
+INCEPTION_BATCH = 50
+INCEPTION_FEATURES = "2048"
+INCEPTION_LOGITS = "logits_unbiased"
+
+
+class WeightsFile(NamedTuple):
+    """A published weights file: its name, and how its SHA-256 begins."""
+
+    name: str
+    sha256: str
+
+
+INCEPTION = WeightsFile("weights-inception-2015-12-05-6726825d.pth", "6726825d")
+ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79")
+
+
+def weights_folders() -> list[Path]:
+    """Where weights files are looked for: DDPM_WEIGHTS_ROOT, or PyTorch's own cache."""
+    if root := os.environ.get("DDPM_WEIGHTS_ROOT"):
+        return [Path(root).expanduser()]
+    return [Path(torch.hub.get_dir()) / "checkpoints"]
+
+
+def find_weights(file: WeightsFile) -> Path | None:
+    """The path of a weights file, None if it is nowhere. Raises InputError if its content is not the published one."""
+    path = next((folder / file.name for folder in weights_folders() if (folder / file.name).is_file()), None)
+    if path is not None and not (digest := sha256(path)).startswith(file.sha256):
+        raise InputError(f"{path}: its SHA-256 begins with {digest[:8]}, not {file.sha256}: damaged or another file; replace it")
+    return path
+
+
+def require_weights() -> None:
+    """Raises InputError, saying which file goes where, unless the Inception's weights are there."""
+    if find_weights(INCEPTION) is None:
+        raise InputError(
+            f"evaluate.require_inception is true, but {INCEPTION.name} is not in {weights_folders()[0]}; put it there "
+            "(or set DDPM_WEIGHTS_ROOT), or set evaluate.require_inception to false"
+        )
+
+
+class Inception:
+    """The Inception of the original FID, in TensorFlow's arithmetic, by torch-fidelity."""
+
+    def __init__(self, path: Path, device: torch.device):
+        self.device = device
+        layers = [INCEPTION_FEATURES, INCEPTION_LOGITS]
+        self.network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=str(path)).to(
+            device
+        )
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, name: str) -> tuple[np.ndarray, Tensor]:
+        """uint8 images (N, H, W, C) -> features float64 (N, 2048), logits (N, 1008); gray is repeated to three channels."""
+        features, logits = [], []
+        with Progress(f"inception {name}", len(images), "images") as progress:
+            for start in range(0, len(images), INCEPTION_BATCH):
+                batch = to_tensor(images[start : start + INCEPTION_BATCH], self.device)
+                f, z = self.network(batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch)
+                features.append(f.double().cpu().numpy())
+                logits.append(z.cpu())
+                progress.advance(len(batch))
+        return np.concatenate(features), torch.cat(logits)
+
+
+def load_lpips_alex(path: Path, device: torch.device) -> torch.nn.Module:
+    """LPIPS 0.1 on AlexNet: the trunk from torchvision's weights file, the linear layers from the lpips package."""
+    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    try:
+        trunk = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged archive raises
+        raise InputError(f"{path}: cannot be loaded ({str(error).splitlines()[0]}); replace it") from None
+    # torchvision numbers the layers "features.N.weight"; lpips keeps N, behind the name of one of five slices.
+    ours = network.net.state_dict()
+    for key in ours:
+        layer = re.fullmatch(r"slice\d\.(\d+\.\w+)", key).group(1)
+        ours[key] = trunk[f"features.{layer}"]
+    network.net.load_state_dict(ours)
+    return network.to(device).eval().requires_grad_(False)

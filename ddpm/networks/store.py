@@ -1,0 +1,61 @@
+"""A trained network on disk: safetensors weights beside a config.json with all that is needed to rebuild it.
+
+models/ddpm/ holds `final` (EMA at the end), `best` (EMA at the lowest validation loss) and `latest` (the weights themselves,
+without averaging, at the last checkpoint): what to sample from, its rival, and what to train on from.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import ValidationError
+
+from ddpm.files import InputError, read_json
+from ddpm.networks.unet import UNet, UNetSettings
+from ddpm.params import OneOf, lookup
+from ddpm.weights import load_weights
+
+CONFIG = "config.json"
+FORMAT = 1
+CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
+CheckpointName = Annotated[str, OneOf(CHECKPOINTS)]
+
+
+def make_config(
+    model: UNetSettings, schedule: str, timesteps: int, prediction: str, data: dict, training: dict, seed: int
+) -> dict:
+    """The content of config.json: the network's settings, what it predicts at which levels, its data, how it was trained."""
+    return {
+        "format": FORMAT,
+        "model": model.model_dump(),
+        "diffusion": {"schedule": schedule, "timesteps": timesteps, "prediction": prediction},
+        "data": data,
+        "training": {**training, "seed": seed},
+    }
+
+
+def load_model(folder: Path, checkpoint: str, device: torch.device) -> tuple[UNet, dict]:
+    """Rebuild the network of a model folder: (network in eval mode on the device, config).
+
+    Raises InputError for a missing or damaged file, and for weights that do not fit the config.
+    """
+    config = read_json(folder / CONFIG, "train")
+    if config.get("format") != FORMAT:
+        raise InputError(
+            f"{folder / CONFIG}: format {config.get('format')} is not {FORMAT}; make it again with `dvc repro train`"
+        )
+    try:
+        settings = UNetSettings.model_validate(config["model"])
+        network = UNet(settings, tuple(config["data"]["shape"]), len(config["data"]["class_names"]))
+    except (KeyError, TypeError, ValidationError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"{folder / CONFIG}: describes no network ({line}); make it again with `dvc repro -f train`") from None
+    load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
+    # Convolutions on CPU and on tensor cores run faster with the channels as the last axis in memory.
+    return network.to(device, memory_format=torch.channels_last).eval(), config
+
+
+def check_data(config: dict, identity: dict) -> None:
+    """Raises InputError if the model was trained on other data than the data of that identity."""
+    if config["data"] != identity:
+        raise InputError("models/ddpm: was trained on other data than data/prepared holds; run `dvc repro train`")

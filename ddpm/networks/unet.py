@@ -1,0 +1,186 @@
+"""The U-Net of DDPM (Ho et al. 2020, app. B), with every size a setting."""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ddpm.files import InputError
+from ddpm.networks.conditioning import CONDITIONINGS
+from ddpm.params import OneOf, Section
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class UNetSettings(Section):
+    """The `model` section: the shape of the network."""
+
+    channels: Annotated[int, Field(ge=2, multiple_of=2)]
+    channel_mults: Annotated[list[Size], Field(min_length=1)]
+    blocks_per_level: Size
+    attention_levels: list[Annotated[int, Field(ge=0)]]
+    middle_attention: bool
+    heads: Size
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    conditioning: Annotated[str, OneOf(CONDITIONINGS)]
+
+
+def time_embedding(t: Tensor, size: int) -> Tensor:
+    """Sinusoidal embedding [sin, cos] of t (B,) -> (B, size), wavelengths from 2 pi to 20,000 pi (Ho et al. 2020's code)."""
+    half = size // 2
+    frequency = torch.exp(-math.log(10_000) / max(half - 1, 1) * torch.arange(half, device=t.device, dtype=torch.float32))
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with the largest number of groups up to 32 that divides the channels, at least 4 channels in each if it can."""
+    fitting = [g for g in range(1, 33) if channels % g == 0 and (channels // g >= 4 or g == 1)]
+    return nn.GroupNorm(fitting[-1], channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalized convolutions with the embedding added between them: (B, C_in, H, W), (B, E) -> (B, C_out, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = group_norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.embed = nn.Linear(embedding, outputs)
+        self.norm2, self.conv2 = group_norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        zero_init(self.conv2)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.embed(embedding)[:, :, None, None]
+        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the pixels, with a residual connection: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # (B, 3C, H, W) -> 3 x (B, heads, pixels, C / heads)
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; each may be followed by attention."""
+
+    def __init__(self, widths: list[tuple[int, int]], embedding: int, dropout: float, heads: int | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(i, o, embedding, dropout) for i, o in widths)
+        self.attentions = nn.ModuleList(Attention(o, heads) if heads else nn.Identity() for _, o in widths)
+
+
+class UNet(nn.Module):
+    """Predicts the target of the chosen parameterization from a noisy image.
+
+    forward(x (B, C, H, W), t (B,) float, labels (B,) int64 or None) -> (B, C, H, W). Label `classes` means "no class", and
+    None means the same for all images. H and W must be divisible by 2 ** (levels - 1).
+    Raises InputError for sizes that do not fit together.
+    """
+
+    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int):
+        super().__init__()
+        check_sizes(settings, shape)
+        image_channels = shape[2]
+        widths = [settings.channels * mult for mult in settings.channel_mults]
+        base, embedding = settings.channels, 4 * settings.channels
+        self.base = base
+        self.time = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.condition = CONDITIONINGS[settings.conditioning](classes, embedding)
+        self.first = nn.Conv2d(image_channels, base, 3, padding=1)
+
+        def level(pairs: list[tuple[int, int]], index: int) -> Level:
+            heads = settings.heads if index in settings.attention_levels else None
+            return Level(pairs, embedding, settings.dropout, heads)
+
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        skips, current, last = [base], base, len(widths) - 1
+        for i, width in enumerate(widths):
+            pairs = [(current if j == 0 else width, width) for j in range(settings.blocks_per_level)]
+            self.down.append(level(pairs, i))
+            skips += [width] * settings.blocks_per_level + ([width] if i < last else [])
+            self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1) if i < last else nn.Identity())
+            current = width
+
+        self.middle1 = ResidualBlock(current, current, embedding, settings.dropout)
+        self.middle_attention = Attention(current, settings.heads) if settings.middle_attention else nn.Identity()
+        self.middle2 = ResidualBlock(current, current, embedding, settings.dropout)
+
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for i, width in reversed(list(enumerate(widths))):
+            pairs = []
+            for _ in range(settings.blocks_per_level + 1):
+                pairs.append((current + skips.pop(), width))
+                current = width
+            self.up.append(level(pairs, i))
+            self.grow.append(nn.Conv2d(width, width, 3, padding=1) if i > 0 else nn.Identity())
+
+        self.norm, self.last = group_norm(current), zero_init(nn.Conv2d(current, image_channels, 3, padding=1))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether labels have any effect."""
+        return self.condition.classes > 0
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        embedding = F.silu(self.condition(self.time(time_embedding(t, self.base).to(x.dtype)), labels))
+        h = self.first(x)
+        skips = [h]
+        for i, level in enumerate(self.down):
+            for block, attention in zip(level.blocks, level.attentions, strict=True):
+                h = attention(block(h, embedding))
+                skips.append(h)
+            if i < len(self.down) - 1:
+                h = self.shrink[i](h)
+                skips.append(h)
+        h = self.middle2(self.middle_attention(self.middle1(h, embedding)), embedding)
+        for i, level in enumerate(self.up):
+            for block, attention in zip(level.blocks, level.attentions, strict=True):
+                h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+            if i < len(self.up) - 1:
+                h = self.grow[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.last(F.silu(self.norm(h)))
+
+
+def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Zero weights and bias: every residual branch starts as the identity (Ho et al. 2020's code)."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def check_sizes(settings: UNetSettings, shape: tuple[int, int, int]) -> None:
+    """Raises InputError if the image (H, W, C) or the attention does not fit the depth and the widths."""
+    levels = len(settings.channel_mults)
+    factor = 2 ** (levels - 1)
+    if shape[0] % factor or shape[1] % factor:
+        raise InputError(
+            f"params.yaml: model.channel_mults: {levels} levels halve the image {levels - 1} times, so its sides must be "
+            f"multiples of {factor}, but they are {shape[0]}x{shape[1]}; use fewer levels or another prepare_data.image_size"
+        )
+    for level in settings.attention_levels:
+        if level >= levels:
+            raise InputError(f"params.yaml: model.attention_levels: {level} does not exist; the levels are 0 to {levels - 1}")
+    attended = [settings.channel_mults[i] for i in settings.attention_levels]
+    attended += [settings.channel_mults[-1]] * settings.middle_attention
+    for mult in attended:
+        if settings.channels * mult % settings.heads:
+            raise InputError(
+                f"params.yaml: model.heads: {settings.heads} does not divide the {settings.channels * mult} channels "
+                "of a level with attention"
+            )

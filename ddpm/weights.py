@@ -1,0 +1,33 @@
+"""Weights on disk: safetensors, which cannot run code, written atomically and checked against the network."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ddpm.files import InputError, atomic
+
+
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights as safetensors, atomically."""
+    with atomic(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
+
+
+def load_weights(path: Path, network: nn.Module, made_by: str) -> None:
+    """Load safetensors into the network; raises InputError if the file is missing, damaged or made for another network."""
+    again = f"make it again with `dvc repro -f {made_by}`"
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); {again}") from None
+    expected = {name: value.shape for name, value in network.state_dict().items()}
+    found = {name: value.shape for name, value in weights.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        sizes = f"{tuple(found.get(wrong[0], ()))} in the file, {tuple(expected.get(wrong[0], ()))} by the config"
+        raise InputError(f"{path}: does not fit the config beside it: {wrong[0]} is {sizes} ({len(wrong)} differ); {again}")
+    network.load_state_dict(weights)

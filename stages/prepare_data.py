@@ -1,0 +1,26 @@
+"""Raw images -> data/prepared, and a picture of the first ones."""
+
+from pathlib import Path
+
+from ddpm import params
+from ddpm.data.datasets import DatasetName
+from ddpm.data.prepare import prepare
+from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.reporting.pictures import first_images
+from ddpm.runtime import Runtime, run_stage, setup
+
+PICTURE = Path("reports/prepare_data/first_images.png")
+
+
+def main() -> None:
+    p = params.load(dataset=DatasetName, prepare_data=PrepareData, runtime=Runtime)
+    setup(p.runtime)
+    meta = prepare(p.dataset, p.prepare_data)
+    data = open_prepared(p.dataset, p.prepare_data)
+    first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
+    size = "x".join(map(str, meta["shape"]))
+    print(f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,36 @@
+"""data/prepared -> models/classifier, the judge of evaluate."""
+
+from pathlib import Path
+
+from ddpm import params
+from ddpm.data.datasets import DatasetName
+from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.judge.classifier import TrainClassifier, check_accuracy, required_accuracy, save_classifier, train_classifier
+from ddpm.reporting.live import RunLog
+from ddpm.runtime import Runtime, run_stage, setup
+
+REPORT = Path("reports/train_classifier")
+
+
+def main() -> None:
+    p = params.load(
+        dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, train_classifier=TrainClassifier, runtime=Runtime
+    )
+    device = setup(p.runtime)
+    data = open_prepared(p.dataset, p.prepare_data)
+    log = RunLog(REPORT)
+    rows = []
+
+    def on_epoch(row: dict) -> None:
+        rows.append(row)
+        log.log(row, step="epoch")
+
+    network = train_classifier(data, p.train_classifier, p.seed, device, on_epoch)
+    reached, required = rows[-1]["accuracy"], required_accuracy(p.train_classifier, data)
+    check_accuracy(reached, required, data)
+    log.close(sha256=save_classifier(network, data, reached))
+    print(f"judge: {reached:.2%} of the test images right" + (f" (required: {required:.2%})" if required else ""))
+
+
+if __name__ == "__main__":
+    run_stage(main)
