@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,23 @@ _WRITE_ADVICE = {
     errno.EPERM: "no permission to write there: change the rights of the folder",
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
 }
 
 
 class InputError(Exception):
     """Something outside the code is wrong (a setting, a file, the machine); its message is one line that says what to do."""
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an OSError of the block into an InputError that names `path` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        # NumPy reports a full disk without a number.
+        advice = _WRITE_ADVICE.get(error.errno, f"cannot be written ({error.strerror or error}); is there space left?")
+        raise InputError(f"{path}: {advice}") from error
 
 
 @contextmanager
@@ -41,19 +54,24 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     # The suffix comes last but one: libraries choose a format by the suffix.
     temporary = path.with_name(f".{path.stem}{_TEMPORARY}{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: {_WRITE_ADVICE.get(error.errno, error.strerror or error)}") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         # Not there after success; after a failure that hit the folder itself, there may be nothing to remove either.
         try:
             os.unlink(temporary)
         except OSError:
             pass
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Remove a file if it is there. Raises InputError, naming it, if it cannot be removed."""
+    with writing(path):
+        Path(path).unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -97,11 +115,13 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
 def read_npz(path: str | os.PathLike, made_by: str) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz; raises InputError naming the stage `made_by` if the file is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    # What a damaged archive raises: zlib.error inside an entry, RuntimeError for flags that no entry of ours has, TypeError for
+    # a bare array.
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
 
 

@@ -52,7 +52,17 @@ def OneOf(registry: Mapping[str, Any]) -> AfterValidator:  # noqa: N802 (reads a
 
 def OrWord(word: str) -> BeforeValidator:  # noqa: N802
     """Annotation of an optional value for which params.yaml may hold `word` instead; the word is read as None."""
-    return BeforeValidator(lambda value: None if value == word else value)
+    return BeforeValidator(_Word(word))
+
+
+class _Word:
+    """Reads the word as None; an object, so that messages can name the word."""
+
+    def __init__(self, word: str):
+        self.word = word
+
+    def __call__(self, value: Any) -> Any:
+        return None if value == self.word else value
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,7 +86,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
         value = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); run from the folder that holds it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-45
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
@@ -128,9 +138,17 @@ def _explain(error: dict, kinds: Mapping[str, Any]) -> str:
         return f"{key}: {value!r} is unknown{_choices(value, error['ctx']['names'])}"
     if error["type"] == "value_error":
         return f"{key}: {value!r} {error['ctx']['error']}"
-    allowed = _bounds(fields[location[1]].metadata) if len(location) > 1 and location[1] in fields else ""
-    needs = error["msg"].replace("Input should be ", "must be ").replace("a valid ", "a ")
-    return f"{key}: {value!r} {needs}{allowed}"
+    if error["type"] == "model_type":
+        return f"{key}: {value!r} is no section; write its keys below it: {', '.join(fields)}"
+    rules = fields[location[1]].metadata if len(location) > 1 and location[1] in fields else []
+    needs = error["msg"].replace("Input should ", "must ").replace("List should ", "must ")
+    needs = needs.replace("a valid integer", "an integer").replace("a valid ", "a ")
+    return f"{key}: {value!r} {needs}{_word(rules)}{_bounds(rules)}"
+
+
+def _word(metadata: list) -> str:
+    words = [rule.func.word for rule in metadata if isinstance(rule, BeforeValidator) and isinstance(rule.func, _Word)]
+    return f", or {words[0]!r}" if words else ""
 
 
 def _bounds(metadata: list) -> str:

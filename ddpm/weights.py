@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ddpm.files import InputError, atomic
@@ -11,8 +11,10 @@ from ddpm.files import InputError, atomic
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write weights as safetensors, atomically."""
+    data = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+    # Not by save_file, whose error on a full disk is no OSError.
     with atomic(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
+        temporary.write_bytes(data)
 
 
 def load_weights(path: Path, network: nn.Module, made_by: str) -> None:

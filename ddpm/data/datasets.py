@@ -79,7 +79,8 @@ def _mnist_like(name: str, torchvision_class: type) -> Callable[[FolderSettings]
             _download(name, files, lambda: torchvision_class(root, download=True))
             folder = find_idx_folder(root, name, torchvision_class.__name__)
         names = DIGITS if name == "mnist" else [str(c) for c in torchvision_class.classes]
-        return Source(Raw(*read_idx_split(folder, "train")), Raw(*read_idx_split(folder, "test")), names)
+        train, test = (Raw(*read_idx_split(folder, split, len(names))) for split in ("train", "test"))
+        return Source(train, test, names)
 
     return load
 
@@ -95,7 +96,8 @@ def cifar10(settings: FolderSettings) -> Source:
         splits = [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
     except (RuntimeError, OSError, EOFError) as error:
         raise InputError(
-            f"{root / unpacked}: damaged ({str(error).splitlines()[0]}); delete it, and put {archive} there or let it download"
+            f"{root / unpacked}: damaged ({str(error).splitlines()[0]}); delete it, and let it download or put {archive} "
+            f"into {root}"
         ) from None
     return Source(*(Raw(s.data, np.asarray(s.targets, np.int64)) for s in splits), splits[0].classes)
 
@@ -113,7 +115,7 @@ def _download(name: str, files: str, download: Callable[[], object]) -> None:
         raw_root().mkdir(parents=True, exist_ok=True)
         download()
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{name}: cannot be downloaded ({reason}); put {files}, or set DDPM_DATA_ROOT to the folder that has them; "
             "`-S dataset=digits` needs no files"

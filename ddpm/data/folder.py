@@ -27,19 +27,29 @@ class LazyPictures(Sequence):
     def __getitem__(self, index: int) -> np.ndarray:
         path = self.paths[index]
         try:
-            with Image.open(path) as picture:
-                mode = self.mode or ("L" if picture.mode in ("1", "L", "I", "I;16", "LA") else "RGB")
+            with Image.open(path) as opened:
+                picture = _eight_bits(opened)
+                mode = self.mode or ("L" if picture.mode in ("1", "L", "LA") else "RGB")
                 array = np.asarray(picture.convert(mode))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
         return array[..., None] if array.ndim == 2 else array
 
 
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A 16-bit picture in 8 bits; Pillow's own conversion cuts everything above 255 to white."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its mode {picture.mode!r} has no known range of values")
+    return picture
+
+
 def read_image_folder(folder: Path, mode: str | None, test_share: float) -> tuple[Pictures, Pictures, list[str]]:
     """Both splits and the class names, sorted.
 
     ROOT/train and ROOT/test (or val) hold the class folders if they exist; otherwise ROOT holds them, and a stratified share
-    of `test_share` becomes the test split. Raises InputError for a folder that is missing or empty.
+    of `test_share` becomes the test split. Raises InputError for a folder that is missing or empty, and for an empty class.
     """
     if not folder.is_dir():
         raise InputError(
@@ -54,9 +64,12 @@ def read_image_folder(folder: Path, mode: str | None, test_share: float) -> tupl
         if strangers:
             raise InputError(f"{test_root / strangers[0]}: is no class of {train_root}; both splits need the same class folders")
         train, test = _list_images(train_root, names), _list_images(test_root, names)
+        _refuse_empty_class(train_root, names, train[1])
     else:
         names = _class_names(folder)
-        train, test = _stratified(folder, _list_images(folder, names), test_share)
+        images = _list_images(folder, names)
+        _refuse_empty_class(folder, names, images[1])
+        train, test = _stratified(folder, images, test_share)
     return (LazyPictures(train[0], mode), train[1]), (LazyPictures(test[0], mode), test[1]), names
 
 
@@ -79,6 +92,12 @@ def _list_images(root: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
     if not paths:
         raise InputError(f"{root}: holds no images (looked for {', '.join(sorted(EXTENSIONS))})")
     return paths, np.asarray(labels, np.int64)
+
+
+def _refuse_empty_class(root: Path, names: list[str], labels: np.ndarray) -> None:
+    for label, name in enumerate(names):
+        if label not in labels:
+            raise InputError(f"{root / name}: holds no images; add some, or remove the folder if it is no class")
 
 
 def _stratified(folder: Path, images: tuple[list[Path], np.ndarray], share: float):

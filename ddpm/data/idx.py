@@ -25,20 +25,23 @@ def find_idx_folder(root: Path, name: str, torchvision_name: str) -> Path | None
     """
     names = {name, torchvision_name}
     candidates = [root / name, root / torchvision_name / "raw", root / name / torchvision_name / "raw"]
-    candidates += [root] if root.resolve().name in names or root.resolve().parent.name in names else []
+    here = root.resolve()
+    candidates += [root] if here.name in names or (here.name == "raw" and here.parent.name in names) else []
     for folder in candidates:
         if all(_find(folder, file) for file in IDX_FILES.values()):
             return folder
     return None
 
 
-def read_idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_idx_split(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, H, W, 1) and labels int64 (N,) of "train" or "test". Raises InputError naming a damaged file."""
     images_path = _find(folder, IDX_FILES[split, "images"])
     labels_path = _find(folder, IDX_FILES[split, "labels"])
     images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
     if len(images) != len(labels):
         raise InputError(f"{labels_path}: has {len(labels)} labels for the {len(images)} images of {images_path}")
+    if labels.max() >= classes:
+        raise InputError(f"{labels_path}: holds the label {labels.max()}, but there are {classes} classes: replace it")
     return images[..., None], labels.astype(np.int64)
 
 
@@ -54,6 +57,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     if len(data) < header or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
         raise InputError(f"{path}: is no idx file of {dimensions} dimensions: replace it")
     shape = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
+    if 0 in shape:
+        raise InputError(f"{path}: holds nothing: replace it")
     if len(data) != header + math.prod(shape):
         raise InputError(
             f"{path}: holds {len(data) - header:,} bytes of data, but its header says {math.prod(shape):,}; "

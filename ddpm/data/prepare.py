@@ -7,7 +7,7 @@ import numpy as np
 from ddpm.data.datasets import DATASETS, Images, Raw
 from ddpm.data.fit import FITS
 from ddpm.data.prepared import FOLDER, META, SPLITS, PrepareData, made_with
-from ddpm.files import InputError, atomic, sha256, write_json
+from ddpm.files import InputError, atomic, remove, sha256, write_json
 from ddpm.params import lookup
 from ddpm.runtime import Progress
 
@@ -19,6 +19,8 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = FOLDER) -> dict:
     """
     source = lookup(DATASETS, dataset, "dataset").load(settings)
     shape = _common_shape(source.train.images, settings)
+    # An old meta.json must not vouch for new arrays if this is interrupted.
+    remove(folder / META)
     meta = {
         "dataset": dataset,
         "made_with": made_with(dataset, settings),
@@ -50,8 +52,10 @@ def _write_images(path: Path, raw: Raw, shape: tuple[int, int, int], settings: P
     """Write one split image by image, so that memory holds one image; returns the sum of each channel, float64 (C,)."""
     fit = FITS[settings.fit]
     total = np.zeros(shape[2])
-    with atomic(path) as temporary, Progress(name, len(raw.images), "images") as progress:
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(raw.images), *shape))
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(raw.images), *shape)}
+    # Written as a stream, since writing to mapped memory on a full disk kills the process.
+    with atomic(path) as temporary, open(temporary, "wb") as file, Progress(name, len(raw.images), "images") as progress:
+        np.lib.format.write_array_header_1_0(file, header)
         for i in range(len(raw.images)):
             image = raw.images[i]
             _check_channels(raw.images, i, image, shape)
@@ -61,11 +65,9 @@ def _write_images(path: Path, raw: Raw, shape: tuple[int, int, int], settings: P
                     f"{_describe(raw.images, i)}: is {image.shape[0]}x{image.shape[1]}, the first image {shape[0]}x{shape[1]}; "
                     "give all one size with prepare_data.image_size and prepare_data.fit"
                 )
-            array[i] = image
+            file.write(image.tobytes())
             total += image.sum((0, 1), dtype=np.float64)
             progress.advance()
-        array.flush()
-        del array
     return total
 
 

@@ -10,8 +10,10 @@ MAX_PSNR = 100.0
 DATA_RANGE = 2.0  # images in [-1, 1]
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of T
 HEADLINE = 0.25
-# A covariance over more pixels than this is estimated from this many images, by their singular vectors.
+# A covariance over more pixels than this is too large to decompose; it is estimated from so many images instead, whose
+# singular vectors span all that it can explain.
 WIENER_LIMIT = 4096
+WIENER_IMAGES = 4096
 
 
 def psnr(image: Tensor, reference: Tensor) -> Tensor:
@@ -41,8 +43,8 @@ class WienerFilter:
     def __init__(self, images: np.ndarray, seed: int):
         """images: uint8 (N, H, W, C), the training split."""
         pixels = int(np.prod(images.shape[1:]))
-        if pixels > WIENER_LIMIT and len(images) > WIENER_LIMIT:
-            images = images[np.sort(np.random.default_rng(seed).choice(len(images), WIENER_LIMIT, replace=False))]
+        if pixels > WIENER_LIMIT and len(images) > WIENER_IMAGES:
+            images = images[np.sort(np.random.default_rng(seed).choice(len(images), WIENER_IMAGES, replace=False))]
         self.mean = torch.from_numpy(_flat(images).mean(0))
         if pixels <= WIENER_LIMIT:
             values, basis = torch.linalg.eigh(torch.from_numpy(_covariance(images, self.mean.numpy())))

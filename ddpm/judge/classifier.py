@@ -1,5 +1,6 @@
 """The in-domain judge: a small classifier of the same data, whose features stand in for the Inception's, without a download."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, classes: int):
         super().__init__()
         widths = [channels, 32, 32, FEATURES, FEATURES]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in widths[1:])
         self.head = nn.Linear(FEATURES, classes)
 
@@ -64,7 +65,7 @@ class Classifier(nn.Module):
 
 
 def shifted(images: Tensor, most: int) -> Tensor:
-    """Each image (B, C, H, W) moved by up to `most` pixels each way, borders filled with its own edge, from the default generator."""
+    """Each image (B, C, H, W) moved at random by up to `most` pixels each way, its border repeated into the gap."""
     if most == 0:
         return images
     batch, channels, height, width = images.shape

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ INCEPTION_LOGITS = "logits_unbiased"
 
 
 class WeightsFile(NamedTuple):
-    """A published weights file: its name, and how its SHA-256 begins."""
+    """A published weights file: its name, and how its SHA-256 begins, which stands in the name under any publisher."""
 
     name: str
     sha256: str
@@ -40,7 +41,7 @@ def weights_folders() -> list[Path]:
 
 def find_weights(file: WeightsFile) -> Path | None:
     """The path of a weights file, None if it is nowhere. Raises InputError if its content is not the published one."""
-    path = next((folder / file.name for folder in weights_folders() if (folder / file.name).is_file()), None)
+    path = next((path for folder in weights_folders() for path in sorted(folder.glob(f"*{file.sha256}*.pth"))), None)
     if path is not None and not (digest := sha256(path)).startswith(file.sha256):
         raise InputError(f"{path}: its SHA-256 begins with {digest[:8]}, not {file.sha256}: damaged or another file; replace it")
     return path
@@ -81,7 +82,10 @@ class Inception:
 
 def load_lpips_alex(path: Path, device: torch.device) -> torch.nn.Module:
     """LPIPS 0.1 on AlexNet: the trunk from torchvision's weights file, the linear layers from the lpips package."""
-    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():
+        # lpips builds its AlexNet through an argument that torchvision deprecates.
+        warnings.simplefilter("ignore", UserWarning)
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     try:
         trunk = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged archive raises

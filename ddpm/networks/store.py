@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddpm.diffusion.parameterization import PredictionName
+from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.files import InputError, read_json
-from ddpm.networks.unet import UNet, UNetSettings
+from ddpm.networks.unet import Size, UNet, UNetSettings
 from ddpm.params import OneOf, lookup
 from ddpm.weights import load_weights
 
@@ -19,6 +21,26 @@ CONFIG = "config.json"
 FORMAT = 1
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 CheckpointName = Annotated[str, OneOf(CHECKPOINTS)]
+
+
+class _Levels(Diffusion):
+    schedule: ScheduleName
+    prediction: PredictionName
+
+
+class _Data(BaseModel):
+    shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    class_names: Annotated[list[str], Field(min_length=1)]
+
+
+class _Config(BaseModel):
+    """The entries of config.json without which no network can be rebuilt and sampled from."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: UNetSettings
+    diffusion: _Levels
+    data: _Data
 
 
 def make_config(
@@ -45,14 +67,19 @@ def load_model(folder: Path, checkpoint: str, device: torch.device) -> tuple[UNe
             f"{folder / CONFIG}: format {config.get('format')} is not {FORMAT}; make it again with `dvc repro train`"
         )
     try:
-        settings = UNetSettings.model_validate(config["model"])
-        network = UNet(settings, tuple(config["data"]["shape"]), len(config["data"]["class_names"]))
-    except (KeyError, TypeError, ValidationError) as error:
-        line = str(error).splitlines()[0]
-        raise InputError(f"{folder / CONFIG}: describes no network ({line}); make it again with `dvc repro -f train`") from None
+        known = _Config.model_validate(config)
+        network = UNet(known.model, tuple(known.data.shape), len(known.data.class_names))
+    except (ValidationError, InputError) as error:
+        reason = _first_mistake(error) if isinstance(error, ValidationError) else error
+        raise InputError(f"{folder / CONFIG}: describes no network ({reason}); make it again with `dvc repro -f train`") from None
     load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
     # Convolutions on CPU and on tensor cores run faster with the channels as the last axis in memory.
     return network.to(device, memory_format=torch.channels_last).eval(), config
+
+
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def check_data(config: dict, identity: dict) -> None:

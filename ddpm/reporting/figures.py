@@ -8,11 +8,12 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from ddpm.files import atomic
 
 # Okabe and Ito's palette.
-BLUE, ORANGE, GREEN, GRAY, RED = "#0072B2", "#E69F00", "#009E73", "#666666", "#D55E00"
+BLUE, ORANGE, GRAY = "#0072B2", "#E69F00", "#666666"
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -37,25 +38,26 @@ def figure(path: Path, panels: int, width: float, height: float) -> Iterator[lis
 
 
 def comparison(path: Path, rows: Sequence[dict], floor: float, n: int) -> None:
-    """Quality beside cost. rows: sampler, fid, accuracy (or None), seconds, nfe."""
-    names, colours = [row["sampler"] for row in rows], [BLUE, ORANGE, GREEN][: len(rows)]
+    """Quality beside cost. rows: sampler, fid, accuracy (or None), nfe; floor: FID of n real images."""
     panels = [
-        ("fid", f"FID, judge's features, n = {n:,}\n(lower is better)", "{:.3f}"),
+        ("fid", f"FID in the judge's features,\nn = {n:,} (lower is better)", "{:.3f}"),
         ("accuracy", "Samples seen as the class\nasked for (higher is better)", "{:.1%}"),
         ("nfe", "Network evaluations\nper sample (lower is better)", "{:,}"),
     ]
     panels = [panel for panel in panels if rows[0][panel[0]] is not None]
     with figure(path, len(panels), 9, 2.9) as axes:
         for ax, (key, title, form) in zip(axes, panels, strict=True):
-            values = [row[key] for row in rows]
-            bars = ax.bar(names, values, color=colours, width=0.6)
-            ax.bar_label(bars, [form.format(value) for value in values], padding=2)
-            ax.set_title(title)
-            ax.set_ylim(0, max([*values, floor if key == "fid" else 0]) * 1.18)
-            ax.grid(axis="x", visible=False)
+            bars = {row["sampler"]: (row[key], colour) for row, colour in zip(rows, (BLUE, ORANGE), strict=True)}
             if key == "fid":
-                ax.axhline(floor, color=GRAY, linestyle="--", label=f"real images: {floor:.3f}")
-                ax.legend(loc="lower center", fontsize=9, facecolor="white", framealpha=0.85, frameon=True)
+                bars["real images"] = (floor, GRAY)
+            values, colours = zip(*bars.values(), strict=True)
+            drawn = ax.bar(list(bars), values, color=colours, width=0.6)
+            ax.bar_label(drawn, [form.format(value) for value in values], padding=2)
+            ax.set_title(title)
+            ax.set_ylim(0, max(values) * 1.15)
+            ax.grid(axis="x", visible=False)
+            if key == "accuracy":
+                ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def psnr_over_t(path: Path, curve: pd.DataFrame) -> None:
@@ -79,4 +81,8 @@ def loss_curve(path: Path, loss: pd.DataFrame, validation: pd.DataFrame) -> None
         ax.plot(loss.step, loss.loss, color=BLUE, linewidth=1, label="training")
         ax.plot(validation.step, validation.validation_loss, "o-", color=ORANGE, markersize=4, label="test images, EMA weights")
         ax.set(xlabel="optimizer step", ylabel="weighted loss", title="Training (lower is better)", yscale="log")
+        # The loss spans less than a decade: plain numbers, and as many of them as the axis has room for.
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.legend()

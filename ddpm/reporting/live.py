@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dvclive import Live
 
-from ddpm.files import InputError
+from ddpm.files import InputError, writing
 
 
 class RunLog:
@@ -16,6 +16,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path):
+        self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         try:
             # dvc.yaml is written by hand, and experiments are made by `dvc exp run`.
@@ -29,13 +30,15 @@ class RunLog:
     def log(self, row: dict[str, float], step: str) -> None:
         """Log a row; its entry `step` is the position on the x axis, every other entry a curve."""
         self._live.step = int(row[step])
-        for name, value in row.items():
-            if name != step:
-                self._live.log_metric(name, value)
-        self._live.make_summary()
+        with writing(self._folder):
+            for name, value in row.items():
+                if name != step:
+                    self._live.log_metric(name, value)
+            self._live.make_summary()
 
     def close(self, **summary: float | str) -> None:
         """Add final values to metrics.json and finish."""
         self._live.summary.update(summary)
-        self._live.make_summary()
-        self._live.end()
+        with writing(self._folder):
+            self._live.make_summary()
+            self._live.end()

@@ -7,6 +7,7 @@ The fingerprint is a hash of the stage's params and of the content of its deps, 
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from ddpm.files import InputError, atomic, sha256_tree
+from ddpm.files import InputError, atomic, sha256_tree, writing
 from ddpm.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
 
 STATE = "state.pt"
@@ -77,12 +78,16 @@ class ResumeState:
 
     def save(self, state: dict) -> None:
         """Replace the saved state, atomically."""
+        buffer = io.BytesIO()
+        torch.save({**state, "fingerprint": self.fingerprint}, buffer)
+        # Not by torch.save, whose error on a full disk is no OSError.
         with atomic(self.path) as temporary:
-            torch.save({**state, "fingerprint": self.fingerprint}, temporary)
+            temporary.write_bytes(buffer.getbuffer())
 
     def publish(self, name: str, target: Path) -> None:
         """Copy the subfolder `name` to `target`: what was made before a kill is there too, though DVC emptied the reports."""
-        shutil.copytree(self.folder / name, target, dirs_exist_ok=True)
+        with writing(target):
+            shutil.copytree(self.folder / name, target, dirs_exist_ok=True)
 
     def discard(self) -> None:
         """Training is complete: remove the state and release the lock."""

@@ -1,0 +1,314 @@
+"""Metrics against numbers worked out elsewhere, against two libraries, and against what each must do to bad images."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torchmetrics.image import PeakSignalNoiseRatio
+
+from ddpm.data.batches import to_model_range, to_tensor
+from ddpm.data.datasets import digits
+from ddpm.data.prepared import Prepared, Split
+from ddpm.diffusion.schedule import make_schedule
+from ddpm.evaluation.distances import disjoint_sets, frechet_distance, inception_score
+from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
+from ddpm.evaluation.reconstruction import FRACTIONS, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
+from ddpm.evaluation.scores import Judges, reconstruct, set_sizes
+from ddpm.files import InputError, sha256
+from ddpm.judge import features
+from ddpm.judge.classifier import Classifier, predict, shifted
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    source = digits(None)
+    meta = {"dataset": "digits", "shape": [8, 8, 1], "class_names": list(source.class_names), "sha256": {}}
+    return Prepared(meta, Split(*source.train), Split(*source.test))
+
+
+@pytest.fixture(scope="module")
+def judge():
+    torch.manual_seed(0)
+    return Classifier(1, 10).eval().requires_grad_(False)
+
+
+class TestFrechet:
+    def exact_sample(self, mean, covariance):
+        """2 d points whose sample mean and unbiased covariance are exactly the given ones."""
+        d = len(mean)
+        points = np.concatenate([np.eye(d), -np.eye(d)]) * np.sqrt((2 * d - 1) / 2)
+        return points @ scipy.linalg.sqrtm(np.diag(covariance)).real + mean
+
+    def test_two_gaussians(self):
+        a = self.exact_sample(np.zeros(8), np.linspace(0.5, 2, 8))
+        b = self.exact_sample(np.linspace(0, 1, 8), np.linspace(2, 0.25, 8))
+        assert frechet_distance(a, b) == pytest.approx(5.065024272736611, rel=1e-10)
+
+    def test_a_shift_by_3_in_8_dimensions(self):
+        a = RNG.standard_normal((100, 8))
+        assert frechet_distance(a, a + 3) == pytest.approx(72, rel=1e-10)
+
+    @pytest.mark.parametrize(("n", "m", "d"), [(500, 400, 16), (2000, 3000, 64), (20, 30, 64)])
+    def test_it_agrees_with_torch_fidelity_and_is_symmetric(self, n, m, d):
+        mix = RNG.standard_normal((d, d)) / np.sqrt(d)
+        a, b = RNG.standard_normal((n, d)) @ mix, RNG.standard_normal((m, d)) @ mix.T * 1.2 + 0.1
+        statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+        peer = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+        # The peer's matrix square root of a singular covariance is good to about 1e-4.
+        assert frechet_distance(a, b) == pytest.approx(peer, rel=1e-5 if n > d else 1e-3)
+        assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-10)
+
+    @pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300)])
+    def test_a_set_is_at_distance_zero_of_itself(self, n, d):
+        a = RNG.standard_normal((n, d))
+        assert frechet_distance(a, a) < 1e-9
+        assert frechet_distance(a, a[::-1]) < 1e-9
+
+    def test_more_samples_of_one_law_are_closer(self):
+        a = RNG.standard_normal((4000, 8))
+        assert frechet_distance(a[:2000], a[2000:]) < 0.2 * frechet_distance(a[:100], a[100:200])
+
+    def test_bad_features_are_named(self):
+        good = np.ones((4, 2))
+        with pytest.raises(InputError, match="first set: the features of 1 of 4 images are NaN or infinite"):
+            frechet_distance(np.where(np.arange(4)[:, None] == 2, np.nan, good), good)
+        with pytest.raises(InputError, match="second set: 1 images are too few"):
+            frechet_distance(good, good[:1])
+
+
+class TestInceptionScore:
+    def test_its_ends(self):
+        assert inception_score(np.tile(np.eye(10), (20, 1))) == pytest.approx(10)
+        assert inception_score(np.full((50, 10), 0.1)) == pytest.approx(1)
+        assert inception_score(np.tile(np.eye(10)[:4], (20, 1))) == pytest.approx(4)
+
+    def test_it_agrees_with_torch_fidelity(self):
+        logits = torch.from_numpy(RNG.standard_normal((300, 12)) * 3)
+        peer = isc_features_to_metric(logits, splits=1, shuffle=False)["inception_score_mean"]
+        assert inception_score(logits.softmax(1).numpy()) == pytest.approx(peer, rel=1e-10)
+
+
+class TestPSNR:
+    def test_known_values(self):
+        x = torch.zeros(3, 1, 8, 8)
+        # An offset of 0.1 in a range of 1 is 0.2 in a range of 2.
+        assert psnr(x + 0.2, x).tolist() == pytest.approx([20.0] * 3, abs=1e-5)
+        assert psnr(x, x).tolist() == [100.0] * 3
+
+    def test_it_is_the_mean_over_images_of_torchmetrics(self):
+        a, b = torch.rand(2, 6, 3, 8, 8) * 2 - 1
+        peer = PeakSignalNoiseRatio(data_range=2.0, reduction="elementwise_mean", dim=(1, 2, 3))
+        assert float(psnr(a, b).mean()) == pytest.approx(float(peer(a, b)), rel=1e-5)
+
+    def test_shapes_must_be_equal(self):
+        with pytest.raises(ValueError, match="shapes differ"):
+            psnr(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+
+    def test_no_denoising_at_a_quarter_of_the_linear_schedule(self):
+        """Without clipping x_t / alpha is off by sigma / alpha, whatever the image: 6.39 dB at t = 250."""
+        x0 = torch.rand(400, 1, 28, 28) * 2 - 1
+        x_t, level = noisy_pairs(x0, make_schedule("linear", 1000), 251, torch.Generator().manual_seed(0))
+        assert float(psnr(x_t / level.alpha, x0).mean()) == pytest.approx(6.39, abs=0.05)
+        assert float(psnr(zero_denoiser(x_t, level), x0).mean()) > 6.39
+
+
+class TestWiener:
+    def test_it_is_the_best_linear_denoiser(self, data):
+        wiener = WienerFilter(data.train.images, seed=0)
+        x0 = to_model_range(to_tensor(data.test.images))
+        schedule = make_schedule("linear", 1000)
+        for fraction in FRACTIONS:
+            x_t, level = noisy_pairs(x0, schedule, level_at(schedule, fraction), torch.Generator().manual_seed(1))
+            denoised = wiener(x_t, level)
+            assert denoised.shape == x0.shape
+            assert psnr(denoised, x0).mean() > psnr(zero_denoiser(x_t, level), x0).mean()
+
+    def test_it_equals_the_posterior_mean_of_a_gaussian(self):
+        images = RNG.integers(100, 156, (50, 2, 2, 1), np.uint8)
+        flat = images.reshape(50, 4) / 127.5 - 1
+        mean, covariance = flat.mean(0), np.cov(flat.T)
+        level = make_schedule("linear", 1000)[100]
+        a, s = float(level.alpha), float(level.sigma)
+        x_t = RNG.standard_normal((3, 4)) * 0.1
+        gain = a * covariance @ np.linalg.inv(a**2 * covariance + s**2 * np.eye(4))
+        expected = mean + (x_t - a * mean) @ gain.T
+        found = WienerFilter(images, 0)(torch.from_numpy(x_t).reshape(3, 1, 2, 2), level)
+        np.testing.assert_allclose(found.reshape(3, 4), expected, rtol=1e-8, atol=1e-10)
+
+    def test_many_pixels_few_images_give_the_same_filter(self, data, monkeypatch):
+        x_t, level = noisy_pairs(
+            to_model_range(to_tensor(data.test.images[:5])), make_schedule("linear", 100), 25, torch.Generator()
+        )
+        direct = WienerFilter(data.train.images, 0)(x_t, level)
+        monkeypatch.setattr("ddpm.evaluation.reconstruction.WIENER_LIMIT", 60)
+        monkeypatch.setattr("ddpm.evaluation.reconstruction.WIENER_IMAGES", 10_000)
+        torch.testing.assert_close(WienerFilter(data.train.images, 0)(x_t, level), direct, atol=1e-6, rtol=0)
+
+
+class TestLPIPS:
+    def test_on_the_judge(self, judge, data):
+        x = to_model_range(to_tensor(data.test.images[:20]))
+        assert lpips_classifier(judge, x, x).abs().max() == 0
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        distances = [float(lpips_classifier(judge, x, x + scale * noise).mean()) for scale in (0.05, 0.1, 0.2, 0.4)]
+        assert distances == sorted(distances)
+        assert distances[0] > 0
+
+    def test_its_formula(self, judge):
+        a, b = torch.rand(2, 2, 1, 8, 8) * 2 - 1
+        expected = torch.zeros(2)
+        for fa, fb in zip(judge.maps(a), judge.maps(b), strict=True):
+            unit_a, unit_b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-10) for f in (fa, fb))
+            expected += (unit_a - unit_b).square().mean(1).mean((1, 2))
+        torch.testing.assert_close(lpips_classifier(judge, a, b), expected.double(), rtol=1e-4, atol=1e-7)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # how lpips builds AlexNet
+    def test_by_alexnet_from_a_weights_file(self, tmp_path, monkeypatch):
+        """A file of random weights of torchvision's shapes: loaded, checked, and scored as lpips itself would."""
+        import lpips
+        import torchvision
+
+        torch.manual_seed(0)
+        trunk = torchvision.models.alexnet(weights=None)
+        path = tmp_path / features.ALEXNET.name
+        torch.save(trunk.state_dict(), path)
+        network = features.load_lpips_alex(path, CPU)
+        reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        for i in range(1, 6):
+            for name, layer in getattr(reference.net, f"slice{i}").named_children():
+                layer.load_state_dict(trunk.features[int(name)].state_dict())
+        a, b = torch.rand(2, 3, 3, 64, 64) * 2 - 1
+        torch.testing.assert_close(lpips_alex(network, a, b), reference(a, b).double().flatten(), rtol=1e-5, atol=1e-8)
+        gray = torch.rand(2, 1, 8, 8) * 2 - 1
+        assert lpips_alex(network, gray, gray.flip(-1)).shape == (2,)
+        with pytest.raises(ValueError, match=r"must lie in \[-1, 1\]"):
+            lpips_alex(network, gray * 100, gray)
+
+
+class TestClassifier:
+    def test_predictions_do_not_depend_on_batches(self, judge, data, monkeypatch):
+        whole = predict(judge, data.test.images[:50], CPU)
+        monkeypatch.setattr("ddpm.judge.classifier.PREDICT_BATCH", 7)
+        for a, b in zip(whole, predict(judge, data.test.images[:50], CPU), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        assert whole[0].shape == (50, 64)
+        np.testing.assert_allclose(whole[1].sum(1), 1)
+
+    def test_shifted_moves_by_at_most_its_bound(self):
+        torch.manual_seed(0)
+        images = torch.zeros(200, 1, 9, 9)
+        images[:, :, 4, 4] = 1
+        rows, columns = torch.nonzero(shifted(images, 2)[:, 0])[:, 1:].T
+        for position in (rows, columns):
+            assert sorted(set((position - 4).tolist())) == [-2, -1, 0, 1, 2]
+        assert shifted(images, 0) is images
+
+
+class TestScores:
+    def test_sets_are_disjoint_and_of_one_size(self):
+        sets = disjoint_sets(103, 25, seed=0)
+        assert [len(s) for s in sets] == [25] * 4
+        assert len(np.unique(np.concatenate(sets))) == 100
+        assert set_sizes(1000, 300) == (300, 3)
+        with pytest.raises(InputError, match="1 samples and 300 test images are too few"):
+            set_sizes(1, 300)
+
+    def test_metrics_move_the_way_they_should(self, judge, data):
+        """Real test images as samples reach the floor; noise raises FID; a collapse lowers IS and accuracy."""
+        judges = Judges(data, judge, 500, seed=0, device=CPU)
+        real, _ = judges.score(data.test.images, data.test.labels, True, "ddpm")
+        assert real["classifier"]["fid"] == pytest.approx(real["classifier"]["fid_floor"], rel=1e-9)
+        assert real["classifier"]["fid_excess"] == pytest.approx(0, abs=1e-12)
+        assert real["classifier"]["fid_test"] < 1e-9
+        assert real["classifier"]["is"] == pytest.approx(real["classifier"]["is_real"], rel=1e-9)
+        assert real["inception"] == {"status": "weights missing"}
+        assert "fid_sd" not in real["classifier"]
+        noise = RNG.standard_normal(data.test.images.shape)
+        fids = []
+        for scale in (0.05, 0.1, 0.2, 0.4):
+            noisy = np.clip(data.test.images + 127.5 * scale * noise, 0, 255).astype(np.uint8)
+            fids.append(judges.score(noisy, data.test.labels, True, "ddpm")[0]["classifier"]["fid"])
+        assert fids == sorted(fids)
+        assert fids[-1] > 2 * real["classifier"]["fid_floor"]
+        collapsed, seen = judges.score(np.repeat(data.test.images[:1], 500, 0), data.test.labels, True, "ddpm")
+        assert collapsed["classifier"]["is"] == pytest.approx(1)
+        assert collapsed["classifier"]["fid"] > fids[0]
+        assert collapsed["accuracy"] == pytest.approx((data.test.labels == seen[0]).mean())
+
+    def test_three_sets_have_a_spread(self, judge, data):
+        judges = Judges(data._replace(test=Split(data.test.images[:150], data.test.labels[:150])), judge, 500, 0, CPU)
+        assert judges.sizes == (150, 3)
+        scores, _ = judges.score(data.train.images[:500], data.train.labels[:500], False, "ddim")
+        assert scores["classifier"]["fid_sd"] > 0
+        assert "accuracy" not in scores
+
+    def test_samples_of_another_shape_are_refused(self, judge, data):
+        judges = Judges(data, judge, 500, seed=0, device=CPU)
+        with pytest.raises(InputError, match=r"samples/ddim.npz: holds uint8 images of shape \(9, 9, 1\)"):
+            judges.score(np.zeros((500, 9, 9, 1), np.uint8), np.zeros(500), True, "ddim")
+
+    def test_reconstruction_of_a_network_that_predicts_no_noise_is_the_zero_baseline(self, judge, data):
+        def silent(x, t, labels):
+            return torch.zeros_like(x)
+
+        found = reconstruct(silent, "eps", make_schedule("linear", 1000), data, judge, 300, 0, CPU)
+        assert found.scores["psnr"] == pytest.approx(found.scores["psnr_zero"], rel=1e-6)
+        assert found.scores["psnr"] < found.scores["psnr_wiener"]
+        assert found.scores["level"] == 250
+        assert found.scores["n"] == 300
+        assert found.scores["lpips"]["status"] == "weights missing"
+        assert len(found.curve) == 3 * len(FRACTIONS)
+        assert set(found.examples) == {"clean", "noisy", "network", "wiener", "zero"}
+
+
+class TestWeights:
+    @pytest.fixture(autouse=True)
+    def weights_root(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("DDPM_WEIGHTS_ROOT", str(tmp_path))
+        return tmp_path
+
+    def test_missing_and_damaged_files(self, weights_root):
+        assert features.find_weights(features.INCEPTION) is None
+        with pytest.raises(InputError, match=f"{features.INCEPTION.name} is not in {weights_root}"):
+            features.require_weights()
+        (weights_root / features.INCEPTION.name).write_bytes(b"not it")
+        with pytest.raises(InputError, match=r"SHA-256 begins with .* not 6726825d: damaged or another file"):
+            features.find_weights(features.INCEPTION)
+
+    @pytest.mark.slow
+    def test_inception_from_a_weights_file(self, weights_root, monkeypatch, judge, data):
+        """A file of random weights of the right shapes gives the numbers that torch-fidelity's own functions give."""
+        torch.manual_seed(0)
+        with monkeypatch.context() as patch:
+            patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+            patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+            peer = FeatureExtractorInceptionV3("peer", ["2048", "logits_unbiased"])
+        path = weights_root / features.INCEPTION.name
+        torch.save(peer.state_dict(), path)
+        monkeypatch.setattr(features, "INCEPTION", features.WeightsFile(path.name, sha256(path)[:8]))
+        monkeypatch.setattr("ddpm.evaluation.scores.INCEPTION", features.INCEPTION)
+        few = data._replace(
+            train=Split(data.train.images[:40], data.train.labels[:40]), test=Split(data.test.images[:20], data.test.labels[:20])
+        )
+        judges = Judges(few, judge, 20, seed=0, device=CPU)
+        samples = data.train.images[100:120]
+        scores, _ = judges.score(samples, data.train.labels[100:120], True, "ddpm")
+
+        def extract(images):
+            with torch.no_grad():
+                return peer(to_tensor(images).expand(-1, 3, -1, -1))
+
+        (train, _), (mine, logits) = extract(few.train.images), extract(samples)
+        statistics = [fid_features_to_statistics(x.double()) for x in (mine, train)]
+        expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+        assert scores["inception"]["fid"] == pytest.approx(expected, rel=1e-3)
+        assert scores["inception"]["is"] == pytest.approx(
+            isc_features_to_metric(logits, 1, False)["inception_score_mean"], rel=1e-5
+        )
+        assert scores["inception"]["status"] == "ok"

@@ -1,0 +1,97 @@
+"""Pictures and pages: what is drawn is what was given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ddpm.reporting import figures, pictures
+from ddpm.reporting.tables import number, percent, table
+
+
+def read(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_grid_has_a_row_per_class_in_order(tmp_path):
+    labels = np.arange(40) % 10
+    images = np.broadcast_to((labels * 20 + 10).astype(np.uint8)[:, None, None, None], (40, 8, 8, 1)).copy()
+    path = tmp_path / "grid.png"
+    pictures.class_grid(path, images, labels, [f"class {i}" for i in range(10)], columns=3, tile=16)
+    picture = read(path)
+    assert picture.ndim == 2, "gray images make a gray PNG"
+    right = picture[:, -pictures.MARGIN - pictures.GAP - 8]
+    brightness = [value for i, value in enumerate(right) if i == 0 or value != right[i - 1]]
+    assert [int(value) for value in brightness if value != 255] == [20 * i + 10 for i in range(10)]
+    assert all((picture == 20 * i + 10).sum() >= 3 * 16 * 16 for i in range(10))
+
+
+def test_pixels_are_enlarged_by_a_whole_factor():
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    picture = np.asarray(pictures.to_picture(image, tile=40))
+    assert picture.shape == (40, 40, 3)
+    assert (picture[::5, ::5, 0] == image[..., 0]).all()
+    assert np.asarray(pictures.to_picture(np.zeros((64, 64, 3), np.uint8), tile=48)).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gif_has_a_frame_per_level_and_rests_on_the_last(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    x, x0 = rng.integers(0, 256, (2, 6, 4, 8, 8, channels), np.uint8)
+    path = tmp_path / "a.gif"
+    pictures.denoising_gif(path, x, x0, np.array([100, 80, 60, 40, 20, 0]), tile=16, frame_ms=120)
+    with Image.open(path) as gif:
+        assert gif.n_frames == 5
+        durations = []
+        for frame in range(gif.n_frames):
+            gif.seek(frame)
+            durations.append(gif.info["duration"])
+        assert durations == [120] * 4 + [pictures.HOLD_MS]
+        assert gif.info["loop"] == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
+
+
+def test_a_strip_runs_from_noise_to_image(tmp_path):
+    x = np.zeros((5, 2, 8, 8, 1), np.uint8)
+    x[-1] = 77
+    path = tmp_path / "strip.png"
+    pictures.denoising_strip(path, x, x, np.array([10, 7, 5, 2, 0]), tile=16)
+    picture = read(path)
+    columns = np.flatnonzero((picture == 77).any(axis=0))
+    assert (picture == 77).sum() >= 4 * 16 * 16, "x_t and x0 of both samples"
+    assert columns.min() > picture.shape[1] * 0.6, "the finished image stands at the right"
+
+
+def test_figures_are_written_and_equal_input_gives_equal_bytes(tmp_path):
+    curve = pd.DataFrame(
+        [{"fraction": f, "method": m, "psnr": 20 - 10 * f} for f in (0.1, 0.5) for m in ("network", "wiener", "zero")]
+    )
+    loss = pd.DataFrame({"step": [1, 2], "loss": [0.5, 0.2]})
+    validation = pd.DataFrame({"step": [2], "validation_loss": [0.3]})
+    rows = [{"sampler": s, "fid": 0.1, "accuracy": a, "nfe": n} for s, n, a in (("DDPM", 1000, None), ("DDIM", 50, None))]
+    for name in ("a", "b"):
+        figures.psnr_over_t(tmp_path / name / "psnr.png", curve)
+        figures.loss_curve(tmp_path / name / "loss.png", loss, validation)
+        figures.comparison(tmp_path / name / "comparison.png", rows, 0.08, 500)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+        assert min(read(path).shape[:2]) > 200
+    with_accuracy = [{**row, "accuracy": 0.9} for row in rows]
+    figures.comparison(tmp_path / "wide.png", with_accuracy, 0.08, 500)
+    assert read(tmp_path / "wide.png").shape[1] > 900
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.078593, "0.0786"), (7.1594, "7.16"), (54.783, "54.8"), (186.389, "186"), (9127.4, "9,130"), (1000, "1,000"),
+     (0, "0"), (-0.0061077, "-0.00611"), (1.23e-7, "1.2e-07"), (None, "-")],
+)  # fmt: skip
+def test_numbers_carry_three_digits(value, text):
+    assert number(value) == text
+
+
+def test_tables_are_markdown():
+    assert percent(0.9876) == "98.8%"
+    assert percent(None) == "-"
+    assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| :-- | --: |\n| x | 1 |"

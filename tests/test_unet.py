@@ -1,0 +1,144 @@
+"""The U-Net: shapes, sizes that fit and sizes that do not, conditioning, and what a config rebuilds."""
+
+import pytest
+import torch
+
+from ddpm.files import InputError
+from ddpm.networks.store import CHECKPOINTS, CONFIG, load_model, make_config
+from ddpm.networks.unet import UNet, UNetSettings, group_norm, time_embedding
+from ddpm.weights import save_weights
+
+SMALL = {
+    "channels": 8, "channel_mults": [1, 2], "blocks_per_level": 1, "attention_levels": [], "middle_attention": False,
+    "heads": 2, "dropout": 0.0, "conditioning": "class",
+}  # fmt: skip
+IDENTITY = {"dataset": "digits", "shape": [8, 8, 1], "class_names": list("0123456789"), "sha256": {}}
+
+
+def settings(**changes):
+    return UNetSettings(**{**SMALL, **changes})
+
+
+def awake(network):
+    """Undo the zero initialization, so that every path has an effect."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (12, 20, 3)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"channel_mults": [1, 2, 2], "blocks_per_level": 2},
+        {"attention_levels": [0, 1], "middle_attention": True},
+        {"channels": 10, "channel_mults": [1, 3], "conditioning": "none"},
+        {"channel_mults": [2]},
+    ],
+)
+def test_the_output_has_the_shape_of_the_image_and_starts_at_zero(shape, changes):
+    network = UNet(settings(**changes), shape, classes=10)
+    x = torch.randn(3, shape[2], *shape[:2])
+    out = network(x, torch.tensor([0.0, 10.0, 999.0]), torch.tensor([0, 9, 10]))
+    assert out.shape == x.shape
+    assert (out == 0).all()
+    assert awake(network)(x, torch.tensor([0.0, 10.0, 999.0]), None).std() > 0
+
+
+def test_the_paper_s_cifar10_network_has_its_35_7_million_parameters():
+    """Ho et al. 2020, app. B: 128 channels, multipliers 1-2-2-2, two blocks, one head of attention at 16x16 and in the middle."""
+    paper = settings(
+        channels=128, channel_mults=[1, 2, 2, 2], blocks_per_level=2, attention_levels=[1], middle_attention=True, heads=1,
+        dropout=0.1, conditioning="none",
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = UNet(paper, (32, 32, 3), classes=10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 35_746_307
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 7, 10, 16, 30, 48, 64, 96, 128, 512])
+def test_group_count_divides_the_channels(channels):
+    norm = group_norm(channels)
+    assert channels % norm.num_groups == 0
+    assert norm.num_groups <= 32
+    assert norm(torch.randn(2, channels, 4, 4)).isfinite().all()
+    if channels >= 128:
+        assert norm.num_groups == 32
+
+
+def test_time_embedding_is_the_papers():
+    out = time_embedding(torch.tensor([0.0, 1.0, 500.0]), 6)
+    frequency = torch.tensor([1.0, 10_000 ** (-1 / 2), 1e-4])
+    angle = torch.tensor([0.0, 1.0, 500.0])[:, None] * frequency
+    torch.testing.assert_close(out, torch.cat([angle.sin(), angle.cos()], 1))
+
+
+def test_every_input_matters():
+    network = awake(UNet(settings(attention_levels=[1], middle_attention=True), (8, 8, 1), classes=10))
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 10.0]), torch.tensor([3, 3])
+    out = network(x, t, labels)
+    for other in (network(x + 0.1, t, labels), network(x, t + 100, labels), network(x, t, labels + 1)):
+        assert not torch.allclose(out, other, atol=1e-5)
+    far = x.clone()
+    far[:, :, 7, 7] += 1
+    assert not torch.allclose(out[:, :, 0, 0], network(far, t, labels)[:, :, 0, 0], atol=1e-6)
+
+
+def test_no_label_means_no_class():
+    network = awake(UNet(settings(), (8, 8, 1), classes=10))
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
+    torch.testing.assert_close(network(x, t, None), network(x, t, torch.tensor([10, 10])), atol=0, rtol=0)
+    assert network.conditional
+    assert not UNet(settings(conditioning="none"), (8, 8, 1), classes=10).conditional
+
+
+def test_without_conditioning_labels_are_ignored():
+    network = awake(UNet(settings(conditioning="none"), (8, 8, 1), classes=10))
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
+    torch.testing.assert_close(network(x, t, torch.tensor([1, 2])), network(x, t, None), atol=0, rtol=0)
+
+
+def test_every_image_is_computed_on_its_own():
+    network = awake(UNet(settings(attention_levels=[0]), (8, 8, 1), classes=10))
+    x, t, labels = torch.randn(4, 1, 8, 8), torch.arange(4.0), torch.arange(4)
+    whole = network(x, t, labels)
+    parts = torch.cat([network(x[i : i + 1], t[i : i + 1], labels[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_acts_in_training_alone():
+    network = awake(UNet(settings(dropout=0.5), (8, 8, 1), classes=10))
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
+    assert torch.equal(network(x, t), network(x, t))
+    network.train()
+    assert not torch.equal(network(x, t), network(x, t))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "message"),
+    [
+        ({"channel_mults": [1, 2, 2]}, (10, 8, 1), "model.channel_mults: 3 levels .* multiples of 4, but they are 10x8"),
+        ({"attention_levels": [2]}, (8, 8, 1), r"model.attention_levels: 2 does not exist; the levels are 0 to 1"),
+        ({"attention_levels": [1], "heads": 3}, (8, 8, 1), "model.heads: 3 does not divide the 16 channels"),
+        ({"middle_attention": True, "heads": 5}, (8, 8, 1), "model.heads: 5 does not divide the 16 channels"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(changes, shape, message):
+    with pytest.raises(InputError, match=message):
+        UNet(settings(**changes), shape, classes=10)
+
+
+def test_a_model_folder_rebuilds_its_network(tmp_path):
+    network = awake(UNet(settings(), (8, 8, 1), classes=10))
+    config = make_config(settings(), "linear", 100, "v", IDENTITY, {"steps": 1}, 0)
+    (tmp_path / CONFIG).write_text(__import__("json").dumps(config))
+    for name in CHECKPOINTS.values():
+        save_weights(tmp_path / name, network.state_dict())
+    for checkpoint in CHECKPOINTS:
+        loaded, found = load_model(tmp_path, checkpoint, torch.device("cpu"))
+        assert found == config
+        assert not loaded.training
+        x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([5.0, 50.0]), torch.tensor([1, 10])
+        torch.testing.assert_close(loaded(x, t, labels), network(x, t, labels), atol=1e-6, rtol=1e-5)
