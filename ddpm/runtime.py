@@ -1,9 +1,7 @@
 """How a stage runs, not what it computes: device, threads, precision, seeds, progress, and the end of the process."""
 
-import ctypes
 import hashlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -111,18 +109,8 @@ class Progress:
             self.bar.close()
 
 
-def die_with_parent() -> None:
-    """On Linux, ask for SIGTERM when the parent (dvc) dies: an orphaned trainer would write beside the next one."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage: an InputError becomes one line and exit status 1; anything else is a defect and keeps its traceback."""
-    parent = os.environ.get("DVC_STAGE")
-    if parent:
-        die_with_parent()
     try:
         main()
     except InputError as error:

@@ -10,7 +10,7 @@ from ddpm.evaluation.results import write_results
 from ddpm.evaluation.scores import Evaluate, Judges, reconstruct
 from ddpm.files import read_json, read_npz
 from ddpm.judge.classifier import load_classifier
-from ddpm.judge.features import require_weights
+from ddpm.judge.weights import check_required
 from ddpm.networks.store import check_data, load_model
 from ddpm.runtime import Runtime, run_stage, setup
 
@@ -20,8 +20,7 @@ SAMPLERS = ("ddpm", "ddim")
 def main() -> None:
     p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, evaluate=Evaluate, runtime=Runtime)
     device = setup(p.runtime)
-    if p.evaluate.require_inception:
-        require_weights()
+    check_required(p.evaluate)
     data = open_prepared(p.dataset, p.prepare_data)
     judge, judge_config = load_classifier(data, device)
     network, config = load_model(Path("models/ddpm"), p.evaluate.checkpoint, device)

@@ -18,7 +18,7 @@ from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
 from ddpm.evaluation.reconstruction import FRACTIONS, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
 from ddpm.evaluation.scores import Judges, reconstruct, set_sizes
 from ddpm.files import InputError, sha256
-from ddpm.judge import features
+from ddpm.judge import features, weights
 from ddpm.judge.classifier import Classifier, predict, shifted
 
 CPU = torch.device("cpu")
@@ -176,7 +176,7 @@ class TestLPIPS:
 
         torch.manual_seed(0)
         trunk = torchvision.models.alexnet(weights=None)
-        path = tmp_path / features.ALEXNET.name
+        path = tmp_path / weights.ALEXNET.name
         torch.save(trunk.state_dict(), path)
         network = features.load_lpips_alex(path, CPU)
         reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -274,12 +274,13 @@ class TestWeights:
         return tmp_path
 
     def test_missing_and_damaged_files(self, weights_root):
-        assert features.find_weights(features.INCEPTION) is None
-        with pytest.raises(InputError, match=f"{features.INCEPTION.name} is not in {weights_root}"):
-            features.require_weights()
-        (weights_root / features.INCEPTION.name).write_bytes(b"not it")
+        assert weights.find_weights(weights.INCEPTION) is None
+        weights.check_required(weights.RequireInception(require_inception=False))
+        with pytest.raises(InputError, match=f"{weights.INCEPTION.name} is not in {weights_root}"):
+            weights.check_required(weights.RequireInception(require_inception=True))
+        (weights_root / weights.INCEPTION.name).write_bytes(b"not it")
         with pytest.raises(InputError, match=r"SHA-256 begins with .* not 6726825d: damaged or another file"):
-            features.find_weights(features.INCEPTION)
+            weights.find_weights(weights.INCEPTION)
 
     @pytest.mark.slow
     def test_inception_from_a_weights_file(self, weights_root, monkeypatch, judge, data):
@@ -289,10 +290,11 @@ class TestWeights:
             patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
             patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
             peer = FeatureExtractorInceptionV3("peer", ["2048", "logits_unbiased"])
-        path = weights_root / features.INCEPTION.name
+        path = weights_root / weights.INCEPTION.name
         torch.save(peer.state_dict(), path)
-        monkeypatch.setattr(features, "INCEPTION", features.WeightsFile(path.name, sha256(path)[:8]))
-        monkeypatch.setattr("ddpm.evaluation.scores.INCEPTION", features.INCEPTION)
+        digest = sha256(path)[:8]
+        path = path.rename(path.with_name(f"random-{digest}.pth"))
+        monkeypatch.setattr("ddpm.evaluation.scores.INCEPTION", weights.WeightsFile(path.name, digest))
         few = data._replace(
             train=Split(data.train.images[:40], data.train.labels[:40]), test=Split(data.test.images[:20], data.test.labels[:20])
         )

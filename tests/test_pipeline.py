@@ -6,6 +6,7 @@ previews that no other stage reads.
 
 import ast
 import copy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -62,21 +63,43 @@ def missing_and_idle_deps(stage, definition, sources=None):
     return missing, idle
 
 
-def sections_read(source):
-    """The keyword names of the stage's one call of params.load."""
+def load_call(source):
+    """The stage's one call of params.load."""
     calls = [
         node
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "params.load"
     ]
     assert len(calls) == 1
-    return {keyword.arg for keyword in calls[0].keywords}
+    return calls[0]
+
+
+def sections_read(source):
+    """The keyword names of that call."""
+    return {keyword.arg for keyword in load_call(source).keywords}
 
 
 def undeclared_and_unread(definition, source):
     """Sections that are read but not declared, and the other way round."""
-    read, declared = sections_read(source) - UNDECLARED, set(definition["params"])
+    read = sections_read(source) - UNDECLARED
+    declared = {name.split(".")[0] for name in definition["params"]}
     return read - declared, declared - read
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_keys_that_are_declared_alone_are_the_keys_that_are_read(stage):
+    """A stage that declares `section.key` reads the section through a model of just these keys."""
+    dotted = {}
+    for name in STAGES[stage]["params"]:
+        if "." in name:
+            dotted.setdefault(name.split(".")[0], set()).add(name.split(".")[1])
+    module = importlib.import_module(f"stages.{stage}")
+    models = {keyword.arg: ast.unparse(keyword.value) for keyword in load_call(stage_source(stage)).keywords}
+    for section, keys in dotted.items():
+        assert set(getattr(module, models[section]).model_fields) == keys
+    for section, name in models.items():
+        ignoring = getattr(getattr(module, name, None), "model_config", {}).get("extra") == "ignore"
+        assert ignoring == (section in dotted)
 
 
 def stage_source(stage):
@@ -105,7 +128,7 @@ def test_the_checks_see_every_missing_and_every_idle_entry(stage):
     assert missing_and_idle_deps(stage, idle)[1] == {"ddpm/nothing"}
     for name in STAGES[stage]["params"]:
         mutated = {"params": [p for p in STAGES[stage]["params"] if p != name]}
-        assert undeclared_and_unread(mutated, stage_source(stage)) == ({name}, set())
+        assert undeclared_and_unread(mutated, stage_source(stage)) == ({name.split(".")[0]}, set())
     mutated = {"params": [*STAGES[stage]["params"], "never"]}
     assert undeclared_and_unread(mutated, stage_source(stage)) == (set(), {"never"})
 
@@ -156,7 +179,7 @@ def test_no_stage_depends_on_a_file_with_timings():
 
 def test_the_section_of_no_stage_is_in_params_and_every_other_one_is_declared():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    declared = {name for definition in STAGES.values() for name in definition["params"]}
+    declared = {name.split(".")[0] for definition in STAGES.values() for name in definition["params"]}
     assert set(params) == declared | UNDECLARED
 
 

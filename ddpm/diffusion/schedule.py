@@ -35,9 +35,15 @@ class Level(NamedTuple):
         return (self.alpha / self.sigma).square()
 
     def like(self, x: Tensor) -> "Level":
-        """The same level in the dtype and on the device of x, shaped to broadcast against x of shape (B, C, H, W)."""
-        shape = (-1,) + (1,) * (x.ndim - 1) if self.t.ndim else ()
-        return Level(*(v.to(device=x.device, dtype=x.dtype).reshape(shape) for v in self))
+        """The same level, ready for arithmetic with x (B, C, H, W).
+
+        One level per image takes the dtype and device of x and the shape (B, 1, 1, 1). A single level stays as it is:
+        PyTorch takes float64 scalars of the CPU into arithmetic on any device, without a copy and without promoting x.
+        """
+        if self.t.ndim == 0:
+            return self
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return Level(*(v.to(x.dtype).to(x.device).reshape(shape) for v in self))
 
 
 class NoiseSchedule:
@@ -63,7 +69,8 @@ class NoiseSchedule:
 
     def to(self, device: torch.device) -> "NoiseSchedule":
         """Move the tables, so that picking levels by an index on that device needs no transfer."""
-        self._levels = Level(*(v.to(device) for v in self._levels))
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self._levels = Level(*(v.to(dtype).to(device) for v in self._levels))
         return self
 
     def __getitem__(self, index: int | Tensor) -> Level:

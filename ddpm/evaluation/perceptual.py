@@ -16,9 +16,9 @@ def lpips_classifier(judge: Classifier, a: Tensor, b: Tensor) -> Tensor:
     Every pixel's feature vector is scaled to length 1; squared differences are averaged over channels (uniform weights) and
     pixels, and summed over the four layers. It has the formula of LPIPS, not its scale: compare it with itself alone.
     """
-    total = torch.zeros(len(a), device=a.device, dtype=torch.float64)
+    total = torch.zeros(len(a), dtype=torch.float64)
     for fa, fb in zip(judge.maps(a), judge.maps(b), strict=True):
-        difference = F.normalize(fa.double(), dim=1, eps=1e-10) - F.normalize(fb.double(), dim=1, eps=1e-10)
+        difference = F.normalize(fa.cpu().double(), dim=1, eps=1e-10) - F.normalize(fb.cpu().double(), dim=1, eps=1e-10)
         total += difference.square().mean((1, 2, 3))
     return total
 
@@ -32,7 +32,7 @@ def lpips_alex(network: torch.nn.Module, a: Tensor, b: Tensor) -> Tensor:
     for images in (a, b):
         if images.min() < -1 or images.max() > 1:
             raise ValueError("images must lie in [-1, 1]")
-    return network(_as_rgb(a), _as_rgb(b)).double().flatten()
+    return network(_as_rgb(a), _as_rgb(b)).cpu().double().flatten()
 
 
 def _as_rgb(images: Tensor) -> Tensor:

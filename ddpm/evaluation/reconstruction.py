@@ -20,7 +20,7 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, (B,) float64, capped at 100; both (B, C, H, W) in [-1, 1]."""
     if image.shape != reference.shape:
         raise ValueError(f"shapes differ: {tuple(image.shape)} and {tuple(reference.shape)}")
-    mse = (image.double() - reference.double()).square().flatten(1).mean(1)
+    mse = (image.cpu().double() - reference.cpu().double()).square().flatten(1).mean(1)
     return (10 * torch.log10(DATA_RANGE**2 / mse)).clamp(max=MAX_PSNR)
 
 

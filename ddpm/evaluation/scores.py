@@ -4,7 +4,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ddpm.data.batches import to_model_range, to_tensor
@@ -15,10 +15,10 @@ from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
 from ddpm.evaluation.reconstruction import FRACTIONS, HEADLINE, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
 from ddpm.files import InputError
 from ddpm.judge.classifier import Classifier, predict
-from ddpm.judge.features import ALEXNET, INCEPTION, Inception, find_weights, load_lpips_alex
+from ddpm.judge.features import Inception, load_lpips_alex
+from ddpm.judge.weights import ALEXNET, INCEPTION, RequireInception, find_weights
 from ddpm.networks.store import CheckpointName
 from ddpm.networks.unet import UNet
-from ddpm.params import Section
 from ddpm.runtime import seeded
 from ddpm.sampling.denoiser import network_denoiser, one_step
 
@@ -27,12 +27,13 @@ BATCH = 250
 EXAMPLES = 8
 
 
-class Evaluate(Section):
+class Evaluate(RequireInception):
     """The `evaluate` section."""
+
+    model_config = ConfigDict(extra="forbid")
 
     reconstruction_images: Annotated[int, Field(ge=2)]
     checkpoint: CheckpointName
-    require_inception: bool
 
 
 class Sizes(NamedTuple):

@@ -112,8 +112,8 @@ def predict(network: Classifier, images: np.ndarray, device: torch.device) -> tu
     features, probabilities = [], []
     for start in range(0, len(images), PREDICT_BATCH):
         f = network.features(to_model_range(to_tensor(images[start : start + PREDICT_BATCH], device)))
-        features.append(f.double().cpu().numpy())
-        probabilities.append(network.head(f).double().softmax(1).cpu().numpy())
+        features.append(f.cpu().double().numpy())
+        probabilities.append(network.head(f).cpu().double().softmax(1).numpy())
     return np.concatenate(features), np.concatenate(probabilities)
 
 

@@ -1,10 +1,8 @@
 """Pretrained judges, from weights files that lie on disk: the FID Inception (torch-fidelity) and LPIPS's AlexNet (lpips)."""
 
-import os
 import re
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import lpips
 import numpy as np
@@ -13,47 +11,12 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm.data.batches import to_tensor
-from ddpm.files import InputError, sha256
+from ddpm.files import InputError
 from ddpm.runtime import Progress
 
 INCEPTION_BATCH = 50
 INCEPTION_FEATURES = "2048"
 INCEPTION_LOGITS = "logits_unbiased"
-
-
-class WeightsFile(NamedTuple):
-    """A published weights file: its name, and how its SHA-256 begins, which stands in the name under any publisher."""
-
-    name: str
-    sha256: str
-
-
-INCEPTION = WeightsFile("weights-inception-2015-12-05-6726825d.pth", "6726825d")
-ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79")
-
-
-def weights_folders() -> list[Path]:
-    """Where weights files are looked for: DDPM_WEIGHTS_ROOT, or PyTorch's own cache."""
-    if root := os.environ.get("DDPM_WEIGHTS_ROOT"):
-        return [Path(root).expanduser()]
-    return [Path(torch.hub.get_dir()) / "checkpoints"]
-
-
-def find_weights(file: WeightsFile) -> Path | None:
-    """The path of a weights file, None if it is nowhere. Raises InputError if its content is not the published one."""
-    path = next((path for folder in weights_folders() for path in sorted(folder.glob(f"*{file.sha256}*.pth"))), None)
-    if path is not None and not (digest := sha256(path)).startswith(file.sha256):
-        raise InputError(f"{path}: its SHA-256 begins with {digest[:8]}, not {file.sha256}: damaged or another file; replace it")
-    return path
-
-
-def require_weights() -> None:
-    """Raises InputError, saying which file goes where, unless the Inception's weights are there."""
-    if find_weights(INCEPTION) is None:
-        raise InputError(
-            f"evaluate.require_inception is true, but {INCEPTION.name} is not in {weights_folders()[0]}; put it there "
-            "(or set DDPM_WEIGHTS_ROOT), or set evaluate.require_inception to false"
-        )
 
 
 class Inception:
@@ -74,7 +37,7 @@ class Inception:
             for start in range(0, len(images), INCEPTION_BATCH):
                 batch = to_tensor(images[start : start + INCEPTION_BATCH], self.device)
                 f, z = self.network(batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch)
-                features.append(f.double().cpu().numpy())
+                features.append(f.cpu().double().numpy())
                 logits.append(z.cpu())
                 progress.advance(len(batch))
         return np.concatenate(features), torch.cat(logits)

@@ -76,7 +76,7 @@ class Attention(nn.Module):
         return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
 
 
-class Level(nn.Module):
+class Resolution(nn.Module):
     """The blocks of one resolution; each may be followed by attention."""
 
     def __init__(self, widths: list[tuple[int, int]], embedding: int, dropout: float, heads: int | None):
@@ -104,9 +104,9 @@ class UNet(nn.Module):
         self.condition = CONDITIONINGS[settings.conditioning](classes, embedding)
         self.first = nn.Conv2d(image_channels, base, 3, padding=1)
 
-        def level(pairs: list[tuple[int, int]], index: int) -> Level:
+        def level(pairs: list[tuple[int, int]], index: int) -> Resolution:
             heads = settings.heads if index in settings.attention_levels else None
-            return Level(pairs, embedding, settings.dropout, heads)
+            return Resolution(pairs, embedding, settings.dropout, heads)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         skips, current, last = [base], base, len(widths) - 1

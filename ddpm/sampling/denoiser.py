@@ -15,7 +15,7 @@ def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None)
     """The network as a denoiser. x is (B, C, H, W) in the network's range [-1, 1]; labels is (B,) or None."""
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        output = network(x, level.t.to(x.dtype).expand(len(x)), labels)
+        output = network(x, level.t.to(x).expand(len(x)), labels)
         return solve(prediction, output.to(x.dtype), x, level)
 
     return denoise

@@ -57,8 +57,10 @@ def sample(
 
     x starts as noise at level grid[0]; `noise` gives fresh standard normal noise of the shape of x.
     """
-    # Once per grid, in float64: the steps subtract numbers that are nearly equal. Scalars keep the dtype of x.
+    # Once per grid. alpha and sigma stay float64 scalars of the CPU: the rules subtract numbers that are nearly equal, and no
+    # step waits for a transfer. t alone is an input of the network.
     levels = [schedule[int(i)] for i in grid]
+    levels = [level._replace(t=level.t.to(x)) for level in levels]
     memory: dict = {}
     for i in range(len(grid) - 1):
         prediction = denoiser(x, levels[i])
