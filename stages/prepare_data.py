@@ -8,7 +8,7 @@ from ddpm.data.prepare import prepare
 from ddpm.data.prepared import PrepareData, open_prepared
 from ddpm.judge.weights import RequireInception, check_required
 from ddpm.reporting.pictures import first_images
-from ddpm.runtime import Runtime, run_stage, setup
+from ddpm.runtime import Runtime, run_stage, setup, usable_cpus
 
 PICTURE = Path("reports/prepare_data/first_images.png")
 
@@ -18,7 +18,7 @@ def main() -> None:
     setup(p.runtime)
     # Found missing here, a weights file costs no training.
     check_required(p.evaluate)
-    meta = prepare(p.dataset, p.prepare_data)
+    meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus())
     data = open_prepared(p.dataset, p.prepare_data)
     first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
     size = "x".join(map(str, meta["shape"]))
