@@ -112,17 +112,20 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def read_npz(path: str | os.PathLike, made_by: str) -> dict[str, np.ndarray]:
-    """Read all arrays of an .npz; raises InputError naming the stage `made_by` if the file is missing or damaged."""
+def read_npz(path: str | os.PathLike, made_by: str, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz; raises InputError naming the stage `made_by` if it is missing, damaged or incomplete."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
     # What a damaged archive raises: zlib.error inside an entry, RuntimeError for flags that no entry of ours has, TypeError for
     # a bare array.
     except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
+    if missing := sorted(set(needed) - set(arrays)):
+        raise InputError(f"{path}: holds no array {missing[0]}; make it again with `dvc repro -f {made_by}`")
+    return arrays
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -1,18 +1,16 @@
 """Samples and model -> reports/evaluate/metrics.json, and samples/judged, from which `report` draws."""
 
-from pathlib import Path
-
 from ddpm import params
 from ddpm.data.datasets import DatasetName
 from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.results import write_results
 from ddpm.evaluation.scores import Evaluate, Judges, reconstruct
 from ddpm.files import read_json, read_npz
 from ddpm.judge.classifier import load_classifier
 from ddpm.judge.weights import check_required
-from ddpm.networks.store import check_data, load_model
+from ddpm.networks.store import check_data
 from ddpm.runtime import Runtime, run_stage, setup
+from ddpm.sampling.model import load
 
 SAMPLERS = ("ddpm", "ddim")
 
@@ -23,24 +21,21 @@ def main() -> None:
     check_required(p.evaluate)
     data = open_prepared(p.dataset, p.prepare_data)
     judge, judge_config = load_classifier(data, device)
-    network, config = load_model(Path("models/ddpm"), p.evaluate.checkpoint, device)
-    check_data(config, data.identity())
-    samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}") for name in SAMPLERS}
+    model = load(p.evaluate.checkpoint, device)
+    check_data(model.data, data.identity())
+    samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}", ["arr_0"]) for name in SAMPLERS}
 
     judges = Judges(data, judge, min(len(arrays["arr_0"]) for arrays in samples.values()), p.seed, device)
     metrics = {"n": judges.sizes.n, "classifier": {key: judge_config[key] for key in ("accuracy", "sha256")}}
     seen = {}
     for name, arrays in samples.items():
-        metrics[name], seen[name] = judges.score(arrays["arr_0"], arrays["arr_1"], network.conditional, name)
-    schedule = make_schedule(config["diffusion"]["schedule"], config["diffusion"]["timesteps"])
-    pairs = reconstruct(
-        network, config["diffusion"]["prediction"], schedule, data, judge, p.evaluate.reconstruction_images, p.seed, device
-    )
+        metrics[name], seen[name] = judges.score(arrays["arr_0"], arrays.get("arr_1"), name)
+    pairs = reconstruct(model, data, judge, p.evaluate.reconstruction_images, p.seed)
     metrics["reconstruction"] = pairs.scores
     # Not a dep: seconds differ from run to run, and no stage may run again because of them. The samples, which are a dep,
     # were written together with this file.
     cost = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
-    write_results(metrics, cost, pairs, {name: (samples[name]["arr_1"], seen[name]) for name in SAMPLERS})
+    write_results(metrics, cost, pairs, {name: (samples[name].get("arr_1"), seen[name]) for name in SAMPLERS})
 
 
 if __name__ == "__main__":

@@ -44,15 +44,17 @@ def main() -> None:
         trainer.load_state_dict(state)
         for row in trainer.history:
             log.log(row, step="step")
+        saved.publish(PREVIEWS, REPORT / PREVIEWS)
         print(f"resuming at step {trainer.step:,} of {p.train.steps:,}", flush=True)
 
     def preview(trainer: Trainer) -> None:
         # Imported late: no other stage reads a preview, so train does not depend on how it is drawn.
         from ddpm.reporting.pictures import plain_grid
+        from ddpm.sampling.model import from_config
         from ddpm.sampling.preview import draw_preview
 
         with trainer.averaged() as averaged:
-            images = draw_preview(averaged, config, device)
+            images = draw_preview(from_config(averaged, config))
         plain_grid(saved.folder / PREVIEWS / f"step_{trainer.step:07d}.png", images, columns=10, tile=40)
         saved.publish(PREVIEWS, REPORT / PREVIEWS)
 

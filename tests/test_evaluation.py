@@ -20,6 +20,7 @@ from ddpm.evaluation.scores import Judges, reconstruct, set_sizes
 from ddpm.files import InputError, sha256
 from ddpm.judge import features, weights
 from ddpm.judge.classifier import Classifier, predict, shifted
+from ddpm.sampling.model import DiffusionModel
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -222,7 +223,7 @@ class TestScores:
     def test_metrics_move_the_way_they_should(self, judge, data):
         """Real test images as samples reach the floor; noise raises FID; a collapse lowers IS and accuracy."""
         judges = Judges(data, judge, 500, seed=0, device=CPU)
-        real, _ = judges.score(data.test.images, data.test.labels, True, "ddpm")
+        real, _ = judges.score(data.test.images, data.test.labels, "ddpm")
         assert real["classifier"]["fid"] == pytest.approx(real["classifier"]["fid_floor"], rel=1e-9)
         assert real["classifier"]["fid_excess"] == pytest.approx(0, abs=1e-12)
         assert real["classifier"]["fid_test"] < 1e-9
@@ -233,10 +234,10 @@ class TestScores:
         fids = []
         for scale in (0.05, 0.1, 0.2, 0.4):
             noisy = np.clip(data.test.images + 127.5 * scale * noise, 0, 255).astype(np.uint8)
-            fids.append(judges.score(noisy, data.test.labels, True, "ddpm")[0]["classifier"]["fid"])
+            fids.append(judges.score(noisy, data.test.labels, "ddpm")[0]["classifier"]["fid"])
         assert fids == sorted(fids)
         assert fids[-1] > 2 * real["classifier"]["fid_floor"]
-        collapsed, seen = judges.score(np.repeat(data.test.images[:1], 500, 0), data.test.labels, True, "ddpm")
+        collapsed, seen = judges.score(np.repeat(data.test.images[:1], 500, 0), data.test.labels, "ddpm")
         assert collapsed["classifier"]["is"] == pytest.approx(1)
         assert collapsed["classifier"]["fid"] > fids[0]
         assert collapsed["accuracy"] == pytest.approx((data.test.labels == seen[0]).mean())
@@ -244,20 +245,22 @@ class TestScores:
     def test_three_sets_have_a_spread(self, judge, data):
         judges = Judges(data._replace(test=Split(data.test.images[:150], data.test.labels[:150])), judge, 500, 0, CPU)
         assert judges.sizes == (150, 3)
-        scores, _ = judges.score(data.train.images[:500], data.train.labels[:500], False, "ddim")
+        scores, _ = judges.score(data.train.images[:500], None, "ddim")
         assert scores["classifier"]["fid_sd"] > 0
         assert "accuracy" not in scores
 
     def test_samples_of_another_shape_are_refused(self, judge, data):
         judges = Judges(data, judge, 500, seed=0, device=CPU)
         with pytest.raises(InputError, match=r"samples/ddim.npz: holds uint8 images of shape \(9, 9, 1\)"):
-            judges.score(np.zeros((500, 9, 9, 1), np.uint8), np.zeros(500), True, "ddim")
+            judges.score(np.zeros((500, 9, 9, 1), np.uint8), np.zeros(500), "ddim")
 
     def test_reconstruction_of_a_network_that_predicts_no_noise_is_the_zero_baseline(self, judge, data):
-        def silent(x, t, labels):
-            return torch.zeros_like(x)
+        class Silent(torch.nn.Linear):
+            def forward(self, x, t, labels):
+                return torch.zeros_like(x)
 
-        found = reconstruct(silent, "eps", make_schedule("linear", 1000), data, judge, 300, 0, CPU)
+        model = DiffusionModel(Silent(1, 1), make_schedule("linear", 1000), "eps", {})
+        found = reconstruct(model, data, judge, 300, 0)
         assert found.scores["psnr"] == pytest.approx(found.scores["psnr_zero"], rel=1e-6)
         assert found.scores["psnr"] < found.scores["psnr_wiener"]
         assert found.scores["level"] == 250
@@ -300,7 +303,7 @@ class TestWeights:
         )
         judges = Judges(few, judge, 20, seed=0, device=CPU)
         samples = data.train.images[100:120]
-        scores, _ = judges.score(samples, data.train.labels[100:120], True, "ddpm")
+        scores, _ = judges.score(samples, data.train.labels[100:120], "ddpm")
 
         def extract(images):
             with torch.no_grad():

@@ -66,10 +66,11 @@ def read_image_folder(folder: Path, mode: str | None, test_share: float) -> tupl
         train, test = _list_images(train_root, names), _list_images(test_root, names)
         _refuse_empty_class(train_root, names, train[1])
     else:
-        names = _class_names(folder)
-        images = _list_images(folder, names)
-        _refuse_empty_class(folder, names, images[1])
-        train, test = _stratified(folder, images, test_share)
+        root = train_root or folder
+        names = _class_names(root)
+        images = _list_images(root, names)
+        _refuse_empty_class(root, names, images[1])
+        train, test = _stratified(root, images, test_share)
     return (LazyPictures(train[0], mode), train[1]), (LazyPictures(test[0], mode), test[1]), names
 
 

@@ -15,15 +15,15 @@ JUDGED = Path("samples/judged")
 
 
 def write_results(
-    scores: dict, cost: dict[str, dict], pairs: Reconstruction, classes: dict[str, tuple[np.ndarray, np.ndarray]]
+    scores: dict, cost: dict[str, dict], pairs: Reconstruction, classes: dict[str, tuple[np.ndarray | None, np.ndarray]]
 ) -> None:
     """Write everything; `cost` per sampler goes into metrics.json alone, since seconds differ from run to run.
 
-    classes: per sampler the class asked for and the class that the judge sees, both (N,).
+    classes: per sampler the class asked for (None if none was) and the class that the judge sees, both (N,).
     """
     arrays = {name: to_uint8(image).permute(0, 2, 3, 1).cpu().numpy() for name, image in pairs.examples.items()}
     for name, (asked, seen) in classes.items():
-        arrays |= {f"{name}_asked": asked, f"{name}_seen": seen}
+        arrays |= {f"{name}_seen": seen} | ({} if asked is None else {f"{name}_asked": asked})
     write_npz(JUDGED / "arrays.npz", arrays)
     write_json(JUDGED / "scores.json", scores)
     write_text(PLOTS / "psnr.csv", pd.DataFrame(pairs.curve).to_csv(index=False, float_format="%.4f"))

@@ -9,7 +9,6 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.prepared import Prepared
-from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.evaluation.distances import disjoint_sets, frechet_distance, inception_score
 from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
 from ddpm.evaluation.reconstruction import FRACTIONS, HEADLINE, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
@@ -18,9 +17,9 @@ from ddpm.judge.classifier import Classifier, predict
 from ddpm.judge.features import Inception, load_lpips_alex
 from ddpm.judge.weights import ALEXNET, INCEPTION, RequireInception, find_weights
 from ddpm.networks.store import CheckpointName
-from ddpm.networks.unet import UNet
 from ddpm.runtime import seeded
-from ddpm.sampling.denoiser import network_denoiser, one_step
+from ddpm.sampling.denoiser import one_step
+from ddpm.sampling.model import DiffusionModel
 
 MISSING = {"status": "weights missing"}
 BATCH = 250
@@ -95,8 +94,10 @@ class Judges:
             self.inception = FeatureSpace(train, test, self.sizes, seed)
             self.inception_is_real = _inception_is(logits, self.inception.test_sets)
 
-    def score(self, images: np.ndarray, labels: np.ndarray, conditional: bool, name: str) -> tuple[dict, np.ndarray]:
-        """Scores of samples uint8 (N, H, W, C) asked for with labels (N,), and the class that the judge sees in each (N,).
+    def score(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> tuple[dict, np.ndarray]:
+        """Scores of samples uint8 (N, H, W, C), and the class that the judge sees in each (N,).
+
+        labels (N,) are the classes asked for; without them there is no accuracy.
 
         Raises InputError if the samples are not of the data's shape.
         """
@@ -124,7 +125,7 @@ class Judges:
                 "status": "ok",
             }
         seen = probabilities.argmax(1)
-        if conditional:
+        if labels is not None:
             scores["accuracy"] = float((seen == labels).mean())
         return scores, seen
 
@@ -142,21 +143,12 @@ class Reconstruction(NamedTuple):
     examples: dict[str, torch.Tensor]
 
 
-def reconstruct(
-    network: UNet,
-    prediction: str,
-    schedule: NoiseSchedule,
-    data: Prepared,
-    judge: Classifier,
-    count: int,
-    seed: int,
-    device: torch.device,
-) -> Reconstruction:
+def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count: int, seed: int) -> Reconstruction:
     """One-step denoising of held-out images at several levels, by the network, the Wiener filter and "no noise at all".
 
     A class-conditional network is told the class. The headline level is T / 4; PSNR is the mean over images.
     """
-    count = min(count, len(data.test.images))
+    device, count = model.device, min(count, len(data.test.images))
     chosen = np.sort(disjoint_sets(len(data.test.images), count, seed)[0])
     x0 = to_model_range(to_tensor(data.test.images[chosen], device))
     labels = torch.tensor(data.test.labels[chosen], device=device)
@@ -164,11 +156,11 @@ def reconstruct(
     generator = seeded("cpu", seed, "reconstruction")
     curve, examples, scores = [], {}, {}
     for fraction in FRACTIONS:
-        index = level_at(schedule, fraction)
-        x_t, level = noisy_pairs(x0, schedule, index, generator)
+        index = level_at(model.schedule, fraction)
+        x_t, level = noisy_pairs(x0, model.schedule, index, generator)
         restored = {
             "network": torch.cat([
-                one_step(network_denoiser(network, prediction, y), x, level)
+                one_step(model.denoiser(y), x, level)
                 for x, y in zip(x_t.split(BATCH), labels.split(BATCH), strict=True)
             ]),
             "wiener": wiener(x_t, level),

@@ -82,7 +82,7 @@ def _first_mistake(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def check_data(config: dict, identity: dict) -> None:
-    """Raises InputError if the model was trained on other data than the data of that identity."""
-    if config["data"] != identity:
+def check_data(found: dict, identity: dict) -> None:
+    """Raises InputError if the data that a config names is not the data of that identity."""
+    if found != identity:
         raise InputError("models/ddpm: was trained on other data than data/prepared holds; run `dvc repro train`")

@@ -42,7 +42,10 @@ def write_report(settings: Report) -> None:
 def _draw_samples(name: str, class_names: list[str], settings: Report) -> None:
     arrays = read_npz(f"samples/{name}.npz", f"sample_{name}")
     grid = FIGURES / f"{name}_grid.png"
-    pictures.class_grid(grid, arrays["arr_0"], arrays["arr_1"], class_names, settings.columns, settings.tile)
+    if "arr_1" in arrays:
+        pictures.class_grid(grid, arrays["arr_0"], arrays["arr_1"], class_names, settings.columns, settings.tile)
+    else:
+        pictures.plain_grid(grid, arrays["arr_0"][: 10 * settings.columns], settings.columns, settings.tile)
     path = (arrays["trajectory_x"], arrays["trajectory_x0"], arrays["trajectory_level"])
     pictures.denoising_strip(FIGURES / f"{name}_denoising.png", *path, settings.tile)
     pictures.denoising_gif(FIGURES / f"{name}_denoising.gif", *path, settings.tile, settings.frame_ms)
@@ -159,7 +162,7 @@ def _how_measured(scores: dict) -> str:
 def _sampler_section(name: str, title: str, cost: dict) -> str:
     return "\n\n".join([
         f"### {title}: {cost[name]['nfe']:,} network evaluations",
-        f"![{title} samples, a row per class](report/{name}_grid.png)",
+        f"![{title} samples](report/{name}_grid.png)",
         f"![{title}, from noise to image](report/{name}_denoising.gif)",
         f"![{title}: x_t above the prediction of x0, over t](report/{name}_denoising.png)",
     ])  # fmt: skip

@@ -86,6 +86,8 @@ class ResumeState:
 
     def publish(self, name: str, target: Path) -> None:
         """Copy the subfolder `name` to `target`: what was made before a kill is there too, though DVC emptied the reports."""
+        if not (self.folder / name).exists():
+            return
         with writing(target):
             shutil.copytree(self.folder / name, target, dirs_exist_ok=True)
 

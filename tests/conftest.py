@@ -1,0 +1,93 @@
+"""Shared helpers: a folder to run stages in, and what a refused run looks like."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ddpm.params import read_yaml
+from ddpm.runtime import run_stage
+
+ROOT = Path(__file__).resolve().parent.parent
+# These networks are too small to gain from threads, and lose much to them where the machine has anything else to do.
+torch.set_num_threads(1)
+PROGRESS = re.compile(r"^[\w ]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
+
+# Every stage in about a second.
+TINY = {
+    "train_classifier.epochs": 1,
+    "train_classifier.required_accuracy": 0.0,
+    "diffusion.timesteps": 50,
+    "model.channels": 4,
+    "model.heads": 2,
+    "train.steps": 4,
+    "train.batch_size": 8,
+    "train.warmup_steps": 1,
+    "train.log_every": 1,
+    "train.validate_every": 2,
+    "train.preview_every": 4,
+    "train.checkpoint_every": 2,
+    "sample_ddpm.samples": 20,
+    "sample_ddim.samples": 20,
+    "sample_ddim.steps": 5,
+    "evaluate.reconstruction_images": 20,
+    "runtime.device": "cpu",
+    "runtime.threads": 1,
+}
+
+
+def edit_params(**dotted) -> None:
+    """Set keys of ./params.yaml by their full path, as `-S` does: edit_params(**{"train.steps": 2}); `...` removes a key."""
+    params = read_yaml("params.yaml")
+    for path, value in dotted.items():
+        *parents, key = path.split(".")
+        node = params
+        for name in parents:
+            node = node[name]
+        if value is ...:
+            del node[key]
+        else:
+            node[key] = value
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    """A new folder, made the current one, with dvc.yaml and the tiny profile of params.yaml; raw and scratch folders inside."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DDPM_DATA_ROOT", str(folder / "raw"))
+    monkeypatch.setenv("DDPM_SCRATCH", str(folder / ".scratch"))
+    for name in ("DVC_ROOT", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    edit_params(**TINY)
+    return folder
+
+
+def the_error(status: int, stdout: str, stderr: str) -> str:
+    """The one error line of a stage that was refused; lines of progress may stand before it."""
+    lines = [line for line in stderr.splitlines() if not PROGRESS.match(line)]
+    assert status == 1, stdout + stderr
+    assert "Traceback" not in stdout + stderr
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main): runs a stage's main as a process would end it, and returns its one error line."""
+
+    def run(main) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run_stage(main)
+        return the_error(stopped.value.code, *capsys.readouterr())
+
+    return run

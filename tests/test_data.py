@@ -1,0 +1,644 @@
+"""From raw images to batches: data sets in their layouts, damaged files, fitting, the prepared arrays, the order of batches."""
+
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10
+
+from ddpm.data import fit
+from ddpm.data.batches import Batches, to_model_range, to_tensor, to_uint8
+from ddpm.data.datasets import DATASETS, Source, raw_root
+from ddpm.data.idx import IDX_FILES, find_idx_folder
+from ddpm.data.prepare import prepare
+from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.files import InputError
+
+REAL = os.environ.get("DDPM_DATA_ROOT")
+CPU = torch.device("cpu")
+
+
+def settings(**changes) -> PrepareData:
+    defaults = {"image_size": None, "fit": "pad", "channels": "native", "folder": "pictures", "test_share": 0.25}
+    return PrepareData(**{**defaults, **changes})
+
+
+def load(name: str, **changes) -> Source:
+    return DATASETS[name].load(settings(**changes))
+
+
+def refused(call, *arguments, **options) -> str:
+    """The message of the InputError, which is one line."""
+    with pytest.raises(InputError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    """The raw folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "rawfiles"
+    folder.mkdir()
+    monkeypatch.setenv("DDPM_DATA_ROOT", str(folder))
+    return folder
+
+
+@pytest.fixture(
+    params=[URLError("no route to host"), RuntimeError("File not found or\ncorrupted.")], ids=["URLError", "RuntimeError"]
+)
+def offline(request, monkeypatch):
+    """torchvision's downloads fail, as they do without a network or with a broken transfer."""
+
+    def fail(*arguments, **options):
+        raise request.param
+
+    for module in (torchvision.datasets.mnist, torchvision.datasets.cifar):
+        monkeypatch.setattr(module, "download_and_extract_archive", fail)
+
+
+# --- where raw files are
+
+
+def test_the_raw_folder_is_that_of_the_setting_or_of_the_main_checkout(monkeypatch):
+    monkeypatch.setenv("DDPM_DATA_ROOT", "/somewhere")
+    monkeypatch.setenv("DVC_ROOT", "/checkout")
+    assert raw_root() == Path("/somewhere")
+    monkeypatch.delenv("DDPM_DATA_ROOT")
+    assert raw_root() == Path("/checkout/data/raw")
+    monkeypatch.delenv("DVC_ROOT")
+    assert raw_root() == Path("data/raw")
+
+
+# --- digits
+
+
+def test_digits_are_scikit_learns_split_once_and_for_all():
+    source, bunch = load("digits"), load_digits()
+    assert (source.train.images.shape, source.test.images.shape) == ((1297, 8, 8, 1), (500, 8, 8, 1))
+    assert source.train.images.dtype == np.uint8
+    assert source.train.labels.dtype == np.int64
+    assert source.class_names == [str(digit) for digit in range(10)]
+    together = np.concatenate([source.train.images, source.test.images])
+    assert (together.min(), together.max()) == (0, 255)
+
+    def rows(images, labels):
+        return sorted(zip(map(bytes, images.reshape(len(images), -1)), labels.tolist(), strict=True))
+
+    whole = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    # Every image is in one of the splits, and in no second one.
+    assert rows(together, np.concatenate([source.train.labels, source.test.labels])) == rows(whole, bunch.target)
+    share = np.bincount(source.test.labels) / np.bincount(bunch.target)
+    np.testing.assert_allclose(share, 500 / 1797, atol=0.004)
+    # Other test images would make recorded numbers incomparable.
+    assert hashlib.sha256(source.test.images.tobytes()).hexdigest()[:16] == "e35c3344aa270ca4"
+
+
+# --- MNIST and its like: idx files
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The idx file of a uint8 array."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+RANDOM = np.random.default_rng(0)
+IDX_ARRAYS = {
+    ("train", "images"): RANDOM.integers(0, 256, (7, 6, 5), np.uint8),
+    ("train", "labels"): np.array([3, 1, 4, 1, 5, 9, 2], np.uint8),
+    ("test", "images"): RANDOM.integers(0, 256, (3, 6, 5), np.uint8),
+    ("test", "labels"): np.array([6, 5, 0], np.uint8),
+}
+
+
+def put_idx_files(folder: Path, zipped: bool = False, **changes: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, name in IDX_FILES.items():
+        content = changes.get("_".join(key), idx(IDX_ARRAYS[key]))
+        path = folder / (f"{name}.gz" if zipped else name)
+        path.write_bytes(gzip.compress(content) if zipped else content)
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("place", ["mnist", "MNIST/raw", "mnist/MNIST/raw"])
+def test_idx_files_in_every_layout(raw, place, zipped):
+    put_idx_files(raw / place, zipped)
+    source = load("mnist")
+    for split, found in (("train", source.train), ("test", source.test)):
+        np.testing.assert_array_equal(found.images, IDX_ARRAYS[split, "images"][..., None])
+        np.testing.assert_array_equal(found.labels, IDX_ARRAYS[split, "labels"])
+        assert found.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("place", ["mnist", "MNIST/raw"])
+def test_the_raw_folder_itself_may_be_mnists(raw, monkeypatch, place):
+    put_idx_files(raw / place, zipped=True)
+    monkeypatch.setenv("DDPM_DATA_ROOT", str(raw / place))
+    assert len(load("mnist").train.images) == 7
+    assert find_idx_folder(raw_root(), "fashion_mnist", "FashionMNIST") is None
+
+
+def test_data_sets_with_the_same_file_names_are_not_mixed_up(raw, offline):
+    put_idx_files(raw / "mnist")
+    put_idx_files(raw / "MNIST" / "raw")
+    put_idx_files(raw)  # of no one knows which
+    for name in ("fashion_mnist", "kmnist"):
+        assert refused(load, name).startswith(f"{name}: cannot be downloaded")
+    # A folder inside MNIST's is not MNIST for that.
+    assert find_idx_folder(raw / "mnist" / "other", "mnist", "MNIST") is None
+    put_idx_files(raw / "mnist" / "kmnist")
+    assert find_idx_folder(raw / "mnist" / "kmnist", "mnist", "MNIST") is None
+
+
+def test_fashion_has_its_own_files_and_names(raw):
+    put_idx_files(raw / "FashionMNIST" / "raw")
+    source = load("fashion_mnist")
+    assert source.class_names[9] == "Ankle boot"
+    assert len(source.class_names) == 10
+
+
+TRAIN_IMAGES, TRAIN_LABELS = idx(IDX_ARRAYS["train", "images"]), idx(IDX_ARRAYS["train", "labels"])
+BAD_IDX = {
+    "truncated data": ({"train_images": TRAIN_IMAGES[:-1]}, "train-images.* holds 209 bytes of data, but its header says 210"),
+    "too much data": ({"train_images": TRAIN_IMAGES + b"x"}, "train-images.* holds 211 bytes"),
+    "truncated header": ({"test_labels": b"\0\0\x08"}, "t10k-labels.* is no idx file of 1 dimensions"),
+    "no bytes": ({"test_images": b""}, "t10k-images.* is no idx file of 3 dimensions"),
+    "wrong magic": ({"train_images": b"\x89PNG" + TRAIN_IMAGES[4:]}, "train-images.* is no idx file"),
+    "labels as images": ({"train_images": TRAIN_LABELS}, "train-images.* is no idx file of 3 dimensions"),
+    "images as labels": ({"train_labels": TRAIN_IMAGES}, "train-labels.* is no idx file of 1 dimensions"),
+    "web page": ({"test_labels": b"<html>404</html>"}, "t10k-labels.* is no idx file"),
+    "wrong count": (
+        {"train_labels": idx(np.zeros(6, np.uint8))},
+        "train-labels.* has 6 labels for the 7 images of .*train-images",
+    ),
+    "no images": ({"test_images": idx(np.zeros((0, 6, 5), np.uint8))}, "t10k-images.* holds nothing: replace it"),
+    "other classes": ({"test_labels": idx(np.array([1, 2, 26], np.uint8))}, "t10k-labels.* label 26, but there are 10 classes"),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("name", BAD_IDX)
+def test_wrong_idx_files_are_named(raw, name, zipped):
+    changes, expected = BAD_IDX[name]
+    put_idx_files(raw / "mnist", zipped, **changes)
+    message = refused(load, "mnist")
+    assert re.search(expected, message)
+    assert message.startswith(str(raw / "mnist"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-12],
+        lambda b: b[:20],
+        lambda b: b"",
+        lambda b: TRAIN_IMAGES,
+        lambda b: b[:30] + b"\xff" * 40 + b[70:],
+        lambda b: b[:10] + b"\xff" * 20 + b[30:],
+    ],
+)
+def test_damaged_gz_files_are_named(raw, damage):
+    put_idx_files(raw / "mnist", zipped=True)
+    file = raw / "mnist" / "train-images-idx3-ubyte.gz"
+    file.write_bytes(damage(file.read_bytes()))
+    message = refused(load, "mnist")
+    assert message.startswith(f"{file}: ")
+    assert "replace it" in message
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "cifar10"])
+def test_without_files_and_network_one_line_says_what_to_do(raw, offline, capsys, name):
+    message = refused(load, name)
+    assert message.startswith(f"{name}: cannot be downloaded (")
+    files = ["cifar-10-python.tar.gz"] if name == "cifar10" else list(IDX_FILES.values())
+    assert all(file in message for file in files)
+    assert f"into {raw / name}" in message
+    assert "DDPM_DATA_ROOT" in message
+    assert message.endswith("`-S dataset=digits` needs no files")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_network_three_of_four_files_are_not_enough(raw, offline):
+    put_idx_files(raw / "mnist")
+    (raw / "mnist" / "t10k-labels-idx1-ubyte").unlink()
+    assert "t10k-labels-idx1-ubyte" in refused(load, "mnist")
+
+
+# --- CIFAR-10
+
+
+@pytest.fixture
+def cifar_files(tmp_path) -> Path:
+    """A folder cifar-10-batches-py of two images per file, in the published format."""
+    folder = tmp_path / "made" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rows = np.random.default_rng(0).integers(0, 256, (12, 3 * 32 * 32), np.uint8)
+    for i, (name, _) in enumerate([*CIFAR10.train_list, *CIFAR10.test_list]):
+        content = {"data": rows[2 * i : 2 * i + 2], "labels": [i, 9 - i]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    return folder
+
+
+def test_cifar10_with_a_wrong_checksum_is_named(raw, cifar_files):
+    os.rename(cifar_files, raw / "cifar-10-batches-py")
+    message = refused(load, "cifar10")
+    assert message.startswith(f"{raw / 'cifar-10-batches-py'}: damaged (")
+    assert message.endswith(f"put cifar-10-python.tar.gz into {raw}")
+
+
+@pytest.mark.parametrize("place", [".", "cifar10"])
+def test_cifar10_as_torchvision_lays_it(raw, cifar_files, monkeypatch, place):
+    def checksum(name: str) -> str:
+        return hashlib.md5((cifar_files / name).read_bytes()).hexdigest()
+
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, attribute, [[name, checksum(name)] for name, _ in getattr(CIFAR10, attribute)])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksum("batches.meta")})
+    planes = pickle.loads((cifar_files / "test_batch").read_bytes())["data"].reshape(2, 3, 32, 32)
+    (raw / place).mkdir(exist_ok=True)
+    os.rename(cifar_files, raw / place / "cifar-10-batches-py")
+    source = load("cifar10")
+    assert (source.train.images.shape, source.train.images.dtype) == ((10, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(source.test.images.transpose(0, 3, 1, 2), planes)
+    assert source.train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+    assert source.class_names[3] == "class 3"
+
+
+# --- folders of pictures
+
+
+def picture(path: Path, size=(6, 6), mode="RGB", colour=None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = colour if colour is not None else (10 if mode == "L" else (200, 100, 50))
+    Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def pictures(raw) -> Path:
+    """Class folders "cat" (8 pictures) and "dog" (12), below the raw folder."""
+    for name, count in (("dog", 12), ("cat", 8)):
+        for i in range(count):
+            picture(raw / "pictures" / name / f"{i:02}.png", colour=(i, count, 0))
+    return raw / "pictures"
+
+
+def test_class_folders_are_split_stratified_and_always_the_same(pictures):
+    source = load("image_folder")
+    assert source.class_names == ["cat", "dog"]
+    assert (len(source.train.images), len(source.test.images)) == (15, 5)
+    assert np.bincount(source.test.labels).tolist() == [2, 3]
+    train, test = set(source.train.images.paths), set(source.test.images.paths)
+    assert not train & test
+    assert len(train | test) == 20
+    for split in source[:2]:
+        assert [path.parent.name for path in split.images.paths] == [source.class_names[label] for label in split.labels]
+    assert load("image_folder").test.images.paths == source.test.images.paths
+
+
+def test_a_picture_is_read_as_it_is(pictures):
+    source = load("image_folder")
+    position = source.train.images.paths.index(pictures / "dog" / "03.png")
+    image = source.train.images[position]
+    assert (image.shape, image.dtype) == ((6, 6, 3), np.uint8)
+    assert image[2, 4].tolist() == [3, 12, 0]
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
+def test_train_and_test_folders_are_kept(raw, test_name):
+    for split, count in (("train", 3), (test_name, 2)):
+        for name in ("b", "a", "a/deep"):
+            for i in range(count):
+                picture(raw / "pictures" / split / name / f"{i}.JPG")
+    source = load("image_folder")
+    assert source.class_names == ["a", "b"]
+    assert np.bincount(source.train.labels).tolist() == [6, 3]
+    assert np.bincount(source.test.labels).tolist() == [4, 2]
+    assert all(test_name in path.parts for path in source.test.images.paths)
+
+
+def test_a_strange_class_in_the_test_folder(raw):
+    for name in ("train/cat/0.png", "test/cat/0.png", "test/cow/0.png"):
+        picture(raw / "pictures" / name)
+    assert refused(load, "image_folder").startswith(f"{raw}/pictures/test/cow: is no class of {raw}/pictures/train")
+
+
+def test_folders_without_what_is_needed(raw):
+    folder = raw / "pictures"
+    assert refused(load, "image_folder").startswith(f"{folder}: no such folder; put class folders of images there")
+    folder.mkdir()
+    (folder / "readme.txt").write_text("nothing here")
+    assert refused(load, "image_folder").startswith(f"{folder}: holds no class folders")
+    (folder / "cat").mkdir()
+    (folder / "cat" / "notes.txt").write_text("no picture")
+    assert refused(load, "image_folder").startswith(f"{folder}: holds no images (looked for .bmp, ")
+    picture(folder / "dog" / "0.png")
+    assert refused(load, "image_folder").startswith(f"{folder / 'cat'}: holds no images; add some, or remove the folder")
+    picture(folder / "cat" / "0.png")
+    assert "its 2 images cannot be split" in refused(load, "image_folder")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no picture"])
+def test_one_unreadable_picture_is_named_and_nothing_is_left(pictures, tmp_path, damage):
+    bad = pictures / "cat" / "05.png"
+    bad.write_bytes(damage(bad.read_bytes()))
+    message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
+    assert message.startswith(f"{bad}: cannot be read as an image (")
+    assert message.endswith("repair or remove it")
+    assert not (tmp_path / "prepared" / "meta.json").exists()
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] in ([], ["train_images.npy", "train_labels.npy"])
+
+
+def test_mixed_channels_are_refused_unless_converted(pictures, tmp_path):
+    gray = pictures / "dog" / "07.png"
+    picture(gray, mode="L")
+    message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
+    assert re.match(
+        rf"{pictures}/\w+/\d\d\.png: has [13] channels, the first image [13]; convert all with prepare_data\.channels", message
+    )
+    assert prepare("image_folder", settings(channels="rgb"), tmp_path / "rgb")["shape"] == [6, 6, 3]
+    assert prepare("image_folder", settings(channels="gray"), tmp_path / "gray")["shape"] == [6, 6, 1]
+
+
+def test_mixed_sizes_are_refused_unless_fitted(pictures, tmp_path):
+    picture(pictures / "dog" / "07.png", size=(9, 7))
+    message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
+    assert re.match(rf"{pictures}/\w+/\d\d\.png: is (7x9|6x6), the first image (7x9|6x6); give all one size with", message)
+    for how, size in (("pad", 9), ("resize", 4)):
+        assert prepare("image_folder", settings(image_size=size, fit=how), tmp_path / how)["shape"] == [size, size, 3]
+    message = refused(prepare, "image_folder", settings(image_size=8), tmp_path / "small")
+    assert "prepare_data.image_size: 8 is smaller than an image of 7x9" in message
+
+
+GRADIENT = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize("channels", ["native", "gray", "rgb"])
+def test_16_bit_pictures_keep_their_range(pictures, channels):
+    for name in ("cat", "dog"):
+        for i in range(12):
+            (pictures / name / f"{i:02}.png").unlink(missing_ok=True)
+            Image.fromarray(GRADIENT).save(pictures / name / f"{i:02}.png")
+    image = load("image_folder", channels=channels).train.images[0]
+    np.testing.assert_array_equal(image, np.repeat((GRADIENT >> 8)[..., None], image.shape[2], axis=2))
+    assert image.shape[2] == (3 if channels == "rgb" else 1)
+
+
+def test_pictures_without_a_known_range_are_refused(pictures):
+    bad = pictures / "cat" / "00.tif"
+    Image.fromarray(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)).save(bad)
+    source = load("image_folder")
+    split = next(split for split in source[:2] if bad in split.images.paths)
+    assert refused(split.images.__getitem__, split.images.paths.index(bad)).startswith(f"{bad}: cannot be read as an image")
+
+
+# --- fitting
+
+
+def test_padding_puts_the_image_in_the_middle_of_black():
+    image = np.full((3, 4, 2), 7, np.uint8)
+    padded = fit.pad(image, 8)
+    np.testing.assert_array_equal(padded[2:5, 2:6], image)
+    assert (padded.shape, padded.sum()) == ((8, 8, 2), image.sum())
+    assert "3x4, which padding cannot shrink; set prepare_data.fit to 'resize'" in refused(fit.pad, image, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_scales_the_shorter_side_and_crops_the_middle(channels):
+    image = np.zeros((16, 48, channels), np.uint8)
+    image[:, 16:32] = 200
+    np.testing.assert_array_equal(fit.resize(image, 16), np.full((16, 16, channels), 200))
+    small = fit.resize(image.transpose(1, 0, 2), 8)
+    assert (small.shape, small.dtype) == ((8, 8, channels), np.uint8)
+    assert small[2:6].min() == 200
+    assert fit.resize(image[:, :16], 16).tolist() == image[:, :16].tolist()
+
+
+def test_resizing_averages_instead_of_skipping_pixels():
+    stripes = np.zeros((32, 32, 1), np.uint8)
+    stripes[:, ::2] = 255
+    inner = fit.resize(stripes, 8)[:, 2:-2]
+    assert np.abs(inner.astype(int) - 128).max() < 16
+
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 20))
+def test_every_size_can_be_resized_to_every_other(height, width, size):
+    assert fit.resize(np.full((height, width, 3), 90, np.uint8), size).tolist() == np.full((size, size, 3), 90).tolist()
+
+
+# --- the prepared arrays
+
+
+def test_prepared_digits(tmp_path, capsys):
+    source = load("digits")
+    meta = prepare("digits", settings(), tmp_path)
+    assert meta == json.loads((tmp_path / "meta.json").read_text())
+    assert meta["counts"] == {"train": 1297, "test": 500}
+    assert meta["shape"] == [8, 8, 1]
+    assert meta["mean"] == pytest.approx([source.train.images.mean() / 255], abs=1e-6)
+    assert {path.name for path in tmp_path.iterdir()} == {"meta.json", *(f"{name}.npy" for name in meta["sha256"])}
+    for name, digest in meta["sha256"].items():
+        assert hashlib.sha256((tmp_path / f"{name}.npy").read_bytes()).hexdigest() == digest
+    assert "digits train: 1,297/1,297 images (100%)" in capsys.readouterr().err
+
+    data = open_prepared("digits", settings(), tmp_path)
+    assert isinstance(data.train.images, np.memmap)
+    assert not data.train.images.flags.writeable
+    assert data.shape == (8, 8, 1)
+    assert data.identity() == {key: meta[key] for key in ("dataset", "shape", "class_names", "sha256")}
+    for found, expected in zip((data.train, data.test), source[:2], strict=True):
+        np.testing.assert_array_equal(found.images, expected.images)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_the_same_data_gives_the_same_bytes_and_other_settings_do_not(tmp_path):
+    first, second = (prepare("digits", settings(), tmp_path / name) for name in "ab")
+    assert first == second
+    padded = prepare("digits", settings(image_size=12), tmp_path / "c")
+    assert padded["shape"] == [12, 12, 1]
+    assert padded["sha256"]["train_images"] != first["sha256"]["train_images"]
+    assert padded["sha256"]["train_labels"] == first["sha256"]["train_labels"]
+    assert padded["mean"][0] == pytest.approx(first["mean"][0] * 64 / 144, abs=1e-5)
+
+
+def test_the_mean_is_that_of_every_channel_of_the_training_images(raw, tmp_path):
+    for split, count in (("train", 4), ("test", 2)):
+        for i in range(count):
+            picture(raw / "pictures" / split / "a" / f"{i}.png", colour=(10, 20 * i, 255))
+    assert prepare("image_folder", settings(), tmp_path / "p")["mean"] == pytest.approx([10 / 255, 30 / 255, 1], abs=1e-6)
+
+
+def test_data_from_other_params_is_refused(tmp_path):
+    prepare("digits", settings(), tmp_path)
+    message = refused(open_prepared, "mnist", settings(), tmp_path)
+    assert message == f"{tmp_path}: was made with dataset = 'digits', but params.yaml has 'mnist'; run `dvc repro prepare_data`"
+    changes = {"image_size": 16, "fit": "resize", "channels": "rgb", "folder": "other", "test_share": 0.5}
+    assert changes.keys() == PrepareData.model_fields.keys()
+    for key, value in changes.items():
+        message = refused(open_prepared, "digits", settings(**{key: value}), tmp_path)
+        assert f"was made with {key} = {getattr(settings(), key)!r}, but params.yaml has {value!r}" in message
+
+
+def test_missing_and_damaged_arrays_are_refused(tmp_path):
+    assert "meta.json: not found; make it with `dvc repro prepare_data`" in refused(open_prepared, "digits", settings(), tmp_path)
+    prepare("digits", settings(), tmp_path)
+    for name in ("train_images.npy", "test_labels.npy", "meta.json"):
+        good = (tmp_path / name).read_bytes()
+        for bad in (good[: len(good) // 2], good[:4], b"", b"no array"):
+            (tmp_path / name).write_bytes(bad)
+            message = refused(open_prepared, "digits", settings(), tmp_path)
+            assert message.startswith(f"{tmp_path / name}: cannot be read")
+            assert "dvc repro -f prepare_data" in message
+        (tmp_path / name).write_bytes(good)
+    np.save(tmp_path / "test_labels.npy", np.zeros(499, np.int64))
+    assert "has shape [499], meta.json says [500]" in refused(open_prepared, "digits", settings(), tmp_path)
+    (tmp_path / "test_labels.npy").unlink()
+    assert "test_labels.npy: cannot be read" in refused(open_prepared, "digits", settings(), tmp_path)
+
+
+def test_an_old_meta_does_not_vouch_for_the_arrays_of_an_interrupted_run(pictures, tmp_path):
+    prepared = tmp_path / "prepared"
+    prepare("image_folder", settings(), prepared)
+    bad = load("image_folder").test.images.paths[0]
+    bad.write_bytes(b"no picture")
+    assert str(bad) in refused(prepare, "image_folder", settings(), prepared)
+    assert "meta.json: not found" in refused(open_prepared, "image_folder", settings(), prepared)
+    assert not [path for path in prepared.iterdir() if "partial" in path.name]
+
+
+# --- batches
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Eleven images whose first pixel is their index, and labels."""
+    images = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 2), np.uint8)
+    images[:, 0, 0, 0] = np.arange(11)
+    return SimpleNamespace(images=images, labels=np.arange(11) % 3)
+
+
+def test_every_epoch_is_another_permutation(few):
+    batches = Batches(few.images, few.labels, 0, CPU)
+    epochs = [batches.indices(11 * epoch, 11).tolist() for epoch in range(20)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 20
+
+
+@given(size=st.integers(1, 30), seen=st.integers(0, 200), seed=st.integers(0, 2**32))
+def test_the_order_is_a_function_of_seed_and_images_seen(few, size, seen, seed):
+    whole = Batches(few.images, few.labels, seed, CPU).indices(0, 300).tolist()
+    restarted = Batches(few.images, few.labels, seed, CPU)
+    assert restarted.indices(seen, size).tolist() == whole[seen : seen + size]
+    assert restarted.indices(0, 40).tolist() == whole[:40]
+
+
+def test_another_seed_gives_another_order(few):
+    orders = {tuple(Batches(few.images, few.labels, seed, CPU).indices(0, 11).tolist()) for seed in range(10)}
+    assert len(orders) == 10
+
+
+def test_a_batch_holds_the_images_of_its_indices(few):
+    batches = Batches(few.images, few.labels, 0, CPU)
+    images, labels = batches.batch(seen=5, count=9)
+    index = batches.indices(5, 9)
+    assert (images.shape, images.dtype, labels.dtype) == ((9, 2, 4, 4), torch.float32, torch.int64)
+    np.testing.assert_array_equal(to_uint8(images).permute(0, 2, 3, 1).numpy(), few.images[index])
+    np.testing.assert_array_equal(labels.numpy(), few.labels[index])
+
+
+def test_flips_mirror_about_half_of_the_images(few):
+    plain, _ = Batches(few.images, few.labels, 0, CPU).batch(0, 2000)
+    torch.manual_seed(0)
+    flipped, _ = Batches(few.images, few.labels, 0, CPU, flip=True).batch(0, 2000)
+    same = (flipped == plain).flatten(1).all(1)
+    mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert 0.45 < mirrored.float().mean() < 0.55
+    torch.manual_seed(0)
+    assert torch.equal(Batches(few.images, few.labels, 0, CPU, flip=True).batch(0, 2000)[0], flipped)
+
+
+def test_prepared_arrays_reach_the_batches_without_a_warning(tmp_path):
+    prepare("digits", settings(), tmp_path)
+    data = open_prepared("digits", settings(), tmp_path)
+    images, labels = Batches(data.train.images, data.train.labels, 0, CPU).batch(0, 1297)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert torch.bincount(labels).tolist() == np.bincount(data.train.labels).tolist()
+
+
+def test_model_range_and_back_is_exact_for_every_byte():
+    every = torch.arange(256, dtype=torch.uint8)
+    scaled = to_model_range(every)
+    assert (scaled[0], scaled[255], scaled.dtype) == (-1, 1, torch.float32)
+    assert torch.equal(to_uint8(scaled), every)
+
+
+def test_to_uint8_clamps_and_rounds():
+    step = 2 / 255
+    values = torch.tensor([-5.0, -1 - step, -1 + 0.4 * step, -1 + 0.6 * step, 1 - 0.4 * step, 1.01, 1e9])
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255, 255]
+    assert to_uint8(torch.tensor([0.5], dtype=torch.bfloat16)).tolist() == [191]
+
+
+def test_to_tensor_moves_the_channels_and_copies(few):
+    tensor = to_tensor(few.images)
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((11, 2, 4, 4), torch.uint8, True)
+    assert tensor[3, 1, 2, 0] == few.images[3, 2, 0, 1]
+    tensor.zero_()
+    assert few.images.any()
+
+
+# --- real images, where they are
+
+
+def real(name: str):
+    there = REAL is not None and (Path(REAL) / name).exists()
+    return pytest.mark.skipif(not there, reason=f"DDPM_DATA_ROOT does not name a folder with {name}")
+
+
+@real("mnist")
+def test_real_mnist_is_the_published_one():
+    source = load("mnist")
+    assert (source.train.images.shape, source.test.images.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
+    published = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
+    for split, found in (("train", source.train), ("test", source.test)):
+        assert hashlib.md5(idx(found.images[..., 0])).hexdigest() == published[split]
+    assert np.bincount(source.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(source.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@real("imagenet_sample.zip")
+def test_a_real_folder_of_mixed_pictures(raw, tmp_path):
+    with zipfile.ZipFile(Path(REAL) / "imagenet_sample.zip") as archive:
+        archive.extractall(raw / "pictures")
+    fitted = {"image_size": 32, "fit": "resize"}
+    assert "give all one size with prepare_data.image_size" in refused(prepare, "image_folder", settings(), tmp_path / "native")
+    message = refused(prepare, "image_folder", settings(**fitted), tmp_path / "native")
+    assert re.search(r"\.JPEG: has 1 channels, the first image 3; convert all with prepare_data\.channels: gray or rgb$", message)
+    assert not (tmp_path / "native" / "meta.json").exists()
+
+    meta = prepare("image_folder", settings(channels="rgb", **fitted), tmp_path / "rgb")
+    assert meta["counts"] == {"train": 900, "test": 100}
+    assert meta["shape"] == [32, 32, 3]
+    assert all(0.3 < mean < 0.6 for mean in meta["mean"])
+    data = open_prepared("image_folder", settings(channels="rgb", **fitted), tmp_path / "rgb")
+    assert data.train.images.std() > 40
+    assert sorted(data.class_names) == data.class_names
+    assert set(data.test.labels.tolist()) <= set(data.train.labels.tolist())
