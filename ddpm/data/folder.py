@@ -48,8 +48,8 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def read_image_folder(folder: Path, mode: str | None, test_share: float) -> tuple[Pictures, Pictures, list[str]]:
     """Both splits and the class names, sorted.
 
-    ROOT/train and ROOT/test (or val) hold the class folders if they exist; otherwise ROOT holds them, and a stratified share
-    of `test_share` becomes the test split. Raises InputError for a folder that is missing or empty, and for an empty class.
+    ROOT/train and ROOT/test (or val) hold the class folders if both exist; otherwise ROOT/train or ROOT does, and a stratified
+    share of `test_share` becomes the test split. Raises InputError for a folder that is missing or empty, and for an empty class.
     """
     if not folder.is_dir():
         raise InputError(
