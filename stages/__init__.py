@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 
-# PyTorch's threads spin while they wait for each other. On a machine that has anything else to do they then wait for a thread
-# that is not running: with one other busy process, training was measured at a fifth of its speed. Read when OpenMP is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# PyTorch's threads (GNU OpenMP) spin for a long time when they wait for each other. With another busy process on the machine they
+# then wait for a thread that is not running: training was seen at a fifth of its speed. A short spin costs nothing on an idle
+# machine. Read when OpenMP is loaded, so it must be set before PyTorch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def die_with_parent() -> None:
