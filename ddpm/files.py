@@ -29,6 +29,13 @@ _WRITE_ADVICE = {
 }
 
 
+# What NumPy raises for a damaged archive: zlib.error inside an entry, RuntimeError for flags that no entry of ours has,
+# AttributeError or TypeError, by version, for a bare array.
+_DAMAGED = (
+    OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile
+)  # fmt: skip
+
+
 class InputError(Exception):
     """Something outside the code is wrong (a setting, a file, the machine); its message is one line that says what to do."""
 
@@ -119,9 +126,7 @@ def read_npz(path: str | os.PathLike, made_by: str, needed: Iterable[str] = ()) 
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
-    # What a damaged archive raises: zlib.error inside an entry, RuntimeError for flags that no entry of ours has, TypeError for
-    # a bare array.
-    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path}: damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
     if missing := sorted(set(needed) - set(arrays)):
         raise InputError(f"{path}: holds no array {missing[0]}; make it again with `dvc repro -f {made_by}`")
