@@ -39,18 +39,23 @@ TINY = {
 }
 
 
-def edit_params(**dotted) -> None:
-    """Set keys of ./params.yaml by their full path, as `-S` does: edit_params(**{"train.steps": 2}); `...` removes a key."""
-    params = read_yaml("params.yaml")
+def edit(tree: dict, **dotted) -> dict:
+    """Set entries of nested dicts by their full path, in place; `...` removes one."""
     for path, value in dotted.items():
         *parents, key = path.split(".")
-        node = params
+        node = tree
         for name in parents:
             node = node[name]
         if value is ...:
             del node[key]
         else:
             node[key] = value
+    return tree
+
+
+def edit_params(**dotted) -> None:
+    """Set keys of ./params.yaml by their full path, as `-S` does: edit_params(**{"train.steps": 2}); `...` removes a key."""
+    params = edit(read_yaml("params.yaml"), **dotted)
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, edit_params, the_error
+from conftest import ROOT, edit, edit_params, the_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -246,17 +246,7 @@ def test_weights_that_do_not_fit_their_config(model, refused):
 
 def edited(**changes) -> bytes:
     """The model's config.json with some entries replaced, by their full path; `...` removes one."""
-    config = json.loads(CONFIG.read_text())
-    for path, value in changes.items():
-        *parents, key = path.split(".")
-        node = config
-        for name in parents:
-            node = node[name]
-        if value is ...:
-            del node[key]
-        else:
-            node[key] = value
-    return json.dumps(config).encode()
+    return json.dumps(edit(json.loads(CONFIG.read_text()), **changes)).encode()
 
 
 CONFIGS = {
