@@ -5,8 +5,11 @@ This file runs before a stage imports anything slow.
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import threading
+from pathlib import Path
 
 # PyTorch's threads (GNU OpenMP) spin for a long time when they wait for each other. With another busy process on the machine they
 # then wait for a thread that is not running: training was seen at a fifth of its speed. A short spin costs nothing on an idle
@@ -14,13 +17,26 @@ import sys
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def die_with_parent() -> None:
-    """On Linux, ask for SIGTERM when the parent (dvc) dies: an orphaned trainer would write beside the next one."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def end_with_dvc(stage: str) -> None:
+    """On Linux, ask for SIGTERM when the dvc that runs this stage dies: an orphaned trainer would write beside the next one."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    # dvc runs a command in $SHELL. bash and zsh put it in their own place; dash, which is /bin/sh on Debian, stays between as the
+    # parent and outlives dvc. Such a shell has the environment that dvc gave it, and its parent is the process to watch.
+    shell = Path("/proc", str(os.getppid()))
+    if f"DVC_STAGE={stage}".encode() in (shell / "environ").read_bytes().split(b"\0"):
+        dvc = os.pidfd_open(int((shell / "stat").read_text().rpartition(")")[2].split()[1]))
+        threading.Thread(target=_end_after, args=[dvc], daemon=True).start()
+
+
+def _end_after(process: int) -> None:
+    select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # Here and not in main(): a dvc that is killed while its stage still imports must not leave it running either.
-if "DVC_STAGE" in os.environ:
-    die_with_parent()
+if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+    try:
+        end_with_dvc(os.environ["DVC_STAGE"])
+    except (OSError, AttributeError):  # no /proc, or a Python without pidfd_open: the lock still keeps a second trainer off
+        pass
