@@ -128,10 +128,9 @@ def _explain(error: dict, kinds: Mapping[str, Any]) -> str:
     top, *rest = error["loc"]
     location = [str(top).removeprefix("p_"), *map(str, rest)]
     key, value = ".".join(location), error["input"]
-    section = kinds[location[0]]
-    fields = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+    section, rules = _walk(kinds[location[0]], location[1:])
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_choices(location[-1], fields)}"
+        return f"{key}: unknown key{_choices(location[-1], _fields(section))}"
     if error["type"] == "missing":
         return f"{key}: missing; add it (the committed {PARAMS_FILE} shows a value)"
     if error["type"] == "one_of":
@@ -139,11 +138,25 @@ def _explain(error: dict, kinds: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return f"{key}: {value!r} {error['ctx']['error']}"
     if error["type"] == "model_type":
-        return f"{key}: {value!r} is no section; write its keys below it: {', '.join(fields)}"
-    rules = fields[location[1]].metadata if len(location) > 1 and location[1] in fields else []
+        return f"{key}: {value!r} is no section; write its keys below it: {', '.join(_fields(section))}"
     needs = error["msg"].replace("Input should ", "must ").replace("List should ", "must ")
     needs = needs.replace("a valid integer", "an integer").replace("a valid ", "a ")
     return f"{key}: {value!r} {needs}{_word(rules)}{_bounds(rules)}"
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """The fields of a section; none of any other type."""
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+
+
+def _walk(kind: Any, names: list[str]) -> tuple[Any, list]:
+    """The innermost section on the way to a key, and the rules of the key in it."""
+    for name in names:
+        field = _fields(kind).get(name)
+        if field is None or not _fields(field.annotation):
+            return kind, field.metadata if field else []
+        kind = field.annotation
+    return kind, []
 
 
 def _word(metadata: list) -> str:

@@ -8,11 +8,11 @@ from ddpm import params
 from ddpm.data.batches import Batches
 from ddpm.data.datasets import DatasetName
 from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.diffusion.parameterization import PredictionName
-from ddpm.diffusion.schedule import Diffusion, ScheduleName, make_schedule
+from ddpm.diffusion.parameterization import PredictionName, check_prediction
+from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.files import write_json
-from ddpm.networks.store import CHECKPOINTS, CONFIG, make_config
-from ddpm.networks.unet import UNet, UNetSettings
+from ddpm.networks.store import CHECKPOINTS, CONFIG, make_config, make_network
+from ddpm.networks.unet import UNetSettings
 from ddpm.reporting.live import RunLog
 from ddpm.runtime import Runtime, autocast, run_stage, seed_of, setup
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint
@@ -31,12 +31,13 @@ def main() -> None:
     )  # fmt: skip
     device = setup(p.runtime)
     data = open_prepared(p.dataset, p.prepare_data)
-    schedule = make_schedule(p.schedule, p.diffusion.timesteps)
+    schedule = p.diffusion.make(p.schedule)
+    check_prediction(p.prediction, schedule)
     torch.manual_seed(seed_of(p.seed, "weights"))
-    network = UNet(p.model, data.shape, len(data.class_names)).to(device, memory_format=torch.channels_last)
+    network = make_network(p.model, p.diffusion, data.shape, len(data.class_names)).to(device, memory_format=torch.channels_last)
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip)
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, lambda: autocast(p.runtime, device))
-    config = make_config(p.model, p.schedule, p.diffusion.timesteps, p.prediction, data.identity(), p.train.model_dump(), p.seed)
+    config = make_config(p.model, p.schedule, p.prediction, p.diffusion, data.identity(), p.train.model_dump(), p.seed)
 
     saved = ResumeState(stage_fingerprint("train"))
     log = RunLog(REPORT)

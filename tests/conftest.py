@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from ddpm.diffusion.schedule import Diffusion
 from ddpm.params import read_yaml
 from ddpm.runtime import run_stage
 
@@ -37,6 +38,11 @@ TINY = {
     "runtime.device": "cpu",
     "runtime.threads": 1,
 }
+
+
+def diffusion(timesteps: int = 1000, **changes) -> Diffusion:
+    """The committed `diffusion` section with other timesteps and changes."""
+    return Diffusion(**{**read_yaml(ROOT / "params.yaml")["diffusion"], "timesteps": timesteps, **changes})
 
 
 def edit(tree: dict, **dotted) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, edit, edit_params, the_error
+from conftest import ROOT, diffusion, edit, edit_params, the_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -49,7 +49,7 @@ def data(workspace):
 def model(data):
     """A workspace with data/prepared and models/ddpm, an untrained network of T = 50."""
     settings = params.load(model=UNetSettings).model
-    write_json(CONFIG, make_config(settings, "linear", 50, "v", data.identity(), {}, 0))
+    write_json(CONFIG, make_config(settings, "linear", "v", diffusion(50), data.identity(), {}, 0))
     save_weights(WEIGHTS, UNet(settings, data.shape, 10).state_dict())
 
 
@@ -65,8 +65,8 @@ BAD_PARAMS = [
     ("prepare_data", {"prepare_data.image_size": 0}, "prepare_data.image_size: 0 must be greater than or equal to 1"),
     ("prepare_data", {"prepare_data.size": 8}, "prepare_data.size: unknown key; did you mean 'image_size'?"),
     ("prepare_data", {"prepare_data.image_size": 4}, "prepare_data.image_size: 4 is smaller than an image of 8x8"),
-    ("train", {"schedule": "cosinus"}, "schedule: 'cosinus' is unknown; did you mean 'cosine'? Valid: linear, cosine"),
-    ("train", {"prediction": "noise"}, "prediction: 'noise' is unknown; valid: eps, x0, v"),
+    ("train", {"schedule": "cosinus"}, "schedule: 'cosinus' is unknown; did you mean 'cosine'? Valid: linear, scaled_linear"),
+    ("train", {"prediction": "noise"}, "prediction: 'noise' is unknown; valid: eps, x0, v, flow"),
     ("train", {"train.learning_rat": 0.1}, "train.learning_rat: unknown key; did you mean 'learning_rate'?"),
     ("train", {"trian": {}}, "trian: unknown section; did you mean 'train'?"),
     ("train", {"train.steps": 0}, "train.steps: 0 must be"),
@@ -78,6 +78,22 @@ BAD_PARAMS = [
     ("train", {"model.heads": 0}, "model.heads: 0 must be"),
     ("train", {"model.attention_levels": [-1]}, "model.attention_levels.0: -1 must be"),
     ("train", {"diffusion.timesteps": 0}, "diffusion.timesteps: 0 must be"),
+    ("train", {"diffusion.cosin": {}}, "diffusion.cosin: unknown key; did you mean 'cosine'?"),
+    ("train", {"diffusion.cosine": 0.008}, "diffusion.cosine: 0.008 is no section; write its keys below it: s, max_beta"),
+    ("train", {"diffusion.cosine.b": 1.0}, "diffusion.cosine.b: unknown key; valid: s, max_beta"),
+    ("train", {"diffusion.cosine.max_beta": 1.0}, "diffusion.cosine.max_beta: 1.0 must be less than 1 (allowed: > 0 and < 1)"),
+    ("train", {"diffusion.cosine.s": ...}, "diffusion.cosine.s: missing; add it"),
+    ("train", {"diffusion.sigmoid.tau": 0.0}, "diffusion.sigmoid.tau: 0.0 must be greater than 0 (allowed: > 0)"),
+    (
+        "train",
+        {"diffusion.sigmoid.end": -4.0},
+        "diffusion.sigmoid: {'start': -3.0, 'end': -4.0, 'tau': 1.0} needs start below end",
+    ),
+    ("train", {"diffusion.edm.sigma_max": 0.001}, "diffusion.edm: {'sigma_min': 0.002, 'sigma_max': 0.001, 'rho': 7.0} needs"),
+    ("train", {"diffusion.zero_terminal_snr": 1}, "diffusion.zero_terminal_snr: 1 must be a boolean"),
+    ("train", {"train.loss_weight": "minsnr"}, "train.loss_weight: 'minsnr' is unknown; did you mean 'min_snr'?"),
+    ("train", {"train.loss_gamma": 0.0}, "train.loss_gamma: 0.0 must be"),
+    ("train", {"train.levels": "importanse"}, "train.levels: 'importanse' is unknown; did you mean 'importance'?"),
     ("train_classifier", {"train_classifier.epochs": 0}, "train_classifier.epochs: 0 must be"),
     ("train_classifier", {"train_classifier.batch_size": 1}, "train_classifier.batch_size: 1 must be"),
     ("sample_ddpm", {"sample_ddpm.samples": 0}, "sample_ddpm.samples: 0 must be greater than or equal to 1"),
@@ -90,6 +106,24 @@ BAD_PARAMS = [
         {"sample_ddim.eta": -0.1},
         "sample_ddim.eta: -0.1 must be greater than or equal to 0 (allowed: >= 0 and <= 1)",
     ),
+    ("sample_ddim", {"sample_ddim.sampler": "ddmi"}, "sample_ddim.sampler: 'ddmi' is unknown; did you mean 'ddim'?"),
+    ("sample_ddim", {"sample_ddim.spacing": "kerras"}, "sample_ddim.spacing: 'kerras' is unknown; did you mean 'karras'?"),
+    ("sample_ddim", {"sample_ddim.steps": "every"}, "sample_ddim.steps: 'every' must be an integer, or 'all'"),
+    ("sample_ddim", {"sample_ddim.churn": -1.0}, "sample_ddim.churn: -1.0 must be greater than or equal to 0"),
+    ("sample_ddim", {"sample_ddim.guidance": -0.5}, "sample_ddim.guidance: -0.5 must be greater than or equal to 0"),
+    ("sample_ddim", {"sample_ddim.guidance_interval": [1.0]}, "sample_ddim.guidance_interval: [1.0] must have at least 2 items"),
+    ("sample_ddim", {"sample_ddim.guidance_interval": [-1.0, 2.0]}, "sample_ddim.guidance_interval.0: -1.0 must be"),
+    (
+        "sample_ddpm",
+        {"sample_ddpm.thresholding": "dynamik"},
+        "sample_ddpm.thresholding: 'dynamik' is unknown; did you mean 'dynamic'?",
+    ),
+    (
+        "sample_ddpm",
+        {"sample_ddpm.threshold_quantile": 1.5},
+        "sample_ddpm.threshold_quantile: 1.5 must be less than or equal to 1",
+    ),
+    ("sample_ddpm", {"sample_ddpm.variance": "learnt"}, "sample_ddpm.variance: 'learnt' is unknown; did you mean 'learned'?"),
     ("evaluate", {"evaluate.reconstruction_images": 0}, "evaluate.reconstruction_images: 0 must be"),
     ("report", {"report.tile": 0}, "report.tile: 0 must be"),
 ]
@@ -199,6 +233,49 @@ def test_more_ddim_steps_than_the_model_has_levels(model, refused):
     assert read_json("reports/sample_ddim/metrics.json", "")["nfe"] == 50
 
 
+SETTINGS_THAT_DO_NOT_FIT_THE_MODEL = [
+    (
+        "sample_ddpm",
+        {"sample_ddpm.variance": "learned"},
+        "variance: 'learned' needs a model trained with diffusion.learned_variance",
+    ),
+    (
+        "sample_ddim",
+        {"sample_ddim.sampler": "heun", "sample_ddim.eta": 0.5},
+        "eta: 0.5 has no meaning for sampler 'heun', only for ddim",
+    ),
+    ("sample_ddim", {"sample_ddim.guidance": 2.0}, "guidance: 2.0 needs a model that was also trained without the class"),
+    ("sample_ddim", {"sample_ddim.guidance_interval": [3.0, 1.0]}, "guidance_interval: [3.0, 1.0] ends before it starts"),
+]
+
+
+@pytest.mark.parametrize(("stage", "edits", "expected"), SETTINGS_THAT_DO_NOT_FIT_THE_MODEL)
+def test_settings_that_do_not_fit_the_model(model, refused, stage, edits, expected):
+    edit_params(**edits)
+    assert refused(main_of(stage)).startswith(f"params.yaml: {stage}.{expected}")
+    assert not Path("samples").exists()
+
+
+def test_guidance_of_a_model_without_classes(model, refused):
+    CONFIG.write_bytes(edited(**{"model.conditioning": "none"}))
+    weights = {name: value for name, value in load_file(WEIGHTS).items() if not name.startswith("condition")}
+    save_file(weights, WEIGHTS)
+    edit_params(**{"sample_ddpm.guidance": 2.0})
+    assert "sample_ddpm.guidance: 2.0 needs a model that takes a class" in refused(main_of("sample_ddpm"))
+
+
+def test_schedules_that_cannot_be_trained_on(data, refused):
+    edit_params(prediction="eps", **{"diffusion.zero_terminal_snr": True})
+    assert refused(main_of("train")).startswith("params.yaml: prediction: 'eps' is impossible with diffusion.zero_terminal_snr")
+    edit_params(prediction="v", schedule="edm", **{"diffusion.zero_terminal_snr": False, "diffusion.edm.sigma_max": 3.0})
+    message = refused(main_of("train"))
+    assert message.startswith("schedule: alpha_bar is still 0.1 at the last of 50 steps (allowed: at most 0.01)")
+    assert "diffusion.allow_terminal_signal" in message
+    edit_params(**{"train.loss_weight": "v", "train.loss_gamma": 2.0, "diffusion.edm.sigma_max": 80.0})
+    assert refused(main_of("train")).startswith("params.yaml: train.loss_gamma: 2.0 has no meaning for loss_weight 'v'")
+    assert nothing_was_made()
+
+
 @pytest.mark.parametrize("stage", ["sample_ddpm", "sample_ddim"])
 def test_no_model(workspace, refused, stage):
     assert refused(main_of(stage)) == "models/ddpm/config.json: not found; make it with `dvc repro train`"
@@ -253,8 +330,8 @@ CONFIGS = {
     "cut": (lambda: CONFIG.read_bytes()[:40], "cannot be read"),
     "no JSON": (lambda: b"model: unet", "cannot be read"),
     "list": (lambda: b"[]", "holds no JSON object"),
-    "foreign": (lambda: b'{"architectures": ["UNet2DModel"]}', "format None is not 1"),
-    "later format": (lambda: edited(format=2), "format 2 is not 1"),
+    "foreign": (lambda: b'{"architectures": ["UNet2DModel"]}', "format None is not 2"),
+    "later format": (lambda: edited(format=3), "format 3 is not 2"),
     "no model": (lambda: edited(model=...), "describes no network (model: Field required)"),
     "model key": (lambda: edited(**{"model.heads": ...}), "describes no network (model.heads: Field required)"),
     "model value": (lambda: edited(**{"model.channels": "wide"}), "describes no network (model.channels: "),

@@ -130,7 +130,10 @@ def test_an_edit_by_dvc_changes_one_line_and_is_read(committed):
 
 UNKNOWN = [
     ({"dataset": "digit"}, "dataset: 'digit' is unknown; did you mean 'digits'? Valid: digits, mnist, fashion_mnist"),
-    ({"schedule": "cosin"}, "schedule: 'cosin' is unknown; did you mean 'cosine'? Valid: linear, cosine"),
+    (
+        {"schedule": "cosin"},
+        "schedule: 'cosin' is unknown; did you mean 'cosine'? Valid: linear, scaled_linear, quadratic, cosine, ",
+    ),
     ({"prediction": "epsilon"}, "prediction: 'epsilon' is unknown; did you mean 'eps'? Valid: eps, x0, v"),
     ({"prediction": "zzz"}, "prediction: 'zzz' is unknown; valid: eps, x0, v"),
     ({"dataset": ""}, "dataset: '' is unknown; valid: digits"),

@@ -1,4 +1,4 @@
-"""Samplers against diffusers and against the exact law of their output on Gaussian data."""
+"""Samplers against diffusers, against the exact solution on Gaussian data, and against each other."""
 
 import itertools
 import math
@@ -7,36 +7,39 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from conftest import diffusion
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end, output_law, rule, run
 
-from ddpm.diffusion.parameterization import PREDICTIONS, from_x0, target
-from ddpm.diffusion.schedule import make_schedule
-from ddpm.diffusion.variance import large, small
-from ddpm.files import InputError
+from ddpm.diffusion.parameterization import PREDICTIONS, from_x0
+from ddpm.diffusion.schedule import SCHEDULES, Level, make_schedule
+from ddpm.diffusion.variance import large, learned, small
 from ddpm.networks.unet import UNet, UNetSettings
-from ddpm.sampling.denoiser import clipped, network_denoiser, one_step
-from ddpm.sampling.grid import SPACINGS, make_grid
-from ddpm.sampling.samplers import bind, sample
+from ddpm.runtime import seeded
+from ddpm.sampling.denoiser import network_denoiser, thresholded
+from ddpm.sampling.grid import SPACINGS, churned, corrected, make_grid
+from ddpm.sampling.noise import ImageNoise
+from ddpm.sampling.samplers import SAMPLERS, sample
 
-T = 1000
-LINEAR = make_schedule("linear", T)
+RULES = {
+    "ddpm small": rule("ancestral", variance="small"),
+    "ddpm large": rule("ancestral", variance="large"),
+    "ddim": rule("ddim", eta=0.0),
+    "ddim eta .5": rule("ddim", eta=0.5),
+    "ddim eta 1": rule("ddim", eta=1.0),
+    **{name: rule(name) for name in SAMPLERS if name != "ddim"},
+}
+DETERMINISTIC = ["ddim", "euler", "heun", "ab2", "dpmpp_2m"]
+SECOND_ORDER = ["heun", "ab2", "dpmpp_2m"]
 
 
-def nonlinear_network(x, t, labels=None):
-    """A fake network: nonlinear, since a linear one hides clipping errors, and different at every t."""
-    return torch.tanh(1.3 * x) * (1 + t.reshape(-1, 1, 1, 1) / T) - 0.2 * x
+def visited(name, grid):
+    """The grid as that rule visits it."""
+    return corrected(grid) if name == "heun" else grid
 
 
-def noises(count, shape=(2, 1, 4, 4), seed=0):
-    return list(torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-
-
-def run(rule, grid, x, noise=None, denoiser=None, schedule=LINEAR):
-    supply = iter(noise or [])
-    denoiser = denoiser or network_denoiser(nonlinear_network, "eps", None)
-    *_, last = sample(denoiser, rule, schedule, grid, x, lambda: next(supply, torch.zeros_like(x)))
-    return last.x
+# --- peers
 
 
 def peer(kind, **options):
@@ -51,7 +54,7 @@ def peer(kind, **options):
     return scheduler
 
 
-def run_peer(scheduler, steps, x, noise, monkeypatch, **options):
+def run_peer(scheduler, steps, x, noise, monkeypatch, network=nonlinear_network, **options):
     """The peer's loop, fed with our noise wherever it draws some."""
     scheduler.set_timesteps(steps)
     supply = iter(noise)
@@ -59,210 +62,313 @@ def run_peer(scheduler, steps, x, noise, monkeypatch, **options):
         fresh = next(supply)
         module = __import__(type(scheduler).__module__, fromlist=["randn_tensor"])
         monkeypatch.setattr(module, "randn_tensor", lambda *a, fresh=fresh, **k: fresh)
-        output = nonlinear_network(x, torch.full((len(x),), float(t), dtype=torch.float64))
+        output = network(x, torch.full((len(x),), float(t), dtype=torch.float64))
         x = scheduler.step(output, t, x, **options).prev_sample
     return x
+
+
+def assert_agree(ours, theirs, tolerance):
+    """Both scaled to the size of an image: without clipping a fake network's images grow."""
+    scale = theirs.abs().max()
+    torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", T), ("leading", 50), ("linspace", 40)])
 def test_ancestral_agrees_with_diffusers(variance, spacing, steps, monkeypatch):
     x, *noise = noises(steps + 1)
-    ours = run(bind("ancestral", variance=variance), make_grid(spacing, T, steps), x, noise)
+    ours = run(RULES[f"ddpm {variance}"], make_grid(spacing, LINEAR, steps), x, noise)
     scheduler = peer(diffusers.DDPMScheduler, variance_type=f"fixed_{variance}", clip_sample=False, timestep_spacing=spacing)
-    theirs = run_peer(scheduler, steps, x, noise, monkeypatch)
-    scale = theirs.abs().max()
     # The peer clamps a variance at 1e-20, which leaves 1e-10 of noise in the last step.
-    torch.testing.assert_close(ours / scale, theirs / scale, atol=1e-9, rtol=0)
+    assert_agree(ours, run_peer(scheduler, steps, x, noise, monkeypatch), 1e-9)
+
+
+@pytest.mark.parametrize("steps", [T, 50])
+def test_learned_variance_agrees_with_diffusers(steps, monkeypatch):
+    def network(x, t, labels=None):
+        return torch.cat([nonlinear_network(x, t), torch.tanh(x + 0.3)], dim=1)
+
+    x, *noise = noises(steps + 1)
+    denoiser = network_denoiser(network, "eps", None)
+    ours = run(rule("ancestral", variance="learned"), make_grid("leading", LINEAR, steps), x, noise, denoiser)
+    scheduler = peer(diffusers.DDPMScheduler, variance_type="learned_range", clip_sample=False, timestep_spacing="leading")
+    assert_agree(ours, run_peer(scheduler, steps, x, noise, monkeypatch, network), 1e-9)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", 50), ("leading", 7), ("trailing", 50), ("trailing", T)])
 def test_ddim_agrees_with_diffusers(eta, spacing, steps, monkeypatch):
     x, *noise = noises(steps + 1)
-    ours = run(bind("ddim", eta=eta), make_grid(spacing, T, steps), x, noise)
+    ours = run(rule("ddim", eta=eta), make_grid(spacing, LINEAR, steps), x, noise)
     options = {"set_alpha_to_one": True, "steps_offset": 0, "clip_sample": False, "timestep_spacing": spacing}
-    theirs = run_peer(peer(diffusers.DDIMScheduler, **options), steps, x, noise, monkeypatch, eta=eta)
-    scale = theirs.abs().max()
-    torch.testing.assert_close(ours / scale, theirs / scale, atol=1e-12, rtol=0)
+    assert_agree(ours, run_peer(peer(diffusers.DDIMScheduler, **options), steps, x, noise, monkeypatch, eta=eta), 1e-12)
 
 
 def test_ddim_with_clipping_agrees_with_diffusers(monkeypatch):
     x, *noise = noises(51)
-    denoiser = clipped(network_denoiser(nonlinear_network, "eps", None))
-    ours = run(bind("ddim", eta=0.0), make_grid("leading", T, 50), x, noise, denoiser)
+    denoiser = thresholded(network_denoiser(nonlinear_network, "eps", None))
+    ours = run(rule("ddim", eta=0.0), make_grid("leading", LINEAR, 50), x, noise, denoiser)
     scheduler = peer(diffusers.DDIMScheduler, set_alpha_to_one=True, steps_offset=0, clip_sample=True)
     theirs = run_peer(scheduler, 50, x, noise, monkeypatch, use_clipped_model_output=True)
     torch.testing.assert_close(ours, theirs, atol=1e-13, rtol=0)
 
 
-def test_ddim_with_eta_1_over_all_levels_is_ancestral_sampling():
-    x, *noise = noises(T + 1)
-    grid = make_grid("trailing", T, T)
-    one = run(bind("ddim", eta=1.0), grid, x, noise)
-    other = run(bind("ancestral", variance="small"), grid, x, noise)
-    torch.testing.assert_close(one / other.abs().max(), other / other.abs().max(), atol=1e-12, rtol=0)
+@pytest.mark.parametrize(("name", "algorithm"), [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")])
+@pytest.mark.parametrize("steps", [2, 10, 25])
+def test_dpm_solver_agrees_with_diffusers(name, algorithm, steps, monkeypatch):
+    """On the peer's own time steps, which are the integers nearest to n + 1 evenly spaced ones."""
+    x, *noise = noises(steps + 1)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=T, algorithm_type=algorithm, solver_order=2, solver_type="midpoint", final_sigmas_type="zero",
+        lower_order_final=True, beta_start=1e-4, beta_end=0.02,
+    )  # fmt: skip
+    theirs = run_peer(scheduler, steps, x, noise, monkeypatch)
+    grid = [*(int(t) + 1 for t in scheduler.timesteps), 0]
+    assert_agree(run(rule(name), grid, x, noise), theirs, 2e-6)
 
 
-def gaussian_denoiser(mu, s):
-    """The best denoiser of x0 ~ N(mu, s^2)."""
+@pytest.mark.parametrize("steps", [10, 28, 112])  # 999 / (steps - 1) is an integer: the peers know no other t
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("euler", diffusers.EulerDiscreteScheduler, {}),
+        ("heun", diffusers.HeunDiscreteScheduler, {}),
+        ("ab2", diffusers.LMSDiscreteScheduler, {"order": 2}),
+    ],
+)
+def test_ode_solvers_agree_with_diffusers(name, kind, options, steps):
+    """The peers walk y = x / alpha over sigma / alpha, as k-diffusion does, in single precision."""
+    x = noises(1)[0]
+    scheduler = kind(num_train_timesteps=T, beta_start=1e-4, beta_end=0.02, timestep_spacing="linspace")
+    scheduler.set_timesteps(steps)
+    y = x / LINEAR[T].alpha
+    for t in scheduler.timesteps:
+        output = nonlinear_network(scheduler.scale_model_input(y, t), torch.full((2,), float(t), dtype=torch.float64))
+        y = scheduler.step(output, t, y, **options).prev_sample.double()
+    assert_agree(run(rule(name), visited(name, make_grid("linspace", LINEAR, steps)), x), y, 1e-4)
 
-    def denoise(x, level):
-        gain = level.alpha * s**2 / (level.alpha**2 * s**2 + level.sigma**2)
-        return from_x0(mu + gain * (x - level.alpha * mu), x, level)
 
-    return denoise
+# --- the exact solution on Gaussian data
 
 
-def output_law(rule, grid, mu=0.3, s=0.5):
-    """Exact mean and standard deviation of the output: every step is affine, so two probes and unit noise tell it."""
-    denoiser = gaussian_denoiser(mu, s)
-    mean, variance = 0.0, 1.0
-    for t, u in itertools.pairwise(grid):
-        step = torch.tensor([int(t), int(u)])
-
-        def probe(x, z, step=step):
-            x = torch.full((1, 1, 1, 1), x, dtype=torch.float64)
-            return float(run(rule, step, x, [torch.full_like(x, z)], denoiser))
-
-        offset = probe(0.0, 0.0)
-        slope, noise = probe(1.0, 0.0) - offset, probe(0.0, 1.0) - offset
-        mean, variance = offset + slope * mean, slope**2 * variance + noise**2
-    return mean, math.sqrt(variance)
+@pytest.mark.parametrize("spacing", ["log_snr", "karras"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order_of_convergence(name, spacing):
+    """Twice the steps halve the error of a method of order 1, and quarter it for order 2."""
+    levels, x = make_schedule("cosine", T), noises(1)[0]
+    noisy, clean = levels.log_ratio[899], levels.log_ratio[49]
+    errors = []
+    for steps in (320, 640):
+        ratios = np.linspace(noisy, clean, steps + 1)
+        if spacing == "karras":
+            ratios = -7 * np.log(np.linspace(math.exp(-noisy / 7), math.exp(-clean / 7), steps + 1))
+        grid = levels.position(ratios)
+        out = run(RULES[name], visited(name, grid), x, denoiser=gaussian_denoiser(), schedule=levels)
+        errors.append(float((out - ode_end(x, levels, 900, 50)).abs().max()))
+    order, expected = math.log2(errors[0] / errors[1]), 2 if name in SECOND_ORDER else 1
+    assert order == pytest.approx(expected, abs=0.05 * expected)
+    assert errors[1] < (1e-4 if expected == 2 else 3e-3)
 
 
 @pytest.mark.parametrize(
-    ("rule", "steps", "expected"),
+    ("name", "steps", "expected"),
     [
-        (bind("ddim", eta=0.0), T, 0.49850),
-        (bind("ddim", eta=1.0), T, 0.49611),
-        (bind("ancestral", variance="small"), T, 0.49611),
-        (bind("ancestral", variance="large"), T, 0.50075),
-        (bind("ancestral", variance="large"), 10, 0.49390),
-        (bind("ddim", eta=0.0), 10, 0.36995),
-        (bind("ddim", eta=1.0), 10, 0.33348),
+        ("ddim", T, 0.49850),
+        ("euler", T, 0.49850),
+        ("ddim eta 1", T, 0.49611),
+        ("ddpm small", T, 0.49611),
+        ("ddpm large", T, 0.50075),
+        ("ddpm large", 10, 0.49390),
+        ("ddim", 10, 0.36995),
+        ("ddim eta 1", 10, 0.33348),
     ],
 )
-def test_output_law_on_gaussian_data(rule, steps, expected):
-    mean, sd = output_law(rule, make_grid("trailing", T, steps))
+def test_output_law_on_gaussian_data(name, steps, expected):
+    mean, sd = output_law(RULES[name], make_grid("trailing", LINEAR, steps))
     assert sd == pytest.approx(expected, abs=1e-5)
     # x_T starts at mean 0 instead of alpha_T * mu, which only many steps forget.
     assert mean == pytest.approx(0.3, abs=0.05)
 
 
-def test_the_finished_image_gets_no_noise():
-    x, fresh = noises(2)
-    for variance in ("small", "large"):
-        rule, last = bind("ancestral", variance=variance), np.array([1, 0])
-        torch.testing.assert_close(run(rule, last, x, [fresh]), run(rule, last, x, [100 * fresh]), atol=0, rtol=0)
+@pytest.mark.parametrize("name", ["heun", "ab2", "dpmpp_2m", "dpmpp_2m_sde"])
+def test_higher_order_samplers_reach_the_law_of_the_data_in_few_steps(name):
+    grid = make_grid("log_snr", LINEAR, 80)
+    mean, sd = output_law(RULES[name], visited(name, grid))
+    assert mean == pytest.approx(0.3, abs=0.002)
+    assert sd == pytest.approx(0.5, abs=0.0025)
+    _, first_order = output_law(RULES["ddim"], grid)
+    assert abs(sd - 0.5) < abs(first_order - 0.5) / 3
+
+
+def test_churn_keeps_the_law_of_the_data():
+    grid = make_grid("log_snr", LINEAR, 200)
+    rough = corrected(churned(grid, LINEAR, 40.0))
+    mean, sd = output_law(RULES["heun"], rough)
+    assert len(rough) > 2.8 * len(grid)
+    # The noise that is added forgets that x_T started at mean 0.
+    assert mean == pytest.approx(0.3, abs=1e-6)
+    assert sd == pytest.approx(0.5, abs=0.0015)
 
 
 @pytest.mark.parametrize("steps", [1, 10, T])
-def test_a_point_mass_is_recovered_exactly(steps):
-    x, *noise = noises(steps + 1)
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ("ddpm large", "dpmpp_2m_sde")])
+def test_a_point_mass_is_recovered_exactly(name, steps):
+    x, *noise = noises(2 * steps + 1)
 
     def denoiser(x, level):
         return from_x0(torch.full_like(x, 0.7), x, level)
 
-    for rule in (bind("ancestral", variance="small"), bind("ddim", eta=0.0)):
-        out = run(rule, make_grid("trailing", T, steps), x, noise, denoiser)
-        torch.testing.assert_close(out, torch.full_like(x, 0.7), atol=1e-12, rtol=0)
+    out = run(RULES[name], visited(name, make_grid("trailing", LINEAR, steps)), x, noise, denoiser)
+    torch.testing.assert_close(out, torch.full_like(x, 0.7), atol=1e-12, rtol=0)
 
 
-def test_a_mixture_of_two_points_keeps_its_weights():
+@pytest.mark.parametrize("name", ["ddpm small", "ddim", "dpmpp_2m_sde"])
+def test_a_mixture_of_two_points_keeps_its_weights(name):
     """p(x0 = 1) = 0.8, p(x0 = -1) = 0.2."""
 
     def denoiser(x, level):
         log_odds = math.log(4) + 2 * level.alpha * x / level.sigma**2
         return from_x0(torch.tanh(log_odds / 2), x, level)
 
-    generator = torch.Generator().manual_seed(0)
+    schedule, generator = make_schedule("cosine", 200), torch.Generator().manual_seed(0)
     x = torch.randn(4000, 1, 1, 1, generator=generator, dtype=torch.float64)
-    schedule, grid = make_schedule("cosine", 200), make_grid("trailing", 200, 200)
-    rule = bind("ancestral", variance="small")
-    *_, last = sample(denoiser, rule, schedule, grid, x, lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype))
-    torch.testing.assert_close(last.x.abs(), torch.ones_like(x), atol=1e-3, rtol=0)
+    noise = (torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in itertools.count())
+    *_, last = sample(denoiser, RULES[name], schedule, make_grid("trailing", schedule, 200), x, lambda: next(noise))
+    torch.testing.assert_close(last.x.abs(), torch.ones_like(x), atol=2e-3, rtol=0)
     assert (last.x > 0).double().mean() == pytest.approx(0.8, abs=0.025)
 
 
-@given(steps=st.integers(1, 999), t=st.integers(2, 1000))
-def test_variances_are_ordered_and_vanish_at_the_clean_level(steps, t):
-    t, s = LINEAR[t], LINEAR[max(1, t - steps)]
-    if float(t.t) > float(s.t):
-        assert 0 < small(t, s) < large(t, s)
-    assert small(t, LINEAR[0]) == large(t, LINEAR[0]) == 0
+# --- identities
+
+
+def test_ddim_with_eta_1_over_all_levels_is_ancestral_sampling():
+    x, *noise = noises(T + 1)
+    grid = make_grid("trailing", LINEAR, T)
+    assert_agree(run(RULES["ddim eta 1"], grid, x, noise), run(RULES["ddpm small"], grid, x, noise), 1e-12)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
+def test_euler_is_ddim_with_eta_0(spacing):
+    grid, x = make_grid(spacing, LINEAR, 20), noises(1)[0]
+    assert torch.equal(run(RULES["euler"], grid, x), run(RULES["ddim"], grid, x))
+
+
+class Stretched:
+    """The linear schedule with x_t multiplied by 1 + 2 t / T: as good a vocabulary for the same noise levels."""
+
+    def __getitem__(self, position):
+        level, factor = LINEAR[position], self.factor(position)
+        return Level(level.t, level.alpha * factor, level.sigma * factor)
+
+    @staticmethod
+    def factor(position):
+        return 1 + 2 * position / T
+
+    @classmethod
+    def denoiser(cls, plain):
+        return lambda x, level: plain(x / cls.factor(level.t + 1), LINEAR[level.t + 1])
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "ddpm large"])  # whose beta is that of x_t, by definition
+def test_the_scale_of_x_is_a_matter_of_words(name):
+    """The rules hold for any alpha and sigma, EDM's alpha = 1 among them, not for alpha^2 + sigma^2 = 1 alone."""
+    x, *noise = noises(60)
+    grid = visited(name, churned(make_grid("log_snr", LINEAR, 20), LINEAR, 5.0))
+    plain = network_denoiser(lambda *a: torch.cat([nonlinear_network(*a), torch.tanh(a[0])], dim=1), "v", None)
+    start = Stretched.factor(T) * x
+    stretched = run(RULES[name], grid, start, noise, Stretched.denoiser(plain), Stretched())
+    assert_agree(stretched, run(RULES[name], grid, x, noise, plain), 1e-12)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.25, 1.0])
+@given(t=st.integers(3, T), fall=st.integers(1, 998))
+def test_the_learned_variance_lies_between_the_fixed_ones_in_log(mix, t, fall):
+    t, s = LINEAR[t], LINEAR[max(1, t - fall)]
+    expected = (1 - mix) * math.log(small(t, s)) + mix * math.log(large(t, s))
+    assert float(learned(t, s, torch.tensor(mix, dtype=torch.float64)).log()) == pytest.approx(expected, rel=1e-9)
+
+
+@given(t=st.integers(2, T), fall=st.integers(1, 999))
+def test_variances_are_ordered_and_vanish_at_the_clean_level(t, fall):
+    t, s = LINEAR[t], LINEAR[max(1, t - fall)]
+    if t.sigma > s.sigma:
+        assert 0 < small(t, s) < large(t, s)
+    assert small(t, LINEAR[0]) == large(t, LINEAR[0]) == learned(t, LINEAR[0], torch.ones(1)) == 0
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_finished_image_gets_no_noise(name):
+    x, fresh = noises(2)
+    ends = [run(RULES[name], [1, 0], x, [factor * fresh]) for factor in (1, 100)]
+    assert torch.equal(*ends)
+
+
+# --- both ends, in single precision
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@settings(max_examples=15)
 @given(data=st.data())
-def test_grids_fall_strictly_from_near_t_to_0(spacing, data):
-    total = data.draw(st.integers(1, 1500))
-    steps = data.draw(st.integers(1, total))
-    grid = make_grid(spacing, total, steps)
-    assert len(grid) == steps + 1
-    assert (np.diff(grid) < 0).all()
-    assert grid[-1] == 0
-    assert grid[0] <= total
-    if spacing != "leading":
-        assert grid[0] == total
-
-
-def test_grids_are_the_known_ones():
-    assert make_grid("leading", 1000, 4).tolist() == [751, 501, 251, 1, 0]
-    assert make_grid("trailing", 1000, 4).tolist() == [1000, 750, 500, 250, 0]
-    assert make_grid("linspace", 1000, 4).tolist() == [1000, 667, 334, 1, 0]
-
-
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_impossible_numbers_of_steps_are_refused(steps):
-    with pytest.raises(InputError, match=r"allowed: 1 to 1000"):
-        make_grid("trailing", 1000, steps)
-
-
-@pytest.mark.parametrize(
-    "rule", [bind("ancestral", variance="small"), bind("ancestral", variance="large"), bind("ddim", eta=0.5)]
-)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_no_nan_at_the_ends_in_single_precision(rule, prediction):
+def test_no_nan_whatever_the_levels(name, spacing, data):
+    """sigma = 0 at the end, and alpha = 0 at the start where the terminal SNR is zero."""
+    schedule_name = data.draw(st.sampled_from(list(SCHEDULES)))
+    zero = data.draw(st.booleans())
+    prediction = data.draw(st.sampled_from([p for p in PREDICTIONS if not (zero and p == "eps")]))
+    steps = data.draw(st.integers(1, 12))
+    churn = data.draw(st.sampled_from([0.0, 0.5, 10.0]))
+    schedule = diffusion(100, zero_terminal_snr=zero).make(schedule_name)
+    grid = make_grid(spacing, schedule, steps)
+    if churn:
+        grid = churned(grid, schedule, churn)
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    denoiser = clipped(network_denoiser(nonlinear_network, prediction, None))
-    for schedule in ("linear", "cosine"):
-        frames = list(
-            sample(denoiser, rule, make_schedule(schedule, T), make_grid("trailing", T, 20), x, lambda: torch.ones_like(x))
-        )
-        assert all(frame.x.isfinite().all() and frame.x.dtype == torch.float32 for frame in frames)
-        assert frames[-1].index == 0
+    denoiser = thresholded(network_denoiser(nonlinear_network, prediction, None))
+    frames = list(sample(denoiser, RULES[name], schedule, visited(name, grid), x, lambda: torch.ones_like(x)))
+    assert all(frame.x.isfinite().all() and frame.x.dtype == torch.float32 for frame in frames)
+    assert frames[-1].position == 0
+    if name != "ab2":  # which extrapolates to the end, too
         torch.testing.assert_close(frames[-1].x, frames[-1].x0)
 
 
-def test_clipping_bounds_x0_and_keeps_eps_consistent():
-    x = 3 * torch.randn(4, 1, 3, 3, dtype=torch.float64)
-    level = LINEAR[300]
-    found = clipped(network_denoiser(nonlinear_network, "eps", None))(x, level)
-    assert found.x0.abs().max() <= 1
-    torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x)
+@pytest.mark.parametrize("name", ["ab2", "dpmpp_2m"])
+def test_a_climb_makes_a_multistep_rule_forget(name):
+    """After a climb it goes on like a rule that starts there."""
+    x, fresh = noises(2)
+    down, up = [800, 500, 300], [600, 200]
+    *_, frame = sample(
+        network_denoiser(nonlinear_network, "eps", None), RULES[name], LINEAR, np.array(down + up, float), x, lambda: fresh
+    )
+    before = run(RULES[name], down, x)
+    again = LINEAR[600].alpha / LINEAR[300].alpha * before
+    again = again + math.sqrt(LINEAR[600].sigma ** 2 - (LINEAR[600].alpha / LINEAR[300].alpha * LINEAR[300].sigma) ** 2) * fresh
+    torch.testing.assert_close(frame.x, run(RULES[name], up, again), atol=1e-12, rtol=0)
 
 
-def test_one_step_with_the_true_noise_gives_the_image_back():
-    x0, eps = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64) * 2 - 1
-    level = LINEAR[250]
+# --- noise and the driver
 
-    def oracle(x, t, labels):
-        return target("v", x0, eps, level)
 
-    x_t = level.alpha * x0 + level.sigma * eps
-    torch.testing.assert_close(one_step(network_denoiser(oracle, "v", None), x_t, level), x0)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (3, 200, 200)])
+def test_noise_belongs_to_its_image_in_any_split_of_the_batch(shape):
+    def draw(first, count):
+        noise = ImageNoise(torch.device("cpu"), (count, *shape), first, 4, 0, "test")
+        return torch.stack([noise() for _ in range(6)])
+
+    whole = draw(0, 7)
+    assert torch.equal(whole, torch.cat([draw(0, 3), draw(3, 1), draw(4, 3)], dim=1))
+    assert whole.flatten(2)[..., 0].unique().numel() == 6 * 7
+    assert whole.mean() == pytest.approx(0, abs=4 / math.sqrt(whole.numel()))
+    assert whole.std() == pytest.approx(1, abs=4 / math.sqrt(whole.numel()))
+    assert torch.equal(whole[0, 2], torch.randn(1, *shape, generator=seeded("cpu", 0, "test", 2))[0])
 
 
 def test_a_real_unet_runs_through_the_driver_and_yields_every_level():
-    settings = UNetSettings(
+    model = UNetSettings(
         channels=8, channel_mults=[1, 2], blocks_per_level=1, attention_levels=[1], middle_attention=True, heads=2,
         dropout=0.0, conditioning="class",
     )  # fmt: skip
-    network = UNet(settings, (8, 8, 1), 10).eval()
-    denoiser = clipped(network_denoiser(network, "v", torch.arange(4)))
-    frames = list(
-        sample(denoiser, bind("ddim", eta=0.0), LINEAR, make_grid("trailing", T, 5), torch.randn(4, 1, 8, 8), lambda: None)
-    )
-    assert [frame.index for frame in frames] == [800, 600, 400, 200, 0]
+    network = UNet(model, (8, 8, 1), 10).eval()
+    denoiser = thresholded(network_denoiser(network, "v", torch.arange(4)))
+    grid = corrected(make_grid("trailing", LINEAR, 5))
+    frames = list(sample(denoiser, RULES["heun"], LINEAR, grid, torch.randn(4, 1, 8, 8), lambda: None))
+    assert [frame.position for frame in frames] == [800, 800, 600, 600, 400, 400, 200, 200, 0]
     assert all(frame.x.shape == frame.x0.shape == (4, 1, 8, 8) for frame in frames)

@@ -1,12 +1,45 @@
-"""Noise schedules against published numbers and their own identities."""
+"""Noise schedules against diffusers, published numbers and their own identities."""
 
+import math
+
+import diffusers
+import numpy as np
 import pytest
 import torch
+from conftest import diffusion
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule, add_noise, cosine, linear, make_schedule
+from ddpm.diffusion.parameterization import PREDICTIONS, check_prediction
+from ddpm.diffusion.schedule import (
+    SCHEDULES,
+    NoiseSchedule,
+    add_more_noise,
+    add_noise,
+    cosine,
+    edm,
+    linear,
+    make_schedule,
+    quadratic,
+    rescale_to_zero_terminal_snr,
+    scaled_linear,
+    sigmoid,
+)
 from ddpm.files import InputError
+
+
+def peer(name, **options):
+    """alpha_bar of diffusers, in the precision that it has."""
+    return diffusers.DDPMScheduler(1000, beta_schedule=name, **options).alphas_cumprod.double()
+
+
+def test_the_schedules_of_diffusers():
+    options = {"atol": 1e-6, "rtol": 2e-5}
+    torch.testing.assert_close(linear(1000), peer("linear"), **options)
+    torch.testing.assert_close(scaled_linear(1000), peer("scaled_linear", beta_start=8.5e-4, beta_end=0.012), **options)
+    torch.testing.assert_close(quadratic(1000), peer("scaled_linear", beta_start=1e-4, beta_end=0.02), **options)
+    torch.testing.assert_close(cosine(1000), peer("squaredcos_cap_v2"), atol=1e-6, rtol=1e-3)
 
 
 def test_linear_is_the_papers():
@@ -16,39 +49,120 @@ def test_linear_is_the_papers():
     assert alpha_bar[-1] == pytest.approx(4.036e-5, rel=1e-3)
 
 
-def test_cosine_follows_its_curve_and_caps_only_the_last_beta():
-    alpha_bar = cosine(1000)
+@pytest.mark.parametrize(("s", "max_beta"), [(0.008, 0.999), (0.02, 0.5)])
+def test_cosine_follows_its_curve_and_caps_only_the_last_betas(s, max_beta):
+    alpha_bar = cosine(1000, s, max_beta)
     t = torch.arange(1001, dtype=torch.float64) / 1000
-    curve = torch.cos((t + 0.008) / 1.008 * torch.pi / 2).square()
-    torch.testing.assert_close(alpha_bar[:-1], (curve / curve[0])[1:-1], rtol=1e-9, atol=0)
+    curve = torch.cos((t + s) / (1 + s) * torch.pi / 2).square()
+    torch.testing.assert_close(alpha_bar[:-3], (curve / curve[0])[1:-3], rtol=1e-9, atol=0)
+    assert 1 - alpha_bar[-1] / alpha_bar[-2] == pytest.approx(max_beta)
+    if max_beta == 0.999:
+        assert alpha_bar[-1] == pytest.approx(2.43e-9, rel=5e-3)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7)])
+def test_sigmoid_follows_its_curve(start, end, tau):
+    alpha_bar = sigmoid(500, start, end, tau)
+    logistic = 1 / (1 + np.exp(-(start + (end - start) * np.arange(1, 500) / 500) / tau))
+    first, last = (1 / (1 + math.exp(-v / tau)) for v in (start, end))
+    np.testing.assert_allclose(alpha_bar[:-1], (last - logistic) / (last - first), rtol=1e-9)
     assert 1 - alpha_bar[-1] / alpha_bar[-2] == pytest.approx(0.999)
-    assert alpha_bar[-1] == pytest.approx(2.43e-9, rel=5e-3)
+
+
+def test_edm_has_the_noise_levels_of_diffusers():
+    scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    scheduler.set_timesteps(200)
+    level = make_schedule("edm", 200)[torch.arange(200, 0, -1)]
+    torch.testing.assert_close(level.sigma / level.alpha, scheduler.sigmas[:-1].double(), rtol=1e-5, atol=0)
+    ends = make_schedule("edm", 50, sigma_min=0.1, sigma_max=30.0, rho=3.0)
+    assert ends[1].sigma / ends[1].alpha == pytest.approx(0.1)
+    assert ends[50].sigma / ends[50].alpha == pytest.approx(30)
+    middle = np.cbrt([ends[i].sigma / ends[i].alpha for i in (1, 2, 3)])
+    assert middle[1] - middle[0] == pytest.approx(middle[2] - middle[1])
+    assert edm(50)[0] > edm(50)[1]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+def test_zero_terminal_snr(name):
+    """Lin et al. 2024: the last level loses its signal, the first one stays."""
+    alpha_bar = SCHEDULES[name](1000)
+    ours = rescale_to_zero_terminal_snr(alpha_bar)
+    betas = 1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]])
+    theirs = torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    assert ours[-1] == 0
+    assert ours[0] == pytest.approx(float(alpha_bar[0]), rel=1e-14)
+    schedule = diffusion(zero_terminal_snr=True).make(name)
+    assert (schedule[1000].alpha, schedule[1000].sigma) == (0, 1)
+    with pytest.raises(InputError, match=r"prediction: 'eps' is impossible with diffusion.zero_terminal_snr"):
+        check_prediction("eps", schedule)
+    for prediction in PREDICTIONS:
+        check_prediction(prediction, make_schedule(name, 1000))
+        if prediction != "eps":
+            check_prediction(prediction, schedule)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("name", SCHEDULES)
 @given(steps=st.integers(20, 2000))
-def test_every_length_ends_in_noise_and_falls(name, steps):
-    schedule = make_schedule(name, steps)
+def test_every_length_ends_in_noise_and_falls(name, zero, steps):
+    schedule = diffusion(steps, zero_terminal_snr=zero).make(name)
     level = schedule[torch.arange(steps + 1)]
     assert level.alpha[0] == 1
     assert level.sigma[0] == 0
     assert (level.alpha.diff() < 0).all()
     assert (level.sigma.diff() > 0).all()
+    assert (np.diff(schedule.log_ratio) < 0).all()
     torch.testing.assert_close(level.alpha**2 + level.sigma**2, torch.ones(steps + 1, dtype=torch.float64))
     assert level.alpha[-1] ** 2 < 0.01
     assert level.t.tolist() == [0, *range(steps)]
+    for i in (0, 1, steps // 2, steps):
+        assert tuple(schedule[i]) == tuple(float(v[i]) for v in level)
 
 
-def test_betas_made_for_1000_steps_are_refused_at_128():
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[:128]
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "quadratic"])
+def test_betas_scale_with_the_length(name):
+    """The continuous schedule is the same, so alpha_bar agrees at equal t / T; T = 128 ends in noise like T = 1000."""
+    coarse, fine = make_schedule(name, 500), make_schedule(name, 1000)
+    for i in (50, 125, 250, 375):
+        assert coarse[i].alpha == pytest.approx(fine[2 * i].alpha, rel=0.02)
+    assert make_schedule(name, 128)[128].alpha == pytest.approx(fine[1000].alpha, abs=0.01)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(position=st.floats(1, 200))
+def test_a_position_between_levels_is_a_level(name, position):
+    schedule = make_schedule(name, 200)
+    level = schedule[position]
+    below, above = schedule[math.floor(position)], schedule[math.ceil(position)]
+    assert above.alpha - 1e-12 <= level.alpha <= below.alpha + 1e-12
+    assert below.sigma - 1e-12 <= level.sigma <= above.sigma + 1e-12
+    assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-14)
+    assert level.t == pytest.approx(position - 1)
+    found = schedule.position(np.array([math.log(level.alpha / level.sigma)]))
+    assert found[0] == pytest.approx(position, abs=1e-6)
+
+
+def test_between_levels_log_snr_is_linear():
+    schedule = make_schedule("linear", 100)
+    ratios = [math.log(schedule[p].alpha / schedule[p].sigma) for p in (40, 40.25, 41)]
+    assert ratios[1] == pytest.approx(0.75 * ratios[0] + 0.25 * ratios[2], rel=1e-12)
+
+
+def test_a_last_level_with_signal_is_refused_unless_allowed():
     unscaled = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 128, dtype=torch.float64), 0)
     assert unscaled[-1] == pytest.approx(0.274, abs=1e-3)
-    for alpha_bar in (unscaled, torch.cumprod(1 - betas, 0)):
-        with pytest.raises(InputError, match=r"last of 128 steps .*use more steps or larger betas"):
-            NoiseSchedule(alpha_bar)
+    with pytest.raises(InputError, match=r"still 0.274 at the last of 128 steps .*or set diffusion.allow_terminal_signal"):
+        NoiseSchedule(unscaled)
+    assert NoiseSchedule(unscaled, allow_terminal_signal=True).steps == 128
+    weak = {"edm": {"sigma_min": 0.002, "sigma_max": 5.0, "rho": 7.0}}
+    with pytest.raises(InputError, match=r"still 0.0385 at the last of 1000 steps"):
+        diffusion(**weak).make("edm")
+    assert diffusion(**weak, allow_terminal_signal=True).make("edm")[1000].alpha == pytest.approx(1 / math.sqrt(26))
+    assert diffusion(**weak, zero_terminal_snr=True).make("edm")[1000].alpha == 0
 
 
-NOT_FALLING = [[0.9, 0.9, 0.001], [0.5, 0.6, 0.001], [1.0, 0.5, 0.001], [0.5, 0.1, 0.0], [0.5, float("nan"), 0.001]]
+NOT_FALLING = [[0.9, 0.9, 0.001], [0.5, 0.6, 0.001], [1.0, 0.5, 0.001], [0.5, 0.1, -0.1], [0.5, float("nan"), 0.001]]
 
 
 @pytest.mark.parametrize("alpha_bar", NOT_FALLING)
@@ -58,7 +172,9 @@ def test_alpha_bar_must_fall_inside_0_and_1(alpha_bar):
 
 
 def test_unknown_name_lists_the_valid_ones():
-    with pytest.raises(InputError, match=r"did you mean 'cosine'\? Valid: linear, cosine"):
+    with pytest.raises(
+        InputError, match=r"did you mean 'cosine'\? Valid: linear, scaled_linear, quadratic, cosine, sigmoid, edm"
+    ):
         make_schedule("cosin", 100)
 
 
@@ -66,12 +182,23 @@ def test_add_noise_has_the_stated_law():
     schedule = make_schedule("linear", 1000)
     x0 = torch.full((4000, 1, 2, 2), 0.5, dtype=torch.float64)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    index = torch.full((4000,), 300)
-    x = add_noise(x0, eps, schedule[index])
+    x = add_noise(x0, eps, schedule[torch.full((4000,), 300)])
     level = schedule[300]
     torch.testing.assert_close(x, level.alpha * x0 + level.sigma * eps)
-    assert x.mean() == pytest.approx(float(0.5 * level.alpha), abs=0.02)
-    assert x.std() == pytest.approx(float(level.sigma), abs=0.02)
+    assert x.mean() == pytest.approx(0.5 * level.alpha, abs=0.02)
+    assert x.std() == pytest.approx(level.sigma, abs=0.02)
+
+
+@given(start=st.integers(0, 999), climb=st.integers(1, 1000))
+def test_noise_added_twice_is_noise_of_the_higher_level(start, climb):
+    """q(x_s | x_t) after q(x_t | x0) is q(x_s | x0): means and variances agree."""
+    schedule = make_schedule("cosine", 1000)
+    t, s = schedule[start], schedule[min(1000, start + climb)]
+    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    signal = float(add_more_noise(t.alpha * one, zero, t, s))
+    variance = float(add_more_noise(t.sigma * one, zero, t, s)) ** 2 + float(add_more_noise(zero, one, t, s)) ** 2
+    assert signal == pytest.approx(s.alpha, rel=1e-12)
+    assert variance == pytest.approx(s.sigma**2, rel=1e-12)
 
 
 def test_levels_take_the_dtype_of_the_images_and_broadcast_per_image():
@@ -79,4 +206,4 @@ def test_levels_take_the_dtype_of_the_images_and_broadcast_per_image():
     level = schedule[torch.tensor([1, 5])].like(torch.zeros(2, 3, 4, 4))
     assert level.alpha.shape == (2, 1, 1, 1)
     assert level.alpha.dtype == torch.float32
-    assert schedule[5].like(torch.zeros(2, 3, 4, 4, dtype=torch.float64)).alpha.shape == ()
+    assert schedule[5].like(torch.zeros(2, 3, 4, 4)) == schedule[5]

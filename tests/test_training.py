@@ -20,8 +20,8 @@ from ddpm.training.loop import LR_SCHEDULES, Train, Trainer, train
 CPU = torch.device("cpu")
 SETTINGS = {
     "steps": 12, "batch_size": 16, "learning_rate": 2e-3, "lr_schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.01,
-    "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "label_dropout": 0.1, "flip": True, "log_every": 4,
-    "validate_every": 6, "preview_every": 5, "checkpoint_every": 5,
+    "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "loss_gamma": "auto", "levels": "uniform",
+    "label_dropout": 0.1, "flip": True, "log_every": 4, "validate_every": 6, "preview_every": 5, "checkpoint_every": 5,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import diffusion
 
 from ddpm.files import InputError
 from ddpm.networks.store import CHECKPOINTS, CONFIG, load_model, make_config
@@ -132,7 +133,7 @@ def test_sizes_that_do_not_fit_are_refused_by_name(changes, shape, message):
 
 def test_a_model_folder_rebuilds_its_network(tmp_path):
     network = awake(UNet(settings(), (8, 8, 1), classes=10))
-    config = make_config(settings(), "linear", 100, "v", IDENTITY, {"steps": 1}, 0)
+    config = make_config(settings(), "linear", "v", diffusion(100), IDENTITY, {"steps": 1}, 0)
     (tmp_path / CONFIG).write_text(__import__("json").dumps(config))
     for name in CHECKPOINTS.values():
         save_weights(tmp_path / name, network.state_dict())

@@ -4,35 +4,60 @@ Weights are written for the error of x0, where each is a plain function of the S
 follows as w * sigma^2 / det^2, since the error of x0 is sigma / det times the error of the output.
 """
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.parameterization import determinant, target
+from ddpm.diffusion.bound import step_bits
+from ddpm.diffusion.parameterization import determinant, solve, target
 from ddpm.diffusion.schedule import Level, NoiseSchedule, add_noise
+from ddpm.files import InputError
 from ddpm.params import OneOf
 
-LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "simple": lambda snr: snr,  # a plain MSE of eps: L_simple (Ho et al. 2020, eq. 14)
-    "x0": torch.ones_like,  # a plain MSE of x0
-    "v": lambda snr: snr + 1,  # a plain MSE of v (Salimans & Ho 2022, sec. 4)
-    "min_snr": lambda snr: snr.clamp(max=5.0),  # min(SNR, 5) (Hang et al. 2023)
-}
-LossWeightName = Annotated[str, OneOf(LOSS_WEIGHTS)]
+# lambda of the hybrid loss L_simple + lambda L_vlb (Nichol & Dhariwal 2021, sec. 3.1).
+BOUND_WEIGHT = 1e-3
 
+Weight = Callable[[Tensor], Tensor]
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def output_weight(weight: str, prediction: str, level: Level) -> Tensor:
+def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma): easy levels no longer outweigh the rest (Hang et al. 2023, sec. 3.4)."""
+    return snr.clamp(max=gamma)
+
+
+def p2(snr: Tensor, gamma: float = 1.0) -> Tensor:
+    """SNR / (1 + SNR)^gamma: levels where only fine detail is lost weigh less (Choi et al. 2022, eq. 8 with k = 1)."""
+    return snr / (1 + snr) ** gamma
+
+
+LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {
+    "simple": lambda snr: snr,  # a plain MSE of eps: L_simple (Ho et al. 2020, eq. 14)
+    "x0": lambda snr: torch.ones_like(snr),  # a plain MSE of x0
+    "v": lambda snr: snr + 1,  # a plain MSE of v (Salimans & Ho 2022, sec. 4)
+    "min_snr": min_snr,
+    "p2": p2,
+}
+LossWeightName = Annotated[str, OneOf(LOSS_WEIGHTS)]
+
+
+def make_weight(name: str, gamma: float | None = None) -> Weight:
+    """The weight of that name, as a function of the SNR. Raises InputError for a gamma that it does not take."""
+    weight = LOSS_WEIGHTS[name]
+    if gamma is None:
+        return weight
+    if "gamma" not in inspect.signature(weight).parameters:
+        raise InputError(f"params.yaml: train.loss_gamma: {gamma} has no meaning for loss_weight {name!r}; set it to 'auto'")
+    return partial(weight, gamma=gamma)
+
+
+def output_weight(weight: Weight, prediction: str, level: Level) -> Tensor:
     """Weight on the squared error of the network's own output, shape of level.t."""
-    return LOSS_WEIGHTS[weight](level.snr) * level.sigma.square() / determinant(prediction, level).square()
-
-
-def draw_levels(schedule: NoiseSchedule, count: int, device: torch.device) -> Tensor:
-    """Level indices (count,), uniform on 1..T, from the device's default generator."""
-    return torch.randint(1, schedule.steps + 1, (count,), device=device)
+    return weight(level.snr) * (level.sigma / determinant(prediction, level)) ** 2
 
 
 def diffusion_loss(
@@ -43,14 +68,27 @@ def diffusion_loss(
     index: Tensor,
     eps: Tensor,
     prediction: str,
-    weight: str,
+    weight: Weight,
 ) -> Tensor:
     """Weighted loss of every image, shape (B,).
 
-    x0 and eps are (B, C, H, W), x0 in [-1, 1]; index (B,) holds levels 1..T; labels (B,) class numbers or None.
+    x0 and eps are (B, C, H, W), x0 in [-1, 1]; index (B,) holds levels 1..T; labels (B,) class numbers or None. A network that
+    puts out 2C channels learns the variance too, from the bound (`_bound_loss`).
     """
     level = schedule[index]
     x_t = add_noise(x0, eps, level)
-    output = network(x_t, level.t.to(x0.dtype), labels)
-    error = (output.float() - target(prediction, x0, eps, level)).square().flatten(1).mean(1)
-    return error * output_weight(weight, prediction, level).to(error.dtype)
+    output = network(x_t, level.t.to(x0.dtype), labels).float()
+    learns_variance = output.shape[1] == 2 * x0.shape[1]
+    mean = output[:, : x0.shape[1]]
+    error = (mean - target(prediction, x0, eps, level)).square().flatten(1).mean(1)
+    loss = error * output_weight(weight, prediction, level).to(error.dtype)
+    return loss + _bound_loss(schedule, index, x0, x_t, output, prediction) if learns_variance else loss
+
+
+def _bound_loss(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x_t: Tensor, output: Tensor, prediction: str) -> Tensor:
+    """lambda L_vlb, estimated from one of its T terms, (B,). It trains the variance alone: the mean is held fixed
+    (Nichol & Dhariwal 2021, sec. 3.1)."""
+    mean, spread = output.chunk(2, dim=1)
+    found = solve(prediction, torch.cat([mean.detach(), spread], dim=1), x_t, schedule[index])
+    bits = step_bits(schedule, index, x0, found.x0.clamp(-1, 1), "learned", found.mix)
+    return BOUND_WEIGHT * schedule.steps * bits

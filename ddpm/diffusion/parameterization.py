@@ -7,39 +7,32 @@ a 2x2 system in (x0, eps) with determinant alpha * b - sigma * a.
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ddpm.diffusion.schedule import Level
+from ddpm.diffusion.schedule import Level, NoiseSchedule
+from ddpm.files import InputError
 from ddpm.params import OneOf
 
-Row = tuple[Tensor, Tensor]
+Row = tuple[float | Tensor, float | Tensor]
 
-
-def eps_row(level: Level) -> Row:
-    """The noise (Ho et al. 2020)."""
-    return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
-
-
-def x0_row(level: Level) -> Row:
-    """The clean image."""
-    return torch.ones_like(level.alpha), torch.zeros_like(level.alpha)
-
-
-def v_row(level: Level) -> Row:
-    """The velocity alpha * eps - sigma * x0 (Salimans & Ho 2022, app. D)."""
-    return -level.sigma, level.alpha
-
-
-PREDICTIONS: dict[str, Callable[[Level], Row]] = {"eps": eps_row, "x0": x0_row, "v": v_row}
+PREDICTIONS: dict[str, Callable[[Level], Row]] = {
+    "eps": lambda level: (0.0, 1.0),  # the noise (Ho et al. 2020)
+    "x0": lambda level: (1.0, 0.0),  # the clean image
+    "v": lambda level: (-level.sigma, level.alpha),  # the velocity alpha * eps - sigma * x0 (Salimans & Ho 2022, app. D)
+    "flow": lambda level: (-1.0, 1.0),  # the straight path's velocity eps - x0 (Lipman et al. 2023; Liu et al. 2023)
+}
 PredictionName = Annotated[str, OneOf(PREDICTIONS)]
 
 
 class Prediction(NamedTuple):
-    """The network's view of a noisy image: the clean image and the noise, each (B, C, H, W), with x_t = alpha x0 + sigma eps."""
+    """The network's view of a noisy image, each (B, C, H, W): the clean image and the noise, with x_t = alpha x0 + sigma eps.
+
+    mix, of networks that learn the variance alone, is its place between the posterior's (0) and beta (1), in log.
+    """
 
     x0: Tensor
     eps: Tensor
+    mix: Tensor | None = None
 
 
 def target(name: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -48,21 +41,38 @@ def target(name: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     return a * x0 + b * eps
 
 
-def determinant(name: str, level: Level) -> Tensor:
-    """det = alpha * b - sigma * a; eps: alpha, x0: -sigma, v: alpha^2 + sigma^2."""
+def determinant(name: str, level: Level) -> float | Tensor:
+    """det = alpha * b - sigma * a; eps: alpha, x0: -sigma, v: alpha^2 + sigma^2, flow: alpha + sigma."""
     a, b = PREDICTIONS[name](level)
     return level.alpha * b - level.sigma * a
 
 
 def solve(name: str, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
-    """x0 and eps from the network's output and x_t, both (B, C, H, W), at a level where the determinant is not 0."""
+    """x0 and eps from the network's output and x_t at a level where the determinant is not 0.
+
+    x_t is (B, C, H, W), output (B, C, H, W), or (B, 2C, H, W) of a network that learns the variance: its second half is
+    2 * mix - 1 (Nichol & Dhariwal 2021, eq. 15).
+    """
     level = level.like(x_t)
     a, b = PREDICTIONS[name](level)
     det = determinant(name, level)
-    return Prediction((b * x_t - level.sigma * output) / det, (level.alpha * output - a * x_t) / det)
+    mix = None
+    if output.shape[1] == 2 * x_t.shape[1]:
+        output, spread = output.chunk(2, dim=1)
+        mix = (spread + 1) / 2
+    return Prediction((b * x_t - level.sigma * output) / det, (level.alpha * output - a * x_t) / det, mix)
 
 
 def from_x0(x0: Tensor, x_t: Tensor, level: Level) -> Prediction:
     """The prediction that has this x0 and still explains x_t (needs sigma > 0): used after x0 was clipped."""
     level = level.like(x_t)
     return Prediction(x0, (x_t - level.alpha * x0) / level.sigma)
+
+
+def check_prediction(name: str, schedule: NoiseSchedule) -> None:
+    """Raises InputError if that prediction cannot tell x0 at the last level: eps is x_T itself where no signal is left."""
+    if determinant(name, schedule[schedule.steps]) == 0:
+        raise InputError(
+            f"params.yaml: prediction: {name!r} is impossible with diffusion.zero_terminal_snr, since at the last level x_t is "
+            "the noise and says nothing of x0; use v, x0 or flow"
+        )

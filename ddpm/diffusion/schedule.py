@@ -1,15 +1,17 @@
 """Noise schedules: how much of the image is left at every level of noise.
 
 A noisy image is x_t = alpha * x0 + sigma * eps. A schedule is a table of levels 0..T: level 0 is the clean image
-(alpha = 1, sigma = 0), level T is noise. alpha_bar of the DDPM paper is alpha ** 2.
+(alpha = 1, sigma = 0), level T is noise. alpha_bar of the DDPM paper is alpha ** 2. All schedules preserve variance
+(alpha ** 2 + sigma ** 2 = 1), which only fixes the scale of x_t: the levels themselves are their signal-to-noise ratios.
 """
 
 import math
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ddpm.files import InputError
@@ -17,55 +19,59 @@ from ddpm.params import OneOf, Section, lookup
 
 # A schedule whose last level still carries signal trains a network that never sees the pure noise it must start from.
 MAX_FINAL_ALPHA_BAR = 1e-2
+MAX_BETA = 0.999
 
 
 class Level(NamedTuple):
     """One noise level, or a batch of them: x_t = alpha * x0 + sigma * eps.
 
-    All three are tensors of one shape: () for a level, (B,) for one level per image, or (B, 1, 1, 1) after `like`.
+    One level is three Python floats, which PyTorch takes into arithmetic on any device without a copy, without promoting the
+    images. A batch of levels is three tensors (B,), or (B, 1, 1, 1) after `like`.
     """
 
-    t: Tensor  # what the network sees
-    alpha: Tensor  # scale of the signal, in [0, 1]
-    sigma: Tensor  # scale of the noise, in [0, 1]
+    t: float | Tensor  # what the network sees
+    alpha: float | Tensor  # scale of the signal
+    sigma: float | Tensor  # scale of the noise
 
     @property
-    def snr(self) -> Tensor:
-        """Signal-to-noise ratio alpha^2 / sigma^2 (infinite at sigma = 0)."""
-        return (self.alpha / self.sigma).square()
+    def snr(self) -> float | Tensor:
+        """Signal-to-noise ratio alpha^2 / sigma^2 (of a single level: needs sigma > 0)."""
+        return (self.alpha / self.sigma) ** 2
 
     def like(self, x: Tensor) -> "Level":
-        """The same level, ready for arithmetic with x (B, C, H, W).
-
-        One level per image takes the dtype and device of x and the shape (B, 1, 1, 1). A single level stays as it is:
-        PyTorch takes float64 scalars of the CPU into arithmetic on any device, without a copy and without promoting x.
-        """
-        if self.t.ndim == 0:
+        """The same level, ready for arithmetic with x (B, C, H, W): a batch of levels takes its dtype, device and dimensions."""
+        if isinstance(self.t, float):
             return self
         shape = (-1,) + (1,) * (x.ndim - 1)
         return Level(*(v.to(x.dtype).to(x.device).reshape(shape) for v in self))
 
 
 class NoiseSchedule:
-    """Levels 0..T in float64, made from the T values alpha_bar_1 > ... > alpha_bar_T of a DDPM.
+    """Levels 0..T in float64, made from the T values alpha_bar_1 > ... > alpha_bar_T >= 0 of a DDPM.
 
-    The network sees t = i - 1 at level i, the zero-based time step of Ho et al. and of diffusers.
-    Raises InputError if alpha_bar is not falling inside (0, 1), or if its last value leaves signal in x_T.
+    The network sees t = i - 1 at level i, the zero-based time step of Ho et al. and of diffusers. Between the levels, log-SNR is
+    linear in i, so that a sampler may visit any noise level (as k-diffusion does it).
+    Raises InputError if alpha_bar is not falling inside (0, 1) - the last value may be 0 - or if its last value leaves signal in
+    x_T and that is not allowed.
     """
 
-    def __init__(self, alpha_bar: Tensor):
+    def __init__(self, alpha_bar: Tensor, allow_terminal_signal: bool = False):
         alpha_bar = alpha_bar.to(torch.float64)
-        bounded = torch.cat([alpha_bar.new_ones(1), alpha_bar, alpha_bar.new_zeros(1)])
-        if not bool((bounded.diff() < 0).all()):
+        padded = torch.cat([alpha_bar.new_ones(1), alpha_bar])
+        if not bool((padded.diff() < 0).all() and padded[-1] >= 0):
             raise InputError("schedule: alpha_bar must fall strictly and stay inside (0, 1)")
-        if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR:
+        if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR and not allow_terminal_signal:
             raise InputError(
                 f"schedule: alpha_bar is still {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps "
-                f"(allowed: at most {MAX_FINAL_ALPHA_BAR}), so x_T is no pure noise; use more steps or larger betas"
+                f"(allowed: at most {MAX_FINAL_ALPHA_BAR}), so x_T is no pure noise; use more steps, larger betas or "
+                "diffusion.zero_terminal_snr, or set diffusion.allow_terminal_signal"
             )
         self.steps = len(alpha_bar)
-        padded = bounded[:-1]
         self._levels = Level((torch.arange(self.steps + 1) - 1.0).clamp(min=0).double(), padded.sqrt(), (1 - padded).sqrt())
+        self._table = np.stack([v.numpy() for v in self._levels])
+        # Half the log-SNR, lambda = log(alpha / sigma), of the levels 1..T; the last one is -inf at zero terminal SNR.
+        with np.errstate(divide="ignore"):
+            self.log_ratio: np.ndarray = np.log(self._table[1, 1:]) - np.log(self._table[2, 1:])
 
     def to(self, device: torch.device) -> "NoiseSchedule":
         """Move the tables, so that picking levels by an index on that device needs no transfer."""
@@ -73,9 +79,19 @@ class NoiseSchedule:
         self._levels = Level(*(v.to(dtype).to(device) for v in self._levels))
         return self
 
-    def __getitem__(self, index: int | Tensor) -> Level:
-        """Level(s) at index 0..T: an int gives scalars, a tensor of shape (B,) gives one level per image."""
-        return Level(*(v[index] for v in self._levels))
+    def __getitem__(self, index: float | Tensor) -> Level:
+        """The level at a position 0..T (a number; between 0 and 1 there is none), or one per image for an index tensor (B,)."""
+        if isinstance(index, Tensor):
+            return Level(*(v[index] for v in self._levels))
+        if index == int(index):
+            return Level(*self._table[:, int(index)].tolist())
+        log_ratio = float(np.interp(index, np.arange(1, self.steps + 1), self.log_ratio))
+        alpha_bar = 1 / (1 + math.exp(-2 * log_ratio))
+        return Level(float(index) - 1, math.sqrt(alpha_bar), math.sqrt(1 / (1 + math.exp(2 * log_ratio))))
+
+    def position(self, log_ratio: np.ndarray) -> np.ndarray:
+        """The positions 1..T at which lambda = log(alpha / sigma) has these values; the inverse of indexing."""
+        return np.interp(-log_ratio, -self.log_ratio, np.arange(1, self.steps + 1))
 
 
 def add_noise(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -84,32 +100,146 @@ def add_noise(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     return level.alpha * x0 + level.sigma * eps
 
 
-def linear(steps: int) -> Tensor:
-    """alpha_bar of betas rising linearly from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, sec. 4).
+def add_more_noise(x_t: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
+    """A draw of q(x_s | x_t) for a level s noisier than t: the forward process from t on (Ho et al. 2020, eq. 2)."""
+    scale = s.alpha / t.alpha
+    return scale * x_t + math.sqrt(max(0.0, s.sigma**2 - (scale * t.sigma) ** 2)) * eps
+
+
+def _from_betas(steps: int, betas: Callable[[Tensor], Tensor]) -> Tensor:
+    """alpha_bar of betas given over 0..1 for T = 1000.
 
     For other T the betas scale by 1000 / T, so that the last level is noise for every T (Nichol & Dhariwal 2021's code).
     """
-    scale = 1000 / steps
-    return torch.cumprod(1 - torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999), 0)
+    beta = betas(torch.linspace(0, 1, steps, dtype=torch.float64)) * 1000 / steps
+    return torch.cumprod(1 - beta.clamp(max=MAX_BETA), 0)
 
 
-def cosine(steps: int) -> Tensor:
-    """alpha_bar along a squared cosine with s = 0.008, betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
-    s = 0.008
-    f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + s) / (1 + s) * math.pi / 2).square()
-    return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=0.999), 0)
+def _from_curve(steps: int, curve: Callable[[Tensor], Tensor], max_beta: float) -> Tensor:
+    """alpha_bar along a curve over t / T in 0..1, with betas capped, since the curve may end at 0."""
+    f = curve(torch.arange(steps + 1, dtype=torch.float64) / steps)
+    return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=max_beta), 0)
 
 
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {"linear": linear, "cosine": cosine}
+def linear(steps: int) -> Tensor:
+    """alpha_bar of betas rising linearly from 1e-4 to 0.02 (Ho et al. 2020, sec. 4)."""
+    return _from_betas(steps, lambda u: 1e-4 + (0.02 - 1e-4) * u)
+
+
+def scaled_linear(steps: int) -> Tensor:
+    """alpha_bar of betas whose square roots rise linearly, from 8.5e-4 to 0.012 (Rombach et al. 2022's code)."""
+    return _from_betas(steps, lambda u: torch.lerp(u.new_tensor(8.5e-4).sqrt(), u.new_tensor(0.012).sqrt(), u).square())
+
+
+def quadratic(steps: int) -> Tensor:
+    """alpha_bar of betas whose square roots rise linearly, from 1e-4 to 0.02 (`quad` of Ho et al. 2020's code)."""
+    return _from_betas(steps, lambda u: torch.lerp(u.new_tensor(1e-4).sqrt(), u.new_tensor(0.02).sqrt(), u).square())
+
+
+def cosine(steps: int, s: float = 0.008, max_beta: float = MAX_BETA) -> Tensor:
+    """alpha_bar along a squared cosine, its start shifted by s (Nichol & Dhariwal 2021, eq. 17)."""
+    return _from_curve(steps, lambda u: torch.cos((u + s) / (1 + s) * math.pi / 2).square(), max_beta)
+
+
+def sigmoid(steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
+    """alpha_bar along the stretch start..end of a falling sigmoid of temperature tau (Jabri et al. 2023, alg. 1)."""
+
+    def curve(u: Tensor) -> Tensor:
+        first, value, last = (torch.sigmoid(v / tau) for v in (u.new_tensor(start), start + (end - start) * u, u.new_tensor(end)))
+        return (last - value) / (last - first)
+
+    return _from_curve(steps, curve, MAX_BETA)
+
+
+def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """alpha_bar of EDM's noise levels, evenly spaced in sigma_edm^(1/rho) (Karras et al. 2022, eq. 5).
+
+    EDM writes x0 + sigma_edm * eps; x_t here is that divided by sqrt(1 + sigma_edm^2), which EDM does at the network's input.
+    """
+    ends = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigma = torch.linspace(*ends, steps, dtype=torch.float64) ** rho
+    return 1 / (1 + sigma.square())
+
+
+def rescale_to_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
+    """Shift and scale alpha so that its last value is 0 and its first one stays (Lin et al. 2024, alg. 1)."""
+    alpha = alpha_bar.sqrt()
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
+
+
+SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "quadratic": quadratic,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "edm": edm,
+}
 ScheduleName = Annotated[str, OneOf(SCHEDULES)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Cosine(Section):
+    """Options of the cosine schedule."""
+
+    s: Annotated[float, Field(ge=0, le=1)]
+    max_beta: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Sigmoid(Section):
+    """Options of the sigmoid schedule."""
+
+    start: float
+    end: float
+    tau: Positive
+
+    @model_validator(mode="after")
+    def _rises(self) -> "Sigmoid":
+        if self.start >= self.end:
+            raise ValueError("needs start below end")
+        return self
+
+
+class EDM(Section):
+    """Options of the edm schedule."""
+
+    sigma_min: Positive
+    sigma_max: Positive
+    rho: Positive
+
+    @model_validator(mode="after")
+    def _rises(self) -> "EDM":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError("needs sigma_min below sigma_max")
+        return self
 
 
 class Diffusion(Section):
-    """The `diffusion` section: the length of the forward process."""
+    """The `diffusion` section: the forward process, with the options of those schedules that have some."""
 
     timesteps: Annotated[int, Field(ge=2, le=100_000)]
+    zero_terminal_snr: bool
+    allow_terminal_signal: bool
+    learned_variance: bool
+    cosine: Cosine
+    sigmoid: Sigmoid
+    edm: EDM
+
+    def make(self, schedule: str) -> NoiseSchedule:
+        """The noise schedule of that name. Raises InputError if its options make none."""
+        options = getattr(self, schedule, None)
+        return make_schedule(
+            schedule,
+            self.timesteps,
+            zero_terminal_snr=self.zero_terminal_snr,
+            allow_terminal_signal=self.allow_terminal_signal,
+            **(options.model_dump() if options else {}),
+        )
 
 
-def make_schedule(name: str, timesteps: int) -> NoiseSchedule:
-    """The noise schedule of that name over T = timesteps. Raises InputError for an unknown name."""
-    return NoiseSchedule(lookup(SCHEDULES, name, "schedule")(timesteps))
+def make_schedule(
+    name: str, timesteps: int, *, zero_terminal_snr: bool = False, allow_terminal_signal: bool = False, **options: float
+) -> NoiseSchedule:
+    """The noise schedule of that name over T = timesteps. Raises InputError for an unknown name or an impossible schedule."""
+    alpha_bar = lookup(SCHEDULES, name, "schedule")(timesteps, **options)
+    return NoiseSchedule(rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar, allow_terminal_signal)

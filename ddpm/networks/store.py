@@ -18,7 +18,7 @@ from ddpm.params import OneOf, lookup
 from ddpm.weights import load_weights
 
 CONFIG = "config.json"
-FORMAT = 1
+FORMAT = 2
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 CheckpointName = Annotated[str, OneOf(CHECKPOINTS)]
 
@@ -44,16 +44,21 @@ class _Config(BaseModel):
 
 
 def make_config(
-    model: UNetSettings, schedule: str, timesteps: int, prediction: str, data: dict, training: dict, seed: int
+    model: UNetSettings, schedule: str, prediction: str, diffusion: Diffusion, data: dict, training: dict, seed: int
 ) -> dict:
     """The content of config.json: the network's settings, what it predicts at which levels, its data, how it was trained."""
     return {
         "format": FORMAT,
         "model": model.model_dump(),
-        "diffusion": {"schedule": schedule, "timesteps": timesteps, "prediction": prediction},
+        "diffusion": {"schedule": schedule, "prediction": prediction, **diffusion.model_dump()},
         "data": data,
         "training": {**training, "seed": seed},
     }
+
+
+def make_network(model: UNetSettings, diffusion: Diffusion, shape: tuple[int, int, int], classes: int) -> UNet:
+    """The network of these settings for images (H, W, C). Raises InputError for sizes that do not fit together."""
+    return UNet(model, shape, classes, outputs=shape[2] * (2 if diffusion.learned_variance else 1))
 
 
 def load_model(folder: Path, checkpoint: str, device: torch.device) -> tuple[UNet, dict]:
@@ -68,7 +73,7 @@ def load_model(folder: Path, checkpoint: str, device: torch.device) -> tuple[UNe
         )
     try:
         known = _Config.model_validate(config)
-        network = UNet(known.model, tuple(known.data.shape), len(known.data.class_names))
+        network = make_network(known.model, known.diffusion, tuple(known.data.shape), len(known.data.class_names))
     except (ValidationError, InputError) as error:
         reason = _first_mistake(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{folder / CONFIG}: describes no network ({reason}); make it again with `dvc repro -f train`") from None

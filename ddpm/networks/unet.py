@@ -88,15 +88,16 @@ class Resolution(nn.Module):
 class UNet(nn.Module):
     """Predicts the target of the chosen parameterization from a noisy image.
 
-    forward(x (B, C, H, W), t (B,) float, labels (B,) int64 or None) -> (B, C, H, W). Label `classes` means "no class", and
-    None means the same for all images. H and W must be divisible by 2 ** (levels - 1).
+    forward(x (B, C, H, W), t (B,) float, labels (B,) int64 or None) -> (B, outputs, H, W). Label `classes` means "no class",
+    and None means the same for all images. `outputs` is C, or 2C to learn the variance too. H and W must be divisible by
+    2 ** (levels - 1).
     Raises InputError for sizes that do not fit together.
     """
 
-    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int):
+    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int, outputs: int | None = None):
         super().__init__()
         check_sizes(settings, shape)
-        image_channels = shape[2]
+        image_channels, self.outputs = shape[2], outputs or shape[2]
         widths = [settings.channels * mult for mult in settings.channel_mults]
         base, embedding = settings.channels, 4 * settings.channels
         self.base = base
@@ -130,7 +131,7 @@ class UNet(nn.Module):
             self.up.append(level(pairs, i))
             self.grow.append(nn.Conv2d(width, width, 3, padding=1) if i > 0 else nn.Identity())
 
-        self.norm, self.last = group_norm(current), zero_init(nn.Conv2d(current, image_channels, 3, padding=1))
+        self.norm, self.last = group_norm(current), zero_init(nn.Conv2d(current, self.outputs, 3, padding=1))
 
     @property
     def conditional(self) -> bool:

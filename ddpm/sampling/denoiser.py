@@ -1,33 +1,84 @@
 """From a network to a denoiser: a function (x, level) -> Prediction(x0, eps). Wrappers take a denoiser and give a denoiser."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ddpm.diffusion.parameterization import Prediction, from_x0, solve
 from ddpm.diffusion.schedule import Level
+from ddpm.files import InputError
+from ddpm.params import OneOf
 
 Denoiser = Callable[[Tensor, Level], Prediction]
+Limit = Callable[[Tensor, float], Tensor]
 
 
 def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None) -> Denoiser:
-    """The network as a denoiser. x is (B, C, H, W) in the network's range [-1, 1]; labels is (B,) or None."""
+    """The network as a denoiser at single levels. x is (B, C, H, W) in the network's range [-1, 1]; labels is (B,) or None.
+
+    Raises InputError if there is not one label per image.
+    """
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        output = network(x, level.t.to(x).expand(len(x)), labels)
+        if labels is not None and labels.shape != x.shape[:1]:
+            raise InputError(f"labels: shape {tuple(labels.shape)} does not fit {len(x)} images; give one class per image")
+        output = network(x, x.new_full((len(x),), level.t), labels)
         return solve(prediction, output.to(x.dtype), x, level)
 
     return denoise
 
 
-def clipped(denoiser: Denoiser, limit: float = 1.0) -> Denoiser:
-    """x0 clipped to [-limit, limit], and eps made to agree with it (Ho et al. 2020's code clips x0 alone)."""
+def clip(x0: Tensor, quantile: float = 1.0) -> Tensor:
+    """x0 clamped to [-1, 1], the range of images (Ho et al. 2020's code)."""
+    return x0.clamp(-1, 1)
+
+
+def dynamic(x0: Tensor, quantile: float) -> Tensor:
+    """Dynamic thresholding: each image's |x0| clamped at its own quantile and divided by it, where that exceeds 1, so that
+    strong guidance does not saturate the picture (Saharia et al. 2022, sec. 2.3)."""
+    limit = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(min=1).reshape((-1,) + (1,) * (x0.ndim - 1))
+    return torch.minimum(torch.maximum(x0, -limit), limit) / limit
+
+
+THRESHOLDS: dict[str, Limit | None] = {"none": None, "clip": clip, "dynamic": dynamic}
+ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
+
+
+def thresholded(denoiser: Denoiser, name: str = "clip", quantile: float = 1.0) -> Denoiser:
+    """x0 brought into the range of images, and eps made to agree with it."""
+    limit = THRESHOLDS[name]
+    if limit is None:
+        return denoiser
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        return from_x0(denoiser(x, level).x0.clamp(-limit, limit), x, level)
+        found = denoiser(x, level)
+        return from_x0(limit(found.x0, quantile), x, level)._replace(mix=found.mix)
 
     return denoise
+
+
+def guided(conditional: Denoiser, unconditional: Denoiser, scale: float, interval: tuple[float, float] | None = None) -> Denoiser:
+    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) (Ho & Salimans 2022, eq. 6).
+
+    scale 0 is unconditional, 1 conditional, both at the cost of one evaluation; more leans on the class. `interval` limits it
+    to levels with sigma / alpha inside (Kynkaanniemi et al. 2024); elsewhere the conditional prediction stands.
+    """
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        here = scale if inside(level, interval) else 1.0
+        if here in (0.0, 1.0):
+            return (conditional if here else unconditional)(x, level)
+        told, untold = conditional(x, level), unconditional(x, level)
+        return Prediction(torch.lerp(untold.x0, told.x0, here), torch.lerp(untold.eps, told.eps, here), told.mix)
+
+    return denoise
+
+
+def inside(level: Level, interval: tuple[float, float] | None) -> bool:
+    """Whether sigma / alpha of a single level lies in the interval; None is all levels."""
+    return interval is None or interval[0] * level.alpha <= level.sigma <= interval[1] * level.alpha
 
 
 def one_step(denoiser: Denoiser, x_t: Tensor, level: Level) -> Tensor:

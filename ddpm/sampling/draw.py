@@ -3,45 +3,20 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ddpm.data.batches import to_uint8
-from ddpm.diffusion.variance import VarianceName
 from ddpm.files import InputError, write_json, write_npz
-from ddpm.networks.store import CheckpointName
-from ddpm.params import Section
-from ddpm.runtime import Progress, Runtime, autocast, seeded, setup
-from ddpm.sampling.denoiser import clipped
-from ddpm.sampling.grid import SpacingName
+from ddpm.runtime import Progress, Runtime, autocast, setup
+from ddpm.sampling.grid import evaluations
 from ddpm.sampling.model import DiffusionModel, load
-from ddpm.sampling.samplers import StepRule, sample
-
-Count = Annotated[int, Field(ge=1)]
-
-
-class SampleDDPM(Section):
-    """The `sample_ddpm` section: ancestral sampling over all T levels."""
-
-    samples: Count
-    batch_size: Count
-    variance: VarianceName
-    checkpoint: CheckpointName
-
-
-class SampleDDIM(Section):
-    """The `sample_ddim` section: DDIM over some of the levels."""
-
-    samples: Count
-    batch_size: Count
-    steps: Annotated[int, Field(ge=1)]
-    eta: Annotated[float, Field(ge=0, le=1)]
-    spacing: SpacingName
-    checkpoint: CheckpointName
+from ddpm.sampling.noise import ImageNoise
+from ddpm.sampling.samplers import sample
+from ddpm.sampling.settings import Plan, SampleDDIM, SampleDDPM
 
 
 class Drawn(NamedTuple):
@@ -57,52 +32,47 @@ TRAJECTORY_FRAMES = 24
 
 def draw(
     model: DiffusionModel,
-    rule: StepRule,
-    grid: np.ndarray,
+    plan: Plan,
     samples: int,
     batch_size: int,
     seed: int,
     name: str,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Drawn:
-    """Draw `samples` images with a step rule over a grid of levels.
+    """Draw `samples` images by a plan.
 
-    Batch k draws all its noise from (seed, name, k), on whatever process. The arrays follow the layout of OpenAI's evaluator:
-    arr_0 images uint8 (N, H, W, C) and, for a model that takes a class, arr_1 labels int64 (N,). Beside them stand
-    trajectory_x and trajectory_x0, uint8 (F, K, H, W, C), and trajectory_level (F,): x_t and the prediction of x0 at F levels
-    of the first K samples.
+    Image i draws all its noise from (seed, name, i), in whatever batch and on whatever process. The arrays follow the layout of
+    OpenAI's evaluator: arr_0 images uint8 (N, H, W, C) and, for a model that takes a class, arr_1 labels int64 (N,). Beside them
+    stand trajectory_x and trajectory_x0, uint8 (F, K, H, W, C), and trajectory_level (F,): x_t and the prediction of x0 at F
+    levels of the first K samples.
     """
     height, width, channels = model.shape
-    device, labels, steps = model.device, model.balanced_labels(samples), len(grid) - 1
+    device, labels, steps = model.device, model.balanced_labels(samples), evaluations(plan.grid)
     images = np.empty((samples, height, width, channels), np.uint8)
     kept = _frames_to_keep(steps)
-    trajectory: list[tuple[int, Tensor, Tensor]] = []
+    trajectory: list[tuple[float, Tensor, Tensor]] = []
     start = time.perf_counter()
     with Progress(name, samples * steps, "steps") as progress, autocast():
         for batch, first in enumerate(range(0, samples, batch_size)):
             part = slice(first, min(first + batch_size, samples))
             shape = (part.stop - part.start, channels, height, width)
-            generator = seeded(device, seed, name, batch)
-
-            def noise(shape=shape, generator=generator) -> Tensor:
-                return torch.randn(shape, generator=generator, device=device).contiguous(memory_format=torch.channels_last)
-
-            denoiser = clipped(model.denoiser(None if labels is None else labels[part]))
+            noise = ImageNoise(device, shape, first, len(plan.grid) if plan.stochastic else 1, seed, name)
+            denoiser = plan.denoiser(None if labels is None else labels[part])
             x = noise()
             if batch == 0:
                 # Before the first step there is no prediction of x0: a plain gray stands for it.
-                trajectory.append((int(grid[0]), x[:TRAJECTORIES], torch.zeros_like(x[:TRAJECTORIES])))
-            for step, frame in enumerate(sample(denoiser, rule, model.schedule, grid, x, noise)):
+                trajectory.append((plan.grid[0], x[:TRAJECTORIES], torch.zeros_like(x[:TRAJECTORIES])))
+            for step, frame in enumerate(sample(denoiser, plan.rule, model.schedule, plan.grid, x, noise)):
                 if batch == 0 and step in kept:
-                    trajectory.append((frame.index, frame.x[:TRAJECTORIES], frame.x0[:TRAJECTORIES]))
+                    trajectory.append((frame.position, frame.x[:TRAJECTORIES], frame.x0[:TRAJECTORIES]))
                 progress.advance(shape[0], f"batch {batch + 1}, {part.start:,} images done")
             images[part] = _to_images(frame.x)
     seconds = time.perf_counter() - start
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.cpu().numpy()})
-    arrays["trajectory_level"] = np.asarray([level for level, _, _ in trajectory], np.int64)
+    arrays["trajectory_level"] = np.asarray([level for level, _, _ in trajectory])
     arrays["trajectory_x"] = np.stack([_to_images(x) for _, x, _ in trajectory])
     arrays["trajectory_x0"] = np.stack([_to_images(x0) for _, _, x0 in trajectory])
-    cost = {"nfe": steps, "seconds": round(seconds, 3), "images_per_second": round(samples / seconds, 3)}
+    cost = {"nfe": plan.nfe, "seconds": round(seconds, 3), "images_per_second": round(samples / seconds, 3)}
     return Drawn(arrays, cost)
 
 
@@ -117,28 +87,19 @@ def _to_images(x: Tensor) -> np.ndarray:
     return to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def draw_from_model(
-    name: str,
-    settings: SampleDDPM | SampleDDIM,
-    seed: int,
-    runtime: Runtime,
-    rule: StepRule,
-    grid: Callable[[int], np.ndarray],
-) -> None:
+def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runtime: Runtime) -> None:
     """Draw from models/ddpm into samples/NAME.npz, and write its cost to reports/sample_NAME/metrics.json.
 
-    `grid` gives the levels to visit for a model of T levels. Raises InputError, before any sampling, if that is not possible.
+    Raises InputError, before any sampling, for settings that this model cannot be drawn from with.
     """
     device = setup(runtime)
     model = load(settings.checkpoint, device)
     try:
-        levels = grid(model.schedule.steps)
+        plan = settings.plan(model)
     except InputError as error:
         raise InputError(f"params.yaml: sample_{name}.{error}") from None
-    drawn = draw(
-        model, rule, levels, settings.samples, settings.batch_size, seed, name, lambda: autocast(runtime, device)
-    )  # fmt: skip
-    write_npz(f"samples/{name}.npz", drawn.arrays)
+    drawn = draw(model, plan, settings.samples, settings.batch_size, seed, name, lambda: autocast(runtime, device))
+    write_npz(f"samples/{name}.npz", {**drawn.arrays, "sampler": np.array(plan.label)})
     write_json(f"reports/sample_{name}/metrics.json", drawn.cost)
-    nfe, rate = drawn.cost["nfe"], drawn.cost["images_per_second"]
-    print(f"{name}: {settings.samples:,} samples, {nfe:,} network evaluations each, {rate} images/s")
+    rate = drawn.cost["images_per_second"]
+    print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")

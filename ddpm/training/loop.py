@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ddpm.data.batches import Batches, to_model_range, to_tensor
 from ddpm.data.prepared import Split
-from ddpm.diffusion.loss import LossWeightName, diffusion_loss, draw_levels
+from ddpm.diffusion.levels import LEVEL_DRAWS, LevelDrawName
+from ddpm.diffusion.loss import LossWeightName, diffusion_loss, make_weight
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.files import InputError
-from ddpm.params import OneOf, Section
+from ddpm.params import OneOf, OrWord, Section
 from ddpm.runtime import Progress, seed_of
 from ddpm.training.ema import EMA
 
@@ -40,6 +41,8 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(gt=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     loss_weight: LossWeightName
+    loss_gamma: Annotated[Annotated[float, Field(gt=0)] | None, OrWord("auto")]
+    levels: LevelDrawName
     label_dropout: Annotated[float, Field(ge=0, le=1)]
     flip: bool
     log_every: Count
@@ -72,6 +75,8 @@ class Trainer:
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
         self.ema = EMA(network, settings.ema_decay)
+        self.weight = make_weight(settings.loss_weight, settings.loss_gamma)
+        self.levels = LEVEL_DRAWS[settings.levels](schedule.steps, self.device)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best = math.inf, self.ema_weights()
@@ -95,7 +100,7 @@ class Trainer:
         """One optimizer step."""
         torch.manual_seed(seed_of(self.seed, "train", self.seen))
         x0, labels = self.batches.batch(self.seen, self.settings.batch_size)
-        loss = self.loss(x0, self.drop_labels(labels)).mean()
+        loss = self.loss(x0, self.drop_labels(labels))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
@@ -107,12 +112,14 @@ class Trainer:
         self.loss_sum += loss.detach()
 
     def loss(self, x0: Tensor, labels: Tensor | None) -> Tensor:
-        """Loss (B,) of clean images (B, C, H, W) at random levels, from the default generator."""
-        index = draw_levels(self.schedule, len(x0), self.device)
+        """Mean loss of clean images (B, C, H, W) at random levels, from the default generator."""
+        index, weight = self.levels.draw(len(x0))
         eps = torch.randn_like(x0)
         x0, eps = (v.contiguous(memory_format=torch.channels_last) for v in (x0, eps))
         with self.autocast():
-            return diffusion_loss(self.network, self.schedule, x0, labels, index, eps, self.prediction, self.settings.loss_weight)
+            losses = diffusion_loss(self.network, self.schedule, x0, labels, index, eps, self.prediction, self.weight)
+        self.levels.update(index, losses.detach())
+        return (weight * losses).mean()
 
     def drop_labels(self, labels: Tensor) -> Tensor:
         """Labels (B,), each replaced by "no class" with the chance that classifier-free guidance needs (Ho & Salimans 2022)."""
@@ -136,7 +143,7 @@ class Trainer:
                 with self.autocast():
                     losses = diffusion_loss(
                         self.network, self.schedule, x0, labels, index[part].to(self.device), eps,
-                        self.prediction, self.settings.loss_weight,
+                        self.prediction, self.weight,
                     )  # fmt: skip
                 total += losses.sum().item()
         return total / count
@@ -155,6 +162,7 @@ class Trainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
+            "levels": self.levels.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "best_loss": self.best_loss,
@@ -166,6 +174,7 @@ class Trainer:
         """Continue from a state_dict of an equal training."""
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
+        self.levels.load_state_dict(state["levels"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
         self.best_loss, self.best, self.loss_sum = state["best_loss"], state["best"], state["loss_sum"]

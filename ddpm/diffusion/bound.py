@@ -1,0 +1,59 @@
+"""The variational bound on the likelihood: bits per dimension = prior + steps + decoder (Ho et al. 2020, eq. 5).
+
+A step's KL divergence depends on the network through its x0_hat, and through the variance, alone.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion.schedule import Level, NoiseSchedule
+from ddpm.diffusion.variance import log_variance, small
+
+HALF_BIN = 1 / 255  # half the distance of two of the 256 values of a pixel, on [-1, 1]
+
+
+def prior_bits(x0: Tensor, last: Level) -> Tensor:
+    """KL(q(x_T | x0) || N(0, 1)) in bits per dimension, (B,), of images (B, C, H, W) at the last level T."""
+    kl = 0.5 * ((last.alpha * x0).square() + last.sigma**2 - 1 - math.log(last.sigma**2))
+    return _bits(kl)
+
+
+def step_bits(
+    schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, variance: str, mix: Tensor | None = None
+) -> Tensor:
+    """The bound's term of the steps from levels index (B,) to index - 1, in bits per dimension, (B,).
+
+    From index > 1 it is KL(q(x_s | x_t, x0) || p(x_s | x_t)); from index 1 the decoder's -log p(x0 | x_1). x0, x0_hat and, for
+    variance `learned`, mix are (B, C, H, W).
+    """
+    log_p = log_variance(variance, schedule, index, x0, mix)
+    return _bits(torch.where(_images(index == 1, x0), _decoder(x0, x0_hat, log_p), _kl(schedule, index, x0, x0_hat, log_p)))
+
+
+def _kl(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, log_p: Tensor) -> Tensor:
+    """Nats of two normal distributions whose means differ by alpha_s (1 - SNR_t / SNR_s) (x0 - x0_hat)."""
+    index = index.clamp(min=2)
+    t, s = schedule[index], schedule[index - 1]
+    log_q = _images(small(t, s).log(), x0)
+    gap = _images(s.alpha * (1 - t.snr / s.snr), x0) * (x0 - x0_hat)
+    return 0.5 * (log_p - log_q + torch.expm1(log_q - log_p) + gap.square() * torch.exp(-log_p))
+
+
+def _decoder(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Nats of the value of a pixel under a normal distribution over bins, the outer ones open (Ho et al. 2020, eq. 13)."""
+    scale = torch.exp(-0.5 * log_variance)
+    upper = torch.special.ndtr(scale * (x0 - mean + HALF_BIN)).masked_fill(x0 > 1 - HALF_BIN, 1)
+    lower = torch.special.ndtr(scale * (x0 - mean - HALF_BIN)).masked_fill(x0 < HALF_BIN - 1, 0)
+    return -(upper - lower).clamp(min=1e-12).log()
+
+
+def _images(value: Tensor, x: Tensor) -> Tensor:
+    """A value per image (B,) -> (B, 1, 1, 1), as x, but for masks."""
+    value = value.reshape((-1,) + (1,) * (x.ndim - 1))
+    return value if value.dtype == torch.bool else value.to(x)
+
+
+def _bits(nats: Tensor) -> Tensor:
+    return nats.flatten(1).mean(1) / math.log(2)

@@ -1,0 +1,60 @@
+"""Given images and samplers: DDIM inversion, the encode-decode round trip, and inpainting."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.diffusion.parameterization import Prediction
+from ddpm.diffusion.schedule import Level, NoiseSchedule, add_noise
+from ddpm.files import InputError
+from ddpm.sampling.denoiser import Denoiser
+from ddpm.sampling.samplers import Frame, Noise, StepRule, euler_step, sample
+
+
+@torch.inference_mode()
+def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor, eta: float = 0.0) -> Iterator[Frame]:
+    """Encode images x0 (B, C, H, W) in [-1, 1] to noise along a grid, climbed from its end 0 to its start; yields Frames.
+
+    The deterministic DDIM step taken backwards, with the prediction at where it starts (Song et al. 2021, sec. 4.3). Sampling
+    from the last frame's x with eta = 0 decodes it; the error of the two falls as 1 / steps. The denoiser must not clip.
+    Raises InputError for eta > 0, which draws noise that no step back can know.
+    """
+    if eta > 0:
+        raise InputError(f"eta: {eta} cannot be inverted, since sampling with it draws fresh noise; only eta = 0 can")
+    upwards = grid[::-1].tolist()
+    x = x0
+    for (t, s), position in zip(pairwise(schedule[p] for p in upwards), upwards[1:], strict=True):
+        # A clean image has no noise to see, and x0 is the image itself: the network is asked as at level 1, whose t it shares.
+        prediction = denoiser(x, t) if t.sigma > 0 else Prediction(x, denoiser(x, schedule[1]).eps)
+        x = euler_step(x, prediction, t, s, _no_noise, {})
+        yield Frame(position, x, prediction.x0)
+
+
+def round_trip(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor) -> tuple[Tensor, Tensor]:
+    """x0 (B, C, H, W) encoded to noise and decoded again along the same grid: (latent, image), both as x0."""
+    *_, encoded = invert(denoiser, schedule, grid, x0)
+    *_, decoded = sample(denoiser, euler_step, schedule, grid, encoded.x, _no_noise)
+    return encoded.x, decoded.x
+
+
+def _no_noise() -> Tensor:
+    raise AssertionError("a deterministic step drew noise")
+
+
+def inpainting(rule: StepRule, image: Tensor, mask: Tensor, noise: Noise) -> StepRule:
+    """A step rule that keeps the known pixels, where mask is 1, and lets `rule` fill the others (Lugmayr et al. 2022, eq. 8).
+
+    image (B, C, H, W) in [-1, 1]; mask (B or 1, 1 or C, H, W) of 0 and 1. `noise` is drawn for the known pixels alone, so that
+    an empty mask leaves the sampler as it is. Raises InputError for a mask of another shape.
+    """
+    if mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, image.shape, strict=True)):
+        raise InputError(f"mask: shape {tuple(mask.shape)} does not fit images of {tuple(image.shape)}; both are (B, C, H, W)")
+
+    def step(x: Tensor, prediction: Prediction, t: Level, s: Level, fresh: Noise, memory: dict) -> Tensor:
+        filled = rule(x, prediction, t, s, fresh, memory)
+        return torch.where(mask.bool(), add_noise(image, noise(), s) if s.sigma > 0 else image, filled)
+
+    return step

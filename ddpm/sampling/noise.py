@@ -1,0 +1,38 @@
+"""Noise that belongs to its image: image i draws all of its own from a name and i, in whatever batch it is."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpm.runtime import seeded
+
+# Numbers drawn by one call for one image. It depends on the image and the grid alone: how many numbers a call draws can change
+# their values.
+BLOCK = 2**16
+
+
+class ImageNoise:
+    """Gives standard normal noise (B, C, H, W) with every call, for up to `draws` calls without waste.
+
+    Image `first + k` of the batch uses a generator seeded by (*name, first + k).
+    """
+
+    def __init__(self, device: torch.device, shape: tuple[int, int, int, int], first: int, draws: int, *name: int | str):
+        self.device, self.image = device, shape[1:]
+        self.generators = [seeded(device, *name, first + k) for k in range(shape[0])]
+        self.length = max(1, min(draws - 1, BLOCK // math.prod(self.image)))
+        # The start is drawn alone: a deterministic sampler needs no more.
+        self.block, self.used = self._draw(1), 0
+
+    def _draw(self, count: int) -> Tensor:
+        """(count, B, C, H, W), each (B, C, H, W) with the channels as the last axis in memory."""
+        noise = [torch.randn(count, *self.image, generator=g, device=self.device) for g in self.generators]
+        stacked = torch.stack(noise, dim=1)
+        return stacked.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, stacked.shape[:2])
+
+    def __call__(self) -> Tensor:
+        if self.used == len(self.block):
+            self.block, self.used = self._draw(self.length), 0
+        self.used += 1
+        return self.block[self.used - 1]

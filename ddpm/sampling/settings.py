@@ -1,0 +1,116 @@
+"""The sections `sample_ddpm` and `sample_ddim`, and the plan that each makes for a model: rule, grid and denoiser."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from ddpm.diffusion.variance import VarianceName
+from ddpm.files import InputError
+from ddpm.networks.store import CheckpointName
+from ddpm.params import OrWord, Section
+from ddpm.sampling.denoiser import Denoiser, ThresholdName, inside, thresholded
+from ddpm.sampling.grid import SpacingName, churned, corrected, evaluations, make_grid
+from ddpm.sampling.model import DiffusionModel
+from ddpm.sampling.samplers import SAMPLERS, Sampler, SamplerName, StepRule, ancestral_step
+
+Count = Annotated[int, Field(ge=1)]
+Ratio = Annotated[float, Field(ge=0)]
+
+
+class Plan(NamedTuple):
+    """How to draw from a model: the step rule, the grid, the denoiser of images with labels (B,) or None, network evaluations
+    per image, and whether steps draw noise."""
+
+    label: str
+    rule: StepRule
+    grid: np.ndarray
+    denoiser: Callable[[Tensor | None], Denoiser]
+    nfe: int
+    stochastic: bool
+
+
+class Sampling(Section):
+    """What both sections share."""
+
+    samples: Count
+    batch_size: Count
+    thresholding: ThresholdName
+    threshold_quantile: Annotated[float, Field(gt=0, le=1)]
+    guidance: Annotated[float, Field(ge=0)]
+    guidance_interval: Annotated[Annotated[list[Ratio], Field(min_length=2, max_length=2)] | None, OrWord("all")]
+    checkpoint: CheckpointName
+
+    def _plan(self, model: DiffusionModel, label: str, rule: StepRule, grid: np.ndarray, stochastic: bool) -> Plan:
+        if self.guidance != 1:
+            _check_guidance(self.guidance, model)
+        interval = tuple(self.guidance_interval) if self.guidance_interval else None
+        if interval and interval[0] > interval[1]:
+            raise InputError(f"guidance_interval: {list(interval)} ends before it starts; give [lowest, highest] sigma / alpha")
+
+        def denoiser(labels: Tensor | None) -> Denoiser:
+            told = model.denoiser(labels, self.guidance, interval)
+            return thresholded(told, self.thresholding, self.threshold_quantile)
+
+        doubled = 0
+        if self.guidance not in (0.0, 1.0):
+            left = grid[:-1][np.diff(grid) <= 0]
+            doubled = sum(inside(model.schedule[position], interval) for position in left)
+        return Plan(label, rule, grid, denoiser, evaluations(grid) + doubled, stochastic)
+
+
+def _check_guidance(guidance: float, model: DiffusionModel) -> None:
+    if not model.network.conditional:
+        raise InputError(f"guidance: {guidance} needs a model that takes a class (model.conditioning: class); set it to 1.0")
+    if not model.knows_no_class:
+        raise InputError(
+            f"guidance: {guidance} needs a model that was also trained without the class (train.label_dropout above 0); "
+            "set it to 1.0"
+        )
+
+
+class SampleDDPM(Sampling):
+    """The `sample_ddpm` section: ancestral sampling over all T levels."""
+
+    variance: VarianceName
+
+    def plan(self, model: DiffusionModel) -> Plan:
+        """Raises InputError, beginning with the key, for settings that this model cannot be drawn from with."""
+        if self.variance == "learned" and not model.learns_variance:
+            raise InputError(
+                "variance: 'learned' needs a model trained with diffusion.learned_variance: true; use small or large"
+            )
+        grid = make_grid("trailing", model.schedule, model.schedule.steps)
+        return self._plan(model, "DDPM", partial(ancestral_step, variance=self.variance), grid, stochastic=True)
+
+
+class SampleDDIM(Sampling):
+    """The `sample_ddim` section: DDIM, or another fast sampler, over some of the levels."""
+
+    sampler: SamplerName
+    steps: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("all")]
+    eta: Annotated[float, Field(ge=0, le=1)]
+    spacing: SpacingName
+    churn: Annotated[float, Field(ge=0)]
+
+    def plan(self, model: DiffusionModel) -> Plan:
+        """Raises InputError, beginning with the key, for settings that this model cannot be drawn from with."""
+        sampler = SAMPLERS[self.sampler]
+        takes_eta = "eta" in sampler.options
+        if self.eta > 0 and not takes_eta:
+            raise InputError(f"eta: {self.eta} has no meaning for sampler {self.sampler!r}, only for ddim; set it to 0.0")
+        grid = make_grid(self.spacing, model.schedule, self.steps or model.schedule.steps)
+        rule, grid = build(sampler, grid, model, self.churn, **({"eta": self.eta} if takes_eta else {}))
+        return self._plan(model, sampler.label, rule, grid, sampler.stochastic or self.eta > 0 or self.churn > 0)
+
+
+def build(
+    sampler: Sampler, grid: np.ndarray, model: DiffusionModel, churn: float = 0.0, **options: float
+) -> tuple[StepRule, np.ndarray]:
+    """The sampler's rule with its options, and the grid as it visits it."""
+    if churn > 0:
+        grid = churned(grid, model.schedule, churn)
+    return partial(sampler.step, **options), corrected(grid) if sampler.twice else grid

@@ -1,0 +1,116 @@
+"""What stands between a network and a sampler: clipping, dynamic thresholding, guidance."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import LINEAR, nonlinear_network
+
+from ddpm.diffusion.parameterization import target
+from ddpm.files import InputError
+from ddpm.sampling.denoiser import THRESHOLDS, guided, network_denoiser, one_step, thresholded
+
+PLAIN = network_denoiser(nonlinear_network, "eps", None)
+
+
+def images(count=4, scale=3.0):
+    return scale * torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_thresholding_bounds_x0_and_keeps_eps_consistent(name):
+    x, level = images(), LINEAR[300]
+    found = thresholded(PLAIN, name, 0.9)(x, level)
+    torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x)
+    if name == "none":
+        assert torch.equal(found.x0, PLAIN(x, level).x0)
+        assert found.x0.abs().max() > 1
+    else:
+        assert found.x0.abs().max() <= 1
+
+
+def test_dynamic_thresholding_agrees_with_diffusers():
+    scheduler = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.8, sample_max_value=1e9)
+    x0 = images(scale=2.0).float()
+    torch.testing.assert_close(THRESHOLDS["dynamic"](x0, 0.8), scheduler._threshold_sample(x0))
+    # Each image has its own limit, and one that fits is left alone.
+    mixed = torch.cat([x0[:1], x0[1:2] / x0[1].abs().max()])
+    assert torch.equal(THRESHOLDS["dynamic"](mixed, 0.8)[1], mixed[1])
+
+
+def told(x, level):
+    return PLAIN(x, level)
+
+
+def untold(x, level):
+    return PLAIN(0.5 * x, level)._replace(mix=torch.zeros_like(x))
+
+
+@pytest.mark.parametrize(("scale", "same"), [(0.0, untold), (1.0, told)])
+@given(index=st.integers(1, 1000))
+def test_guidance_0_and_1_are_unconditional_and_conditional_bit_for_bit(scale, same, index):
+    x, level = images(), LINEAR[index]
+    found = guided(told, untold, scale)(x, level)
+    assert torch.equal(found.x0, same(x, level).x0)
+    assert torch.equal(found.eps, same(x, level).eps)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 7.5])
+def test_guidance_extrapolates_from_unconditional_over_conditional(scale):
+    x, level = images(), LINEAR[400]
+    with_class, without = told(x, level), untold(x, level)
+    found = guided(told, untold, scale)(x, level)
+    torch.testing.assert_close(found.eps, without.eps + scale * (with_class.eps - without.eps))
+    torch.testing.assert_close(found.x0, without.x0 + scale * (with_class.x0 - without.x0))
+    assert found.mix is with_class.mix
+
+
+def test_guidance_keeps_to_its_interval():
+    x = images()
+    guide = guided(told, untold, 3.0, interval=(0.5, 2.0))
+    for index in (1, 100, 200, 300, 400, 500, 800):
+        level = LINEAR[index]
+        outside = not 0.5 <= level.sigma / level.alpha <= 2.0
+        assert torch.equal(guide(x, level).x0, told(x, level).x0) == outside
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_labels_must_be_one_per_image(count):
+    denoise = network_denoiser(nonlinear_network, "eps", torch.zeros(count, dtype=torch.int64))
+    with pytest.raises(InputError, match=rf"labels: shape \({count},\) does not fit 4 images; give one class per image"):
+        denoise(images(), LINEAR[10])
+
+
+def test_one_step_with_the_true_noise_gives_the_image_back():
+    x0, eps = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64) * 2 - 1
+    level = LINEAR[250]
+
+    def oracle(x, t, labels):
+        return target("v", x0, eps, level)
+
+    x_t = level.alpha * x0 + level.sigma * eps
+    torch.testing.assert_close(one_step(network_denoiser(oracle, "v", None), x_t, level), x0)
+
+
+def test_the_network_sees_the_time_of_the_level_for_every_image():
+    seen = []
+
+    def network(x, t, labels):
+        seen.append(t)
+        return x
+
+    network_denoiser(network, "eps", None)(images(3), LINEAR[41])
+    network_denoiser(network, "eps", None)(images(3), LINEAR[41.5])
+    np.testing.assert_array_equal(torch.stack(seen), [[40.0] * 3, [40.5] * 3])
+
+
+def test_the_variance_comes_from_the_second_half_of_the_channels():
+    def network(x, t, labels):
+        return torch.cat([nonlinear_network(x, t), torch.full_like(x, -0.5)], dim=1)
+
+    x, level = images(), LINEAR[300]
+    found = thresholded(network_denoiser(network, "eps", None))(x, level)
+    assert found.mix.unique().tolist() == [0.25]
+    assert torch.equal(found.x0, thresholded(PLAIN)(x, level).x0)
