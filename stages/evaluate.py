@@ -3,8 +3,10 @@
 from ddpm import params
 from ddpm.data.datasets import DatasetName
 from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.evaluation.likelihood import likelihood
+from ddpm.evaluation.pairs import held_out, reconstruct, round_trips_if_trained
 from ddpm.evaluation.results import write_results
-from ddpm.evaluation.scores import Evaluate, Judges, reconstruct
+from ddpm.evaluation.scores import Evaluate, Judges
 from ddpm.files import read_json, read_npz
 from ddpm.judge.classifier import load_classifier
 from ddpm.judge.weights import check_required
@@ -23,19 +25,25 @@ def main() -> None:
     judge, judge_config = load_classifier(data, device)
     model = load(p.evaluate.checkpoint, device)
     check_data(model.data, data.identity())
-    samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}", ["arr_0"]) for name in SAMPLERS}
+    samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}", ["arr_0", "sampler"]) for name in SAMPLERS}
 
     judges = Judges(data, judge, min(len(arrays["arr_0"]) for arrays in samples.values()), p.seed, device)
-    metrics = {"n": judges.sizes.n, "classifier": {key: judge_config[key] for key in ("accuracy", "sha256")}}
+    scores = {"n": judges.sizes.n, "classifier": {key: judge_config[key] for key in ("accuracy", "sha256")}}
     seen = {}
     for name, arrays in samples.items():
-        metrics[name], seen[name] = judges.score(arrays["arr_0"], arrays.get("arr_1"), name)
+        of_name, seen[name] = judges.score(arrays["arr_0"], arrays.get("arr_1"), name)
+        scores[name] = {"sampler": str(arrays["sampler"][0]), **of_name}
     pairs = reconstruct(model, data, judge, p.evaluate.reconstruction_images, p.seed)
-    metrics["reconstruction"] = pairs.scores
+    scores["reconstruction"] = pairs.scores
+    bits = likelihood(model, *held_out(data, p.evaluate.likelihood_images, p.seed, device), p.evaluate.likelihood_levels, p.seed)
+    scores["likelihood"] = bits.scores
+    trips = round_trips_if_trained(model, *held_out(data, p.evaluate.round_trip_images, p.seed, device), pairs.scores)
+    scores["round_trip"] = trips.scores
     # Not a dep: seconds differ from run to run, and no stage may run again because of them. The samples, which are a dep,
     # were written together with this file.
     cost = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
-    write_results(metrics, cost, pairs, {name: (samples[name].get("arr_1"), seen[name]) for name in SAMPLERS})
+    classes = {name: (samples[name].get("arr_1"), seen[name]) for name in SAMPLERS}
+    write_results(scores, cost, pairs, bits, trips, classes)
 
 
 if __name__ == "__main__":

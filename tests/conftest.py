@@ -35,6 +35,9 @@ TINY = {
     "sample_ddim.samples": 20,
     "sample_ddim.steps": 5,
     "evaluate.reconstruction_images": 20,
+    "evaluate.likelihood_images": 10,
+    "evaluate.likelihood_levels": 3,
+    "evaluate.round_trip_images": 10,
     "runtime.device": "cpu",
     "runtime.threads": 1,
 }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from oracles import gaussian_denoiser
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -14,9 +15,11 @@ from ddpm.data.datasets import digits
 from ddpm.data.prepared import Prepared, Split
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.distances import disjoint_sets, frechet_distance, inception_score
+from ddpm.evaluation.likelihood import likelihood
+from ddpm.evaluation.pairs import held_out, reconstruct, round_trips, round_trips_if_trained
 from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
 from ddpm.evaluation.reconstruction import FRACTIONS, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
-from ddpm.evaluation.scores import Judges, reconstruct, set_sizes
+from ddpm.evaluation.scores import Judges, set_sizes
 from ddpm.files import InputError, sha256
 from ddpm.judge import features, weights
 from ddpm.judge.classifier import Classifier, predict, shifted
@@ -268,6 +271,96 @@ class TestScores:
         assert found.scores["lpips"]["status"] == "weights missing"
         assert len(found.curve) == 3 * len(FRACTIONS)
         assert set(found.examples) == {"clean", "noisy", "network", "wiener", "zero"}
+
+
+class Shrinking(torch.nn.Module):
+    """Predicts a part of x_t as x0; with `learns`, a variance between the fixed ones too."""
+
+    def __init__(self, part=0.6, learns=False):
+        super().__init__()
+        self.part = torch.nn.Parameter(torch.tensor(part))
+        self.outputs = 2 if learns else 1
+
+    def forward(self, x, t, labels):
+        x0 = self.part * x
+        return torch.cat([x0, torch.full_like(x, -0.2)], dim=1) if self.outputs == 2 else x0
+
+
+def shrinking_model(steps=30, **options):
+    return DiffusionModel(Shrinking(**options), make_schedule("cosine", steps), "x0", {"shape": [4, 4, 1]})
+
+
+class TestLikelihood:
+    x0 = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels = torch.zeros(40, dtype=torch.int64)
+
+    @pytest.mark.parametrize("learns", [False, True])
+    def test_all_levels_add_up_to_the_whole_bound(self, learns):
+        model = shrinking_model(learns=learns)
+        found = likelihood(model, self.x0, self.labels, None, 0)
+        assert found.scores["evaluations"] == 30
+        assert found.level.tolist() == list(range(1, 31))
+        assert set(found.curve) == {"small", "large"} | ({"learned"} if learns else set())
+        for name, bits in found.curve.items():
+            scores = found.scores[name]
+            assert scores["bits_per_dim"] == pytest.approx(found.scores["prior"] + bits.sum(), rel=1e-9)
+            assert scores["decoder"] == pytest.approx(bits[0])
+            assert scores["steps"] == pytest.approx(bits[1:].sum())
+            assert 0 < scores["bits_per_dim_se"] < 1
+        if learns:
+            totals = [found.scores[name]["bits_per_dim"] for name in ("small", "learned", "large")]
+            assert len(set(totals)) == 3
+
+    def test_some_levels_estimate_it_without_bias(self):
+        model = shrinking_model()
+        exact = np.mean([likelihood(model, self.x0, self.labels, None, s).scores["large"]["bits_per_dim"] for s in range(30)])
+        some = [likelihood(model, self.x0, self.labels, 4, s).scores["large"]["bits_per_dim"] for s in range(150)]
+        assert np.mean(some) == pytest.approx(exact, abs=4 * np.std(some) / len(some) ** 0.5)
+        assert np.std(some) < 0.1 * exact
+
+    def test_a_network_that_knows_the_image_pays_for_the_decoder_alone(self):
+        x0 = to_model_range(torch.randint(0, 256, (1, 1, 4, 4)))
+
+        class Knows(Shrinking):
+            def forward(self, x, t, labels):
+                return x0.expand_as(x)
+
+        model = DiffusionModel(Knows(), make_schedule("linear", 1000), "x0", {"shape": [4, 4, 1]})
+        scores = likelihood(model, x0.expand(3, -1, -1, -1), self.labels[:3], 50, 0).scores
+        assert scores["small"]["steps"] == pytest.approx(0, abs=1e-6)
+        assert scores["small"]["bits_per_dim"] == pytest.approx(scores["prior"] + scores["small"]["decoder"], abs=1e-6)
+        assert scores["large"]["steps"] > 1e-3
+
+
+class TestRoundTrip:
+    def test_a_network_that_sees_no_noise_returns_all_images_and_is_not_asked(self, data):
+        class Silent(Shrinking):
+            def forward(self, x, t, labels):
+                return torch.zeros_like(x)
+
+        model = DiffusionModel(Silent(), make_schedule("linear", 60), "eps", {"shape": [8, 8, 1]})
+        x0, labels = held_out(data, 30, 0, CPU)
+        trips = round_trips(model, x0, labels)
+        assert set(trips.scores) == {"n", "steps_10", "steps_20", "steps_50"}
+        assert all(trips.scores[f"steps_{steps}"]["psnr"] > 99 for steps in (10, 20, 50))
+        assert trips.examples["clean"].shape == trips.examples["steps_10"].shape == (8, 1, 8, 8)
+        refused = round_trips_if_trained(model, x0, labels, {"psnr": 9.0, "psnr_wiener": 15.0})
+        assert refused.scores["status"].startswith("not measured")
+        assert round_trips_if_trained(model, x0, labels, {"psnr": 16.0, "psnr_wiener": 15.0}).scores == trips.scores
+
+    def test_more_steps_bring_back_more_of_the_image(self):
+        schedule = make_schedule("cosine", 100)
+
+        class Best(Shrinking):
+            def forward(self, x, t, labels):
+                return gaussian_denoiser(0.0, 0.5)(x, schedule[float(t[0]) + 1]).x0
+
+        x0 = (0.5 * torch.randn(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+        scores = round_trips(DiffusionModel(Best(), schedule, "x0", {}), x0, torch.zeros(50, dtype=torch.int64)).scores
+        errors = [scores[f"steps_{steps}"]["mse"] for steps in (10, 20, 50, 100)]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < errors[0] / 10
+        assert scores["steps_100"]["latent_sd"] == pytest.approx(1, abs=0.1)
 
 
 class TestWeights:

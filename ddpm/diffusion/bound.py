@@ -50,9 +50,9 @@ def _decoder(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def _images(value: Tensor, x: Tensor) -> Tensor:
-    """A value per image (B,) -> (B, 1, 1, 1), as x, but for masks."""
-    value = value.reshape((-1,) + (1,) * (x.ndim - 1))
-    return value if value.dtype == torch.bool else value.to(x)
+    """A value per image (B,) -> (B, 1, 1, 1) on the device of x and, unless it is a mask, in its dtype."""
+    value = value.reshape((-1,) + (1,) * (x.ndim - 1)).to(x.device)
+    return value if value.dtype == torch.bool else value.to(x.dtype)
 
 
 def _bits(nats: Tensor) -> Tensor:

@@ -7,23 +7,14 @@ import torch
 from pydantic import ConfigDict, Field
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.prepared import Prepared
 from ddpm.evaluation.distances import disjoint_sets, frechet_distance, inception_score
-from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
-from ddpm.evaluation.reconstruction import FRACTIONS, HEADLINE, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
 from ddpm.files import InputError
 from ddpm.judge.classifier import Classifier, predict
-from ddpm.judge.features import Inception, load_lpips_alex
-from ddpm.judge.weights import ALEXNET, INCEPTION, RequireInception, find_weights
+from ddpm.judge.features import Inception
+from ddpm.judge.weights import INCEPTION, MISSING, RequireInception, find_weights
 from ddpm.networks.store import CheckpointName
-from ddpm.runtime import seeded
-from ddpm.sampling.denoiser import one_step
-from ddpm.sampling.model import DiffusionModel
-
-MISSING = {"status": "weights missing"}
-BATCH = 250
-EXAMPLES = 8
+from ddpm.params import OrWord
 
 
 class Evaluate(RequireInception):
@@ -32,6 +23,9 @@ class Evaluate(RequireInception):
     model_config = ConfigDict(extra="forbid")
 
     reconstruction_images: Annotated[int, Field(ge=2)]
+    likelihood_images: Annotated[int, Field(ge=2)]
+    likelihood_levels: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("all")]
+    round_trip_images: Annotated[int, Field(ge=1)]
     checkpoint: CheckpointName
 
 
@@ -133,60 +127,3 @@ class Judges:
 def _inception_is(logits: torch.Tensor, sets: list[np.ndarray]) -> float:
     values = [isc_features_to_metric(logits[s], splits=1, shuffle=False)["inception_score_mean"] for s in sets]
     return float(np.mean(values))
-
-
-class Reconstruction(NamedTuple):
-    """scores: for metrics.json; curve: rows {fraction, level, method, psnr}; examples: uint8 arrays of the headline level."""
-
-    scores: dict
-    curve: list[dict]
-    examples: dict[str, torch.Tensor]
-
-
-def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count: int, seed: int) -> Reconstruction:
-    """One-step denoising of held-out images at several levels, by the network, the Wiener filter and "no noise at all".
-
-    A class-conditional network is told the class. The headline level is T / 4; PSNR is the mean over images.
-    """
-    device, count = model.device, min(count, len(data.test.images))
-    chosen = np.sort(disjoint_sets(len(data.test.images), count, seed)[0])
-    x0 = to_model_range(to_tensor(data.test.images[chosen], device))
-    labels = torch.tensor(data.test.labels[chosen], device=device)
-    wiener = WienerFilter(data.train.images, seed)
-    generator = seeded("cpu", seed, "reconstruction")
-    curve, examples, scores = [], {}, {}
-    for fraction in FRACTIONS:
-        index = level_at(model.schedule, fraction)
-        x_t, level = noisy_pairs(x0, model.schedule, index, generator)
-        restored = {
-            "network": torch.cat([
-                one_step(model.denoiser(y), x, level)
-                for x, y in zip(x_t.split(BATCH), labels.split(BATCH), strict=True)
-            ]),
-            "wiener": wiener(x_t, level),
-            "zero": zero_denoiser(x_t, level),
-        }  # fmt: skip
-        values = {method: float(psnr(image, x0).mean()) for method, image in restored.items()}
-        curve += [{"fraction": fraction, "level": index, "method": m, "psnr": v} for m, v in values.items()]
-        if fraction == HEADLINE:
-            scores = {
-                "n": count,
-                "level": index,
-                "psnr": values["network"],
-                "psnr_wiener": values["wiener"],
-                "psnr_zero": values["zero"],
-                "lpips": _lpips(judge, restored["network"], x0, device),
-            }
-            examples = {"clean": x0, "noisy": x_t, **restored}
-            examples = {name: image[:EXAMPLES] for name, image in examples.items()}
-    return Reconstruction(scores, curve, examples)
-
-
-def _lpips(judge: Classifier, image: torch.Tensor, reference: torch.Tensor, device: torch.device) -> dict:
-    scores = {"classifier": float(lpips_classifier(judge, image, reference).mean())}
-    path = find_weights(ALEXNET)
-    if path is None:
-        return {**scores, **MISSING}
-    network = load_lpips_alex(path, device)
-    pairs = zip(image.split(BATCH), reference.split(BATCH), strict=True)
-    return {**scores, "alex": float(torch.cat([lpips_alex(network, a, b) for a, b in pairs]).mean()), "status": "ok"}

@@ -20,6 +20,7 @@ class WeightsFile(NamedTuple):
 
 INCEPTION = WeightsFile("weights-inception-2015-12-05-6726825d.pth", "6726825d")
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79")
+MISSING = {"status": "weights missing"}  # what stands in the place of scores that such a file would have given
 
 
 class RequireInception(Section):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from ddpm.files import atomic
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GRAY = "#0072B2", "#E69F00", "#666666"
+PALETTE = [BLUE, ORANGE, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800"]
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -85,4 +87,27 @@ def loss_curve(path: Path, loss: pd.DataFrame, validation: pd.DataFrame) -> None
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.legend()
+
+
+def noise_schedules(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]], chosen: str) -> None:
+    """alpha_bar and log-SNR of every schedule over t / T, the chosen one thicker. curves: (alpha_bar, log_snr), each (T,)."""
+    with figure(path, 2, 9, 3.4) as (left, right):
+        for (name, (alpha_bar, log_snr)), colour in zip(curves.items(), PALETTE, strict=False):
+            time = np.arange(1, len(alpha_bar) + 1) / len(alpha_bar)
+            width = 2.6 if name == chosen else 1.2
+            left.plot(time, alpha_bar, color=colour, linewidth=width)
+            right.plot(time, log_snr, color=colour, linewidth=width, label=f"{name} (chosen)" if name == chosen else name)
+        left.set(xlabel="t / T", title="alpha_bar: share of the image's variance that is left")
+        right.set(xlabel="t / T", title="log SNR: 0 is as much noise as image", ylim=(-14, 14))
+        right.legend(fontsize=8, loc="upper right")
+
+
+def bits_over_t(path: Path, level: np.ndarray, curves: dict[str, np.ndarray]) -> None:
+    """Bits per dimension of single steps over their level, the decoder at level 1. level, and each curve, are (M + 1,)."""
+    with figure(path, 1, 6.5, 3.4) as (ax,):
+        for (name, bits), colour in zip(curves.items(), PALETTE, strict=False):
+            ax.plot(level, bits, color=colour, label=f"{name} variance")
+        ax.set(xlabel="level", ylabel="bits per dimension", title="The likelihood bound, step by step")
+        ax.set(xscale="log", yscale="log")
         ax.legend()

@@ -5,16 +5,18 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import torch
 from pydantic import Field
 
-from ddpm.files import InputError, read_json, read_npz, write_text
+from ddpm.diffusion.schedule import NoiseSchedule, add_noise
+from ddpm.files import InputError, read_json, read_npz, remove, write_text
 from ddpm.params import Section
 from ddpm.reporting import figures, pictures
 from ddpm.reporting.tables import number, percent, table
 
 REPORTS = Path("reports")
 FIGURES = REPORTS / "report"
-SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM"}
+SAMPLERS = ("ddpm", "ddim")
 
 
 class Report(Section):
@@ -25,8 +27,8 @@ class Report(Section):
     frame_ms: Annotated[int, Field(ge=20, le=10_000)]
 
 
-def write_report(settings: Report) -> None:
-    """Draw all pictures into reports/report, and write reports/index.md."""
+def write_report(settings: Report, schedules: dict[str, NoiseSchedule], chosen: str) -> None:
+    """Draw all pictures into reports/report, and write reports/index.md; `schedules` are those to show, `chosen` is in use."""
     scores = read_json("samples/judged/scores.json", "evaluate")
     meta = read_json("data/prepared/meta.json", "prepare_data")
     # Not a dep: seconds differ from run to run, and pictures need not be drawn again because of them.
@@ -34,9 +36,13 @@ def write_report(settings: Report) -> None:
     cost = {name: metrics[name]["cost"] for name in SAMPLERS}
     for name in SAMPLERS:
         _draw_samples(name, meta["class_names"], settings)
-    _draw_reconstruction(read_npz("samples/judged/arrays.npz", "evaluate"), settings)
+    arrays = read_npz("samples/judged/arrays.npz", "evaluate")
+    _draw_pairs(arrays, settings)
+    _draw_schedules(schedules, chosen, arrays["reconstruction_clean"][0], settings)
     _draw_figures(scores, cost)
-    write_text(REPORTS / "index.md", _page(scores, cost, meta))
+    curves = {name.removeprefix("bits_"): values for name, values in arrays.items() if name.startswith("bits_")}
+    figures.bits_over_t(FIGURES / "bits.png", curves.pop("level"), curves)
+    write_text(REPORTS / "index.md", _page(scores, cost, meta, chosen))
 
 
 def _draw_samples(name: str, class_names: list[str], settings: Report) -> None:
@@ -51,21 +57,47 @@ def _draw_samples(name: str, class_names: list[str], settings: Report) -> None:
     pictures.denoising_gif(FIGURES / f"{name}_denoising.gif", *path, settings.tile, settings.frame_ms)
 
 
-def _draw_reconstruction(arrays: dict[str, np.ndarray], settings: Report) -> None:
+def _draw_pairs(arrays: dict[str, np.ndarray], settings: Report) -> None:
     rows = {"clean": "test image", "noisy": "noisy", "network": "network", "wiener": "Wiener", "zero": "no denoising"}
-    tiles = [list(arrays[name]) for name in rows]
+    tiles = [list(arrays[f"reconstruction_{name}"]) for name in rows]
     pictures.save(FIGURES / "reconstruction.png", pictures.captioned(tiles, list(rows.values()), [], settings.tile))
+    trips = {name.removeprefix("round_trip_"): list(tiles) for name, tiles in arrays.items() if name.startswith("round_trip_")}
+    if trips:
+        captions = ["test image" if name == "clean" else f"{name.removeprefix('steps_')} steps" for name in trips]
+        pictures.save(FIGURES / "round_trip.png", pictures.captioned(list(trips.values()), captions, [], settings.tile))
+    else:
+        remove(FIGURES / "round_trip.png")
+
+
+def _draw_schedules(schedules: dict[str, NoiseSchedule], chosen: str, image: np.ndarray, settings: Report) -> None:
+    """Their curves, and what each makes of one image, with the same noise throughout."""
+    curves = {name: (schedule[torch.arange(1, schedule.steps + 1)].alpha.numpy() ** 2, 2 * schedule.log_ratio)
+              for name, schedule in schedules.items()}  # fmt: skip
+    figures.noise_schedules(FIGURES / "schedules.png", curves, chosen)
+    fractions = np.linspace(0, 1, 11)
+    x0 = torch.from_numpy(image / 127.5 - 1)
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=x0.dtype)
+    rows = [
+        [_to_picture(add_noise(x0, eps, schedule[round(fraction * schedule.steps)])) for fraction in fractions]
+        for schedule in schedules.values()
+    ]
+    heads = [f"{fraction:.1f} T" for fraction in fractions]
+    pictures.save(FIGURES / "schedules_noised.png", pictures.captioned(rows, list(schedules), heads, settings.tile))
+
+
+def _to_picture(image: torch.Tensor) -> np.ndarray:
+    return ((image.numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
 def _draw_figures(scores: dict, cost: dict) -> None:
     rows = [
         {
-            "sampler": title,
+            "sampler": scores[name]["sampler"],
             "fid": scores[name]["classifier"]["fid"],
             "accuracy": scores[name].get("accuracy"),
             "nfe": cost[name]["nfe"],
         }
-        for name, title in SAMPLERS.items()
+        for name in SAMPLERS
     ]
     figures.comparison(FIGURES / "comparison.png", rows, scores["ddpm"]["classifier"]["fid_floor"], scores["n"])
     figures.psnr_over_t(FIGURES / "psnr.png", _read_table("reports/evaluate/plots/psnr.csv", "evaluate"))
@@ -80,19 +112,19 @@ def _read_table(path: str, made_by: str, separator: str = ",") -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read ({error}); make it again with `dvc repro -f {made_by}`") from None
 
 
-def _page(scores: dict, cost: dict, meta: dict) -> str:
+def _page(scores: dict, cost: dict, meta: dict, chosen: str) -> str:
     pair = scores["reconstruction"]
     size = "x".join(map(str, meta["shape"]))
     alex = number(pair["lpips"]["alex"]) if "alex" in pair["lpips"] else "not measured, its weights file is missing"
     denoisers = {"the network": "psnr", "Wiener filter": "psnr_wiener", "none": "psnr_zero"}
     parts = [
-        f"# {meta['dataset']}: DDPM against DDIM",
+        f"# {meta['dataset']}: {' against '.join(scores[name]['sampler'] for name in SAMPLERS)}",
         _verdict(scores, cost),
         "![quality beside cost](report/comparison.png)",
         _sampler_table(scores, cost),
         _how_measured(scores),
         "## Samples",
-        *(_sampler_section(name, title, cost) for name, title in SAMPLERS.items()),
+        *(_sampler_section(name, scores[name]["sampler"], cost) for name in SAMPLERS),
         "## One-step denoising",
         f"{pair['n']:,} test images, noised to t = {pair['level']} and denoised with a single network evaluation. PSNR is the "
         "mean over images, for pixels in [-1, 1]. The Wiener filter is the best linear denoiser fitted on the training images.",
@@ -100,8 +132,14 @@ def _page(scores: dict, cost: dict, meta: dict) -> str:
         f"LPIPS of the network's images: {number(pair['lpips']['classifier'])} in the judge's feature maps; by AlexNet: {alex}.",
         "![test images, noisy, and denoised in three ways](report/reconstruction.png)",
         "![PSNR over the noise level](report/psnr.png)",
+        *_likelihood_section(scores["likelihood"]),
+        *_round_trip_section(scores["round_trip"]),
         "## Training",
         "![training and validation loss](report/loss.png)",
+        "## Noise schedules",
+        f"This model was trained on `{chosen}`.",
+        "![alpha_bar and log SNR of all schedules](report/schedules.png)",
+        "![an image under each of them, over t](report/schedules_noised.png)",
         "## Data",
         f"{meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}.",
         "![first training images](prepare_data/first_images.png)",
@@ -111,16 +149,17 @@ def _page(scores: dict, cost: dict, meta: dict) -> str:
 
 def _verdict(scores: dict, cost: dict) -> str:
     sentences = []
-    for name, title in SAMPLERS.items():
-        space = scores[name]["classifier"]
-        text = f"**{title}** with {cost[name]['nfe']:,} network evaluations reaches an FID of {number(space['fid'])}, "
+    for name in SAMPLERS:
+        space, nfe = scores[name]["classifier"], cost[name]["nfe"]
+        text = f"**{scores[name]['sampler']}** with {nfe:,} network evaluations reaches an FID of {number(space['fid'])}, "
         text += f"{space['fid'] / space['fid_floor']:.2f} times the {number(space['fid_floor'])} of real images"
         if "accuracy" in scores[name]:
             text += f"; {percent(scores[name]['accuracy'])} of its samples are seen as the class asked for"
         sentences.append(text + ".")
-    fewer = cost["ddpm"]["nfe"] / cost["ddim"]["nfe"]
-    faster = cost["ddpm"]["seconds"] / cost["ddim"]["seconds"]
-    sentences.append(f"DDIM evaluates the network {number(fewer)} times less often and was {number(faster, 2)} times as fast.")
+    fewer = number(cost["ddpm"]["nfe"] / cost["ddim"]["nfe"])
+    faster = number(cost["ddpm"]["seconds"] / cost["ddim"]["seconds"], 2)
+    fast = scores["ddim"]["sampler"]
+    sentences.append(f"{fast} evaluates the network {fewer} times less often and was {faster} times as fast.")
     pair = scores["reconstruction"]
     gain = pair["psnr"] - pair["psnr_wiener"]
     if gain > 0:
@@ -137,13 +176,13 @@ def _sampler_table(scores: dict, cost: dict) -> str:
     header = ["sampler", "NFE ↓", "FID ↓", "floor", "excess ↓", "IS ↑ (real)", "accuracy ↑"]
     header += ["Inception FID ↓", "Inception IS ↑", "seconds ↓", "images/s ↑"]
     rows = []
-    for name, title in SAMPLERS.items():
+    for name in SAMPLERS:
         space, inception = scores[name]["classifier"], scores[name]["inception"]
         quality = [number(space["fid"]), number(space["fid_floor"]), number(space["fid_excess"], 2)]
         quality += [f"{number(space['is'])} ({number(space['is_real'])})", percent(scores[name].get("accuracy"))]
         quality += [number(inception.get("fid")), number(inception.get("is"))]
         speed = [number(cost[name]["seconds"]), number(cost[name]["images_per_second"])]
-        rows.append([title, number(cost[name]["nfe"]), *quality, *speed])
+        rows.append([scores[name]["sampler"], number(cost[name]["nfe"]), *quality, *speed])
     return table(header, rows)
 
 
@@ -166,3 +205,36 @@ def _sampler_section(name: str, title: str, cost: dict) -> str:
         f"![{title}, from noise to image](report/{name}_denoising.gif)",
         f"![{title}: x_t above the prediction of x0, over t](report/{name}_denoising.png)",
     ])  # fmt: skip
+
+
+def _likelihood_section(bits: dict) -> list[str]:
+    variances = [name for name in ("small", "large", "learned") if name in bits]
+    rows = [
+        [name, f"{bits[name]['bits_per_dim']:.3f} ± {bits[name]['bits_per_dim_se']:.3f}", f"{bits['prior']:.5f}",
+         f"{bits[name]['steps']:.3f}", f"{bits[name]['decoder']:.3f}"]
+        for name in variances
+    ]  # fmt: skip
+    return [
+        "## Likelihood",
+        f"An upper bound on the bits per dimension of {bits['n']:,} test images, of 256 values per pixel, with the standard "
+        f"error of the mean over images; {bits['evaluations']:,} of the network's steps were evaluated for each.",
+        table(["variance", "bits/dim ↓", "prior", "steps", "decoder"], rows),
+        "![bits per dimension of single steps](report/bits.png)",
+    ]
+
+
+def _round_trip_section(trips: dict) -> list[str]:
+    steps_of = [name for name in trips if name.startswith("steps_")]
+    if not steps_of:
+        return ["## Encoding and decoding", f"The round trip is {trips['status']}."] if "status" in trips else []
+    rows = [
+        [name.removeprefix("steps_"), number(trips[name]["psnr"]), f"{trips[name]['mse']:.5f}", f"{trips[name]['latent_sd']:.3f}"]
+        for name in steps_of
+    ]
+    return [
+        "## Encoding and decoding",
+        f"{trips['n']:,} test images, encoded to noise by DDIM inversion and decoded again in as many steps. MSE is per pixel in "
+        "[0, 1]; the latents would be noise of standard deviation 1.",
+        table(["steps", "PSNR in dB ↑", "MSE ↓", "sd of the latents"], rows),
+        "![test images, and what came back](report/round_trip.png)",
+    ]

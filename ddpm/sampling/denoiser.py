@@ -16,7 +16,7 @@ Limit = Callable[[Tensor, float], Tensor]
 
 
 def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None) -> Denoiser:
-    """The network as a denoiser at single levels. x is (B, C, H, W) in the network's range [-1, 1]; labels is (B,) or None.
+    """The network as a denoiser. x is (B, C, H, W) in the network's range [-1, 1]; labels is (B,) or None.
 
     Raises InputError if there is not one label per image.
     """
@@ -24,7 +24,8 @@ def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None)
     def denoise(x: Tensor, level: Level) -> Prediction:
         if labels is not None and labels.shape != x.shape[:1]:
             raise InputError(f"labels: shape {tuple(labels.shape)} does not fit {len(x)} images; give one class per image")
-        output = network(x, x.new_full((len(x),), level.t), labels)
+        t = x.new_full((len(x),), level.t) if isinstance(level.t, float) else level.t.to(x)
+        output = network(x, t, labels)
         return solve(prediction, output.to(x.dtype), x, level)
 
     return denoise

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data.batches import to_uint8
+from ddpm.data.batches import to_images
 from ddpm.files import InputError, write_json, write_npz
 from ddpm.runtime import Progress, Runtime, autocast, setup
 from ddpm.sampling.grid import evaluations
@@ -66,12 +66,12 @@ def draw(
                 if batch == 0 and step in kept:
                     trajectory.append((frame.position, frame.x[:TRAJECTORIES], frame.x0[:TRAJECTORIES]))
                 progress.advance(shape[0], f"batch {batch + 1}, {part.start:,} images done")
-            images[part] = _to_images(frame.x)
+            images[part] = to_images(frame.x)
     seconds = time.perf_counter() - start
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.cpu().numpy()})
     arrays["trajectory_level"] = np.asarray([level for level, _, _ in trajectory])
-    arrays["trajectory_x"] = np.stack([_to_images(x) for _, x, _ in trajectory])
-    arrays["trajectory_x0"] = np.stack([_to_images(x0) for _, _, x0 in trajectory])
+    arrays["trajectory_x"] = np.stack([to_images(x) for _, x, _ in trajectory])
+    arrays["trajectory_x0"] = np.stack([to_images(x0) for _, _, x0 in trajectory])
     cost = {"nfe": plan.nfe, "seconds": round(seconds, 3), "images_per_second": round(samples / seconds, 3)}
     return Drawn(arrays, cost)
 
@@ -80,11 +80,6 @@ def _frames_to_keep(steps: int) -> set[int]:
     """Steps whose frames are kept, the last always; denser towards the end, where a picture takes shape."""
     positions = 1 - np.linspace(1, 0, min(TRAJECTORY_FRAMES, steps)) ** 1.5
     return set(np.unique(np.round(positions * (steps - 1)).astype(int)).tolist())
-
-
-def _to_images(x: Tensor) -> np.ndarray:
-    """Model range (B, C, H, W) -> uint8 (B, H, W, C)."""
-    return to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runtime: Runtime) -> None:
@@ -99,7 +94,7 @@ def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, run
     except InputError as error:
         raise InputError(f"params.yaml: sample_{name}.{error}") from None
     drawn = draw(model, plan, settings.samples, settings.batch_size, seed, name, lambda: autocast(runtime, device))
-    write_npz(f"samples/{name}.npz", {**drawn.arrays, "sampler": np.array(plan.label)})
+    write_npz(f"samples/{name}.npz", {**drawn.arrays, "sampler": np.array([plan.label])})
     write_json(f"reports/sample_{name}/metrics.json", drawn.cost)
     rate = drawn.cost["images_per_second"]
     print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm.data.batches import to_uint8
+from ddpm.data.batches import to_images
 from ddpm.sampling.denoiser import thresholded
 from ddpm.sampling.grid import make_grid
 from ddpm.sampling.model import DiffusionModel
@@ -20,4 +20,4 @@ def draw_preview(model: DiffusionModel) -> np.ndarray:
     grid = make_grid("trailing", model.schedule, min(STEPS, model.schedule.steps))
     denoiser = thresholded(model.denoiser(model.balanced_labels(IMAGES)))
     *_, last = sample(denoiser, euler_step, model.schedule, grid, noise(), noise)
-    return to_uint8(last.x).permute(0, 2, 3, 1).cpu().numpy()
+    return to_images(last.x)

@@ -1,0 +1,66 @@
+"""Likelihood of held-out images: the variational bound in bits per dimension (Ho et al. 2020, sec. 4.3)."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.diffusion.bound import prior_bits, step_bits
+from ddpm.diffusion.schedule import add_noise
+from ddpm.diffusion.variance import VARIANCES
+from ddpm.runtime import Progress, seeded
+from ddpm.sampling.denoiser import thresholded
+from ddpm.sampling.model import DiffusionModel
+
+BATCH = 250
+
+
+class Likelihood(NamedTuple):
+    """scores: for metrics.json; level: mean level of each stratum of levels (M + 1,); curve: per variance the mean bits of one
+    step there, (M + 1,)."""
+
+    scores: dict
+    level: np.ndarray
+    curve: dict[str, np.ndarray]
+
+
+def likelihood(model: DiffusionModel, images: Tensor, labels: Tensor, levels: int | None, seed: int) -> Likelihood:
+    """Bits per dimension of images (N, C, H, W) in [-1, 1], of 256 values per pixel, told their classes labels (N,).
+
+    prior + steps + decoder, for each variance that the model allows, all from the same network evaluations. The decoder is
+    evaluated for every image; of the steps 2..T, `levels` per image, one in each of as many equal strata, which estimates their
+    sum without bias. None evaluates all, and is exact but for the noise drawn. x0_hat is clipped to [-1, 1].
+    """
+    total = model.schedule.steps
+    strata = min(levels or total - 1, total - 1)
+    names = [name for name in VARIANCES if name != "learned" or model.learns_variance]
+    generator = seeded(model.device, seed, "likelihood")
+    terms = {name: torch.zeros(len(images), strata + 1, dtype=torch.float64) for name in names}
+    index = torch.ones(len(images), strata + 1, dtype=torch.int64)
+    offsets = torch.rand(len(images), strata, generator=seeded("cpu", seed, "likelihood levels"), dtype=torch.float64)
+    index[:, 1:] = 2 + ((torch.arange(strata) + offsets) * ((total - 1) / strata)).long().clamp(max=total - 2)
+    with Progress("likelihood", len(images) * (strata + 1), "images") as progress, torch.inference_mode():
+        for first in range(0, len(images), BATCH):
+            part = slice(first, first + BATCH)
+            x0, denoiser = images[part], thresholded(model.denoiser(labels[part]))
+            for k in range(strata + 1):
+                eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+                level = model.schedule[index[part, k]]
+                found = denoiser(add_noise(x0, eps, level), level)
+                for name in names:
+                    bits = step_bits(model.schedule, index[part, k], x0, found.x0, name, found.mix)
+                    terms[name][part, k] = bits.double().cpu()
+                progress.advance(len(x0))
+    prior = prior_bits(images.double(), model.schedule[total]).cpu()
+    scores: dict = {"n": len(images), "evaluations": strata + 1, "prior": float(prior.mean())}
+    for name in names:
+        decoder, steps = terms[name][:, 0], terms[name][:, 1:].sum(1) * ((total - 1) / strata)
+        whole = prior + steps + decoder
+        scores[name] = {
+            "bits_per_dim": float(whole.mean()),
+            "bits_per_dim_se": float(whole.std() / len(images) ** 0.5),
+            "steps": float(steps.mean()),
+            "decoder": float(decoder.mean()),
+        }
+    return Likelihood(scores, index.double().mean(0).numpy(), {name: terms[name].mean(0).numpy() for name in names})

@@ -1,0 +1,128 @@
+"""Scores of the model on held-out images: what comes back of each, from noise added to it or from its own latent."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.data.batches import to_model_range, to_tensor
+from ddpm.data.prepared import Prepared
+from ddpm.evaluation.distances import disjoint_sets
+from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
+from ddpm.evaluation.reconstruction import FRACTIONS, HEADLINE, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
+from ddpm.judge.classifier import Classifier
+from ddpm.judge.features import load_lpips_alex
+from ddpm.judge.weights import ALEXNET, MISSING, find_weights
+from ddpm.runtime import Progress, seeded
+from ddpm.sampling.denoiser import one_step
+from ddpm.sampling.editing import round_trip
+from ddpm.sampling.grid import make_grid
+from ddpm.sampling.model import DiffusionModel
+
+BATCH = 250
+EXAMPLES = 8
+ROUND_TRIP_STEPS = (10, 20, 50, 100)
+
+
+def held_out(data: Prepared, count: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Up to `count` random test images (N, C, H, W) in [-1, 1], and their labels (N,)."""
+    chosen = np.sort(disjoint_sets(len(data.test.images), min(count, len(data.test.images)), seed)[0])
+    return to_model_range(to_tensor(data.test.images[chosen], device)), torch.tensor(data.test.labels[chosen], device=device)
+
+
+class Reconstruction(NamedTuple):
+    """scores: for metrics.json; curve: rows {fraction, level, method, psnr}; examples: uint8 arrays of the headline level."""
+
+    scores: dict
+    curve: list[dict]
+    examples: dict[str, Tensor]
+
+
+def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count: int, seed: int) -> Reconstruction:
+    """One-step denoising of held-out images at several levels, by the network, the Wiener filter and "no noise at all".
+
+    A class-conditional network is told the class. The headline level is T / 4; PSNR is the mean over images.
+    """
+    x0, labels = held_out(data, count, seed, model.device)
+    wiener = WienerFilter(data.train.images, seed)
+    generator = seeded("cpu", seed, "reconstruction")
+    curve, examples, scores = [], {}, {}
+    for fraction in FRACTIONS:
+        index = level_at(model.schedule, fraction)
+        x_t, level = noisy_pairs(x0, model.schedule, index, generator)
+        restored = {
+            "network": torch.cat([
+                one_step(model.denoiser(y), x, level)
+                for x, y in zip(x_t.split(BATCH), labels.split(BATCH), strict=True)
+            ]),
+            "wiener": wiener(x_t, level),
+            "zero": zero_denoiser(x_t, level),
+        }  # fmt: skip
+        values = {method: float(psnr(image, x0).mean()) for method, image in restored.items()}
+        curve += [{"fraction": fraction, "level": index, "method": m, "psnr": v} for m, v in values.items()]
+        if fraction == HEADLINE:
+            scores = {
+                "n": len(x0),
+                "level": index,
+                "psnr": values["network"],
+                "psnr_wiener": values["wiener"],
+                "psnr_zero": values["zero"],
+                "lpips": _lpips(judge, restored["network"], x0),
+            }
+            examples = {"clean": x0, "noisy": x_t, **restored}
+            examples = {name: image[:EXAMPLES] for name, image in examples.items()}
+    return Reconstruction(scores, curve, examples)
+
+
+def _lpips(judge: Classifier, image: Tensor, reference: Tensor) -> dict:
+    scores = {"classifier": float(lpips_classifier(judge, image, reference).mean())}
+    path = find_weights(ALEXNET)
+    if path is None:
+        return {**scores, **MISSING}
+    network = load_lpips_alex(path, reference.device)
+    pairs = zip(image.split(BATCH), reference.split(BATCH), strict=True)
+    return {**scores, "alex": float(torch.cat([lpips_alex(network, a, b) for a, b in pairs]).mean()), "status": "ok"}
+
+
+class RoundTrips(NamedTuple):
+    """scores: for metrics.json; examples: model range, the images and what came back, by name."""
+
+    scores: dict
+    examples: dict[str, Tensor]
+
+
+def round_trips(model: DiffusionModel, x0: Tensor, labels: Tensor) -> RoundTrips:
+    """Images (N, C, H, W) encoded to noise by DDIM inversion and decoded again, over several numbers of steps.
+
+    Scores per steps S, as far as the model has that many levels: PSNR in dB; mean squared error per pixel in [0, 1]
+    (Song et al. 2021, table 2); and the standard deviation of the latents, 1 where they are noise.
+    """
+    scores: dict = {"n": len(x0)}
+    examples = {"clean": x0[:EXAMPLES]}
+    steps_of = [steps for steps in ROUND_TRIP_STEPS if steps <= model.schedule.steps]
+    with Progress("round trip", len(x0) * len(steps_of), "images") as progress:
+        for steps in steps_of:
+            grid = make_grid("trailing", model.schedule, steps)
+            latents, images = [], []
+            for x, y in zip(x0.split(BATCH), labels.split(BATCH), strict=True):
+                latent, image = round_trip(model.denoiser(y), model.schedule, grid, x)
+                latents.append(latent)
+                images.append(image.clamp(-1, 1))
+                progress.advance(len(x))
+            decoded = torch.cat(images)
+            scores[f"steps_{steps}"] = {
+                "psnr": float(psnr(decoded, x0).mean()),
+                "mse": float(((decoded - x0) / 2).double().square().mean()),
+                "latent_sd": float(torch.cat(latents).std()),
+            }
+            examples[f"steps_{steps}"] = decoded[:EXAMPLES]
+    return RoundTrips(scores, examples)
+
+
+def round_trips_if_trained(model: DiffusionModel, x0: Tensor, labels: Tensor, reconstruction: dict) -> RoundTrips:
+    """`round_trips` of a model that denoises better than the Wiener filter: one that sees no noise returns all images as they
+    were, and means nothing by it."""
+    if reconstruction["psnr"] <= reconstruction["psnr_wiener"]:
+        return RoundTrips({"status": "not measured: the network denoises no better than the Wiener filter"}, {})
+    return round_trips(model, x0, labels)
