@@ -128,12 +128,12 @@ def linear(steps: int) -> Tensor:
 
 def scaled_linear(steps: int) -> Tensor:
     """alpha_bar of betas whose square roots rise linearly, from 8.5e-4 to 0.012 (Rombach et al. 2022's code)."""
-    return _from_betas(steps, lambda u: torch.lerp(u.new_tensor(8.5e-4).sqrt(), u.new_tensor(0.012).sqrt(), u).square())
+    return _from_betas(steps, lambda u: (8.5e-4**0.5 + (0.012**0.5 - 8.5e-4**0.5) * u) ** 2)
 
 
 def quadratic(steps: int) -> Tensor:
     """alpha_bar of betas whose square roots rise linearly, from 1e-4 to 0.02 (`quad` of Ho et al. 2020's code)."""
-    return _from_betas(steps, lambda u: torch.lerp(u.new_tensor(1e-4).sqrt(), u.new_tensor(0.02).sqrt(), u).square())
+    return _from_betas(steps, lambda u: (1e-4**0.5 + (0.02**0.5 - 1e-4**0.5) * u) ** 2)
 
 
 def cosine(steps: int, s: float = 0.008, max_beta: float = MAX_BETA) -> Tensor:
@@ -144,11 +144,9 @@ def cosine(steps: int, s: float = 0.008, max_beta: float = MAX_BETA) -> Tensor:
 def sigmoid(steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
     """alpha_bar along the stretch start..end of a falling sigmoid of temperature tau (Jabri et al. 2023, alg. 1)."""
 
-    def curve(u: Tensor) -> Tensor:
-        first, value, last = (torch.sigmoid(v / tau) for v in (u.new_tensor(start), start + (end - start) * u, u.new_tensor(end)))
-        return (last - value) / (last - first)
-
-    return _from_curve(steps, curve, MAX_BETA)
+    # The curve is used in ratios of its values alone, so that its height does not matter.
+    last = 1 / (1 + math.exp(-end / tau))
+    return _from_curve(steps, lambda u: last - torch.sigmoid((start + (end - start) * u) / tau), MAX_BETA)
 
 
 def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:

@@ -78,7 +78,7 @@ def ab2_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise
 
 
 def dpmpp_2m_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise, memory: dict, *, eta: float) -> Tensor:
-    """DPM-Solver++ 2M (Lu et al. 2022b, algorithm 2); eta = 1 solves the SDE instead (app. A: SDE-DPM-Solver++ 2M).
+    """DPM-Solver++ 2M (Lu et al. 2022b, algorithm 2); eta = 1 solves the SDE instead (their SDE-DPM-Solver++ 2M).
 
     With h the step in log(alpha / sigma) and shrink = e^-h; the step to the clean level is of first order.
     """

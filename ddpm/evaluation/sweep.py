@@ -1,0 +1,101 @@
+"""Quality over cost: all samplers on one trained model, each with several numbers of network evaluations."""
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from ddpm.evaluation.scores import Judges
+from ddpm.files import InputError
+from ddpm.networks.store import CheckpointName
+from ddpm.params import Section
+from ddpm.sampling.denoiser import thresholded
+from ddpm.sampling.draw import draw
+from ddpm.sampling.grid import evaluations, make_grid
+from ddpm.sampling.model import DiffusionModel
+from ddpm.sampling.samplers import SAMPLERS, Sampler, ancestral_step
+from ddpm.sampling.settings import Plan, build
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Sweep(Section):
+    """The `sweep` section."""
+
+    samples: Annotated[int, Field(ge=2)]
+    batch_size: Count
+    evaluations: Annotated[list[Count], Field(min_length=1)]
+    full_length: bool
+    checkpoint: CheckpointName
+
+
+class Method(NamedTuple):
+    """A sampler with the grid that suits it; full: also drawn with all T steps, as in DDIM's table 1."""
+
+    sampler: Sampler
+    spacing: str
+    options: dict[str, float | str] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
+    full: bool = False
+
+
+ANCESTRAL = Sampler("DDPM", ancestral_step, stochastic=True)
+METHODS: dict[str, Method] = {
+    "DDIM, eta 0": Method(SAMPLERS["ddim"], "trailing", {"eta": 0.0}, full=True),
+    "DDIM, eta 0.5": Method(SAMPLERS["ddim"], "trailing", {"eta": 0.5}),
+    "DDIM, eta 1": Method(SAMPLERS["ddim"], "trailing", {"eta": 1.0}, full=True),
+    "DDPM, large variance": Method(ANCESTRAL, "trailing", {"variance": "large"}, full=True),
+    "Euler": Method(SAMPLERS["euler"], "quadratic"),
+    "Heun": Method(SAMPLERS["heun"], "trailing"),
+    "AB2": Method(SAMPLERS["ab2"], "quadratic"),
+    "DPM-Solver++ 2M": Method(SAMPLERS["dpmpp_2m"], "log_snr"),
+    "SDE-DPM-Solver++ 2M": Method(SAMPLERS["dpmpp_2m_sde"], "log_snr"),
+}
+
+
+def plan_method(name: str, model: DiffusionModel, budget: int) -> Plan:
+    """The plan of a method that evaluates the network at most `budget` times per image."""
+    method = METHODS[name]
+    steps = (budget + 1) // 2 if method.sampler.twice else budget
+    rule, grid = build(method.sampler, make_grid(method.spacing, model.schedule, steps), model, **method.options)
+    stochastic = method.sampler.stochastic or method.options.get("eta", 0.0) != 0
+
+    def denoiser(labels):
+        return thresholded(model.denoiser(labels))
+
+    return Plan(name, rule, grid, denoiser, evaluations(grid), stochastic)
+
+
+def sweep(
+    model: DiffusionModel, judges: Judges, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+) -> list[dict]:
+    """Draw with every method and budget, and judge: rows {method, spacing, budget, nfe, fid, fid_sd, accuracy, seconds}, each
+    given to `on_row` as well; fid_sd is NaN where there are fewer than three sets of samples. All start from the same noise.
+
+    Raises InputError for a budget that the model does not have.
+    """
+    total = model.schedule.steps
+    if max(settings.evaluations) > total:
+        raise InputError(
+            f"params.yaml: sweep.evaluations: {max(settings.evaluations)} is more than the model's T = {total} steps"
+        )
+    rows = []
+    for name, method in METHODS.items():
+        budgets = sorted({*settings.evaluations, *([total] if method.full and settings.full_length else [])})
+        for budget in budgets:
+            plan = plan_method(name, model, budget)
+            drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
+            scores, _ = judges.score(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "sweep")
+            row = {
+                "method": name,
+                "spacing": method.spacing,
+                "budget": budget,
+                "nfe": plan.nfe,
+                "fid": scores["classifier"]["fid"],
+                "fid_sd": scores["classifier"].get("fid_sd", np.nan),
+                "accuracy": scores.get("accuracy", np.nan),
+                "seconds": drawn.cost["seconds"],
+            }
+            rows.append(row)
+            on_row(row)
+    return rows

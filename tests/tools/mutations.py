@@ -1,0 +1,505 @@
+"""Small ways to break the mathematics, and whether the tests notice.
+
+    python tests/tools/mutations.py [NAME ...] [--jobs N]
+
+Every mutation replaces one piece of text in a copy of the project and runs the tests that should fail. A survivor is a hole in
+the tests. NAME chooses by what is broken (heun, cosine, ...). Needs os.fork: one import of PyTorch serves all runs.
+"""
+
+import argparse
+import ast
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLERS, GRID, EDITING = "ddpm/sampling/samplers.py", "ddpm/sampling/grid.py", "ddpm/sampling/editing.py"
+SCHEDULE, VARIANCE, BOUND = "ddpm/diffusion/schedule.py", "ddpm/diffusion/variance.py", "ddpm/diffusion/bound.py"
+DENOISER, ROWS, LOSS = "ddpm/sampling/denoiser.py", "ddpm/diffusion/parameterization.py", "ddpm/diffusion/loss.py"
+LEVELS = "ddpm/diffusion/levels.py"
+
+# What is broken -> the test files that must notice.
+TESTS = {
+    SAMPLERS: ["test_samplers.py"],
+    VARIANCE: ["test_samplers.py", "test_loss.py"],
+    GRID: ["test_grid.py"],
+    EDITING: ["test_editing.py"],
+    SCHEDULE: ["test_schedule.py"],
+    BOUND: ["test_loss.py"],
+    DENOISER: ["test_denoiser.py"],
+    ROWS: ["test_parameterization.py", "test_denoiser.py"],
+    LOSS: ["test_loss.py"],
+    LEVELS: ["test_loss.py"],
+}
+
+# (what is broken, file, function or class) -> [(text that stands in it once, what it becomes)]
+BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
+    ("ancestral", SAMPLERS, "ancestral_step"): [
+        ("s.alpha * prediction.x0 +", "t.alpha * prediction.x0 +"),
+        ("s.alpha * prediction.x0 +", "s.alpha * prediction.x0 -"),
+        ("s.sigma**2 * t.alpha", "s.sigma * t.alpha"),
+        ("s.sigma**2 * t.alpha", "s.sigma**2 * s.alpha"),
+        ("(s.alpha * t.sigma)", "(s.alpha * s.sigma)"),
+        ("* prediction.eps", "* x"),
+        ("** 0.5 * noise()", "* noise()"),
+        ("** 0.5 * noise() if s.sigma > 0 else mean", "** 0.5 * noise() if s.sigma > 0.5 else mean"),
+        ("return mean + VARIANCES", "return mean - VARIANCES"),
+        ("VARIANCES[variance](t, s,", "VARIANCES['small'](t, s,"),
+        ("prediction.mix)", "1 - prediction.mix)"),
+    ],
+    ("variance", VARIANCE, "small"): [
+        ("s.sigma**2 - (", "s.sigma**2 + ("),
+        ("s.sigma**2 * t.alpha", "s.sigma * t.alpha"),
+        ("(s.alpha * t.sigma)) ** 2", "(s.alpha * t.sigma))"),
+        ("return s.sigma**2 -", "return t.sigma**2 -"),
+    ],
+    ("variance", VARIANCE, "large"): [
+        ("* (s.sigma > 0)", ""),
+        ("t.alpha / s.alpha * s.sigma", "s.sigma"),
+        ("t.sigma**2 - (", "t.sigma**2 + ("),
+    ],
+    ("variance", VARIANCE, "learned"): [
+        ("small(t, s) ** (1 - mix) * large(t, s) ** mix", "small(t, s) ** mix * large(t, s) ** (1 - mix)"),
+        ("small(t, s) ** (1 - mix) * large(t, s) ** mix", "small(t, s) * (1 - mix) + large(t, s) * mix"),
+        ("0.0 if s.sigma == 0 else ", "t.sigma if s.sigma == 0 else "),
+    ],
+    ("variance", VARIANCE, "log_variance"): [
+        ("clamp(min=2)", "clamp(min=1)"),
+        ("schedule[index - 1], index", "schedule[index], index"),
+        ("(high - low)", "(low - high)"),
+        ("(t.alpha / s.alpha * s.sigma)", "(t.alpha * s.sigma)"),
+        ('"large": 1.0', '"large": 0.9'),
+    ],
+    ("ddim", SAMPLERS, "ddim_step"): [
+        ("eta * math.sqrt(small(t, s))", "eta * small(t, s)"),
+        ("eta * math.sqrt(small(t, s))", "math.sqrt(small(t, s))"),
+        ("eta * math.sqrt(small(t, s))", "eta**2 * math.sqrt(small(t, s))"),
+        ("s.alpha * prediction.x0", "t.alpha * prediction.x0"),
+        ("- std**2", "- std"),
+        ("- std**2", ""),
+        ("s.sigma**2 -", "t.sigma**2 -"),
+        (") * prediction.eps", ") * x"),
+        ("mean + std * noise()", "mean - std * noise()"),
+        ("mean + std * noise()", "mean + eta * std * noise()"),
+        ("if std > 0 else mean", "if std > 0.1 else mean"),
+    ],
+    ("euler", SAMPLERS, "euler_step"): [
+        ("s.alpha * prediction.x0", "t.alpha * prediction.x0"),
+        ("s.sigma * prediction.eps", "t.sigma * prediction.eps"),
+        ("s.alpha * prediction.x0 +", "s.alpha * prediction.x0 -"),
+        ("s.alpha * prediction.x0", "s.sigma * prediction.x0"),
+        ("s.sigma * prediction.eps", "s.alpha * prediction.eps"),
+        ("s.alpha * prediction.x0", "s.alpha**2 * prediction.x0"),
+        ("s.sigma * prediction.eps", "s.sigma**2 * prediction.eps"),
+        ("s.alpha * prediction.x0", "s.alpha * x"),
+        ("s.sigma * prediction.eps", "s.sigma * x"),
+        ("s.alpha * prediction.x0 + ", ""),
+    ],
+    ("heun", SAMPLERS, "heun_step"): [
+        ("(start_eps + prediction.eps) / 2", "prediction.eps"),
+        ("(start_eps + prediction.eps) / 2", "start_eps"),
+        ("(start_eps + prediction.eps) / 2", "(start_eps + prediction.eps)"),
+        ("(start_eps + prediction.eps) / 2", "(2 * start_eps + prediction.eps) / 3"),
+        ("_move(start_x,", "_move(x,"),
+        ("/ 2, start, s)", "/ 2, t, s)"),
+        ("/ 2, start, s)", "/ 2, s, start)"),
+        ("x if start.alpha == 0 else ", ""),
+        ("x if start.alpha == 0 else ", "x if start.alpha < 0.5 else "),
+        ('memory["start"] = x, prediction.eps, t', 'memory["start"] = x, prediction.x0, t'),
+        ('memory["start"] = x, prediction.eps, t', 'memory.setdefault("start", (x, prediction.eps, t))'),
+    ],
+    ("heun", SAMPLERS, "_move"): [
+        ("s.alpha / t.alpha", "t.alpha / s.alpha"),
+        ("x - t.sigma * eps", "x + t.sigma * eps"),
+        ("+ s.sigma * eps", "- s.sigma * eps"),
+        ("x - t.sigma * eps", "x - s.sigma * eps"),
+    ],
+    ("ab2", SAMPLERS, "ab2_step"): [
+        ("(2 * (r_t - r_before))", "(r_t - r_before)"),
+        ("(2 * (r_t - r_before))", "(2 * (r_s - r_before))"),
+        ("(2 * (r_t - r_before))", "(2 * (r_s - r_t))"),
+        ("eps + (r_s", "eps - (r_s"),
+        ("(eps - before[0])", "eps"),
+        ("(eps, t) if t.alpha > 0 else None", "(eps, t)"),
+        ("= (eps, t) if", "= (eps, s) if"),
+        ("= (eps, t) if", "= before or (eps, t) if"),
+        ("level.sigma / level.alpha", "level.sigma"),
+        ("_move(x, slope, t, s)", "_move(x, eps, t, s)"),
+        ("(eps - before[0])", "(before[0] - prediction.x0)"),
+    ],
+    ("dpmpp_2m", SAMPLERS, "dpmpp_2m_step"): [
+        ("h / (2 * before[1])", "h / before[1]"),
+        ("h / (2 * before[1])", "before[1] / (2 * h)"),
+        ("x0 + h /", "x0 - h /"),
+        ("and s.sigma > 0", ""),
+        ("before is not None and s.sigma > 0", "False"),
+        ('memory["before"] = prediction.x0, h', 'memory.setdefault("before", (prediction.x0, h))'),
+        ("s.sigma * t.alpha / (s.alpha * t.sigma)", "s.sigma / t.sigma"),
+        ("s.sigma / t.sigma * shrink", "s.alpha / t.alpha * shrink"),
+        ("s.alpha * (1 - shrink", "t.alpha * (1 - shrink"),
+        ("if shrink > 0 else math.inf", "if shrink > 0 else 0.0"),
+        ("h = -math.log(shrink) if", "h = 1 - shrink if"),
+    ],
+    ("dpmpp_2m_sde", SAMPLERS, "dpmpp_2m_step"): [
+        ("shrink**eta * x", "x"),
+        ("shrink**eta * x", "shrink ** (2 * eta) * x"),
+        ("shrink ** (1 + eta)", "shrink"),
+        ("shrink ** (1 + eta)", "shrink ** (1 + 2 * eta)"),
+        ("shrink ** (2 * eta)", "shrink**eta"),
+        ("s.sigma * math.sqrt(1", "t.sigma * math.sqrt(1"),
+        ("math.sqrt(1 - shrink ** (2 * eta))", "(1 - shrink ** (2 * eta))"),
+        ("std = s.sigma * math.sqrt(1", "std = eta * math.sqrt(1"),
+        ("mean + std * noise()", "mean - std * noise()"),
+        ("if std > 0 else mean", "if std > 0.1 else mean"),
+    ],
+    ("driver", SAMPLERS, "sample"): [
+        ("memory.clear()", "pass"),
+        ("if s.sigma > t.sigma:", "if s.sigma >= t.sigma:"),
+        ("denoiser(x, t)", "denoiser(x, s)"),
+        ("prediction, t, s, noise", "prediction, s, t, noise"),
+        ("Frame(position, x, prediction.x0)", "Frame(position, x, x + 1)"),
+        ("noise(), t, s)", "0 * x, t, s)"),
+        ("grid[1:].tolist()", "grid[:-1].tolist()"),
+    ],
+    ("inversion", EDITING, "invert"): [
+        ("if eta > 0:", "if eta > 1:"),
+        ("if t.sigma > 0 else Prediction(x, denoiser(x, schedule[1]).eps)", ""),
+        ("denoiser(x, schedule[1]).eps)", "-denoiser(x, schedule[1]).eps)"),
+        ("Prediction(x, denoiser", "Prediction(0 * x, denoiser"),
+        ("denoiser(x, t) if", "denoiser(x, s) if"),
+        ("prediction, t, s,", "prediction, s, t,"),
+        ("grid[::-1].tolist()", "grid.tolist()"),
+    ],
+    ("inpainting", EDITING, "inpainting"): [
+        ("noise(), s)", "noise(), t)"),
+        ("if s.sigma > 0 else image", ""),
+        ("mask.bool()", "~mask.bool()"),
+        ("noise(), s) if", "fresh(), s) if"),
+        ("m not in (1, n)", "m != n"),
+        ("if mask.ndim != 4 or", "if"),
+    ],
+    ("noise", SCHEDULE, "add_more_noise"): [
+        ("s.alpha / t.alpha", "t.alpha / s.alpha"),
+        ("(scale * t.sigma) ** 2", "t.sigma**2"),
+        ("s.sigma**2 - (", "s.sigma**2 + ("),
+    ],
+    ("grid", GRID, "leading"): [("1 + (", "("), ("[::-1]", ""), ("// steps", "/ steps")],
+    ("grid", GRID, "trailing"): [("schedule.steps - np", "schedule.steps - 1 - np"), ("arange(steps)", "arange(1, steps + 1)")],
+    ("grid", GRID, "linspace"): [("schedule.steps, 1,", "schedule.steps - 1, 1,"), ("schedule.steps, 1,", "schedule.steps, 0,")],
+    ("grid", GRID, "quadratic"): [("** 2", "** 3"), ("1, 0, steps", "1, 0.1, steps"), ("1 + (", "2 + (")],
+    ("grid", GRID, "log_snr"): [("np.linspace(*_log_ratio_range(schedule), steps)", "schedule.log_ratio[::-1][:steps]")],
+    ("grid", GRID, "karras"): [
+        ("ratio / 7", "ratio / 5"),
+        ("-7 * np.log", "-5 * np.log"),
+        ("first, last, steps", "first, 1, steps"),
+    ],
+    ("grid", GRID, "_log_ratio_range"): [
+        ("[np.isfinite(schedule.log_ratio)]", ""),
+        ("schedule.log_ratio[0]", "schedule.log_ratio[1]"),
+    ],
+    ("grid", GRID, "_by_log_ratio"): [("positions[0] = schedule.steps", "pass")],
+    ("grid", GRID, "make_grid"): [
+        ("1 <= steps", "0 <= steps"),
+        ("<= schedule.steps:", "< schedule.steps:"),
+        (", 0.0)", ", 1.0)"),
+    ],
+    ("grid", GRID, "churned"): [
+        ("churn / (len(grid) - 1)", "churn / len(grid)"),
+        ("math.log1p(factor)", "factor"),
+        ("min(churn / (len(grid) - 1), MAX_CHURN)", "churn / (len(grid) - 1)"),
+        ("-math.inf if v.alpha == 0 else ", ""),
+    ],
+    ("grid", GRID, "corrected"): [("0 < position < before", "position < before"), ("0 < position < before", "0 < position")],
+    ("grid", GRID, "evaluations"): [("<= 0", "< 0")],
+    ("levels", SCHEDULE, "NoiseSchedule"): [
+        ("> MAX_FINAL_ALPHA_BAR and not", "> 0.5 and not"),
+        ("padded[-1] >= 0", "True"),
+        ("- 1.0).clamp(min=0)", ").clamp(min=0)"),
+        ("(1 - padded).sqrt()", "(1 - padded)"),
+        ("return Level(float(index) - 1,", "return Level(float(index),"),
+        ("np.log(self._table[1, 1:]) - np", "2 * np.log(self._table[1, 1:]) - np"),
+        ("np.interp(-log_ratio,", "np.interp(-2 * log_ratio,"),
+        ("np.arange(1, self.steps + 1), self", "np.arange(self.steps), self"),
+    ],
+    ("linear", SCHEDULE, "linear"): [
+        ("lambda u: 1e-4", "lambda u: 2e-4"),
+        ("(0.02 - 1e-4)", "0.02"),
+        ("(0.02 -", "(0.021 -"),
+        ("(0.02 -", "(0.012 -"),
+        ("* u", "* u**2"),
+        ("* u", "* u.sqrt()"),
+        ("lambda u: 1e-4 +", "lambda u: 0.02 -"),
+        ("lambda u: 1e-4", "lambda u: 1e-5"),
+        ("- 1e-4)", "+ 1e-4)"),
+        ("_from_betas(steps,", "_from_betas(steps + 1,"),
+    ],
+    ("linear", SCHEDULE, "_from_betas"): [
+        ("* 1000 / steps", ""),
+        ("* 1000 / steps", "* 1024 / steps"),
+        ("1 - beta.clamp(max=MAX_BETA)", "1 - beta.clamp(max=MAX_BETA) / 2"),
+        (".clamp(max=MAX_BETA)", ""),
+        ("torch.cumprod(1 - beta.clamp(max=MAX_BETA), 0)", "torch.exp(-torch.cumsum(beta, 0))"),
+        ("linspace(0, 1, steps", "linspace(1, 0, steps"),
+    ],
+    ("scaled_linear", SCHEDULE, "scaled_linear"): [
+        ("(8.5e-4**0.5 +", "(8e-4**0.5 +"),
+        ("(0.012**0.5", "(0.02**0.5"),
+        ("* u) ** 2", "* u)"),
+        ("* u) ** 2", "* u) ** 3"),
+        ("- 8.5e-4**0.5) * u", ") * u"),
+        ("* u) ** 2", "* u**2) ** 2"),
+        ("8.5e-4**0.5 + (0.012**0.5 - 8.5e-4**0.5) * u", "0.012**0.5 + (8.5e-4**0.5 - 0.012**0.5) * u"),
+        ("(0.012**0.5", "(0.012"),
+        ("(8.5e-4**0.5 + (0.012**0.5 - 8.5e-4**0.5) * u) ** 2", "8.5e-4 + (0.012 - 8.5e-4) * u"),
+        ("_from_betas(steps,", "_from_betas(steps + 1,"),
+    ],
+    ("quadratic", SCHEDULE, "quadratic"): [
+        ("(1e-4**0.5 +", "(2e-4**0.5 +"),
+        ("(0.02**0.5", "(0.012**0.5"),
+        ("* u) ** 2", "* u)"),
+        ("* u) ** 2", "* u) ** 3"),
+        ("- 1e-4**0.5) * u", ") * u"),
+        ("* u) ** 2", "* u**2) ** 2"),
+        ("1e-4**0.5 + (0.02**0.5 - 1e-4**0.5) * u", "0.02**0.5 + (1e-4**0.5 - 0.02**0.5) * u"),
+        ("(0.02**0.5", "(0.02"),
+        ("(1e-4**0.5 + (0.02**0.5 - 1e-4**0.5) * u) ** 2", "1e-4 + (0.02 - 1e-4) * u"),
+        ("_from_betas(steps,", "_from_betas(steps + 1,"),
+    ],
+    ("cosine", SCHEDULE, "cosine"): [
+        ("torch.cos(", "torch.sin("),
+        (".square()", ""),
+        ("(u + s)", "u"),
+        ("/ (1 + s)", ""),
+        ("* math.pi / 2", "* math.pi / 2.1"),
+        ("* math.pi / 2", "* math.pi / 1.9"),
+        (", max_beta)", ", MAX_BETA)"),
+        ("s: float = 0.008", "s: float = 0.08"),
+        ("max_beta: float = MAX_BETA", "max_beta: float = 0.9"),
+        ("_from_curve(steps,", "_from_curve(steps + 1,"),
+    ],
+    ("cosine", SCHEDULE, "_from_curve"): [
+        ("clamp(max=max_beta)", "clamp(max=0.99)"),
+        ("f[1:] / f[:-1]", "f[1:]"),
+        (") / steps)", ") / (steps + 1))"),
+        ("arange(steps + 1,", "arange(1, steps + 2,"),
+    ],
+    ("sigmoid", SCHEDULE, "sigmoid"): [
+        ("start: float = -3.0", "start: float = 3.0"),
+        ("-end / tau", "end / tau"),
+        ("-end / tau", "-end"),
+        ("last - torch", "1 - torch"),
+        ("torch.sigmoid(", "torch.tanh("),
+        ("(end - start) * u", "end * u"),
+        ("* u) / tau)", "* u))"),
+        ("(start + (end", "(0 * start + (end"),
+        ("MAX_BETA", "0.9"),
+        ("_from_curve(steps,", "_from_curve(steps + 1,"),
+    ],
+    ("edm", SCHEDULE, "edm"): [
+        ("sigma_min: float = 0.002", "sigma_min: float = 0.02"),
+        ("sigma_max: float = 80.0", "sigma_max: float = 8.0"),
+        ("rho: float = 7.0", "rho: float = 5.0"),
+        ("sigma_min ** (1 / rho)", "sigma_min"),
+        ("sigma_max ** (1 / rho)", "sigma_max ** (1 / 7)"),
+        (") ** rho", ") ** 7"),
+        ("1 / (1 + sigma.square())", "1 / (1 + sigma)"),
+        ("1 / (1 + sigma.square())", "1 / (1 + sigma).square()"),
+        ("1 / (1 + sigma.square())", "1 / sigma.square()"),
+        ("*ends, steps,", "*ends, steps + 1,"),
+    ],
+    ("zero_terminal_snr", SCHEDULE, "rescale_to_zero_terminal_snr"): [
+        ("alpha_bar.sqrt()", "alpha_bar"),
+        ("(alpha - alpha[-1])", "(alpha - alpha[-2])"),
+        ("(alpha - alpha[-1])", "alpha"),
+        ("* alpha[0] /", "/"),
+        ("* alpha[0] /", "* alpha[1] /"),
+        ("(alpha[0] - alpha[-1])", "(alpha[0] - alpha[-2])"),
+        ("(alpha[0] - alpha[-1])", "alpha[0]"),
+        (").square()", ")"),
+        ("alpha[0] / (", "alpha[0] * ("),
+        ("(alpha - alpha[-1])", "(alpha + alpha[-1])"),
+    ],
+    ("prediction", ROWS, "solve"): [
+        ("b * x_t - level", "b * x_t + level"),
+        ("level.alpha * output - a", "level.alpha * output + a"),
+        ("(spread + 1) / 2", "spread"),
+        ("level.sigma * output) / det", "level.sigma * output)"),
+        ("output, spread = output.chunk", "spread, output = output.chunk"),
+    ],
+    ("prediction", ROWS, "from_x0"): [("x_t - level.alpha", "x_t + level.alpha"), ("/ level.sigma", "")],
+    ("denoiser", DENOISER, "guided"): [
+        ("conditional if here else unconditional", "unconditional if here else conditional"),
+        ("if inside(level, interval) else 1.0", ""),
+        ("torch.lerp(untold.x0, told.x0, here)", "torch.lerp(told.x0, untold.x0, here)"),
+        ("torch.lerp(untold.eps, told.eps, here)", "told.eps"),
+        ("told.mix)", "untold.mix)"),
+    ],
+    ("denoiser", DENOISER, "dynamic"): [
+        (".clamp(min=1)", ""),
+        ("/ limit", ""),
+        ("x0.abs().flatten(1)", "x0.flatten(1)"),
+        ("quantile, dim=1)", "1.0, dim=1)"),
+    ],
+    ("denoiser", DENOISER, "thresholded"): [
+        ("._replace(mix=found.mix)", ""),
+        ("from_x0(limit(found.x0, quantile), x, level)", "found"),
+    ],
+    ("loss", LOSS, "output_weight"): [("level.sigma / det", "level.alpha / det"), ("** 2", "")],
+    ("loss", LOSS, "min_snr"): [("max=gamma", "max=5.0"), ("max=gamma", "min=gamma"), ("= 5.0", "= 4.0")],
+    ("loss", LOSS, "p2"): [("(1 + snr) ** gamma", "(1 + snr)"), ("snr / (", "1 / ("), ("= 1.0", "= 0.5")],
+    ("loss", LOSS, "diffusion_loss"): [
+        ("error * output_weight", "error + output_weight"),
+        ("level.t.to", "index.to"),
+        (".square().flatten(1).mean(1)", ".abs().flatten(1).mean(1)"),
+    ],
+    ("loss", LOSS, "_bound_loss"): [("mean.detach()", "mean"), ("* schedule.steps *", "*"), (".clamp(-1, 1)", "")],
+    ("levels drawn", LEVELS, "Uniform"): [
+        ("randint(1, self.steps + 1,", "randint(0, self.steps,"),
+        ("self.steps + 1,", "self.steps,"),
+    ],
+    ("levels drawn", LEVELS, "Stratified"): [
+        (") % 1", ") % 0.9"),
+        (".long().clamp", ".round().long().clamp"),
+        ("torch.rand(()", "0.3 * torch.rand(()"),
+    ],
+    ("levels drawn", LEVELS, "Importance"): [
+        ("self.square.sqrt()", "self.square"),
+        (">= self.WARMUP", "> self.WARMUP"),
+        ("1 / (self.steps * p[index])", "torch.ones_like(p[index])"),
+        ("F.one_hot(index - 1,", "F.one_hot(index % self.steps,"),
+        ("count.clamp(min=1)", "len(index)"),
+        ("(1 - self.UNIFORM) * root", "root"),
+        ("return index + 1,", "return index,"),
+    ],
+    ("bound", BOUND, "_kl"): [
+        ("(1 - t.snr / s.snr)", "1"),
+        ("0.5 * (log_p", "(log_p"),
+        ("log_q - log_p)", "log_p - log_q)"),
+        ("torch.exp(-log_p)", "torch.exp(-log_q)"),
+        ("torch.expm1", "torch.exp"),
+    ],
+    ("bound", BOUND, "_decoder"): [
+        ("-0.5 * log_variance", "-log_variance"),
+        ("mean + HALF_BIN", "mean + 2 * HALF_BIN"),
+        (".masked_fill(x0 > 1 - HALF_BIN, 1)", ""),
+        (".masked_fill(x0 < HALF_BIN - 1, 0)", ""),
+    ],
+    ("bound", BOUND, "prior_bits"): [("+ last.sigma**2", ""), ("- math.log", "+ math.log"), ("last.alpha * x0", "x0")],
+    ("bound", BOUND, "step_bits"): [("index == 1", "index == 2")],
+    ("bound", BOUND, "_bits"): [("/ math.log(2)", ""), ("mean(1)", "sum(1)")],
+}
+
+
+class Mutation(NamedTuple):
+    """In `file`, within the function or class `scope`, `old` becomes `new`."""
+
+    target: str
+    file: str
+    scope: str
+    old: str
+    new: str
+
+    def apply(self, source: str) -> str:
+        """The source with the mutation. Raises ValueError unless `old` stands once in the scope, outside its docstring."""
+        (node,) = [
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == self.scope
+        ]
+        lines = source.splitlines(keepends=True)
+        first, last = node.lineno - 1, node.end_lineno
+        if ast.get_docstring(node):
+            first_code = node.body[0].end_lineno
+            # The signature may be broken too, the docstring not.
+            head, body = "".join(lines[first : node.body[0].lineno - 1]), "".join(lines[first_code:last])
+            doc = "".join(lines[node.body[0].lineno - 1 : first_code])
+        else:
+            head, doc, body = "", "", "".join(lines[first:last])
+        if (head + body).count(self.old) != 1:
+            raise ValueError(f"{self.file}: {self.old!r} stands {(head + body).count(self.old)} times in {self.scope}")
+        changed = head.replace(self.old, self.new) + doc + body.replace(self.old, self.new)
+        return "".join(lines[:first]) + changed + "".join(lines[last:])
+
+
+MUTATIONS = [Mutation(*place, *pair) for place, pairs in BREAKS.items() for pair in pairs]
+
+
+def notices(mutation: Mutation) -> bool:
+    """Whether the tests fail on a copy of the project with the mutation; runs in a forked child."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("ddpm", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
+        for name in ("params.yaml", "dvc.yaml", "pyproject.toml"):
+            shutil.copy(ROOT / name, copy)
+        path = copy / mutation.file
+        path.write_text(mutation.apply(path.read_text()))
+        child = os.fork()
+        if child == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                status = run_tests(copy, TESTS[mutation.file])
+            os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+def run_tests(folder: Path, names: list[str]) -> int:
+    """pytest's exit status in that folder, without a word."""
+    import pytest
+
+    os.chdir(folder)
+    sys.path[:0] = [str(folder), str(folder / "tests")]
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in names)]))
+
+
+def survivors(mutations: list[Mutation], jobs: int) -> list[Mutation]:
+    """Those that no test notices. Prints a line for each mutation."""
+    # Imported once, before the forks: nothing of the project, which differs from copy to copy.
+    import diffusers  # noqa: F401
+    import hypothesis  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    alive, running = [], {}
+    queue = list(enumerate(mutations, 1))
+    while queue or running:
+        while queue and len(running) < jobs:
+            number, mutation = queue.pop(0)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if notices(mutation) else 1)
+            running[child] = number, mutation, time.monotonic()
+        child, status = os.wait()
+        number, mutation, start = running.pop(child)
+        verdict = "noticed" if os.waitstatus_to_exitcode(status) == 0 else "SURVIVED"
+        if verdict == "SURVIVED":
+            alive.append(mutation)
+        place = f"{mutation.target}: {mutation.scope}"
+        print(f"{number:3}/{len(mutations)} {verdict} after {time.monotonic() - start:.1f} s  {place}: ", end="")
+        print(f"{mutation.old!r} -> {mutation.new!r}", flush=True)
+    return alive
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="what to break: " + ", ".join(dict.fromkeys(m.target for m in MUTATIONS))
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not options.names or m.target in options.names]
+    alive = survivors(chosen, options.jobs)
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} mutations noticed")
+    sys.exit(bool(alive))
+
+
+if __name__ == "__main__":
+    main()
