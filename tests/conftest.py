@@ -8,9 +8,17 @@ import pytest
 import torch
 import yaml
 
+from ddpm import params
+from ddpm.data.datasets import DatasetName
+from ddpm.data.prepare import prepare
+from ddpm.data.prepared import Prepared, PrepareData, open_prepared
 from ddpm.diffusion.schedule import Diffusion
+from ddpm.files import write_json
+from ddpm.networks.store import make_config
+from ddpm.networks.unet import UNet, UNetSettings
 from ddpm.params import read_yaml
 from ddpm.runtime import run_stage
+from ddpm.weights import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 # These networks are too small to gain from threads, and lose much to them where the machine has anything else to do.
@@ -38,6 +46,8 @@ TINY = {
     "evaluate.likelihood_images": 10,
     "evaluate.likelihood_levels": 3,
     "evaluate.round_trip_images": 10,
+    "sweep.samples": 60,
+    "sweep.evaluations": [3, 4],
     "runtime.device": "cpu",
     "runtime.threads": 1,
 }
@@ -64,8 +74,8 @@ def edit(tree: dict, **dotted) -> dict:
 
 def edit_params(**dotted) -> None:
     """Set keys of ./params.yaml by their full path, as `-S` does: edit_params(**{"train.steps": 2}); `...` removes a key."""
-    params = edit(read_yaml("params.yaml"), **dotted)
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    tree = edit(read_yaml("params.yaml"), **dotted)
+    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 @pytest.fixture
@@ -105,3 +115,24 @@ def refused(capsys):
         return the_error(stopped.value.code, *capsys.readouterr())
 
     return run
+
+
+def prepared() -> Prepared:
+    """Make data/prepared by ./params.yaml, and open it."""
+    p = params.load(dataset=DatasetName, prepare_data=PrepareData)
+    prepare(p.dataset, p.prepare_data)
+    return open_prepared(p.dataset, p.prepare_data)
+
+
+@pytest.fixture
+def data(workspace) -> Prepared:
+    """A workspace with data/prepared of digits."""
+    return prepared()
+
+
+@pytest.fixture
+def model(data) -> None:
+    """A workspace with data/prepared and models/ddpm, an untrained network of T = 50."""
+    settings = params.load(model=UNetSettings).model
+    write_json("models/ddpm/config.json", make_config(settings, "linear", "v", diffusion(50), data.identity(), {}, 0))
+    save_weights(Path("models/ddpm/final.safetensors"), UNet(settings, data.shape, 10).state_dict())

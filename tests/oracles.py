@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from ddpm.diffusion.parameterization import from_x0
+from ddpm.diffusion.parameterization import Prediction
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.sampling.denoiser import network_denoiser
 from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample
@@ -41,9 +41,9 @@ def gaussian_denoiser(mu=0.3, s=0.5):
     """The best denoiser of x0 ~ N(mu, s^2)."""
 
     def denoise(x, level):
-        level = level.like(x)
-        gain = level.alpha * s**2 / (level.alpha**2 * s**2 + level.sigma**2)
-        return from_x0(mu + gain * (x - level.alpha * mu), x, level)
+        like = level.like(x)
+        gain = like.alpha * s**2 / (like.alpha**2 * s**2 + like.sigma**2)
+        return Prediction(mu + gain * (x - like.alpha * mu), x, level)
 
     return denoise
 

@@ -10,18 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, diffusion, edit, edit_params, the_error
+from conftest import ROOT, edit, edit_params, prepared, the_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ddpm import params
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepare import prepare
-from ddpm.data.prepared import PrepareData, open_prepared
 from ddpm.files import read_json, write_json
 from ddpm.judge.classifier import Classifier, save_classifier
-from ddpm.networks.store import make_config
-from ddpm.networks.unet import UNet, UNetSettings
 from ddpm.runtime import run_stage
 from ddpm.weights import save_weights
 
@@ -31,26 +25,6 @@ CONFIG, WEIGHTS = MODEL / "config.json", MODEL / "final.safetensors"
 
 def main_of(stage: str):
     return import_module(f"stages.{stage}").main
-
-
-def prepared():
-    p = params.load(dataset=DatasetName, prepare_data=PrepareData)
-    prepare(p.dataset, p.prepare_data)
-    return open_prepared(p.dataset, p.prepare_data)
-
-
-@pytest.fixture
-def data(workspace):
-    """A workspace with data/prepared of digits."""
-    return prepared()
-
-
-@pytest.fixture
-def model(data):
-    """A workspace with data/prepared and models/ddpm, an untrained network of T = 50."""
-    settings = params.load(model=UNetSettings).model
-    write_json(CONFIG, make_config(settings, "linear", "v", diffusion(50), data.identity(), {}, 0))
-    save_weights(WEIGHTS, UNet(settings, data.shape, 10).state_dict())
 
 
 def nothing_was_made() -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import LINEAR, nonlinear_network
 
-from ddpm.diffusion.parameterization import target
+from ddpm.diffusion.parameterization import Prediction, target
 from ddpm.files import InputError
 from ddpm.sampling.denoiser import THRESHOLDS, guided, network_denoiser, one_step, thresholded
 
@@ -45,7 +45,7 @@ def told(x, level):
 
 
 def untold(x, level):
-    return PLAIN(0.5 * x, level)._replace(mix=torch.zeros_like(x))
+    return Prediction(PLAIN(0.5 * x, level).x0, x, level, torch.zeros_like(x))
 
 
 @pytest.mark.parametrize(("scale", "same"), [(0.0, untold), (1.0, told)])

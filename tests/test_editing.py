@@ -50,6 +50,13 @@ def test_every_prediction_can_be_inverted_from_the_clean_level(prediction):
     assert all(frame.x.isfinite().all() for frame in frames)
 
 
+def test_the_first_step_up_adds_the_noise_that_the_network_sees_at_level_1():
+    x0 = noises(1)[0]
+    denoiser = network_denoiser(nonlinear_network, "v", None)
+    frame = next(invert(denoiser, LINEAR, np.array([300.0, 0.0]), x0))
+    torch.testing.assert_close(frame.x, LINEAR[300].alpha * x0 + LINEAR[300].sigma * denoiser(x0, LINEAR[1]).eps)
+
+
 def test_sampling_with_eta_cannot_be_inverted():
     with pytest.raises(InputError, match=r"eta: 0.5 cannot be inverted.* only eta = 0 can"):
         next(invert(gaussian_denoiser(), LINEAR, make_grid("trailing", LINEAR, 10), torch.zeros(1, 1, 2, 2), eta=0.5))
@@ -91,7 +98,7 @@ def test_known_pixels_agree_with_the_level_on_the_way():
         assert frame.x.std() == pytest.approx(level.sigma, abs=0.05)
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (3, 1, 4, 4), (2, 1, 4, 5), (2, 2, 4, 4)])
+@pytest.mark.parametrize("shape", [(4, 4), (2, 1), (3, 1, 4, 4), (2, 1, 4, 5), (2, 2, 4, 4)])
 def test_a_mask_must_fit_the_images(shape):
     with pytest.raises(InputError, match=r"mask: shape \(.*\) does not fit images of \(2, 1, 4, 4\)"):
         inpainting(rule("euler"), torch.zeros(2, 1, 4, 4), torch.zeros(shape), lambda: None)

@@ -12,7 +12,7 @@ from oracles import gaussian_denoiser
 from ddpm.diffusion.bound import prior_bits, step_bits
 from ddpm.diffusion.levels import LEVEL_DRAWS, Importance, Stratified
 from ddpm.diffusion.loss import LOSS_WEIGHTS, diffusion_loss, make_weight, output_weight
-from ddpm.diffusion.parameterization import PREDICTIONS, from_x0, target
+from ddpm.diffusion.parameterization import PREDICTIONS, Prediction, target
 from ddpm.diffusion.schedule import SCHEDULES, add_noise, make_schedule
 from ddpm.diffusion.variance import VARIANCES, large, log_variance, small
 from ddpm.files import InputError
@@ -64,7 +64,7 @@ def test_a_gamma_is_refused_where_there_is_none(weight):
 def wrong_network(prediction, schedule, index, x0, eps, wrong):
     """A network whose error of x0 is a tenth of `wrong`, whatever its output means."""
     level = schedule[index]
-    guess = from_x0(x0 + 0.1 * wrong, add_noise(x0, eps, level), level)
+    guess = Prediction(x0 + 0.1 * wrong, add_noise(x0, eps, level), level)
     return lambda x, t, labels: target(prediction, guess.x0, guess.eps, level)
 
 

@@ -13,6 +13,7 @@ from ddpm.data.prepared import PrepareData
 from ddpm.diffusion.parameterization import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.evaluation.scores import Evaluate
+from ddpm.evaluation.sweep import Sweep
 from ddpm.files import InputError
 from ddpm.judge.classifier import TrainClassifier
 from ddpm.networks.unet import UNetSettings
@@ -34,6 +35,7 @@ EVERYTHING = {
     "sample_ddpm": SampleDDPM,
     "sample_ddim": SampleDDIM,
     "evaluate": Evaluate,
+    "sweep": Sweep,
     "report": Report,
     "runtime": Runtime,
 }

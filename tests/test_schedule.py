@@ -102,9 +102,20 @@ def test_zero_terminal_snr(name):
             check_prediction(prediction, schedule)
 
 
+def test_the_committed_options_are_the_defaults_and_those_of_the_papers():
+    section = diffusion()
+    for name, schedule in SCHEDULES.items():
+        index = torch.arange(1, 1001)
+        assert torch.equal(section.make(name)[index].alpha, make_schedule(name, 1000)[index].alpha)
+        assert len(schedule(10)) == 10
+    assert torch.equal(cosine(1000), cosine(1000, s=0.008, max_beta=0.999))
+    assert torch.equal(sigmoid(1000), sigmoid(1000, start=-3, end=3, tau=1))
+    assert torch.equal(edm(1000), edm(1000, sigma_min=0.002, sigma_max=80, rho=7))
+
+
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
-@given(steps=st.integers(20, 2000))
+@given(steps=st.one_of(st.integers(2, 30), st.integers(2, 2000)))
 def test_every_length_ends_in_noise_and_falls(name, zero, steps):
     schedule = diffusion(steps, zero_terminal_snr=zero).make(name)
     level = schedule[torch.arange(steps + 1)]

@@ -10,6 +10,7 @@ from test_unet import settings as unet_settings
 
 from ddpm.data.batches import Batches
 from ddpm.data.prepared import Split
+from ddpm.diffusion.levels import LEVEL_DRAWS
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.files import InputError
 from ddpm.networks.unet import UNet
@@ -30,12 +31,12 @@ def make_split(count=100, seed=0):
     return Split(images, np.arange(count) % 10)
 
 
-def make_trainer(seed=0, **changes):
+def make_trainer(seed=0, prediction="v", learned_variance=False, **changes):
     torch.manual_seed(seed)
-    network = UNet(unet_settings(dropout=0.2), (8, 8, 1), classes=10)
+    network = UNet(unet_settings(dropout=0.2), (8, 8, 1), classes=10, outputs=2 if learned_variance else 1)
     options = Train(**{**SETTINGS, **changes})
     batches = Batches(*make_split(), seed, CPU, options.flip)
-    return Trainer(network, make_schedule("cosine", 100), "v", batches, options, seed, nullcontext)
+    return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed, nullcontext)
 
 
 def run(trainer, checkpoint=lambda trainer: None, rows=None):
@@ -54,9 +55,14 @@ def assert_same_state(a, b):
     assert a.best_loss == b.best_loss
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5, 11])
-def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, tmp_path):
-    straight = run(make_trainer())
+@pytest.mark.parametrize(
+    ("stop", "changes"),
+    [(1, {}), (4, {}), (5, {}), (11, {}), (5, {"levels": "importance", "learned_variance": True}), (5, {"levels": "stratified"})],
+)
+def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, changes, tmp_path, monkeypatch):
+    # So that levels are drawn by importance before and after the stop.
+    monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)
+    straight = run(make_trainer(**changes))
 
     state = ResumeState("abc", tmp_path)
 
@@ -66,9 +72,9 @@ def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(make_trainer(checkpoint_every=1), checkpoint)
+        run(make_trainer(checkpoint_every=1, **changes), checkpoint)
     torch.manual_seed(999)
-    resumed = make_trainer(seed=0)
+    resumed = make_trainer(seed=0, **changes)
     # Whatever the fresh network holds must not matter.
     with torch.no_grad():
         for parameter in resumed.network.parameters():
@@ -117,6 +123,16 @@ def test_the_loss_falls_on_images_with_structure():
     losses = [row["loss"] for row in trainer.history if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
     assert trainer.history[-1]["validation_loss"] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize("levels", LEVEL_DRAWS)
+@pytest.mark.parametrize(("prediction", "weight"), [("eps", "simple"), ("x0", "min_snr"), ("v", "p2"), ("flow", "v")])
+def test_the_loss_falls_whatever_is_predicted_weighted_and_drawn(prediction, weight, levels, learned_variance):
+    options = {"steps": 40, "log_every": 10, "warmup_steps": 1, "loss_weight": weight, "levels": levels}
+    trainer = run(make_trainer(prediction=prediction, learned_variance=learned_variance, **options))
+    losses = [row["validation_loss"] for row in trainer.history if "validation_loss" in row]
+    assert losses[-1] < losses[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step():

@@ -1,4 +1,4 @@
-"""What the network predicts, and the one linear solve that turns any prediction into x0 and eps.
+"""What the network predicts, and the one linear solve that turns any prediction into x0, and with it eps.
 
 A prediction is a row (a, b): the network's target is a * x0 + b * eps. Together with x_t = alpha * x0 + sigma * eps this is
 a 2x2 system in (x0, eps) with determinant alpha * b - sigma * a.
@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
-from ddpm.diffusion.schedule import Level, NoiseSchedule
+from ddpm.diffusion.schedule import Level, NoiseSchedule, combine
 from ddpm.files import InputError
 from ddpm.params import OneOf
 
@@ -25,20 +25,28 @@ PredictionName = Annotated[str, OneOf(PREDICTIONS)]
 
 
 class Prediction(NamedTuple):
-    """The network's view of a noisy image, each (B, C, H, W): the clean image and the noise, with x_t = alpha x0 + sigma eps.
+    """What a denoiser makes of a noisy image x_t (B, C, H, W) at a level: the clean image x0, of the same shape.
 
-    mix, of networks that learn the variance alone, is its place between the posterior's (0) and beta (1), in log.
+    The noise follows, since both explain x_t. mix, of networks that learn the variance alone, is the variance's place between
+    the posterior's (0) and beta (1), in log; shape of x_t.
     """
 
     x0: Tensor
-    eps: Tensor
+    x_t: Tensor
+    level: Level
     mix: Tensor | None = None
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise that x0 leaves of x_t: (x_t - alpha x0) / sigma (needs sigma > 0)."""
+        level = self.level.like(self.x_t)
+        return combine(1 / level.sigma, self.x_t, -level.alpha / level.sigma, self.x0)
 
 
 def target(name: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     """What the network should put out: a * x0 + b * eps, shape of x0."""
     a, b = PREDICTIONS[name](level.like(x0))
-    return a * x0 + b * eps
+    return combine(a, x0, b, eps)
 
 
 def determinant(name: str, level: Level) -> float | Tensor:
@@ -48,25 +56,19 @@ def determinant(name: str, level: Level) -> float | Tensor:
 
 
 def solve(name: str, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
-    """x0 and eps from the network's output and x_t at a level where the determinant is not 0.
+    """x0 = (b x_t - sigma output) / det from the network's output, at a level where the determinant is not 0.
 
-    x_t is (B, C, H, W), output (B, C, H, W), or (B, 2C, H, W) of a network that learns the variance: its second half is
+    x_t is (B, C, H, W); output is (B, C, H, W), or (B, 2C, H, W) of a network that learns the variance: its second half is
     2 * mix - 1 (Nichol & Dhariwal 2021, eq. 15).
     """
-    level = level.like(x_t)
-    a, b = PREDICTIONS[name](level)
-    det = determinant(name, level)
+    like = level.like(x_t)
+    a, b = PREDICTIONS[name](like)
+    det = like.alpha * b - like.sigma * a
     mix = None
     if output.shape[1] == 2 * x_t.shape[1]:
         output, spread = output.chunk(2, dim=1)
         mix = (spread + 1) / 2
-    return Prediction((b * x_t - level.sigma * output) / det, (level.alpha * output - a * x_t) / det, mix)
-
-
-def from_x0(x0: Tensor, x_t: Tensor, level: Level) -> Prediction:
-    """The prediction that has this x0 and still explains x_t (needs sigma > 0): used after x0 was clipped."""
-    level = level.like(x_t)
-    return Prediction(x0, (x_t - level.alpha * x0) / level.sigma)
+    return Prediction(combine(b / det, x_t, -like.sigma / det, output), x_t, level, mix)
 
 
 def check_prediction(name: str, schedule: NoiseSchedule) -> None:

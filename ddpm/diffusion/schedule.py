@@ -46,6 +46,13 @@ class Level(NamedTuple):
         return Level(*(v.to(x.dtype).to(x.device).reshape(shape) for v in self))
 
 
+def combine(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
+    """a x + b y; for plain numbers in as few operations as can be, which small images notice."""
+    if isinstance(b, float):
+        return torch.add(x if a == 1 else x * a, y, alpha=b)
+    return a * x + b * y
+
+
 class NoiseSchedule:
     """Levels 0..T in float64, made from the T values alpha_bar_1 > ... > alpha_bar_T >= 0 of a DDPM.
 
@@ -97,13 +104,13 @@ class NoiseSchedule:
 def add_noise(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     """x_t = alpha * x0 + sigma * eps for images (B, C, H, W) (Ho et al. 2020, eq. 4)."""
     level = level.like(x0)
-    return level.alpha * x0 + level.sigma * eps
+    return combine(level.alpha, x0, level.sigma, eps)
 
 
 def add_more_noise(x_t: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
     """A draw of q(x_s | x_t) for a level s noisier than t: the forward process from t on (Ho et al. 2020, eq. 2)."""
     scale = s.alpha / t.alpha
-    return scale * x_t + math.sqrt(max(0.0, s.sigma**2 - (scale * t.sigma) ** 2)) * eps
+    return combine(scale, x_t, math.sqrt(max(0.0, s.sigma**2 - (scale * t.sigma) ** 2)), eps)
 
 
 def _from_betas(steps: int, betas: Callable[[Tensor], Tensor]) -> Tensor:

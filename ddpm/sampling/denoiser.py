@@ -1,4 +1,4 @@
-"""From a network to a denoiser: a function (x, level) -> Prediction(x0, eps). Wrappers take a denoiser and give a denoiser."""
+"""From a network to a denoiser: a function (x, level) -> Prediction. Wrappers take a denoiser and give a denoiser."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ddpm.diffusion.parameterization import Prediction, from_x0, solve
+from ddpm.diffusion.parameterization import Prediction, solve
 from ddpm.diffusion.schedule import Level
 from ddpm.files import InputError
 from ddpm.params import OneOf
@@ -48,14 +48,14 @@ ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
 
 
 def thresholded(denoiser: Denoiser, name: str = "clip", quantile: float = 1.0) -> Denoiser:
-    """x0 brought into the range of images, and eps made to agree with it."""
+    """x0 brought into the range of images; eps agrees with it by its definition (Ho et al. 2020's code clips x0 too)."""
     limit = THRESHOLDS[name]
     if limit is None:
         return denoiser
 
     def denoise(x: Tensor, level: Level) -> Prediction:
         found = denoiser(x, level)
-        return from_x0(limit(found.x0, quantile), x, level)._replace(mix=found.mix)
+        return found._replace(x0=limit(found.x0, quantile))
 
     return denoise
 
@@ -72,7 +72,7 @@ def guided(conditional: Denoiser, unconditional: Denoiser, scale: float, interva
         if here in (0.0, 1.0):
             return (conditional if here else unconditional)(x, level)
         told, untold = conditional(x, level), unconditional(x, level)
-        return Prediction(torch.lerp(untold.x0, told.x0, here), torch.lerp(untold.eps, told.eps, here), told.mix)
+        return told._replace(x0=torch.lerp(untold.x0, told.x0, here))
 
     return denoise
 

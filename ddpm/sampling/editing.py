@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Prediction
-from ddpm.diffusion.schedule import Level, NoiseSchedule, add_noise
+from ddpm.diffusion.schedule import Level, NoiseSchedule, add_noise, combine
 from ddpm.files import InputError
 from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.samplers import Frame, Noise, StepRule, euler_step, sample
@@ -28,9 +28,10 @@ def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Te
     x = x0
     for (t, s), position in zip(pairwise(schedule[p] for p in upwards), upwards[1:], strict=True):
         # A clean image has no noise to see, and x0 is the image itself: the network is asked as at level 1, whose t it shares.
-        prediction = denoiser(x, t) if t.sigma > 0 else Prediction(x, denoiser(x, schedule[1]).eps)
-        x = euler_step(x, prediction, t, s, _no_noise, {})
-        yield Frame(position, x, prediction.x0)
+        found = denoiser(x, t if t.sigma > 0 else schedule[1])
+        estimate = found.x0 if t.sigma > 0 else x
+        x = combine(s.alpha, estimate, s.sigma, found.eps)
+        yield Frame(position, x, estimate)
 
 
 def round_trip(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,6 @@ def inpainting(rule: StepRule, image: Tensor, mask: Tensor, noise: Noise) -> Ste
 
     def step(x: Tensor, prediction: Prediction, t: Level, s: Level, fresh: Noise, memory: dict) -> Tensor:
         filled = rule(x, prediction, t, s, fresh, memory)
-        return torch.where(mask.bool(), add_noise(image, noise(), s) if s.sigma > 0 else image, filled)
+        return torch.where(mask.bool(), add_noise(image, noise(), s), filled)
 
     return step

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Prediction
-from ddpm.diffusion.schedule import Level, NoiseSchedule, add_more_noise
+from ddpm.diffusion.schedule import Level, NoiseSchedule, add_more_noise, combine
 from ddpm.diffusion.variance import VARIANCES, small
 from ddpm.params import OneOf
 from ddpm.sampling.denoiser import Denoiser
@@ -25,31 +25,36 @@ Noise = Callable[[], Tensor]
 StepRule = Callable[[Tensor, Prediction, Level, Level, Noise, dict], Tensor]
 
 
+def _towards(x: Tensor, x0: Tensor, t: Level, s: Level, noise: float) -> Tensor:
+    """alpha_s x0 + noise * eps, with the eps = (x - alpha_t x0) / sigma_t that explains x at t."""
+    return combine(noise / t.sigma, x, s.alpha - noise * t.alpha / t.sigma, x0)
+
+
 def ddim_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise, memory: dict, *, eta: float) -> Tensor:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z with std = eta sqrt(beta_tilde) (Song et al. 2021, eq. 12, 16).
 
     eta = 0 is deterministic; eta = 1 has the posterior's variance, and over all T levels is the DDPM sampler.
     """
     std = eta * math.sqrt(small(t, s))
-    mean = s.alpha * prediction.x0 + math.sqrt(max(0.0, s.sigma**2 - std**2)) * prediction.eps
-    return mean + std * noise() if std > 0 else mean
+    mean = _towards(x, prediction.x0, t, s, math.sqrt(max(0.0, s.sigma**2 - std**2)))
+    return mean.add(noise(), alpha=std) if std > 0 else mean
 
 
 def ancestral_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise, memory: dict, *, variance: str) -> Tensor:
     """The posterior's mean plus noise of the chosen variance (Ho et al. 2020, algorithm 2 and eq. 7)."""
     # The mean of q(x_s | x_t, x0) is the DDIM step of eta = 1 without its noise; its factor of eps, simplified.
-    mean = s.alpha * prediction.x0 + s.sigma**2 * t.alpha / (s.alpha * t.sigma) * prediction.eps
-    return mean + VARIANCES[variance](t, s, prediction.mix) ** 0.5 * noise() if s.sigma > 0 else mean
+    mean = _towards(x, prediction.x0, t, s, s.sigma**2 * t.alpha / (s.alpha * t.sigma))
+    return combine(1.0, mean, VARIANCES[variance](t, s, prediction.mix) ** 0.5, noise()) if s.sigma > 0 else mean
 
 
 def euler_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise, memory: dict) -> Tensor:
     """y_s = y_t + (r_s - r_t) eps (Karras et al. 2022, algorithm 1 without its correction): the map of DDIM with eta = 0."""
-    return s.alpha * prediction.x0 + s.sigma * prediction.eps
+    return _towards(x, prediction.x0, t, s, s.sigma)
 
 
 def _move(x: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
     """y_s = y_t + (r_s - r_t) eps for any slope eps, from a level with alpha > 0."""
-    return s.alpha / t.alpha * (x - t.sigma * eps) + s.sigma * eps
+    return combine(s.alpha / t.alpha, x, s.sigma - s.alpha / t.alpha * t.sigma, eps)
 
 
 def heun_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise, memory: dict) -> Tensor:
@@ -88,9 +93,9 @@ def dpmpp_2m_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: 
     memory["before"] = prediction.x0, h
     if before is not None and s.sigma > 0:
         x0 = x0 + h / (2 * before[1]) * (x0 - before[0])
-    mean = s.sigma / t.sigma * shrink**eta * x + s.alpha * (1 - shrink ** (1 + eta)) * x0
+    mean = combine(s.sigma / t.sigma * shrink**eta, x, s.alpha * (1 - shrink ** (1 + eta)), x0)
     std = s.sigma * math.sqrt(1 - shrink ** (2 * eta))
-    return mean + std * noise() if std > 0 else mean
+    return mean.add(noise(), alpha=std) if std > 0 else mean
 
 
 class Sampler(NamedTuple):

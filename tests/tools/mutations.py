@@ -9,6 +9,7 @@ the tests. NAME chooses by what is broken (heun, cosine, ...). Needs os.fork: on
 import argparse
 import ast
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -177,9 +178,9 @@ BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
     ],
     ("inpainting", EDITING, "inpainting"): [
         ("noise(), s)", "noise(), t)"),
-        ("if s.sigma > 0 else image", ""),
+        ("add_noise(image, noise(), s)", "image"),
         ("mask.bool()", "~mask.bool()"),
-        ("noise(), s) if", "fresh(), s) if"),
+        ("noise(), s), filled", "fresh(), s), filled"),
         ("m not in (1, n)", "m != n"),
         ("if mask.ndim != 4 or", "if"),
     ],
@@ -395,6 +396,9 @@ BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
 }
 
 
+NOT_RUN = 100
+
+
 class Mutation(NamedTuple):
     """In `file`, within the function or class `scope`, `old` becomes `new`."""
 
@@ -429,45 +433,61 @@ class Mutation(NamedTuple):
 MUTATIONS = [Mutation(*place, *pair) for place, pairs in BREAKS.items() for pair in pairs]
 
 
-def notices(mutation: Mutation) -> bool:
-    """Whether the tests fail on a copy of the project with the mutation; runs in a forked child."""
+def passes(tests: list[str], mutation: Mutation | None = None) -> bool:
+    """Whether tests pass on a copy of the project, with the mutation if there is one. Raises RuntimeError if they do not run."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name in ("ddpm", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
         for name in ("params.yaml", "dvc.yaml", "pyproject.toml"):
             shutil.copy(ROOT / name, copy)
-        path = copy / mutation.file
-        path.write_text(mutation.apply(path.read_text()))
+        if mutation:
+            path = copy / mutation.file
+            path.write_text(mutation.apply(path.read_text()))
         child = os.fork()
         if child == 0:
-            status = 1
+            status = NOT_RUN
             with contextlib.suppress(BaseException):
-                status = run_tests(copy, TESTS[mutation.file])
+                status = run_tests(copy, tests)
             os._exit(status)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # 1: a test failed; 2: a test file could not even be loaded.
+        if status not in (0, 1, 2):
+            raise RuntimeError(f"pytest ended with {status} for {mutation}")
+        return status == 0
 
 
 def run_tests(folder: Path, names: list[str]) -> int:
-    """pytest's exit status in that folder, without a word."""
+    """pytest's exit status in that folder, without a word (but for what the environment variable MUTATIONS_LOG names)."""
     import pytest
 
     os.chdir(folder)
     sys.path[:0] = [str(folder), str(folder / "tests")]
-    null = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.environ.get("MUTATIONS_LOG", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in names)]))
+    # What only makes pytest's messages better costs time here.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
+    return int(pytest.main([*options, *(f"tests/{name}" for name in names)]))
 
 
 def survivors(mutations: list[Mutation], jobs: int) -> list[Mutation]:
     """Those that no test notices. Prints a line for each mutation."""
-    # Imported once, before the forks: nothing of the project, which differs from copy to copy.
-    import diffusers  # noqa: F401
+    # Imported once, before the forks: what the tests load beside the project itself, which differs from copy to copy.
     import hypothesis  # noqa: F401
+    import sklearn.datasets  # noqa: F401
     import torch
+    from diffusers import DDPMScheduler, EDMEulerScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler  # noqa: F401
+    from diffusers.training_utils import compute_snr  # noqa: F401
+    from pydantic import BaseModel  # noqa: F401
+    from safetensors.torch import load_file  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.freeze()  # spares every child a walk through all that was imported
+    every = sorted({name for m in mutations for name in TESTS[m.file]})
+    if not passes(every):
+        raise RuntimeError("the tests fail without any mutation")
     alive, running = [], {}
     queue = list(enumerate(mutations, 1))
     while queue or running:
@@ -475,7 +495,7 @@ def survivors(mutations: list[Mutation], jobs: int) -> list[Mutation]:
             number, mutation = queue.pop(0)
             child = os.fork()
             if child == 0:
-                os._exit(0 if notices(mutation) else 1)
+                os._exit(1 if passes(TESTS[mutation.file], mutation) else 0)
             running[child] = number, mutation, time.monotonic()
         child, status = os.wait()
         number, mutation, start = running.pop(child)

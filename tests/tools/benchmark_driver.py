@@ -1,0 +1,89 @@
+"""What the sampling driver costs beyond the network: a step of the driver against the bare network, interleaved.
+
+    python tests/tools/benchmark_driver.py [--batch 16] [--size 8] [--rounds 400]
+
+Prints, per sampler, the median over rounds of (driver step) / (bare evaluation) of the same network on the same input, with the
+network of params.yaml. Both sides alternate within every round, so that what else the machine does hits both.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from ddpm.diffusion.schedule import make_schedule  # noqa: E402
+from ddpm.networks.unet import UNet, UNetSettings  # noqa: E402
+from ddpm.params import load  # noqa: E402
+from ddpm.sampling.denoiser import network_denoiser, thresholded  # noqa: E402
+from ddpm.sampling.grid import corrected, make_grid  # noqa: E402
+from ddpm.sampling.noise import ImageNoise  # noqa: E402
+from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample  # noqa: E402
+
+RULES = {
+    "ancestral": partial(ancestral_step, variance="small"),
+    "ddim": partial(SAMPLERS["ddim"].step, eta=0.0),
+    **{name: sampler.step for name, sampler in SAMPLERS.items() if name != "ddim"},
+}
+
+
+def endless(rule, denoiser, schedule, grid, shape, device):
+    """Frames of one sampling after another."""
+    run = 0
+    while True:
+        noise = ImageNoise(device, shape, 0, len(grid), run)
+        yield from sample(denoiser, rule, schedule, grid, noise(), noise)
+        run += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=400)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    settings = load(ROOT / "params.yaml", model=UNetSettings).model
+    network = UNet(settings, (options.size, options.size, 1), 10).to(device, memory_format=torch.channels_last).eval()
+    labels = torch.arange(options.batch, device=device) % 10
+    shape = (options.batch, 1, options.size, options.size)
+    schedule = make_schedule("linear", 1000)
+    denoiser = thresholded(network_denoiser(network, "v", labels))
+    x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    t = torch.full((options.batch,), 500.0, device=device)
+
+    def timed(step) -> float:
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    @torch.inference_mode()
+    def bare() -> None:
+        network(x, t, labels)
+
+    where = f"{device}, {torch.get_num_threads()} threads"
+    print(f"batch {options.batch} of {options.size}x{options.size} on {where}, {options.rounds} rounds")
+    for name, rule in RULES.items():
+        grid = make_grid("trailing", schedule, 1000)
+        grid = corrected(grid) if name == "heun" else grid
+        frames = endless(rule, denoiser, schedule, grid, shape, device)
+        for _ in range(30):
+            bare()
+            next(frames)
+        pairs = [(timed(lambda: next(frames)), timed(bare)) for _ in range(options.rounds)]  # noqa: B023
+        ratio = statistics.median(step / alone for step, alone in pairs)
+        alone = statistics.median(alone for _, alone in pairs)
+        print(f"{name:13} {ratio:.3f} of the bare network ({1e3 * alone:.2f} ms)")
+
+
+if __name__ == "__main__":
+    main()
