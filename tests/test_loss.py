@@ -127,6 +127,14 @@ def test_stratified_levels_are_spread_evenly_in_every_batch(steps, count, seed):
     assert float(share.max() - share.min()) <= 2 + 1e-4 * count
 
 
+@pytest.mark.parametrize("image", [0, 3])
+def test_every_image_of_a_stratified_batch_has_uniform_levels(image):
+    torch.manual_seed(0)
+    draw = Stratified(20, CPU)
+    counts = torch.bincount(torch.stack([draw.draw(4)[0][image] for _ in range(8000)]), minlength=21)[1:]
+    assert (counts - 400).abs().max() < 6 * 20
+
+
 def losses_of(index):
     return 0.1 + (index.float() / 20) ** 4
 
