@@ -14,7 +14,7 @@ from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.datasets import digits
 from ddpm.data.prepared import Prepared, Split
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.evaluation.distances import disjoint_sets, frechet_distance, inception_score
+from ddpm.evaluation.distances import consecutive_sets, disjoint_sets, frechet_distance, inception_score
 from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.pairs import held_out, reconstruct, round_trips, round_trips_if_trained
 from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
@@ -220,6 +220,13 @@ class TestScores:
         assert [len(s) for s in sets] == [25] * 4
         assert len(np.unique(np.concatenate(sets))) == 100
         assert set_sizes(1000, 300) == (300, 3)
+
+    def test_sets_of_samples_hold_every_class_equally_often(self):
+        labels = np.arange(103) % 5
+        counts = [np.bincount(labels[part]).tolist() for part in consecutive_sets(103, 25)]
+        assert counts == [[5] * 5] * 4
+
+    def test_too_few_images_are_refused(self):
         with pytest.raises(InputError, match="1 samples and 300 test images are too few"):
             set_sizes(1, 300)
 

@@ -48,6 +48,12 @@ def inception_score(probabilities: np.ndarray) -> float:
     return float(np.exp(terms.sum(1).mean()))
 
 
+def consecutive_sets(count: int, size: int) -> list[slice]:
+    """As many sets of `size` items in a row as `count` items allow: of samples whose classes come in turn, each holds all
+    classes equally often, which matters (random sets of 500 digits had twice the FID)."""
+    return [slice(i * size, (i + 1) * size) for i in range(count // size)]
+
+
 def disjoint_sets(count: int, size: int, seed: int) -> list[np.ndarray]:
     """Index arrays of as many disjoint random sets of `size` as `count` items allow."""
     order = np.random.default_rng(seed).permutation(count)

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ddpm.data.prepared import Prepared
-from ddpm.evaluation.distances import disjoint_sets, frechet_distance, inception_score
+from ddpm.evaluation.distances import consecutive_sets, disjoint_sets, frechet_distance, inception_score
 from ddpm.files import InputError
 from ddpm.judge.classifier import Classifier, predict
 from ddpm.judge.features import Inception
@@ -51,13 +51,13 @@ class FeatureSpace:
     """
 
     def __init__(self, train: np.ndarray, test: np.ndarray, sizes: Sizes, seed: int):
-        self.train, self.test, self.sizes, self.seed = train, test, sizes, seed
+        self.train, self.test, self.sizes = train, test, sizes
         self.test_sets = disjoint_sets(len(test), sizes.n, seed)
         self.floor = float(np.mean([frechet_distance(test[s], train) for s in self.test_sets]))
 
     def fid(self, features: np.ndarray) -> dict[str, float]:
         """FID of samples to the training split, mean over disjoint sets of n, beside the floor that n real images reach."""
-        sets = disjoint_sets(len(features), self.sizes.n, self.seed)
+        sets = consecutive_sets(len(features), self.sizes.n)
         values = [frechet_distance(features[s], self.train) for s in sets]
         fid = float(np.mean(values))
         spread = {"fid_sd": float(np.std(values, ddof=1))} if len(values) >= 3 else {}
@@ -101,7 +101,7 @@ class Judges:
                 f"{self.data.shape}; run `dvc repro sample_{name}`"
             )
         features, probabilities = predict(self.judge, images, self.device)
-        sets = disjoint_sets(len(images), self.sizes.n, self.classifier.seed)
+        sets = consecutive_sets(len(images), self.sizes.n)
         scores = {
             "classifier": {
                 **self.classifier.fid(features),
@@ -124,6 +124,6 @@ class Judges:
         return scores, seen
 
 
-def _inception_is(logits: torch.Tensor, sets: list[np.ndarray]) -> float:
+def _inception_is(logits: torch.Tensor, sets: list[np.ndarray] | list[slice]) -> float:
     values = [isc_features_to_metric(logits[s], splits=1, shuffle=False)["inception_score_mean"] for s in sets]
     return float(np.mean(values))
