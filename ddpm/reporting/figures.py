@@ -15,7 +15,7 @@ from ddpm.files import atomic
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GRAY = "#0072B2", "#E69F00", "#666666"
-PALETTE = [BLUE, ORANGE, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800"]
+PALETTE = [BLUE, ORANGE, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800", "#8C4A2F", "#999999"]
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -114,17 +114,16 @@ def bits_over_t(path: Path, level: np.ndarray, curves: dict[str, np.ndarray]) ->
 
 
 def fid_over_nfe(path: Path, frame: pd.DataFrame, floor: float, n: int) -> None:
-    """FID over network evaluations, a line per sampler. frame: method, nfe, fid; floor: FID of n real images."""
+    """FID over network evaluations, a line per sampler. frame: method, budget, nfe, fid; floor: FID of n real images."""
     styles = ["o-", "s-", "^-", "D-", "o--", "s--", "^--", "D--", "v-", "v--"]
-    colours = [*PALETTE, BLUE, ORANGE]
     with figure(path, 1, 9, 4.6) as (ax,):
-        for (name, part), style, colour in zip(frame.groupby("method", sort=False), styles, colours, strict=False):
+        for (name, part), style, colour in zip(frame.groupby("method", sort=False), styles, PALETTE, strict=False):
             ax.plot(part.nfe, part.fid, style, color=colour, label=name, markersize=5)
         ax.axhline(floor, color=GRAY, linewidth=1.5, linestyle=":", label="real images")
         ax.set(xscale="log", yscale="log", xlabel="network evaluations per sample", ylabel=f"FID, n = {n:,}")
         ax.set_title("Quality over cost, by sampler (lower left is better)")
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        ax.set_xticks(sorted(frame.nfe.unique()))
+        ax.set_xticks(sorted(frame.budget.unique()))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

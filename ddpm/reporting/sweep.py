@@ -19,7 +19,7 @@ def write_sweep(rows: list[dict], floor: float, n: int, dataset: str) -> None:
     """Write reports/sweep: rows {method, spacing, budget, nfe, fid, fid_sd, seconds}; floor is the FID of n real images."""
     frame = pd.DataFrame(rows)
     real = pd.DataFrame([{"method": "real images", "nfe": nfe, "fid": floor} for nfe in (frame.nfe.min(), frame.nfe.max())])
-    chart = pd.concat([frame[["method", "nfe", "fid"]], real])
+    chart = pd.concat([frame, real])
     write_text(FOLDER / "fid.csv", chart.to_csv(index=False, float_format="%.5f"))
     fid_over_nfe(FOLDER / "fid.png", frame, floor, n)
     metrics: dict = {"n": n, "fid_floor": floor}
@@ -39,7 +39,7 @@ def _page(frame: pd.DataFrame, floor: float, n: int, dataset: str) -> str:
         "![FID over network evaluations](fid.png)",
         *_findings(frame),
         "## FID by network evaluations (lower is better)",
-        _table(frame, lambda row: number(row.fid) + (f" ± {row.fid_sd:.3f}" if spread else "")),
+        _table(frame, lambda row: f"{row.fid:.3f}" + (f" ± {row.fid_sd:.3f}" if spread else "")),
         "Heun evaluates twice per step but the last, so an odd number of times: one less where the number is even.",
         "## Seconds for all samples",
         _table(frame, lambda row: number(row.seconds)),
