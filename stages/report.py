@@ -1,16 +1,23 @@
 """Arrays and numbers -> pictures, tables and reports/index.md."""
 
+from contextlib import suppress
+
 from ddpm import params
 from ddpm.diffusion.schedule import SCHEDULES, Diffusion, ScheduleName
+from ddpm.files import InputError
 from ddpm.reporting.page import Report, write_report
 from ddpm.runtime import run_stage
 
 
 def main() -> None:
     p = params.load(schedule=ScheduleName, diffusion=Diffusion, report=Report)
-    # Schedules that nobody chose are shown whatever their last level holds.
-    shown = p.diffusion.model_copy(update={"allow_terminal_signal": True})
-    write_report(p.report, {name: shown.make(name) for name in SCHEDULES}, p.schedule)
+    # Schedules that nobody chose are shown whatever their last level holds, and left out if their options make none.
+    diffusion = p.diffusion.model_copy(update={"allow_terminal_signal": True})
+    shown = {}
+    for name in SCHEDULES:
+        with suppress(InputError):
+            shown[name] = diffusion.make(name)
+    write_report(p.report, shown, p.schedule)
 
 
 if __name__ == "__main__":

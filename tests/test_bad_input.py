@@ -57,7 +57,10 @@ BAD_PARAMS = [
     ("train", {"diffusion.cosine.b": 1.0}, "diffusion.cosine.b: unknown key; valid: s, max_beta"),
     ("train", {"diffusion.cosine.max_beta": 1.0}, "diffusion.cosine.max_beta: 1.0 must be less than 1 (allowed: > 0 and < 1)"),
     ("train", {"diffusion.cosine.s": ...}, "diffusion.cosine.s: missing; add it"),
-    ("train", {"diffusion.sigmoid.tau": 0.0}, "diffusion.sigmoid.tau: 0.0 must be greater than 0 (allowed: > 0)"),
+    ("train", {"diffusion.sigmoid.tau": 0.0}, "diffusion.sigmoid.tau: 0.0 must be greater than or equal to 0.1"),
+    ("train", {"diffusion.edm.sigma_max": 1.0e9}, "diffusion.edm.sigma_max: 1000000000.0 must be less than or equal to 100000"),
+    ("train", {"diffusion.edm.rho": 0.005}, "diffusion.edm.rho: 0.005 must be greater than or equal to 1"),
+    ("train", {"train.label_dropout": 1.0}, "train.label_dropout: 1.0 must be less than 1"),
     (
         "train",
         {"diffusion.sigmoid.end": -4.0},
@@ -218,8 +221,13 @@ SETTINGS_THAT_DO_NOT_FIT_THE_MODEL = [
         {"sample_ddim.sampler": "heun", "sample_ddim.eta": 0.5},
         "eta: 0.5 has no meaning for sampler 'heun', only for ddim",
     ),
+    ("sample_ddim", {"sample_ddim.sampler": "ab2", "sample_ddim.churn": 1.0}, "churn: 1.0 would make sampler 'ab2' forget"),
+    (
+        "sample_ddim",
+        {"sample_ddim.guidance_interval": [0.5, 2.0]},
+        "guidance_interval: [0.5, 2.0] has no meaning without guidance",
+    ),
     ("sample_ddim", {"sample_ddim.guidance": 2.0}, "guidance: 2.0 needs a model that was also trained without the class"),
-    ("sample_ddim", {"sample_ddim.guidance_interval": [3.0, 1.0]}, "guidance_interval: [3.0, 1.0] ends before it starts"),
 ]
 
 
@@ -227,6 +235,22 @@ SETTINGS_THAT_DO_NOT_FIT_THE_MODEL = [
 def test_settings_that_do_not_fit_the_model(model, refused, stage, edits, expected):
     edit_params(**edits)
     assert refused(main_of(stage)).startswith(f"params.yaml: {stage}.{expected}")
+    assert not Path("samples").exists()
+
+
+def test_a_guidance_interval_that_ends_before_it_starts(model, refused):
+    CONFIG.write_bytes(edited(**{"training.label_dropout": 0.1}))
+    edit_params(**{"sample_ddim.guidance": 2.0, "sample_ddim.guidance_interval": [3.0, 1.0]})
+    expected = (
+        "params.yaml: sample_ddim.guidance_interval: [3.0, 1.0] ends before it starts; give [lowest, highest] sigma / alpha"
+    )
+    assert refused(main_of("sample_ddim")) == expected
+
+
+def test_images_that_are_not_finite(model, refused):
+    weights = load_file(WEIGHTS)
+    save_file({**weights, "last.bias": torch.full_like(weights["last.bias"], float("nan"))}, WEIGHTS)
+    assert refused(main_of("sample_ddim")).startswith("ddim: images 0 to 19 are not finite; use thresholding 'clip'")
     assert not Path("samples").exists()
 
 
@@ -243,10 +267,16 @@ def test_schedules_that_cannot_be_trained_on(data, refused):
     assert refused(main_of("train")).startswith("params.yaml: prediction: 'eps' is impossible with diffusion.zero_terminal_snr")
     edit_params(prediction="v", schedule="edm", **{"diffusion.zero_terminal_snr": False, "diffusion.edm.sigma_max": 3.0})
     message = refused(main_of("train"))
-    assert message.startswith("schedule: alpha_bar is still 0.1 at the last of 50 steps (allowed: at most 0.01)")
+    assert message.startswith("params.yaml: schedule: alpha_bar is still 0.1 at the last of 50 steps (allowed: at most 0.01)")
+    assert message.endswith("(diffusion.edm: {'sigma_min': 0.002, 'sigma_max': 3.0, 'rho': 7.0})")
     assert "diffusion.allow_terminal_signal" in message
     edit_params(**{"train.loss_weight": "v", "train.loss_gamma": 2.0, "diffusion.edm.sigma_max": 80.0})
     assert refused(main_of("train")).startswith("params.yaml: train.loss_gamma: 2.0 has no meaning for loss_weight 'v'")
+    for name in ("simple", "min_snr", "p2"):
+        edit_params(**{"train.loss_weight": name, "train.loss_gamma": "auto", "diffusion.zero_terminal_snr": True})
+        message = refused(main_of("train"))
+        assert message.startswith(f"params.yaml: train.loss_weight: {name!r} is 0 at a level without signal")
+        assert message.endswith("use one of x0, v, flow")
     assert nothing_was_made()
 
 

@@ -59,7 +59,7 @@ def test_the_first_step_up_adds_the_noise_that_the_network_sees_at_level_1():
 
 def test_sampling_with_eta_cannot_be_inverted():
     with pytest.raises(InputError, match=r"eta: 0.5 cannot be inverted.* only eta = 0 can"):
-        next(invert(gaussian_denoiser(), LINEAR, make_grid("trailing", LINEAR, 10), torch.zeros(1, 1, 2, 2), eta=0.5))
+        invert(gaussian_denoiser(), LINEAR, make_grid("trailing", LINEAR, 10), torch.zeros(1, 1, 2, 2), eta=0.5)
 
 
 NAMES = {"ancestral": {"variance": "small"}, "ddim": {"eta": 0.5}, "dpmpp_2m": {}}

@@ -338,6 +338,16 @@ class TestLikelihood:
         assert scores["small"]["bits_per_dim"] == pytest.approx(scores["prior"] + scores["small"]["decoder"], abs=1e-6)
         assert scores["large"]["steps"] > 1e-3
 
+    @pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
+    def test_a_schedule_without_signal_at_its_end(self, prediction):
+        schedule = make_schedule("cosine", 20, zero_terminal_snr=True)
+        model = DiffusionModel(Shrinking(), schedule, prediction, {"shape": [4, 4, 1]})
+        scores = likelihood(model, self.x0, self.labels, None, 0).scores
+        assert scores["prior"] == pytest.approx(0, abs=1e-12)
+        assert np.isfinite(scores["small"]["bits_per_dim"])
+        trips = round_trips(model, self.x0, self.labels)
+        assert np.isfinite(trips.scores["steps_10"]["psnr"])
+
 
 class TestRoundTrip:
     def test_a_network_that_sees_no_noise_returns_all_images_and_is_not_asked(self, data):

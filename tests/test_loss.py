@@ -11,7 +11,7 @@ from oracles import gaussian_denoiser
 
 from ddpm.diffusion.bound import prior_bits, step_bits
 from ddpm.diffusion.levels import LEVEL_DRAWS, Importance, Stratified
-from ddpm.diffusion.loss import LOSS_WEIGHTS, diffusion_loss, make_weight, output_weight
+from ddpm.diffusion.loss import LOSS_WEIGHTS, PLAIN, check_weight, diffusion_loss, make_weight, output_weight
 from ddpm.diffusion.parameterization import PREDICTIONS, Prediction, target
 from ddpm.diffusion.schedule import SCHEDULES, add_noise, make_schedule
 from ddpm.diffusion.variance import VARIANCES, large, log_variance, small
@@ -53,6 +53,27 @@ def test_snr_is_that_of_diffusers():
     scheduler = diffusers.DDPMScheduler(T)
     theirs = compute_snr(scheduler, torch.arange(T)).double()
     torch.testing.assert_close(make_schedule("linear", T)[torch.arange(1, T + 1)].snr, theirs, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_plain_weight_leaves_the_error_of_the_output_as_it_is(prediction, schedule, zero):
+    if not (zero and prediction == "eps"):
+        level = make_schedule(schedule, T, zero_terminal_snr=zero)[torch.arange(1, T + 1)]
+        found = output_weight(make_weight(PLAIN[prediction]), prediction, level)
+        torch.testing.assert_close(found, torch.ones(T, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS)
+def test_a_weight_that_never_trains_the_last_level_is_refused(weight):
+    check_weight(weight, make_schedule("linear", T))
+    zero = make_schedule("linear", T, zero_terminal_snr=True)
+    if weight in ("x0", "v", "flow"):
+        check_weight(weight, zero)
+    else:
+        with pytest.raises(InputError, match=f"train.loss_weight: '{weight}' is 0 at a level without signal"):
+            check_weight(weight, zero)
 
 
 @pytest.mark.parametrize("weight", ["simple", "x0", "v"])
@@ -181,6 +202,17 @@ def test_importance_is_uniform_until_every_level_was_seen_ten_times():
     assert draw.probabilities()[4] == pytest.approx(534.1**0.5 / (534.1**0.5 + 28), rel=1e-3)
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e38])
+def test_importance_survives_a_loss_that_is_no_number(loss):
+    """The training loop reports it, some steps later."""
+    draw = trained_importance()
+    draw.update(torch.tensor([3, 4]), torch.tensor([loss, 1.0]))
+    p = draw.probabilities()
+    assert p.isfinite().all()
+    assert float(p.sum()) == pytest.approx(1, rel=1e-4)
+    assert 1 <= int(draw.draw(100)[0].min()) <= 20
+
+
 def test_importance_goes_on_from_its_state():
     draw, other = trained_importance(), Importance(20, CPU)
     other.load_state_dict(draw.state_dict())
@@ -259,6 +291,24 @@ def test_the_decoder_is_a_distribution_over_256_values():
         bits = step_bits(schedule, torch.ones(256, dtype=torch.int64), values, torch.full_like(values, mean), "large")
         assert float((2**-bits).sum()) == pytest.approx(1, abs=1e-6)
         assert abs(values.flatten()[int(bits.argmin())] - mean) < 1 / 127
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("value", [-1.0, 0.2, 1.0])
+def test_the_decoder_is_exact_in_single_precision_however_far_off_the_mean_is(sign, value):
+    schedule = make_schedule("linear", T)
+    off = torch.linspace(0, 0.5, 60).reshape(-1, 1, 1, 1)
+
+    def bits(dtype):
+        x0 = torch.full_like(off, value, dtype=dtype)
+        return step_bits(schedule, torch.ones(60, dtype=torch.int64), x0, x0 + sign * off.to(dtype), "large")
+
+    torch.testing.assert_close(bits(torch.float32).double(), bits(torch.float64), rtol=2e-4, atol=1e-5)
+    mean = torch.full((1, 1, 1, 1), value + sign * 0.4, requires_grad=True)
+    step_bits(schedule, torch.tensor([1]), torch.full((1, 1, 1, 1), value), mean, "large").backward()
+    assert mean.grad.isfinite().all()
+    # Away from the image it grows, but where the outer bins are open.
+    assert float(mean.grad) * sign > 0 or value * sign == 1
 
 
 def test_the_last_step_has_the_variance_of_the_one_before_or_beta():

@@ -455,6 +455,8 @@ def test_network_evaluations_are_counted(changes, evaluations):
     plan = settings_of(**changes).plan(model)
     drawn = draw(model, plan, 4, 4, 0, "ddim")
     assert plan.nfe == len(calls) == drawn.cost["nfe"] == evaluations
+    # Without the class there is none to ask for.
+    assert ("arr_1" in drawn.arrays) == (changes.get("guidance") != 0.0)
     assert sum(calls) == {0.0: 6}.get(changes.get("guidance"), evaluations - 6 if "guidance" in changes else 0)
 
 

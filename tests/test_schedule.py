@@ -1,6 +1,7 @@
 """Noise schedules against diffusers, published numbers and their own identities."""
 
 import math
+import re
 
 import diffusers
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import diffusion
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ddpm.diffusion.parameterization import PREDICTIONS, check_prediction
 from ddpm.diffusion.schedule import (
@@ -113,6 +115,32 @@ def test_the_committed_options_are_the_defaults_and_those_of_the_papers():
     assert torch.equal(edm(1000), edm(1000, sigma_min=0.002, sigma_max=80, rho=7))
 
 
+OPTIONS = {
+    "cosine": {"s": st.floats(0, 1), "max_beta": st.floats(1e-6, 0.999999)},
+    "sigmoid": {"start": st.floats(-30, 30), "end": st.floats(-30, 30), "tau": st.floats(0.1, 10)},
+    "edm": {"sigma_min": st.floats(1e-5, 1e5), "sigma_max": st.floats(1e-5, 1e5), "rho": st.floats(1, 100)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@given(data=st.data())
+def test_whatever_the_options_they_make_a_schedule_or_one_line_that_names_them(name, data):
+    options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
+    steps, zero = data.draw(st.integers(2, 3000)), data.draw(st.booleans())
+    message, schedule = "", None
+    try:
+        schedule = diffusion(steps, zero_terminal_snr=zero, **{name: options}).make(name)
+    except (ValidationError, InputError) as error:
+        message = str(error)
+    if schedule is None:
+        assert re.search(rf"needs (start below end|sigma_min below)|^params.yaml: schedule: .*\(diffusion.{name}: ", message)
+        return
+    level = schedule[torch.arange(1, steps + 1)]
+    assert (level.alpha.diff() < 0).all()
+    assert (level.sigma.diff() >= 0).all()
+    assert level.sigma.min() > 0
+
+
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(steps=st.one_of(st.integers(2, 30), st.integers(2, 2000)))
@@ -163,7 +191,9 @@ def test_between_levels_log_snr_is_linear():
 def test_a_last_level_with_signal_is_refused_unless_allowed():
     unscaled = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 128, dtype=torch.float64), 0)
     assert unscaled[-1] == pytest.approx(0.274, abs=1e-3)
-    with pytest.raises(InputError, match=r"still 0.274 at the last of 128 steps .*or set diffusion.allow_terminal_signal"):
+    with pytest.raises(
+        InputError, match=r"still 0.274 at the last of 128 steps .*accept it with diffusion.allow_terminal_signal"
+    ):
         NoiseSchedule(unscaled)
     assert NoiseSchedule(unscaled, allow_terminal_signal=True).steps == 128
     weak = {"edm": {"sigma_min": 0.002, "sigma_max": 5.0, "rho": 7.0}}

@@ -7,8 +7,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.special import log_ndtr
 
-from ddpm.diffusion.schedule import Level, NoiseSchedule
+from ddpm.diffusion.schedule import Level, NoiseSchedule, per_image
 from ddpm.diffusion.variance import log_variance, small
 
 HALF_BIN = 1 / 255  # half the distance of two of the 256 values of a pixel, on [-1, 1]
@@ -29,30 +30,30 @@ def step_bits(
     variance `learned`, mix are (B, C, H, W).
     """
     log_p = log_variance(variance, schedule, index, x0, mix)
-    return _bits(torch.where(_images(index == 1, x0), _decoder(x0, x0_hat, log_p), _kl(schedule, index, x0, x0_hat, log_p)))
+    last = (index == 1).to(x0.device).reshape((-1,) + (1,) * (x0.ndim - 1))
+    return _bits(torch.where(last, _decoder(x0, x0_hat, log_p), _kl(schedule, index, x0, x0_hat, log_p)))
 
 
 def _kl(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, log_p: Tensor) -> Tensor:
     """Nats of two normal distributions whose means differ by alpha_s (1 - SNR_t / SNR_s) (x0 - x0_hat)."""
     index = index.clamp(min=2)
     t, s = schedule[index], schedule[index - 1]
-    log_q = _images(small(t, s).log(), x0)
-    gap = _images(s.alpha * (1 - t.snr / s.snr), x0) * (x0 - x0_hat)
+    log_q = per_image(small(t, s).log(), x0)
+    gap = per_image(s.alpha * (1 - t.snr / s.snr), x0) * (x0 - x0_hat)
     return 0.5 * (log_p - log_q + torch.expm1(log_q - log_p) + gap.square() * torch.exp(-log_p))
 
 
 def _decoder(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Nats of the value of a pixel under a normal distribution over bins, the outer ones open (Ho et al. 2020, eq. 13)."""
-    scale = torch.exp(-0.5 * log_variance)
-    upper = torch.special.ndtr(scale * (x0 - mean + HALF_BIN)).masked_fill(x0 > 1 - HALF_BIN, 1)
-    lower = torch.special.ndtr(scale * (x0 - mean - HALF_BIN)).masked_fill(x0 < HALF_BIN - 1, 0)
-    return -(upper - lower).clamp(min=1e-12).log()
+    """Nats of the value of a pixel under a normal distribution over bins, the outer ones open (Ho et al. 2020, eq. 13).
 
-
-def _images(value: Tensor, x: Tensor) -> Tensor:
-    """A value per image (B,) -> (B, 1, 1, 1) on the device of x and, unless it is a mask, in its dtype."""
-    value = value.reshape((-1,) + (1,) * (x.ndim - 1)).to(x.device)
-    return value if value.dtype == torch.bool else value.to(x.dtype)
+    In logarithms throughout, and on the side where both ends of the bin are small numbers: exact however far off the mean is.
+    """
+    scale, error = torch.exp(-0.5 * log_variance), x0 - mean
+    far = error.abs()
+    upper, lower = log_ndtr(scale * (HALF_BIN - far)), log_ndtr(-scale * (HALF_BIN + far))
+    inner = upper + torch.log(-torch.expm1(lower - upper))
+    log_p = torch.where(x0 > 1 - HALF_BIN, log_ndtr(scale * (HALF_BIN - error)), inner)
+    return -torch.where(x0 < HALF_BIN - 1, log_ndtr(scale * (HALF_BIN + error)), log_p)
 
 
 def _bits(nats: Tensor) -> Tensor:

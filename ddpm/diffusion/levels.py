@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ddpm.params import OneOf
 
+MAX_LOSS = 1e9
+
 
 class Uniform:
     """Every level 1..T equally often, each image on its own (Ho et al. 2020, algorithm 1).
@@ -72,7 +74,9 @@ class Importance(Uniform):
         # A matrix product, since adding by index is not deterministic on a GPU.
         chosen = F.one_hot(index - 1, self.steps).float()
         count = chosen.sum(0)
-        mean = loss.float().square() @ chosen / count.clamp(min=1)
+        # A loss that is no number must not make every probability one that is none: the training loop reports it.
+        finite = loss.float().nan_to_num(nan=0.0, posinf=MAX_LOSS).clamp(max=MAX_LOSS)
+        mean = finite.square() @ chosen / count.clamp(min=1)
         # The first losses of a level are averaged plainly.
         rate = torch.where(count > 0, torch.clamp(count / (self.seen + count).clamp(min=1), min=self.RATE), 0)
         self.square = torch.lerp(self.square, mean, rate)

@@ -39,10 +39,13 @@ LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "simple": lambda snr: snr,  # a plain MSE of eps: L_simple (Ho et al. 2020, eq. 14)
     "x0": lambda snr: torch.ones_like(snr),  # a plain MSE of x0
     "v": lambda snr: snr + 1,  # a plain MSE of v (Salimans & Ho 2022, sec. 4)
+    "flow": lambda snr: (1 + snr.sqrt()) ** 2,  # a plain MSE of eps - x0
     "min_snr": min_snr,
     "p2": p2,
 }
 LossWeightName = Annotated[str, OneOf(LOSS_WEIGHTS)]
+# The weights that leave the squared error of the network's own output as it is.
+PLAIN = {"eps": "simple", "x0": "x0", "v": "v", "flow": "flow"}
 
 
 def make_weight(name: str, gamma: float | None = None) -> Weight:
@@ -53,6 +56,17 @@ def make_weight(name: str, gamma: float | None = None) -> Weight:
     if "gamma" not in inspect.signature(weight).parameters:
         raise InputError(f"params.yaml: train.loss_gamma: {gamma} has no meaning for loss_weight {name!r}; set it to 'auto'")
     return partial(weight, gamma=gamma)
+
+
+def check_weight(name: str, schedule: NoiseSchedule) -> None:
+    """Raises InputError if the weight is 0 at the last level, so that what sampling starts with would never be learned."""
+    last = torch.tensor(schedule[schedule.steps].snr, dtype=torch.float64)
+    if LOSS_WEIGHTS[name](last) == 0:
+        valid = ", ".join(other for other, weight in LOSS_WEIGHTS.items() if weight(last) > 0)
+        raise InputError(
+            f"params.yaml: train.loss_weight: {name!r} is 0 at a level without signal, so with diffusion.zero_terminal_snr the "
+            f"network would never see the noise that sampling starts from; use one of {valid}"
+        )
 
 
 def output_weight(weight: Weight, prediction: str, level: Level) -> Tensor:

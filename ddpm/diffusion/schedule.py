@@ -22,6 +22,11 @@ MAX_FINAL_ALPHA_BAR = 1e-2
 MAX_BETA = 0.999
 
 
+def per_image(values: Tensor, x: Tensor) -> Tensor:
+    """Values (B,) as (B, 1, 1, 1), in the dtype and on the device of images x (in this order: MPS has no float64)."""
+    return values.to(x.dtype).to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))
+
+
 class Level(NamedTuple):
     """One noise level, or a batch of them: x_t = alpha * x0 + sigma * eps.
 
@@ -40,10 +45,7 @@ class Level(NamedTuple):
 
     def like(self, x: Tensor) -> "Level":
         """The same level, ready for arithmetic with x (B, C, H, W): a batch of levels takes its dtype, device and dimensions."""
-        if isinstance(self.t, float):
-            return self
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return Level(*(v.to(x.dtype).to(x.device).reshape(shape) for v in self))
+        return self if isinstance(self.t, float) else Level(*(per_image(v, x) for v in self))
 
 
 def combine(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
@@ -66,12 +68,14 @@ class NoiseSchedule:
         alpha_bar = alpha_bar.to(torch.float64)
         padded = torch.cat([alpha_bar.new_ones(1), alpha_bar])
         if not bool((padded.diff() < 0).all() and padded[-1] >= 0):
-            raise InputError("schedule: alpha_bar must fall strictly and stay inside (0, 1)")
+            raise InputError(
+                "schedule: alpha_bar must fall strictly and stay inside (0, 1), as far as numbers can tell levels apart"
+            )
         if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR and not allow_terminal_signal:
             raise InputError(
                 f"schedule: alpha_bar is still {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps "
-                f"(allowed: at most {MAX_FINAL_ALPHA_BAR}), so x_T is no pure noise; use more steps, larger betas or "
-                "diffusion.zero_terminal_snr, or set diffusion.allow_terminal_signal"
+                f"(allowed: at most {MAX_FINAL_ALPHA_BAR}), so x_T is no pure noise; set diffusion.zero_terminal_snr to true, or "
+                "accept it with diffusion.allow_terminal_signal"
             )
         self.steps = len(alpha_bar)
         self._levels = Level((torch.arange(self.steps + 1) - 1.0).clamp(min=0).double(), padded.sqrt(), (1 - padded).sqrt())
@@ -149,10 +153,11 @@ def cosine(steps: int, s: float = 0.008, max_beta: float = MAX_BETA) -> Tensor:
 
 
 def sigmoid(steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
-    """alpha_bar along the stretch start..end of a falling sigmoid of temperature tau (Jabri et al. 2023, alg. 1)."""
+    """alpha_bar along the stretch start..end of a falling sigmoid of temperature tau (Jabri et al. 2023; written out in
+    Chen 2023, alg. 1)."""
 
     # The curve is used in ratios of its values alone, so that its height does not matter.
-    last = 1 / (1 + math.exp(-end / tau))
+    last = torch.sigmoid(torch.tensor(end / tau, dtype=torch.float64))
     return _from_curve(steps, lambda u: last - torch.sigmoid((start + (end - start) * u) / tau), MAX_BETA)
 
 
@@ -181,7 +186,8 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "edm": edm,
 }
 ScheduleName = Annotated[str, OneOf(SCHEDULES)]
-Positive = Annotated[float, Field(gt=0)]
+Logit = Annotated[float, Field(ge=-30, le=30)]
+NoiseRatio = Annotated[float, Field(ge=1e-5, le=1e5)]  # sigma / alpha; beyond, float64 no longer tells levels apart
 
 
 class Cosine(Section):
@@ -194,9 +200,9 @@ class Cosine(Section):
 class Sigmoid(Section):
     """Options of the sigmoid schedule."""
 
-    start: float
-    end: float
-    tau: Positive
+    start: Logit
+    end: Logit
+    tau: Annotated[float, Field(ge=0.1, le=10)]
 
     @model_validator(mode="after")
     def _rises(self) -> "Sigmoid":
@@ -208,9 +214,9 @@ class Sigmoid(Section):
 class EDM(Section):
     """Options of the edm schedule."""
 
-    sigma_min: Positive
-    sigma_max: Positive
-    rho: Positive
+    sigma_min: NoiseRatio
+    sigma_max: NoiseRatio
+    rho: Annotated[float, Field(ge=1, le=100)]
 
     @model_validator(mode="after")
     def _rises(self) -> "EDM":
@@ -231,15 +237,15 @@ class Diffusion(Section):
     edm: EDM
 
     def make(self, schedule: str) -> NoiseSchedule:
-        """The noise schedule of that name. Raises InputError if its options make none."""
-        options = getattr(self, schedule, None)
-        return make_schedule(
-            schedule,
-            self.timesteps,
-            zero_terminal_snr=self.zero_terminal_snr,
-            allow_terminal_signal=self.allow_terminal_signal,
-            **(options.model_dump() if options else {}),
-        )
+        """The noise schedule of that name. Raises InputError, naming them, if its options make none."""
+        section = getattr(self, schedule, None)
+        options = section.model_dump() if section else {}
+        signal = {"zero_terminal_snr": self.zero_terminal_snr, "allow_terminal_signal": self.allow_terminal_signal}
+        try:
+            return make_schedule(schedule, self.timesteps, **signal, **options)
+        except InputError as error:
+            by = f" (diffusion.{schedule}: {options})" if options else ""
+            raise InputError(f"params.yaml: {error}{by}") from None
 
 
 def make_schedule(

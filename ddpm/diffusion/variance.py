@@ -5,7 +5,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from ddpm.diffusion.schedule import Level, NoiseSchedule
+from ddpm.diffusion.schedule import Level, NoiseSchedule, per_image
 from ddpm.params import OneOf
 
 
@@ -47,6 +47,6 @@ def log_variance(name: str, schedule: NoiseSchedule, index: Tensor, x: Tensor, m
     t, s, above = schedule[index], schedule[index - 1], index.clamp(min=2)
     posterior = small(schedule[above], schedule[above - 1]).log()
     beta = (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2).log()
-    low, high = (v.to(x).reshape((-1,) + (1,) * (x.ndim - 1)) for v in (posterior, beta))
+    low, high = per_image(posterior, x), per_image(beta, x)
     place = {"small": 0.0, "large": 1.0}.get(name, mix)
     return low + place * (high - low)

@@ -50,9 +50,9 @@ def likelihood(model: DiffusionModel, images: Tensor, labels: Tensor, levels: in
                 found = denoiser(add_noise(x0, eps, level), level)
                 for name in names:
                     bits = step_bits(model.schedule, index[part, k], x0, found.x0, name, found.mix)
-                    terms[name][part, k] = bits.double().cpu()
+                    terms[name][part, k] = bits.cpu().double()
                 progress.advance(len(x0))
-    prior = prior_bits(images.double(), model.schedule[total]).cpu()
+    prior = prior_bits(images.cpu().double(), model.schedule[total])
     scores: dict = {"n": len(images), "evaluations": strata + 1, "prior": float(prior.mean())}
     for name in names:
         decoder, steps = terms[name][:, 0], terms[name][:, 1:].sum(1) * ((total - 1) / strata)

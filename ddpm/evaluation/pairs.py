@@ -113,7 +113,7 @@ def round_trips(model: DiffusionModel, x0: Tensor, labels: Tensor) -> RoundTrips
             decoded = torch.cat(images)
             scores[f"steps_{steps}"] = {
                 "psnr": float(psnr(decoded, x0).mean()),
-                "mse": float(((decoded - x0) / 2).double().square().mean()),
+                "mse": float(((decoded - x0) / 2).cpu().double().square().mean()),
                 "latent_sd": float(torch.cat(latents).std()),
             }
             examples[f"steps_{steps}"] = decoded[:EXAMPLES]

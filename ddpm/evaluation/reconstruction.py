@@ -57,7 +57,7 @@ class WienerFilter:
         """x_t (B, C, H, W) -> x0_hat in [-1, 1], same shape and dtype."""
         alpha, sigma = level.alpha, level.sigma
         batch, channels, height, width = x_t.shape
-        flat = x_t.double().cpu().permute(0, 2, 3, 1).reshape(batch, -1)
+        flat = x_t.cpu().double().permute(0, 2, 3, 1).reshape(batch, -1)
         gain = alpha * self.values / (alpha**2 * self.values + sigma**2)
         x0 = self.mean + ((flat - alpha * self.mean) @ self.basis * gain) @ self.basis.T
         return x0.reshape(batch, height, width, channels).permute(0, 3, 1, 2).to(x_t).clamp(-1, 1)

@@ -61,7 +61,8 @@ def thresholded(denoiser: Denoiser, name: str = "clip", quantile: float = 1.0) -
 
 
 def guided(conditional: Denoiser, unconditional: Denoiser, scale: float, interval: tuple[float, float] | None = None) -> Denoiser:
-    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) (Ho & Salimans 2022, eq. 6).
+    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) (Ho & Salimans 2022, eq. 6,
+    whose w is scale - 1).
 
     scale 0 is unconditional, 1 conditional, both at the cost of one evaluation; more leans on the class. `interval` limits it
     to levels with sigma / alpha inside (Kynkaanniemi et al. 2024); elsewhere the conditional prediction stands.

@@ -42,12 +42,15 @@ def draw(
     """Draw `samples` images by a plan.
 
     Image i draws all its noise from (seed, name, i), in whatever batch and on whatever process. The arrays follow the layout of
-    OpenAI's evaluator: arr_0 images uint8 (N, H, W, C) and, for a model that takes a class, arr_1 labels int64 (N,). Beside them
+    OpenAI's evaluator: arr_0 images uint8 (N, H, W, C) and, if classes are asked for, arr_1 labels int64 (N,). Beside them
     stand trajectory_x and trajectory_x0, uint8 (F, K, H, W, C), and trajectory_level (F,): x_t and the prediction of x0 at F
     levels of the first K samples.
+
+    Raises InputError if an image is not finite, which uint8 would hide.
     """
     height, width, channels = model.shape
-    device, labels, steps = model.device, model.balanced_labels(samples), evaluations(plan.grid)
+    device, steps = model.device, evaluations(plan.grid)
+    labels = model.balanced_labels(samples) if plan.conditional else None
     images = np.empty((samples, height, width, channels), np.uint8)
     kept = _frames_to_keep(steps)
     trajectory: list[tuple[float, Tensor, Tensor]] = []
@@ -66,6 +69,10 @@ def draw(
                 if batch == 0 and step in kept:
                     trajectory.append((frame.position, frame.x[:TRAJECTORIES], frame.x0[:TRAJECTORIES]))
                 progress.advance(shape[0], f"batch {batch + 1}, {part.start:,} images done")
+            if not frame.x.isfinite().all():
+                raise InputError(
+                    f"{name}: images {part.start} to {part.stop - 1} are not finite; use thresholding 'clip' or less guidance"
+                )
             images[part] = to_images(frame.x)
     seconds = time.perf_counter() - start
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.cpu().numpy()})

@@ -14,7 +14,6 @@ from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.samplers import Frame, Noise, StepRule, euler_step, sample
 
 
-@torch.inference_mode()
 def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor, eta: float = 0.0) -> Iterator[Frame]:
     """Encode images x0 (B, C, H, W) in [-1, 1] to noise along a grid, climbed from its end 0 to its start; yields Frames.
 
@@ -24,6 +23,11 @@ def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Te
     """
     if eta > 0:
         raise InputError(f"eta: {eta} cannot be inverted, since sampling with it draws fresh noise; only eta = 0 can")
+    return _climb(denoiser, schedule, grid, x0)
+
+
+@torch.inference_mode()
+def _climb(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor) -> Iterator[Frame]:
     upwards = grid[::-1].tolist()
     x = x0
     for (t, s), position in zip(pairwise(schedule[p] for p in upwards), upwards[1:], strict=True):

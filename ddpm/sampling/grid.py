@@ -17,7 +17,7 @@ from ddpm.params import OneOf, lookup
 
 
 def leading(schedule: NoiseSchedule, steps: int) -> np.ndarray:
-    """1 + k (T // S): every (T // S)-th level, counted from the cleanest (Song et al. 2021, app. D.3); starts below T."""
+    """1 + k (T // S): every (T // S)-th level, counted from the cleanest (Song et al. 2021, app. D.2); starts below T."""
     return 1 + (schedule.steps // steps) * np.arange(steps)[::-1]
 
 
@@ -37,7 +37,7 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> np.ndarray:
 
 
 def log_snr(schedule: NoiseSchedule, steps: int) -> np.ndarray:
-    """Evenly spaced in the log of the signal-to-noise ratio, from T to 1 (Lu et al. 2022, sec. 4.1)."""
+    """Evenly spaced in the log of the signal-to-noise ratio, from T to 1 (Lu et al. 2022, sec. 3.3)."""
     return _by_log_ratio(schedule, np.linspace(*_log_ratio_range(schedule), steps))
 
 

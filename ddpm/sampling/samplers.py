@@ -105,6 +105,7 @@ class Sampler(NamedTuple):
     step: Callable[..., Tensor]
     options: tuple[str, ...] = ()  # that a user may set
     twice: bool = False  # evaluates at each level once more, to correct the step to it
+    multistep: bool = False  # builds on the step before, which a climb makes it forget
     stochastic: bool = False  # draws noise whatever its options
 
 
@@ -112,9 +113,9 @@ SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler("DDIM", ddim_step, options=("eta",)),
     "euler": Sampler("Euler", euler_step),
     "heun": Sampler("Heun", heun_step, twice=True),
-    "ab2": Sampler("AB2", ab2_step),
-    "dpmpp_2m": Sampler("DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=0.0)),
-    "dpmpp_2m_sde": Sampler("SDE-DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=1.0), stochastic=True),
+    "ab2": Sampler("AB2", ab2_step, multistep=True),
+    "dpmpp_2m": Sampler("DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=0.0), multistep=True),
+    "dpmpp_2m_sde": Sampler("SDE-DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=1.0), multistep=True, stochastic=True),
 }
 SamplerName = Annotated[str, OneOf(SAMPLERS)]
 

@@ -23,7 +23,7 @@ Ratio = Annotated[float, Field(ge=0)]
 
 class Plan(NamedTuple):
     """How to draw from a model: the step rule, the grid, the denoiser of images with labels (B,) or None, network evaluations
-    per image, and whether steps draw noise."""
+    per image, whether steps draw noise, and whether classes are asked for."""
 
     label: str
     rule: StepRule
@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     denoiser: Callable[[Tensor | None], Denoiser]
     nfe: int
     stochastic: bool
+    conditional: bool = True
 
 
 class Sampling(Section):
@@ -48,6 +49,8 @@ class Sampling(Section):
         if self.guidance != 1:
             _check_guidance(self.guidance, model)
         interval = tuple(self.guidance_interval) if self.guidance_interval else None
+        if interval and self.guidance == 1:
+            raise InputError(f"guidance_interval: {list(interval)} has no meaning without guidance; set it to 'all'")
         if interval and interval[0] > interval[1]:
             raise InputError(f"guidance_interval: {list(interval)} ends before it starts; give [lowest, highest] sigma / alpha")
 
@@ -59,7 +62,9 @@ class Sampling(Section):
         if self.guidance not in (0.0, 1.0):
             left = grid[:-1][np.diff(grid) <= 0]
             doubled = sum(inside(model.schedule[position], interval) for position in left)
-        return Plan(label, rule, grid, denoiser, evaluations(grid) + doubled, stochastic)
+        # Outside the interval the class is told whatever the scale.
+        conditional = self.guidance > 0 or interval is not None
+        return Plan(label, rule, grid, denoiser, evaluations(grid) + doubled, stochastic, conditional)
 
 
 def _check_guidance(guidance: float, model: DiffusionModel) -> None:
@@ -102,6 +107,11 @@ class SampleDDIM(Sampling):
         takes_eta = "eta" in sampler.options
         if self.eta > 0 and not takes_eta:
             raise InputError(f"eta: {self.eta} has no meaning for sampler {self.sampler!r}, only for ddim; set it to 0.0")
+        if self.churn > 0 and sampler.multistep:
+            raise InputError(
+                f"churn: {self.churn} would make sampler {self.sampler!r} forget its last step at every step; use heun, euler or "
+                "ddim, or set it to 0.0"
+            )
         grid = make_grid(self.spacing, model.schedule, self.steps or model.schedule.steps)
         rule, grid = build(sampler, grid, model, self.churn, **({"eta": self.eta} if takes_eta else {}))
         return self._plan(model, sampler.label, rule, grid, sampler.stochastic or self.eta > 0 or self.churn > 0)

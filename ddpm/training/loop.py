@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddpm.data.batches import Batches, to_model_range, to_tensor
 from ddpm.data.prepared import Split
 from ddpm.diffusion.levels import LEVEL_DRAWS, LevelDrawName
-from ddpm.diffusion.loss import LossWeightName, diffusion_loss, make_weight
+from ddpm.diffusion.loss import PLAIN, LossWeightName, check_weight, diffusion_loss, make_weight
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.files import InputError
 from ddpm.params import OneOf, OrWord, Section
@@ -40,10 +40,10 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    loss_weight: LossWeightName
+    loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
     loss_gamma: Annotated[Annotated[float, Field(gt=0)] | None, OrWord("auto")]
     levels: LevelDrawName
-    label_dropout: Annotated[float, Field(ge=0, le=1)]
+    label_dropout: Annotated[float, Field(ge=0, lt=1)]
     flip: bool
     log_every: Count
     validate_every: Count
@@ -75,7 +75,9 @@ class Trainer:
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
         self.ema = EMA(network, settings.ema_decay)
-        self.weight = make_weight(settings.loss_weight, settings.loss_gamma)
+        name = settings.loss_weight or PLAIN[prediction]
+        check_weight(name, schedule)
+        self.weight = make_weight(name, settings.loss_gamma)
         self.levels = LEVEL_DRAWS[settings.levels](schedule.steps, self.device)
         self.step = 0
         self.history: list[dict[str, float]] = []

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLERS, GRID, EDITING = "ddpm/sampling/samplers.py", "ddpm/sampling/grid.py", "ddpm/sampling/editing.py"
 SCHEDULE, VARIANCE, BOUND = "ddpm/diffusion/schedule.py", "ddpm/diffusion/variance.py", "ddpm/diffusion/bound.py"
 DENOISER, ROWS, LOSS = "ddpm/sampling/denoiser.py", "ddpm/diffusion/parameterization.py", "ddpm/diffusion/loss.py"
-LEVELS = "ddpm/diffusion/levels.py"
+LEVELS, LIKELIHOOD = "ddpm/diffusion/levels.py", "ddpm/evaluation/likelihood.py"
+SETTINGS, NOISE = "ddpm/sampling/settings.py", "ddpm/sampling/noise.py"
 
 # What is broken -> the test files that must notice.
 TESTS = {
@@ -36,6 +37,9 @@ TESTS = {
     ROWS: ["test_parameterization.py", "test_denoiser.py"],
     LOSS: ["test_loss.py"],
     LEVELS: ["test_loss.py"],
+    LIKELIHOOD: ["test_evaluation.py"],
+    SETTINGS: ["test_samplers.py", "test_bad_input.py"],
+    NOISE: ["test_samplers.py"],
 }
 
 # (what is broken, file, function or class) -> [(text that stands in it once, what it becomes)]
@@ -175,8 +179,8 @@ BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
         ("noise(), t, s)", "0 * x, t, s)"),
         ("grid[1:].tolist()", "grid[:-1].tolist()"),
     ],
-    ("inversion", EDITING, "invert"): [
-        ("if eta > 0:", "if eta > 1:"),
+    ("inversion", EDITING, "invert"): [("if eta > 0:", "if eta > 1:")],
+    ("inversion", EDITING, "_climb"): [
         ("t if t.sigma > 0 else schedule[1]", "schedule[1]"),
         ("t if t.sigma > 0 else schedule[1]", "s"),
         ("found.x0 if t.sigma > 0 else x", "found.x0"),
@@ -305,10 +309,10 @@ BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
     ],
     ("sigmoid", SCHEDULE, "sigmoid"): [
         ("start: float = -3.0", "start: float = 3.0"),
-        ("-end / tau", "end / tau"),
-        ("-end / tau", "-end"),
+        ("tensor(end / tau", "tensor(-end / tau"),
+        ("tensor(end / tau", "tensor(end"),
         ("last - torch", "1 - torch"),
-        ("torch.sigmoid(", "torch.tanh("),
+        ("torch.sigmoid((", "torch.tanh(("),
         ("(end - start) * u", "end * u"),
         ("* u) / tau)", "* u))"),
         ("(start + (end", "(0 * start + (end"),
@@ -405,9 +409,38 @@ BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
     ],
     ("bound", BOUND, "_decoder"): [
         ("-0.5 * log_variance", "-log_variance"),
-        ("mean + HALF_BIN", "mean + 2 * HALF_BIN"),
-        (".masked_fill(x0 > 1 - HALF_BIN, 1)", ""),
-        (".masked_fill(x0 < HALF_BIN - 1, 0)", ""),
+        ("(HALF_BIN - far)", "(2 * HALF_BIN - far)"),
+        ("-scale * (HALF_BIN + far)", "-scale * (HALF_BIN - far)"),
+        ("scale * (HALF_BIN - error)", "scale * (HALF_BIN + error)"),
+        ("x0 < HALF_BIN - 1", "x0 < -2"),
+        ("x0 > 1 - HALF_BIN", "x0 > 2"),
+        ("upper + torch", "torch"),
+    ],
+    ("loss", LOSS, "check_weight"): [("== 0:", "< 0:")],
+    ("likelihood", LIKELIHOOD, "likelihood"): [
+        ("* ((total - 1) / strata)).long()", "* (total / strata)).long()"),
+        ("sum(1) * ((total - 1) / strata)", "sum(1)"),
+        ("= 2 + (", "= 1 + ("),
+        ("prior + steps + decoder", "prior + steps"),
+        ("terms[name][:, 1:]", "terms[name][:, :-1]"),
+        ("/ len(images) ** 0.5", ""),
+    ],
+    ("settings", SETTINGS, "Sampling"): [
+        ("evaluations(grid) + doubled", "evaluations(grid)"),
+        ("self.guidance > 0 or", "True or"),
+        ("np.diff(grid) <= 0", "np.diff(grid) < 0"),
+    ],
+    ("settings", SETTINGS, "SampleDDIM"): [
+        ("sampler.stochastic or ", ""),
+        ("or self.churn > 0)", ")"),
+        ("self.eta > 0 or", "False or"),
+        ("and sampler.multistep", "and False"),
+    ],
+    ("noise", NOISE, "ImageNoise"): [
+        ("first + k)", "k)"),
+        ("self.used += 1", "self.used += 2"),
+        ("self.block[self.used - 1]", "self.block[0]"),
+        ("min(draws - 1,", "min((draws - 1) * shape[0],"),
     ],
     ("bound", BOUND, "prior_bits"): [("+ last.sigma**2", ""), ("- math.log", "+ math.log"), ("last.alpha * x0", "x0")],
     ("bound", BOUND, "step_bits"): [("index == 1", "index == 2")],
