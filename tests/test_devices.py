@@ -1,0 +1,55 @@
+"""Training, sampling, likelihood and round trips on every device that this machine has: nothing may end on another one."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_training import SETTINGS, make_split
+from test_unet import settings as unet_settings
+
+from ddpm.data.batches import Batches
+from ddpm.diffusion.schedule import make_schedule
+from ddpm.evaluation.likelihood import likelihood
+from ddpm.evaluation.pairs import round_trips
+from ddpm.networks.unet import UNet
+from ddpm.params import read_yaml
+from ddpm.sampling.draw import draw
+from ddpm.sampling.model import DiffusionModel
+from ddpm.sampling.settings import SampleDDIM, SampleDDPM
+from ddpm.training.loop import Train, Trainer, train
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")),
+    pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="this machine has no MPS device")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_whole_model_stays_on_its_device(device):
+    device = torch.device(device)
+    torch.manual_seed(0)
+    network = UNet(unet_settings(), (8, 8, 1), classes=10, outputs=2).to(device, memory_format=torch.channels_last)
+    options = Train(**{**SETTINGS, "levels": "importance", "steps": 6})
+    split = make_split()
+    batches = Batches(split.images, split.labels, 0, device, options.flip)
+    trainer = Trainer(network, make_schedule("cosine", 20), "v", batches, options, 0, nullcontext)
+    train(trainer, make_split(30, 1), lambda row: None, lambda trainer: None, lambda trainer: None)
+    assert all(np.isfinite(row["loss"]) for row in trainer.history if "loss" in row)
+
+    data = {"shape": [8, 8, 1], "class_names": list("0123456789")}
+    model = DiffusionModel(network.eval(), make_schedule("cosine", 20), "v", data, knows_no_class=True)
+    params = read_yaml(ROOT / "params.yaml")
+    sections = [
+        SampleDDPM(**{**params["sample_ddpm"], "variance": "learned", "thresholding": "dynamic"}),
+        SampleDDIM(**{**params["sample_ddim"], "steps": 5, "sampler": "heun", "churn": 1.0, "guidance": 2.0}),
+        SampleDDIM(**{**params["sample_ddim"], "steps": 5, "sampler": "dpmpp_2m_sde", "spacing": "karras"}),
+    ]
+    for section in sections:
+        assert draw(model, section.plan(model), 5, 3, 0, "test").arrays["arr_0"].shape == (5, 8, 8, 1)
+    x0, labels = torch.rand(4, 1, 8, 8).to(device) * 2 - 1, torch.arange(4, device=device)
+    scores = likelihood(model, x0, labels, 5, 0).scores
+    assert all(np.isfinite(scores[name]["bits_per_dim"]) for name in ("small", "large", "learned"))
+    assert np.isfinite(round_trips(model, x0, labels).scores["steps_10"]["psnr"])
