@@ -58,16 +58,27 @@ def _table(frame: pd.DataFrame, cell: Callable[[NamedTuple], str]) -> str:
 def _findings(frame: pd.DataFrame) -> list[str]:
     """What the literature says of these curves, and what they say themselves."""
     curves = {name: part.set_index("budget") for name, part in frame.groupby("method")}
-    lines = []
     base, noisy, rival = (curves.get(name) for name in (BASE, NOISY, RIVAL))
+    lines = []
     if base is not None and noisy is not None:
         few = [b for b in base.index if b <= BASE_STEPS and b in noisy.index]
         wins = sum(base.fid[b] < noisy.fid[b] for b in few)
-        lines.append(f"- With at most {BASE_STEPS} evaluations eta 0 beats eta 1 at {wins} of {len(few)} budgets.")
+        lines.append(f"With at most {BASE_STEPS} evaluations eta 0 beats eta 1 at {wins} of {len(few)} budgets.")
     if base is not None and rival is not None and BASE_STEPS in base.index:
         goal, margin = base.fid[BASE_STEPS], np.nan_to_num(base.fid_sd[BASE_STEPS])
         reached = [b for b in rival.index if rival.fid[b] <= goal + margin]
-        where = f"is as good with {min(reached)}" if reached else "does not get there"
-        within = f", within {margin:.3f}, its standard deviation over sets of samples" if margin else ""
-        lines.append(f"- {BASE} has an FID of {number(goal)} with {BASE_STEPS} evaluations; {RIVAL} {where}{within}.")
-    return ["\n".join(lines)] if lines else []
+        where = f"is as good with {min(reached)} ({rival.fid[min(reached)]:.3f})" if reached else "does not get there"
+        lines.append(f"{BASE} has an FID of {goal:.3f} with {BASE_STEPS} evaluations; {RIVAL} {where}{_within(margin)}.")
+        last = base.index.max()
+        limit, margin = base.fid[last], np.nan_to_num(base.fid_sd[last])
+        near = [b for b in rival.index if (rival.fid[rival.index >= b] - limit).abs().max() <= margin]
+        if near:
+            lines.append(
+                f"Both solve the same ODE: with {last:,} evaluations {BASE} has {limit:.3f}, and {RIVAL} has that from "
+                f"{min(near)} on{_within(margin)}."
+            )
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def _within(margin: float) -> str:
+    return f", within {margin:.3f}, the standard deviation over sets of samples" if margin else ""
