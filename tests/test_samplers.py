@@ -429,18 +429,19 @@ def test_any_batch_size_draws_the_same_images(sampler):
 
 
 @pytest.mark.parametrize(
-    ("changes", "evaluations"),
+    ("changes", "evaluations", "without_class"),
     [
-        ({}, 6),
-        ({"sampler": "heun"}, 11),
-        ({"sampler": "heun", "churn": 3.0}, 11),
-        ({"guidance": 0.0}, 6),
-        ({"guidance": 2.0}, 12),
-        ({"guidance": 2.0, "guidance_interval": [0.5, 2.0]}, 9),
-        ({"steps": "all"}, 50),
+        ({}, 6, 0),
+        ({"sampler": "heun"}, 11, 0),
+        ({"sampler": "heun", "churn": 3.0}, 11, 0),
+        ({"guidance": 0.0}, 6, 6),
+        ({"guidance": 2.0}, 12, 6),
+        ({"guidance": 2.0, "sampler": "heun"}, 22, 11),
+        ({"guidance": 2.0, "guidance_interval": [0.5, 2.0]}, 9, 3),
+        ({"steps": "all"}, 50, 0),
     ],
 )
-def test_network_evaluations_are_counted(changes, evaluations):
+def test_network_evaluations_are_counted(changes, evaluations, without_class):
     calls = []
 
     class Network(torch.nn.Linear):
@@ -457,7 +458,29 @@ def test_network_evaluations_are_counted(changes, evaluations):
     assert plan.nfe == len(calls) == drawn.cost["nfe"] == evaluations
     # Without the class there is none to ask for.
     assert ("arr_1" in drawn.arrays) == (changes.get("guidance") != 0.0)
-    assert sum(calls) == {0.0: 6}.get(changes.get("guidance"), evaluations - 6 if "guidance" in changes else 0)
+    assert sum(calls) == without_class
+
+
+@pytest.mark.parametrize(
+    ("changes", "stochastic"),
+    [
+        ({}, False),
+        ({"eta": 0.1}, True),
+        ({"churn": 1.0}, True),
+        ({"sampler": "dpmpp_2m_sde"}, True),
+        ({"sampler": "heun"}, False),
+    ],
+)
+def test_a_plan_knows_whether_it_draws_noise(changes, stochastic):
+    data = {"shape": [4, 4, 1], "class_names": ["a"]}
+    model = DiffusionModel(torch.nn.Identity(), make_schedule("cosine", 50), "v", data)
+    plan = settings_of(**changes).plan(model)
+    assert plan.stochastic == stochastic
+    draws = []
+    x = torch.randn(1, 1, 4, 4)
+    list(sample(network_denoiser(nonlinear_network, "v", None), plan.rule, model.schedule, plan.grid, x,
+                lambda: draws.append(1) or x))  # fmt: skip
+    assert bool(draws) == stochastic
 
 
 def test_a_real_unet_runs_through_the_driver_and_yields_every_level():

@@ -19,6 +19,7 @@ from ddpm.diffusion.schedule import (
     NoiseSchedule,
     add_more_noise,
     add_noise,
+    combine,
     cosine,
     edm,
     linear,
@@ -240,6 +241,13 @@ def test_noise_added_twice_is_noise_of_the_higher_level(start, climb):
     variance = float(add_more_noise(t.sigma * one, zero, t, s)) ** 2 + float(add_more_noise(zero, one, t, s)) ** 2
     assert signal == pytest.approx(s.alpha, rel=1e-12)
     assert variance == pytest.approx(s.sigma**2, rel=1e-12)
+
+
+def test_combine_is_a_weighted_sum_for_numbers_and_for_tensors():
+    x, y = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    for a, b in ((2.0, -3.0), (1.0, 0.5), (0.0, 1.0)):
+        torch.testing.assert_close(combine(a, x, b, y), a * x + b * y)
+        torch.testing.assert_close(combine(torch.tensor(a), x, torch.tensor(b), y), a * x + b * y)
 
 
 def test_levels_take_the_dtype_of_the_images_and_broadcast_per_image():
