@@ -29,6 +29,8 @@ def test_thresholding_bounds_x0_and_keeps_eps_consistent(name):
         assert found.x0.abs().max() > 1
     else:
         assert found.x0.abs().max() <= 1
+        assert torch.equal(found.x0, THRESHOLDS[name](PLAIN(x, level).x0, 0.9))
+        assert (found.x0 * PLAIN(x, level).x0 >= 0).all()
 
 
 def test_dynamic_thresholding_agrees_with_diffusers():

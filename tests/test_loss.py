@@ -293,6 +293,15 @@ def test_the_decoder_is_a_distribution_over_256_values():
         assert abs(values.flatten()[int(bits.argmin())] - mean) < 1 / 127
 
 
+def test_the_decoder_is_the_normal_distribution_between_the_edges_of_a_bin():
+    schedule = make_schedule("linear", T)
+    x0 = torch.tensor([30, 127, 200]).reshape(3, 1, 1, 1).double() / 127.5 - 1
+    mean = x0 + torch.tensor([0.004, -0.01, 0.02]).reshape(3, 1, 1, 1)
+    normal = torch.distributions.Normal(mean, schedule[1].sigma)
+    expected = -torch.log2(normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255))
+    torch.testing.assert_close(step_bits(schedule, torch.ones(3, dtype=torch.int64), x0, mean, "large"), expected.flatten())
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("value", [-1.0, 0.2, 1.0])
 def test_the_decoder_is_exact_in_single_precision_however_far_off_the_mean_is(sign, value):
