@@ -75,6 +75,13 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             pass
 
 
+def remove_partial(folder: str | os.PathLike) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder and those below it."""
+    with writing(folder):
+        for path in Path(folder).rglob(f".*{_TEMPORARY}*"):
+            path.unlink(missing_ok=True)
+
+
 def remove(path: str | os.PathLike) -> None:
     """Remove a file if it is there. Raises InputError, naming it, if it cannot be removed."""
     with writing(path):

@@ -1,17 +1,21 @@
 """How a stage runs, not what it computes: device, threads, precision, seeds, progress, and the end of the process."""
 
 import hashlib
+import importlib.util
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
+import psutil
 import torch
 from pydantic import Field
+from torch import nn
 from tqdm import tqdm
 
+from ddpm import distributed, params
 from ddpm.files import InputError
 from ddpm.params import OneOf, OrWord, Section
 
@@ -21,33 +25,60 @@ DEVICES: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
 }
-PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Runtime(Section):
     """The `runtime` section, which no stage declares."""
 
     device: Annotated[str, OneOf(DEVICES)]
+    processes: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("auto")]
     threads: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("auto")]
     workers: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("auto")]
     precision: Annotated[str, OneOf(PRECISIONS)]
+    compile: Annotated[bool | None, OrWord("auto")]
+    preload: Annotated[bool | None, OrWord("auto")]
     log_seconds: Annotated[float, Field(gt=0)]
 
 
 def setup(runtime: Runtime) -> torch.device:
-    """Set the number of threads and TF32, and return the device. Raises InputError for a device that is not there."""
-    torch.set_num_threads(runtime.threads or usable_cpus())
+    """Join the other processes if there are any, set the number of threads and TF32, and return the device.
+
+    Raises InputError for a device that is not there.
+    """
+    kind = device_kind(runtime)
+    torch.set_num_threads(runtime.threads or max(1, usable_cpus() // distributed.local_size()))
     # Float32 matrix products on tensor cores where there are any; the loss curves cannot tell the difference.
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     Progress.log_seconds = runtime.log_seconds
+    if kind == "cuda":
+        if distributed.local_size() > torch.cuda.device_count():
+            raise InputError(
+                f"params.yaml: runtime.processes: {distributed.local_size()} processes need as many GPUs, this machine has "
+                f"{torch.cuda.device_count()}; set it to 'auto'"
+            )
+        torch.cuda.set_device(distributed.local_rank())
+    device = torch.device(kind, distributed.local_rank()) if kind == "cuda" else torch.device(kind)
+    distributed.join(device)
+    return device
+
+
+def device_kind(runtime: Runtime) -> str:
+    """cpu, cuda or mps. Raises InputError for one that is not there."""
     if not DEVICES[runtime.device]():
         raise InputError(
             f"params.yaml: runtime.device: {runtime.device!r} was asked for, but this machine has no such device that "
             "PyTorch can use; set it to 'auto' or 'cpu'"
         )
     if runtime.device != "auto":
-        return torch.device(runtime.device)
-    return torch.device(next((name for name in ("cuda", "mps") if DEVICES[name]()), "cpu"))
+        return runtime.device
+    return next((name for name in ("cuda", "mps") if DEVICES[name]()), "cpu")
+
+
+def process_count(runtime: Runtime) -> int:
+    """How many processes a stage starts: as many as the machine has GPUs, unless the setting says otherwise."""
+    return runtime.processes or (torch.cuda.device_count() if device_kind(runtime) == "cuda" else 1)
 
 
 def usable_cpus() -> int:
@@ -55,11 +86,67 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def autocast(runtime: Runtime, device: torch.device):
-    """A context for the network's forward pass: bfloat16 where asked for, or by `auto` on a GPU that has it."""
-    automatic = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    dtype = PRECISIONS[runtime.precision] or automatic
-    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+class Neighbours:
+    """Watches for other work on this machine's CPUs: threads that wait for each other lose far more by it than their share."""
+
+    def __init__(self, device: torch.device):
+        self.wanted = torch.get_num_threads()
+        self.watching = device.type == "cpu" and self.wanted > 1 and distributed.local_size() == 1
+        self.process = psutil.Process()
+        self._busy()
+
+    def _busy(self) -> float:
+        """CPUs that other processes kept busy since the last call."""
+        return psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1) - self.process.cpu_percent() / 100
+
+    def warn(self) -> None:
+        """Say once, in one line, that more threads run than the machine has CPUs."""
+        if not self.watching:
+            return
+        cpus, busy = psutil.cpu_count() or 1, self._busy()
+        if busy > 0.5 and busy + self.wanted > cpus + 0.25:
+            self.watching = False
+            print(
+                f"warning: {self.wanted} threads share {cpus} CPUs with other work that takes {busy:.1f} of them; "
+                f"runtime.threads: {max(1, round(cpus - busy))} may be faster",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class Precision:
+    """Of the network's forward pass: `autocast()` is a context for it, `scaler` what float16 needs (None for other types).
+
+    `auto` is bfloat16 on a GPU that has it, float32 elsewhere. Weights, norms and what is added up stay in float32.
+    """
+
+    def __init__(self, runtime: Runtime, device: torch.device):
+        automatic = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        self.dtype, self.device = PRECISIONS[runtime.precision] or automatic, device
+        # Gradients below float16's smallest number would be lost (Micikevicius et al. 2018).
+        self.scaler = torch.amp.GradScaler(device.type) if self.dtype is torch.float16 else None
+
+    def autocast(self) -> AbstractContextManager:
+        return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def compiled(network: nn.Module, wanted: bool | None, device: torch.device, probe: Callable[[nn.Module], object]) -> nn.Module:
+    """The network through torch.compile, once `probe` has used it without failing; as it is where that fails.
+
+    wanted: None compiles on CUDA where Triton, which it needs there, is installed.
+    """
+    if wanted is False or (wanted is None and not (device.type == "cuda" and importlib.util.find_spec("triton"))):
+        return network
+    try:
+        fast = torch.compile(network, dynamic=False)
+        probe(fast)
+    except Exception as error:  # whatever compilers raise, the work can go on without them
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"torch.compile does not work here ({reason}); going on without it", file=sys.stderr, flush=True)
+        torch._dynamo.reset()
+        fast = network
+    network.zero_grad(set_to_none=True)
+    return fast
 
 
 def seed_of(*parts: int | str) -> int:
@@ -82,12 +169,15 @@ class Progress:
         self.count, self.first = done, done
         self.start = self.shown = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and distributed.is_first():
             self.bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count further units; `note` stands at the end of the line."""
+        count = min(count, self.total - self.count)
         self.count += count
+        if not distributed.is_first():
+            return
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(count)
@@ -109,13 +199,41 @@ class Progress:
             self.bar.close()
 
 
-def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage: an InputError becomes one line and exit status 1; anything else is a defect and keeps its traceback."""
+class Interrupted(Exception):  # noqa: N818 (what happened is no error)
+    """The process was asked to end by a signal, and has kept what it needs to go on; the message says so."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
+    """Run a stage: an InputError becomes one line and exit status 1; anything else is a defect and keeps its traceback.
+
+    parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
+    """
     try:
+        if parallel and not distributed.is_started():
+            processes = process_count(params.load(runtime=Runtime).runtime)
+            if processes > 1:
+                distributed.launch(processes, parallel)
+                return
         main()
+        distributed.leave()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        distributed.say_saved()
+        # Not sys.exit: winding up would wait for the other processes.
+        os._exit(128 + stopped.number)
     except InputError as error:
+        if distributed.CHILD in os.environ:
+            distributed.report(error)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if distributed.CHILD in os.environ:
+            distributed.report(error)
+        raise

@@ -16,15 +16,20 @@ from pathlib import Path
 # machine. Read when OpenMP is loaded, so it must be set before PyTorch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+CHILD = "DDPM_CHILD"  # set for the processes that a stage starts itself (ddpm/distributed.py)
 
-def end_with_dvc(stage: str) -> None:
-    """On Linux, ask for SIGTERM when the dvc that runs this stage dies: an orphaned trainer would write beside the next one."""
+
+def end_with_parent(stage: str | None) -> None:
+    """On Linux, ask for SIGTERM when the process that runs this stage dies: an orphaned trainer would write beside the next one.
+
+    That process is dvc, or the same stage where it started several. stage: by its name in dvc.yaml, None without dvc.
+    """
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
     # dvc runs a command in $SHELL. bash and zsh put it in their own place; dash, which is /bin/sh on Debian, stays between as the
     # parent and outlives dvc. Such a shell has the environment that dvc gave it, and its parent is the process to watch.
     shell = Path("/proc", str(os.getppid()))
-    if f"DVC_STAGE={stage}".encode() in (shell / "environ").read_bytes().split(b"\0"):
+    if stage and f"DVC_STAGE={stage}".encode() in (shell / "environ").read_bytes().split(b"\0"):
         dvc = os.pidfd_open(int((shell / "stat").read_text().rpartition(")")[2].split()[1]))
         threading.Thread(target=_end_after, args=[dvc], daemon=True).start()
 
@@ -35,8 +40,8 @@ def _end_after(process: int) -> None:
 
 
 # Here and not in main(): a dvc that is killed while its stage still imports must not leave it running either.
-if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+if sys.platform == "linux" and ("DVC_STAGE" in os.environ or CHILD in os.environ):
     try:
-        end_with_dvc(os.environ["DVC_STAGE"])
+        end_with_parent(os.environ.get("DVC_STAGE"))
     except (OSError, AttributeError):  # no /proc, or a Python without pidfd_open: the lock still keeps a second trainer off
         pass

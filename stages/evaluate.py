@@ -1,6 +1,6 @@
 """Samples and model -> reports/evaluate/metrics.json, and samples/judged, from which `report` draws."""
 
-from ddpm import params
+from ddpm import distributed, params
 from ddpm.data.datasets import DatasetName
 from ddpm.data.prepared import PrepareData, open_prepared
 from ddpm.evaluation.likelihood import likelihood
@@ -39,6 +39,8 @@ def main() -> None:
     scores["likelihood"] = bits.scores
     trips = round_trips_if_trained(model, *held_out(data, p.evaluate.round_trip_images, p.seed, device), pairs.scores)
     scores["round_trip"] = trips.scores
+    if not distributed.is_first():
+        return
     # Not a dep: seconds differ from run to run, and no stage may run again because of them. The samples, which are a dep,
     # were written together with this file.
     cost = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
@@ -47,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, parallel="stages.evaluate")

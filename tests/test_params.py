@@ -146,7 +146,7 @@ UNKNOWN = [
         {"evaluate.checkpoint": "last"},
         "evaluate.checkpoint: 'last' is unknown; did you mean 'latest'? Valid: final, best",
     ),
-    ({"runtime.precision": "float16"}, "runtime.precision: 'float16' is unknown; did you mean 'bfloat16'?"),
+    ({"runtime.precision": "float61"}, "runtime.precision: 'float61' is unknown; did you mean 'float16'?"),
     ({"runtime.device": "gpu"}, "runtime.device: 'gpu' is unknown; did you mean 'cpu'? Valid: auto, cpu, cuda, mps"),
     ({"train.stesp": 5}, "train.stesp: unknown key; did you mean 'steps'? Valid: steps, batch_size, "),
     ({"train.zzz": 5}, "train.zzz: unknown key; valid: steps, batch_size, "),

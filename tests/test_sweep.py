@@ -14,9 +14,12 @@ from PIL import Image
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.sweep import METHODS, plan_method
 from ddpm.judge.classifier import Classifier, save_classifier
+from ddpm.networks.posthoc import WIDTHS, reach
+from ddpm.networks.snapshots import save_snapshot, snapshot_file
 from ddpm.reporting.sweep import write_sweep
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.samplers import SAMPLERS
+from ddpm.weights import read_weights, save_weights
 
 
 def main_of(stage):
@@ -28,8 +31,25 @@ def judge(data):
     save_classifier(Classifier(1, 10), data, 1.0)
 
 
-def test_it_runs_as_a_stage(model, judge):
+@pytest.fixture
+def snapshots(model):
+    """models/ddpm with snapshots of weights that still move, 0.05 more than 0.1."""
+    file = Path("models/ddpm/final.safetensors")
+    # An untrained network ends in zeros, and then all weights draw alike.
+    generator = torch.Generator().manual_seed(0)
+    final = {name: v + 0.1 * torch.randn(v.shape, generator=generator) for name, v in read_weights(file, "train").items()}
+    save_weights(file, final)
+    for step in (700, 900, 1000):
+        tracks = {width: {k: v * (1 + step * (0.15 - width) / 1e3) for k, v in final.items()} for width in WIDTHS}
+        save_snapshot(Path("models/ddpm"), step, tracks)
+
+
+MODEL_WITHOUT = "No EMA widths are compared: the model was trained without snapshots (train.snapshots)."
+
+
+def test_it_runs_as_a_stage(model, judge, capsys):
     main_of("sweep")()
+    assert MODEL_WITHOUT in capsys.readouterr().out.splitlines()
     metrics = json.loads(Path("reports/sweep/metrics.json").read_text())
     assert metrics["n"] == 60
     assert set(METHODS) <= set(metrics)
@@ -41,6 +61,67 @@ def test_it_runs_as_a_stage(model, judge):
     assert all(f"| {name} |" in page for name in METHODS)
     with Image.open("reports/sweep/fid.png") as picture:
         assert picture.width > 800
+    # dvc.yaml names these as well, so they are there whatever the model has.
+    assert MODEL_WITHOUT in page
+    assert "ema.png" not in page
+    assert set(metrics["ema"]) == {"final"}
+    assert set(pd.read_csv("reports/sweep/ema.csv").method) == {"final", "real images"}
+    assert Path("reports/sweep/ema.png").stat().st_size > 1_000
+
+
+def test_it_compares_the_widths_of_the_average(snapshots, judge, capsys):
+    edit_params(**{"sweep.ema_widths": [0.1, 0.02, 0.05, 0.07, 0.1], "sweep.ema_steps": 5, "sweep.evaluations": [3]})
+    main_of("sweep")()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("EMA")]
+    assert [line.split(":")[0] for line in said] == ["EMA final", "EMA 0.05", "EMA 0.07", "EMA 0.1"]
+    metrics = json.loads(Path("reports/sweep/metrics.json").read_text())["ema"]
+    widths = {0.05: "width_0.05", 0.07: "width_0.07", 0.1: "width_0.1"}
+    assert set(metrics) == {"final", "best_width", *widths.values()}
+    fids = {width: metrics[key]["fid"] for width, key in widths.items()}
+    assert len(set(fids.values()) | {metrics["final"]["fid"]}) == 4
+    assert metrics["best_width"] == min(fids, key=fids.get)
+    chart = pd.read_csv("reports/sweep/ema.csv")
+    rebuilt = chart[chart.method == "rebuilt EMA"]
+    assert rebuilt.width.tolist() == [0.05, 0.07, 0.1]
+    assert rebuilt.fid.tolist() == pytest.approx([fids[width] for width in rebuilt.width], abs=1e-5)
+    assert (rebuilt.nfe == 5).all()
+    for name in ("final", "real images"):
+        assert chart[chart.method == name].width.tolist() == [0.05, 0.1]
+    page = Path("reports/sweep/index.md").read_text()
+    assert f"The best width is {metrics['best_width']:g}, with an FID of " in page
+    assert "| 0.07 | " in page
+    narrowest, widest = reach([700, 900, 1000])
+    assert f"Left out: 0.02. 3 snapshots reach from {narrowest:g} to {widest:g}; train.snapshots gives more." in page
+    assert "(ema.png)" in page
+
+
+def test_without_widths_only_the_reference_is_drawn(snapshots, judge, capsys):
+    edit_params(**{"sweep.ema_widths": [], "sweep.ema_steps": 5, "sweep.evaluations": [3]})
+    main_of("sweep")()
+    assert "No EMA widths are compared: sweep.ema_widths is empty." in capsys.readouterr().out
+
+
+def test_a_damaged_snapshot_is_no_missing_one(snapshots, judge, refused):
+    edit_params(**{"sweep.evaluations": [3], "sweep.full_length": False})
+    snapshot_file(Path("models/ddpm"), 900).write_bytes(b"nothing")
+    assert refused(main_of("sweep")).startswith("models/ddpm/snapshots/step_0000900.safetensors: damaged (")
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        ({"sweep.ema_widths": [0.1, 0.3]}, "sweep.ema_widths.1: 0.3 must be less than or equal to 0.28"),
+        ({"sweep.ema_widths": [0.001]}, "sweep.ema_widths.0: 0.001 must be greater than or equal to 0.005"),
+        ({"sweep.ema_widths": 0.1}, "sweep.ema_widths: 0.1 must be a list"),
+        ({"sweep.ema_widths": ["wide"]}, "sweep.ema_widths.0: 'wide' must be a number"),
+        ({"sweep.ema_steps": 0}, "sweep.ema_steps: 0 must be greater than or equal to 1"),
+        ({"sweep.ema_steps": 51}, "sweep.ema_steps: 51 is more than the model's T = 50 steps"),
+    ],
+)
+def test_a_mistake_in_the_settings_of_the_widths(model, judge, refused, edits, expected):
+    edit_params(**edits)
+    assert refused(main_of("sweep")).startswith(f"params.yaml: {expected}")
+    assert not Path("reports/sweep").exists()
 
 
 def test_a_budget_beyond_the_model_is_refused(model, judge, refused):
@@ -70,6 +151,14 @@ def rows_of(curves, sd):
     ]  # fmt: skip
 
 
+def widths_of(curve, sd=np.nan, final=0.1):
+    """Rows of EMA widths: `final`, then those of the curve."""
+    common = {"nfe": 20, "fid_sd": sd, "accuracy": 0.98, "seconds": 1.0}
+    rows = [{"checkpoint": "final", "width": np.nan, "residual": np.nan, "fid": final}]
+    rows += [{"checkpoint": width, "width": width, "residual": 0.01, "fid": fid} for width, fid in curve.items()]
+    return [row | common for row in rows]
+
+
 CURVES = {
     "DDIM, eta 0": {10: 0.5, 20: 0.3, 50: 0.1, 100: 0.09},
     "DDIM, eta 1": {10: 0.6, 20: 0.2, 50: 0.4, 100: 0.01},
@@ -91,12 +180,48 @@ CURVES = {
     ],
 )
 def test_the_page_says_what_the_numbers_say(workspace, sd, said):
-    write_sweep(rows_of(CURVES, sd), 0.08, 500, "digits")
+    write_sweep(rows_of(CURVES, sd), widths_of({}), "", 0.08, 500, "digits")
     page = Path("reports/sweep/index.md").read_text()
     assert "eta 0 beats eta 1 at 2 of 3 budgets" in page
     assert "DDIM, eta 0 has an FID of 0.100 with 50 evaluations; DPM-Solver++ 2M " + said[0] in page
     assert all(sentence in page for sentence in said)
     assert ("Both solve the same ODE" in page) == (len(said) == 2)
     assert ("± 0.012" in page) == (sd == 0.012)
-    write_sweep(rows_of({**CURVES, "DPM-Solver++ 2M": {10: 5.0}}, sd), 0.08, 500, "digits")
+    write_sweep(rows_of({**CURVES, "DPM-Solver++ 2M": {10: 5.0}}, sd), widths_of({}), "", 0.08, 500, "digits")
     assert "DPM-Solver++ 2M does not get there" in Path("reports/sweep/index.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("curve", "sd", "said", "unsaid"),
+    [
+        (
+            {0.05: 0.12, 0.1: 0.08, 0.2: 0.3},
+            np.nan,
+            ["The best width is 0.1, with an FID of 0.080: better than `final` with 0.100. `sample_ddim.checkpoint: 0.1` draws"],
+            ["±", "end of the range", "s good"],
+        ),
+        (
+            {0.05: 0.12, 0.1: 0.08, 0.14: 0.085, 0.2: 0.3},
+            0.03,
+            [
+                "0.080 ± 0.030: as good as `final` with 0.100 ± 0.030. As good within its standard deviation: 0.14.",
+                "| 0.2 | 0.300 ± 0.030 | 98.0% | 1.0% |",
+            ],
+            ["end of the range"],
+        ),
+        (
+            {0.05: 0.2, 0.1: 0.5},
+            np.nan,
+            ["The best width is 0.05, with an FID of 0.200: worse than `final`", "It lies at the end of the range"],
+            ["s good"],
+        ),
+    ],
+)
+def test_the_page_names_the_best_width(workspace, curve, sd, said, unsaid):
+    rows = widths_of(curve, sd)
+    write_sweep(rows_of(CURVES, np.nan), rows, "Left out: 0.01.", 0.08, 500, "digits")
+    section = Path("reports/sweep/index.md").read_text().split("## FID by EMA width")[1]
+    assert all(text in section for text in [*said, "Left out: 0.01."]), section
+    assert not any(text in section for text in unsaid), section
+    assert f"| `final` | {0.1:.3f}" in section
+    assert json.loads(Path("reports/sweep/metrics.json").read_text())["ema"]["best_width"] == min(curve, key=curve.get)

@@ -1,12 +1,14 @@
 """Training: resuming is exact, averages ramp up, and the network learns."""
 
 import itertools
-from contextlib import nullcontext
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from test_unet import settings as unet_settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm.data.batches import Batches
 from ddpm.data.prepared import Split
@@ -14,15 +16,19 @@ from ddpm.diffusion.levels import LEVEL_DRAWS
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.files import InputError
 from ddpm.networks.unet import UNet
+from ddpm.runtime import Interrupted
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint
-from ddpm.training.ema import EMA
-from ddpm.training.loop import LR_SCHEDULES, Train, Trainer, train
+from ddpm.training.ema import EMA, ramped
+from ddpm.training.loop import STEP_PHASES, Hooks, Trainer, train
+from ddpm.training.settings import LR_SCHEDULES, Train
 
 CPU = torch.device("cpu")
+WHERE = {"device": "cpu"}
 SETTINGS = {
     "steps": 12, "batch_size": 16, "learning_rate": 2e-3, "lr_schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.01,
     "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "loss_gamma": "auto", "levels": "uniform",
     "label_dropout": 0.1, "flip": True, "log_every": 4, "validate_every": 6, "preview_every": 5, "checkpoint_every": 5,
+    "accumulation": 1, "skip_nonfinite": 0, "snapshot_every": 64, "snapshots": 2,
 }  # fmt: skip
 
 
@@ -31,24 +37,26 @@ def make_split(count=100, seed=0):
     return Split(images, np.arange(count) % 10)
 
 
-def make_trainer(seed=0, prediction="v", learned_variance=False, **changes):
+def make_trainer(seed=0, prediction="v", learned_variance=False, dropout=0.2, **changes):
     torch.manual_seed(seed)
-    network = UNet(unet_settings(dropout=0.2), (8, 8, 1), classes=10, outputs=2 if learned_variance else 1)
+    network = UNet(unet_settings(dropout=dropout), (8, 8, 1), classes=10, outputs=2 if learned_variance else 1)
     options = Train(**{**SETTINGS, **changes})
     batches = Batches(*make_split(), seed, CPU, options.flip)
-    return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed, nullcontext)
+    return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed)
 
 
 def run(trainer, checkpoint=lambda trainer: None, rows=None):
     log = (lambda row: None) if rows is None else rows.append
-    train(trainer, make_split(30, 1), log, lambda trainer: None, checkpoint)
+    train(trainer, make_split(30, 1), Hooks(log=log, checkpoint=checkpoint))
     return trainer
 
 
 def assert_same_state(a, b):
-    for key in ("network", "ema", "best"):
-        for name, value in a.state_dict()[key].items():
-            assert torch.equal(value, b.state_dict()[key][name]), f"{key} {name}"
+    one, other = a.state_dict(), b.state_dict()
+    tensors = {key: one[key] for key in ("network", "ema", "best")} | one["tracks"]
+    others = {key: other[key] for key in ("network", "ema", "best")} | other["tracks"]
+    for key, weights in tensors.items():
+        assert all(torch.equal(value, others[key][name]) for name, value in weights.items()), key
     for one, other in zip(a.optimizer.state.values(), b.optimizer.state.values(), strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert a.history == b.history
@@ -64,7 +72,7 @@ def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, changes, tmp_pa
     monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)
     straight = run(make_trainer(**changes))
 
-    state = ResumeState("abc", tmp_path)
+    state = ResumeState("abc", WHERE, tmp_path)
 
     def checkpoint(trainer):
         state.save(trainer.state_dict())
@@ -79,7 +87,7 @@ def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, changes, tmp_pa
     with torch.no_grad():
         for parameter in resumed.network.parameters():
             parameter.add_(1)
-    resumed.load_state_dict(state.load(CPU))
+    resumed.load_state_dict(state.load())
     assert resumed.step == stop
     assert_same_state(run(resumed), straight)
     assert [row["step"] for row in resumed.history] == [4, 6, 8, 12]
@@ -119,7 +127,7 @@ def test_best_is_the_average_with_the_lowest_validation_loss():
 def test_the_loss_falls_on_images_with_structure():
     trainer = make_trainer(steps=150, log_every=50, validate_every=75, ema_decay=0.99)
     trainer.batches = Batches(np.full((50, 8, 8, 1), 200, np.uint8), np.zeros(50, np.int64), 0, CPU)
-    train(trainer, Split(np.full((20, 8, 8, 1), 200, np.uint8), np.zeros(20, np.int64)), print, lambda t: None, lambda t: None)
+    train(trainer, Split(np.full((20, 8, 8, 1), 200, np.uint8), np.zeros(20, np.int64)), Hooks())
     losses = [row["loss"] for row in trainer.history if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
     assert trainer.history[-1]["validation_loss"] < 0.5 * losses[0]
@@ -135,17 +143,140 @@ def test_the_loss_falls_whatever_is_predicted_weighted_and_drawn(prediction, wei
     assert losses[-1] < losses[0]
 
 
+def spoil(trainer, steps, value=float("nan")):
+    """Make the gradient of these steps, from 1, not finite."""
+    parameter = trainer.network.first.weight
+    parameter.register_hook(lambda grad: grad * value if trainer.step + 1 in steps else grad)
+    return trainer
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_step():
     trainer = make_trainer(log_every=1)
     with torch.no_grad():
         trainer.network.first.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"the loss is nan at step 1; lower train\.learning_rate"):
+    with pytest.raises(InputError, match=r"not finite at step 1; lower train\.learning_rate .* The last good state is kept"):
         run(trainer)
+    assert trainer.history == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_updates_that_are_not_finite_are_skipped_if_they_may_be(value):
+    trainer = spoil(make_trainer(skip_nonfinite=2, log_every=1, weight_decay=0.0), {3, 4, 7}, value)
+    weights = {}
+
+    def note(trainer):
+        weights[trainer.step] = [p.detach().clone() for p in trainer.network.parameters()]
+
+    run(make_trainer(checkpoint_every=1), note)
+    weights.clear()
+    trainer.settings = trainer.settings.model_copy(update={"checkpoint_every": 1})
+    run(trainer, note)
+    pairs = {step: zip(weights[step], weights[step - 1], strict=True) for step in range(2, 13)}
+    still = {step for step, weights_of in pairs.items() if all(torch.equal(a, b) for a, b in weights_of)}
+    assert still == {3, 4, 7}
+    assert all(parameter.isfinite().all() for parameter in weights[12])
+    assert {row["step"] for row in trainer.history if "loss" not in row} == {3, 4, 7}
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+
+
+def test_one_skipped_update_too_many_in_a_row_stops_with_its_step():
+    trainer = spoil(make_trainer(skip_nonfinite=2, log_every=1), {2, 3, 5, 6, 7, 9})
+    with pytest.raises(InputError, match="not finite at step 7, and 3 in a row are too many; "):
+        run(trainer)
+    assert [row["step"] for row in trainer.history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_streak_of_skipped_updates_goes_on_after_a_resume():
+    trainer = spoil(make_trainer(skip_nonfinite=2), {4, 5, 6})
+    for _ in range(5):
+        trainer.train_step()
+    resumed = spoil(make_trainer(skip_nonfinite=2), {6})
+    resumed.load_state_dict(trainer.state_dict())
+    with pytest.raises(InputError, match="at step 6"):
+        run(resumed)
+
+
+def test_float16_trains_with_a_scaler_that_finds_its_scale():
+    trainer = make_trainer(steps=30, log_every=10, warmup_steps=1)
+    trainer.autocast = lambda: torch.autocast("cpu", torch.float16)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    trainer.guard.allowed = 24
+    run(trainer)
+    assert trainer.scaler.get_scale() < 2.0**40
+    losses = [row["validation_loss"] for row in trainer.history if "validation_loss" in row]
+    assert losses[-1] < losses[0]
+    state = trainer.state_dict()["scaler"]
+    again = make_trainer(steps=30)
+    again.scaler = torch.amp.GradScaler("cpu")
+    again.load_state_dict(trainer.state_dict())
+    assert again.scaler.state_dict() == state
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16])
+@pytest.mark.parametrize("levels", LEVEL_DRAWS)
+def test_a_batch_in_parts_gives_the_same_weights(parts, levels, monkeypatch):
+    """Gradient accumulation: k parts of b images equal one batch of k b, averages and all."""
+    monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)
+    whole = run(make_trainer(dropout=0.0, levels=levels))
+    split = run(make_trainer(dropout=0.0, levels=levels, accumulation=parts))
+    for key in ("network", "ema"):
+        for name, value in whole.state_dict()[key].items():
+            torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-4, atol=2e-6)
+    for a, b in zip(whole.history, split.history, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that reads a value back, for which a GPU's stream would be waited for."""
+
+    WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        assert function.overloadpacket.__name__ not in self.WAITING, f"{function} waits for the device"
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize("levels", LEVEL_DRAWS)
+def test_no_step_reads_from_the_device(levels, learned_variance):
+    trainer = make_trainer(levels=levels, learned_variance=learned_variance, accumulation=2)
+    trainer.train_step()
+    with NoWaiting():
+        for _ in range(3):
+            trainer.train_step()
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        trainer.guard.check()
+
+
+def test_signals_write_a_checkpoint_first(tmp_path):
+    straight = run(make_trainer())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        state = ResumeState(f"fingerprint{number}", WHERE, tmp_path)
+        trainer = make_trainer(checkpoint_every=100)
+        trainer.network.last.weight.register_hook(lambda grad: os.kill(os.getpid(), number) if trainer.step == 6 else None)  # noqa: B023
+        with pytest.raises(Interrupted, match="stopped at step 7; its state is saved") as stopped:
+            run(trainer, lambda trainer: state.save(trainer.state_dict()))  # noqa: B023
+        assert stopped.value.number == number
+        resumed = make_trainer(checkpoint_every=100)
+        resumed.load_state_dict(state.load())
+        assert resumed.step == 7
+        assert_same_state(run(resumed), straight)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_time_is_told_by_phase():
+    trainer = run(make_trainer())
+    assert [row["step"] for row in trainer.speed] == [4, 8, 12]
+    for row in trainer.speed:
+        per_step = sum(row[f"{name}_ms"] for name in STEP_PHASES)
+        assert row["images_per_second"] == pytest.approx(1000 * 16 / per_step, rel=1e-6)
+    assert {"data", "forward", "backward", "update", "validation"} <= set(trainer.phases.seconds)
+    assert "backward" in trainer.phases.summary()
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
     trainer = make_trainer(steps=103, warmup_steps=3)
-    rates = [trainer.learning_rate(step) for step in range(103)]
+    rates = [trainer.settings.learning_rate_at(step) for step in range(103)]
     assert rates[:3] == pytest.approx([2e-3 / 3, 4e-3 / 3, 2e-3])
     assert rates[53] == pytest.approx(1e-3)
     assert rates[-1] < 1e-6
@@ -156,7 +287,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 def test_labels_are_dropped_at_their_rate():
     trainer = make_trainer(label_dropout=0.3)
     torch.manual_seed(0)
-    dropped = trainer.drop_labels(torch.arange(20_000) % 10)
+    dropped = trainer.drop_labels(torch.arange(20_000) % 10, torch.rand(20_000))
     assert (dropped == 10).double().mean() == pytest.approx(0.3, abs=0.015)
     kept = dropped != 10
     assert torch.equal(dropped[kept], (torch.arange(20_000) % 10)[kept])
@@ -165,7 +296,7 @@ def test_labels_are_dropped_at_their_rate():
 def test_ema_ramps_up_and_then_averages():
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(0.0)
-    ema = EMA(layer, 0.9)
+    ema = EMA(layer, ramped(0.9))
     expected = 0.0
     for step in range(1, 200):
         layer.weight.data.fill_(float(step))
@@ -190,18 +321,18 @@ def test_swapping_ema_weights_in_and_out_changes_nothing():
 
 class TestResumeState:
     def test_it_is_locked_and_released(self, tmp_path):
-        state = ResumeState("abc", tmp_path)
+        state = ResumeState("abc", WHERE, tmp_path)
         with pytest.raises(InputError, match="another training with the same params, data and code is running"):
-            ResumeState("abc", tmp_path)
-        ResumeState("other", tmp_path)
+            ResumeState("abc", WHERE, tmp_path)
+        ResumeState("other", WHERE, tmp_path)
         state.save({"step": 1})
         state.discard()
         assert not (tmp_path / "train" / "abc").exists()
-        assert ResumeState("abc", tmp_path).load(CPU) is None
+        assert ResumeState("abc", WHERE, tmp_path).load() is None
 
     @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
     def test_a_damaged_state_is_named_and_set_aside(self, tmp_path, capsys, damage):
-        state = ResumeState("abc", tmp_path)
+        state = ResumeState("abc", WHERE, tmp_path)
         state.save({"step": 1, "weights": torch.zeros(1000)})
         if damage == "truncated":
             state.path.write_bytes(state.path.read_bytes()[:500])
@@ -209,7 +340,7 @@ class TestResumeState:
             state.path.write_bytes(b"")
         else:
             torch.save({"step": 1, "fingerprint": "other"}, state.path)
-        assert state.load(CPU) is None
+        assert state.load() is None
         assert not state.path.exists()
         assert state.path.with_suffix(".damaged").exists()
         err = capsys.readouterr().err
@@ -217,12 +348,12 @@ class TestResumeState:
         assert len(err.splitlines()) == 1
 
     def test_a_failed_write_keeps_the_old_state(self, tmp_path):
-        state = ResumeState("abc", tmp_path)
+        state = ResumeState("abc", WHERE, tmp_path)
         state.save({"step": 1})
         with pytest.raises(Exception, match="pickle"):
             state.save({"step": lambda: None})
-        assert state.load(CPU)["step"] == 1
-        assert sorted(path.name for path in state.folder.iterdir()) == ["lock", "state.pt"]
+        assert state.load()["step"] == 1
+        assert [path.name for path in state.folder.iterdir()] == ["state.pt"]
 
 
 def test_the_fingerprint_follows_params_data_and_code(tmp_path, monkeypatch):

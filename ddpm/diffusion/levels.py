@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.params import OneOf
@@ -72,7 +71,7 @@ class Importance(Uniform):
 
     def update(self, index: Tensor, loss: Tensor) -> None:
         # A matrix product, since adding by index is not deterministic on a GPU.
-        chosen = F.one_hot(index - 1, self.steps).float()
+        chosen = (index[:, None] - 1 == torch.arange(self.steps, device=self.device)).float()
         count = chosen.sum(0)
         # A loss that is no number must not make every probability one that is none: the training loop reports it.
         finite = loss.float().nan_to_num(nan=0.0, posinf=MAX_LOSS).clamp(max=MAX_LOSS)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm import distributed
 from ddpm.diffusion.bound import prior_bits, step_bits
 from ddpm.diffusion.schedule import add_noise
 from ddpm.diffusion.variance import VARIANCES
@@ -35,23 +36,28 @@ def likelihood(model: DiffusionModel, images: Tensor, labels: Tensor, levels: in
     total = model.schedule.steps
     strata = min(levels or total - 1, total - 1)
     names = [name for name in VARIANCES if name != "learned" or model.learns_variance]
-    generator = seeded(model.device, seed, "likelihood")
-    terms = {name: torch.zeros(len(images), strata + 1, dtype=torch.float64) for name in names}
     index = torch.ones(len(images), strata + 1, dtype=torch.int64)
     offsets = torch.rand(len(images), strata, generator=seeded("cpu", seed, "likelihood levels"), dtype=torch.float64)
     index[:, 1:] = 2 + ((torch.arange(strata) + offsets) * ((total - 1) / strata)).long().clamp(max=total - 2)
     with Progress("likelihood", len(images) * (strata + 1), "images") as progress, torch.inference_mode():
-        for first in range(0, len(images), BATCH):
+
+        def bits_of(first: int) -> dict[str, Tensor]:
             part = slice(first, first + BATCH)
             x0, denoiser = images[part], thresholded(model.denoiser(labels[part]))
+            generator = seeded(model.device, seed, "likelihood", first)
+            found = {name: torch.zeros(len(x0), strata + 1, dtype=torch.float64) for name in names}
             for k in range(strata + 1):
                 eps = torch.randn(x0.shape, generator=generator, device=x0.device)
                 level = model.schedule[index[part, k]]
-                found = denoiser(add_noise(x0, eps, level), level)
+                prediction = denoiser(add_noise(x0, eps, level), level)
                 for name in names:
-                    bits = step_bits(model.schedule, index[part, k], x0, found.x0, name, found.mix)
-                    terms[name][part, k] = bits.cpu().double()
-                progress.advance(len(x0))
+                    bits = step_bits(model.schedule, index[part, k], x0, prediction.x0, name, prediction.mix)
+                    found[name][:, k] = bits.cpu().double()
+                progress.advance(len(x0) * distributed.size())
+            return found
+
+        parts = distributed.share(range(0, len(images), BATCH), bits_of)
+    terms = {name: torch.cat([part[name] for part in parts]) for name in names}
     prior = prior_bits(images.cpu().double(), model.schedule[total])
     scores: dict = {"n": len(images), "evaluations": strata + 1, "prior": float(prior.mean())}
     for name in names:

@@ -1,13 +1,16 @@
 """Scores of the model on held-out images: what comes back of each, from noise added to it or from its own latent."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm import distributed
 from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.prepared import Prepared
+from ddpm.diffusion.schedule import Level
 from ddpm.evaluation.distances import disjoint_sets
 from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
 from ddpm.evaluation.reconstruction import FRACTIONS, HEADLINE, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
@@ -32,7 +35,7 @@ def held_out(data: Prepared, count: int, seed: int, device: torch.device) -> tup
 
 
 class Reconstruction(NamedTuple):
-    """scores: for metrics.json; curve: rows {fraction, level, method, psnr}; examples: uint8 arrays of the headline level."""
+    """scores: for metrics.json; curve: rows {fraction, level, method, psnr}; examples: headline images, in model range."""
 
     scores: dict
     curve: list[dict]
@@ -51,14 +54,15 @@ def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count:
     for fraction in FRACTIONS:
         index = level_at(model.schedule, fraction)
         x_t, level = noisy_pairs(x0, model.schedule, index, generator)
+
+        def denoise(x: Tensor, y: Tensor, level: Level = level) -> Tensor:
+            return one_step(model.denoiser(y), x, level)
+
         restored = {
-            "network": torch.cat([
-                one_step(model.denoiser(y), x, level)
-                for x, y in zip(x_t.split(BATCH), labels.split(BATCH), strict=True)
-            ]),
+            "network": torch.cat(_by_batches(denoise, x_t, labels)).to(x_t.device),
             "wiener": wiener(x_t, level),
             "zero": zero_denoiser(x_t, level),
-        }  # fmt: skip
+        }
         values = {method: float(psnr(image, x0).mean()) for method, image in restored.items()}
         curve += [{"fraction": fraction, "level": index, "method": m, "psnr": v} for m, v in values.items()]
         if fraction == HEADLINE:
@@ -75,14 +79,20 @@ def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count:
     return Reconstruction(scores, curve, examples)
 
 
+def _by_batches(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, others: Tensor) -> list[Tensor]:
+    """compute(images, others) of every batch, on the CPU; the batches are shared by the processes."""
+    pairs = list(zip(images.split(BATCH), others.split(BATCH), strict=True))
+    return distributed.share(pairs, lambda pair: compute(*pair).cpu())
+
+
 def _lpips(judge: Classifier, image: Tensor, reference: Tensor) -> dict:
     scores = {"classifier": float(lpips_classifier(judge, image, reference).mean())}
     path = find_weights(ALEXNET)
     if path is None:
         return {**scores, **MISSING}
     network = load_lpips_alex(path, reference.device)
-    pairs = zip(image.split(BATCH), reference.split(BATCH), strict=True)
-    return {**scores, "alex": float(torch.cat([lpips_alex(network, a, b) for a, b in pairs]).mean()), "status": "ok"}
+    distances = _by_batches(lambda a, b: lpips_alex(network, a, b), image, reference)
+    return {**scores, "alex": float(torch.cat(distances).mean()), "status": "ok"}
 
 
 class RoundTrips(NamedTuple):
@@ -104,17 +114,17 @@ def round_trips(model: DiffusionModel, x0: Tensor, labels: Tensor) -> RoundTrips
     with Progress("round trip", len(x0) * len(steps_of), "images") as progress:
         for steps in steps_of:
             grid = make_grid("trailing", model.schedule, steps)
-            latents, images = [], []
-            for x, y in zip(x0.split(BATCH), labels.split(BATCH), strict=True):
-                latent, image = round_trip(model.denoiser(y), model.schedule, grid, x)
-                latents.append(latent)
-                images.append(image.clamp(-1, 1))
-                progress.advance(len(x))
-            decoded = torch.cat(images)
+
+            def there_and_back(x: Tensor, y: Tensor) -> Tensor:
+                latent, image = round_trip(model.denoiser(y), model.schedule, grid, x)  # noqa: B023
+                progress.advance(len(x) * distributed.size())
+                return torch.stack([latent, image.clamp(-1, 1)], dim=1)
+
+            latents, decoded = torch.cat(_by_batches(there_and_back, x0, labels)).unbind(1)
             scores[f"steps_{steps}"] = {
-                "psnr": float(psnr(decoded, x0).mean()),
-                "mse": float(((decoded - x0) / 2).cpu().double().square().mean()),
-                "latent_sd": float(torch.cat(latents).std()),
+                "psnr": float(psnr(decoded, x0.cpu()).mean()),
+                "mse": float(((decoded - x0.cpu()) / 2).double().square().mean()),
+                "latent_sd": float(latents.std()),
             }
             examples[f"steps_{steps}"] = decoded[:EXAMPLES]
     return RoundTrips(scores, examples)

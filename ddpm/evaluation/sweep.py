@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ddpm.evaluation.scores import Judges
 from ddpm.files import InputError
+from ddpm.networks.posthoc import NARROWEST, WIDEST
 from ddpm.networks.store import CheckpointName
 from ddpm.params import Section
 from ddpm.sampling.denoiser import thresholded
@@ -28,6 +29,8 @@ class Sweep(Section):
     evaluations: Annotated[list[Count], Field(min_length=1)]
     full_length: bool
     checkpoint: CheckpointName
+    ema_widths: list[Annotated[float, Field(ge=NARROWEST, le=WIDEST)]]
+    ema_steps: Count
 
 
 class Method(NamedTuple):
@@ -66,36 +69,40 @@ def plan_method(name: str, model: DiffusionModel, budget: int) -> Plan:
     return Plan(name, rule, grid, denoiser, evaluations(grid), stochastic)
 
 
+def judged(model: DiffusionModel, plan: Plan, judges: Judges, settings: Sweep, seed: int, autocast: Callable) -> dict:
+    """Draw by a plan, from the same noise whatever the plan, and judge: {nfe, fid, fid_sd, accuracy, seconds}.
+
+    fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes no class.
+    """
+    drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
+    scores, _ = judges.score(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "sweep")
+    return {
+        "nfe": plan.nfe,
+        "fid": scores["classifier"]["fid"],
+        "fid_sd": scores["classifier"].get("fid_sd", np.nan),
+        "accuracy": scores.get("accuracy", np.nan),
+        "seconds": drawn.cost["seconds"],
+    }
+
+
 def sweep(
     model: DiffusionModel, judges: Judges, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
 ) -> list[dict]:
-    """Draw with every method and budget, and judge: rows {method, spacing, budget, nfe, fid, fid_sd, accuracy, seconds}, each
-    given to `on_row` as well; fid_sd is NaN where there are fewer than three sets of samples. All start from the same noise.
+    """Draw with every method and budget, and judge: rows {method, spacing, budget} and what `judged` gives, each handed to
+    `on_row` as well.
 
-    Raises InputError for a budget that the model does not have.
+    Raises InputError for a budget that the model does not have, that of the EMA widths included.
     """
     total = model.schedule.steps
-    if max(settings.evaluations) > total:
-        raise InputError(
-            f"params.yaml: sweep.evaluations: {max(settings.evaluations)} is more than the model's T = {total} steps"
-        )
+    for key, budget in (("evaluations", max(settings.evaluations)), ("ema_steps", settings.ema_steps)):
+        if budget > total:
+            raise InputError(f"params.yaml: sweep.{key}: {budget} is more than the model's T = {total} steps")
     rows = []
     for name, method in METHODS.items():
         budgets = sorted({*settings.evaluations, *([total] if method.full and settings.full_length else [])})
         for budget in budgets:
             plan = plan_method(name, model, budget)
-            drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
-            scores, _ = judges.score(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "sweep")
-            row = {
-                "method": name,
-                "spacing": method.spacing,
-                "budget": budget,
-                "nfe": plan.nfe,
-                "fid": scores["classifier"]["fid"],
-                "fid_sd": scores["classifier"].get("fid_sd", np.nan),
-                "accuracy": scores.get("accuracy", np.nan),
-                "seconds": drawn.cost["seconds"],
-            }
-            rows.append(row)
-            on_row(row)
+            row = {"method": name, "spacing": method.spacing, "budget": budget}
+            rows.append(row | judged(model, plan, judges, settings, seed, autocast))
+            on_row(rows[-1])
     return rows

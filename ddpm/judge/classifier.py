@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from ddpm import distributed
 from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.datasets import DATASETS
 from ddpm.data.prepared import Prepared, Split
@@ -109,11 +110,12 @@ def train_classifier(data: Prepared, settings: TrainClassifier, seed: int, devic
 def predict(network: Classifier, images: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """Features float64 (N, 64) and class probabilities float64 (N, classes) of uint8 images (N, H, W, C)."""
     network.eval()
-    features, probabilities = [], []
-    for start in range(0, len(images), PREDICT_BATCH):
+
+    def predict_batch(start: int) -> tuple[np.ndarray, np.ndarray]:
         f = network.features(to_model_range(to_tensor(images[start : start + PREDICT_BATCH], device)))
-        features.append(f.cpu().double().numpy())
-        probabilities.append(network.head(f).cpu().double().softmax(1).numpy())
+        return f.cpu().double().numpy(), network.head(f).cpu().double().softmax(1).numpy()
+
+    features, probabilities = zip(*distributed.share(range(0, len(images), PREDICT_BATCH), predict_batch), strict=True)
     return np.concatenate(features), np.concatenate(probabilities)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from ddpm import distributed
 from ddpm.data.batches import to_tensor
 from ddpm.files import InputError
 from ddpm.runtime import Progress
@@ -32,14 +33,15 @@ class Inception:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, name: str) -> tuple[np.ndarray, Tensor]:
         """uint8 images (N, H, W, C) -> features float64 (N, 2048), logits (N, 1008); gray is repeated to three channels."""
-        features, logits = [], []
         with Progress(f"inception {name}", len(images), "images") as progress:
-            for start in range(0, len(images), INCEPTION_BATCH):
+
+            def judge(start: int) -> tuple[np.ndarray, Tensor]:
                 batch = to_tensor(images[start : start + INCEPTION_BATCH], self.device)
                 f, z = self.network(batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch)
-                features.append(f.cpu().double().numpy())
-                logits.append(z.cpu())
-                progress.advance(len(batch))
+                progress.advance(len(batch) * distributed.size())
+                return f.cpu().double().numpy(), z.cpu()
+
+            features, logits = zip(*distributed.share(range(0, len(images), INCEPTION_BATCH), judge), strict=True)
         return np.concatenate(features), torch.cat(logits)
 
 

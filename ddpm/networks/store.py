@@ -1,26 +1,42 @@
 """A trained network on disk: safetensors weights beside a config.json with all that is needed to rebuild it.
 
 models/ddpm/ holds `final` (EMA at the end), `best` (EMA at the lowest validation loss) and `latest` (the weights themselves,
-without averaging, at the last checkpoint): what to sample from, its rival, and what to train on from.
+without averaging, at the last checkpoint): what to sample from, its rival, and what to train on from. From its snapshots, if
+there are any, an EMA of any width is rebuilt: such a checkpoint is a number.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ddpm.diffusion.parameterization import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.files import InputError, read_json
+from ddpm.networks.posthoc import NARROWEST, WIDEST
+from ddpm.networks.snapshots import SNAPSHOTS, rebuild
 from ddpm.networks.unet import Size, UNet, UNetSettings
-from ddpm.params import OneOf, lookup
-from ddpm.weights import load_weights
+from ddpm.params import lookup
+from ddpm.weights import load_weights, put_weights
 
 CONFIG = "config.json"
 FORMAT = 2
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
-CheckpointName = Annotated[str, OneOf(CHECKPOINTS)]
+
+
+def _checkpoint(value: Any) -> str | float:
+    if isinstance(value, str) and value in CHECKPOINTS:
+        return value
+    if isinstance(value, float) and NARROWEST <= value <= WIDEST:
+        return value
+    names = [*CHECKPOINTS, f"or an EMA width from {NARROWEST} to {WIDEST}"]
+    raise PydanticCustomError("one_of", "is unknown", {"names": names})
+
+
+# A key of CHECKPOINTS, or the width of an EMA that is rebuilt from snapshots.
+CheckpointName = Annotated[str | float, PlainValidator(_checkpoint)]
 
 
 class _Levels(Diffusion):
@@ -61,10 +77,13 @@ def make_network(model: UNetSettings, diffusion: Diffusion, shape: tuple[int, in
     return UNet(model, shape, classes, outputs=shape[2] * (2 if diffusion.learned_variance else 1))
 
 
-def load_model(folder: Path, checkpoint: str, device: torch.device) -> tuple[UNet, dict]:
+def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> tuple[UNet, dict]:
     """Rebuild the network of a model folder: (network in eval mode on the device, config).
 
-    Raises InputError for a missing or damaged file, and for weights that do not fit the config.
+    checkpoint: a key of CHECKPOINTS, or the width of an EMA, which `snapshots.rebuild` makes.
+
+    Raises InputError for a missing or damaged file, for weights that do not fit the config, and for a width that the snapshots
+    do not give.
     """
     config = read_json(folder / CONFIG, "train")
     if config.get("format") != FORMAT:
@@ -77,7 +96,10 @@ def load_model(folder: Path, checkpoint: str, device: torch.device) -> tuple[UNe
     except (ValidationError, InputError) as error:
         reason = _first_mistake(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{folder / CONFIG}: describes no network ({reason}); make it again with `dvc repro -f train`") from None
-    load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
+    if isinstance(checkpoint, str):
+        load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
+    else:
+        put_weights(rebuild(folder, checkpoint), network, folder / SNAPSHOTS, "train")
     # Convolutions on CPU and on tensor cores run faster with the channels as the last axis in memory.
     return network.to(device, memory_format=torch.channels_last).eval(), config
 

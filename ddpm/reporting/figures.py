@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 
 from ddpm.files import atomic
 
@@ -80,14 +80,34 @@ def psnr_over_t(path: Path, curve: pd.DataFrame) -> None:
 def loss_curve(path: Path, loss: pd.DataFrame, validation: pd.DataFrame) -> None:
     """Training and validation loss over optimizer steps. Frames: step, and loss or validation_loss."""
     with figure(path, 1, 6.5, 3.4) as (ax,):
-        ax.plot(loss.step, loss.loss, color=BLUE, linewidth=1, label="training")
-        ax.plot(validation.step, validation.validation_loss, "o-", color=ORANGE, markersize=4, label="test images, EMA weights")
-        ax.set(xlabel="optimizer step", ylabel="weighted loss", title="Training (lower is better)", yscale="log")
-        # The loss spans less than a decade: plain numbers, and as many of them as the axis has room for.
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.legend()
+        _draw_losses(ax, loss, validation)
+        ax.set(ylabel="weighted loss", title="Training (lower is better)")
+
+
+def training_curves(path: Path, history: Sequence[dict], speed: Sequence[dict]) -> None:
+    """Loss, gradient norm and throughput over optimizer steps. history: rows with step and some of loss, validation_loss,
+    gradient_norm; speed: rows with step and images_per_second."""
+    rows, fast = pd.DataFrame(history), pd.DataFrame(speed)
+    rows = rows.reindex(columns=["step", "loss", "validation_loss", "gradient_norm"])
+    with figure(path, 3, 12, 3.2) as (left, middle, right):
+        _draw_losses(left, rows.dropna(subset="loss"), rows.dropna(subset="validation_loss"))
+        left.set(title="Weighted loss (lower is better)")
+        norms = rows.dropna(subset="gradient_norm")
+        middle.plot(norms.step, norms.gradient_norm, color=BLUE, linewidth=1)
+        middle.set(xlabel="optimizer step", title="Gradient norm, before clipping", ylim=(0, None))
+        right.plot(fast.step, fast.images_per_second, color=BLUE, linewidth=1)
+        right.set(xlabel="optimizer step", title="Training images per second", ylim=(0, None))
+
+
+def _draw_losses(ax: Axes, loss: pd.DataFrame, validation: pd.DataFrame) -> None:
+    ax.plot(loss.step, loss.loss, color=BLUE, linewidth=1, label="training")
+    ax.plot(validation.step, validation.validation_loss, "o-", color=ORANGE, markersize=4, label="test images, EMA weights")
+    ax.set(xlabel="optimizer step", yscale="log")
+    # The loss spans less than a decade: plain numbers, and as many of them as the axis has room for.
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.legend()
 
 
 def noise_schedules(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]], chosen: str) -> None:
@@ -129,3 +149,28 @@ def fid_over_nfe(path: Path, frame: pd.DataFrame, floor: float, n: int) -> None:
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def fid_over_width(path: Path, frame: pd.DataFrame, levels: dict[str, float], n: int) -> None:
+    """FID over EMA width beside the FID of others, as lines across. frame: width, fid, fid_sd (NaN: none), and may be empty."""
+    with figure(path, 1, 6.5, 3.6) as (ax,):
+        for (name, fid), colour, style in zip(levels.items(), (ORANGE, GRAY), ("--", ":"), strict=True):
+            ax.axhline(fid, color=colour, linewidth=1.5, linestyle=style, label=name)
+        ax.set(xlabel="EMA width (standard deviation as a share of the training)", ylabel=f"FID, n = {n:,}")
+        ax.set_title("One training, every EMA width (lower is better)")
+        if len(frame):
+            error = frame.fid_sd if frame.fid_sd.notna().all() else None
+            ax.errorbar(frame.width, frame.fid, error, fmt="o-", color=BLUE, markersize=5, capsize=3, label="rebuilt EMA")
+            ax.set_xscale("log")
+            ax.set_xticks(frame.width, [f"{width:g}" for width in frame.width])
+            ax.xaxis.set_minor_locator(NullLocator())
+            values = [*frame.fid, *levels.values()]
+            if max(values) > 5 * min(values):
+                ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                ax.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            ax.text(0.5, 0.5, "no widths to compare", color=GRAY, ha="center", transform=ax.transAxes)
+            ax.set_xticks([])
+        ax.legend()

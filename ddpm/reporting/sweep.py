@@ -1,4 +1,4 @@
-"""The page of the sampler sweep: FID over network evaluations, as a figure, a table, and a chart for DVC."""
+"""The page of the sweep: FID over network evaluations, as a figure, a table, and a chart for DVC; then over EMA width."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,17 @@ import pandas as pd
 from ddpm.files import write_json, write_text
 from ddpm.reporting.figures import fid_over_nfe
 from ddpm.reporting.tables import number, table
+from ddpm.reporting.widths import widths_section, write_widths
 
 FOLDER = Path("reports/sweep")
 BASE, NOISY, RIVAL, BASE_STEPS = "DDIM, eta 0", "DDIM, eta 1", "DPM-Solver++ 2M", 50
 
 
-def write_sweep(rows: list[dict], floor: float, n: int, dataset: str) -> None:
-    """Write reports/sweep: rows {method, spacing, budget, nfe, fid, fid_sd, seconds}; floor is the FID of n real images."""
+def write_sweep(rows: list[dict], widths: list[dict], note: str, floor: float, n: int, dataset: str) -> None:
+    """Write reports/sweep: rows {method, spacing, budget, nfe, fid, fid_sd, seconds}; floor is the FID of n real images.
+
+    widths and note are what `sweep_widths` gives.
+    """
     frame = pd.DataFrame(rows)
     real = pd.DataFrame([{"method": "real images", "nfe": nfe, "fid": floor} for nfe in (frame.nfe.min(), frame.nfe.max())])
     chart = pd.concat([frame, real])
@@ -25,11 +29,12 @@ def write_sweep(rows: list[dict], floor: float, n: int, dataset: str) -> None:
     metrics: dict = {"n": n, "fid_floor": floor}
     for name, part in frame.groupby("method", sort=False):
         metrics[name] = {f"nfe_{row.nfe}": {"fid": row.fid, "seconds": row.seconds} for row in part.itertuples()}
+    metrics["ema"] = write_widths(FOLDER, widths, floor, n)
     write_json(FOLDER / "metrics.json", metrics)
-    write_text(FOLDER / "index.md", _page(frame, floor, n, dataset))
+    write_text(FOLDER / "index.md", _page(frame, widths_section(widths, note, n), floor, n, dataset))
 
 
-def _page(frame: pd.DataFrame, floor: float, n: int, dataset: str) -> str:
+def _page(frame: pd.DataFrame, widths: list[str], floor: float, n: int, dataset: str) -> str:
     spread = frame.fid_sd.notna().all()
     return "\n\n".join([
         f"# {dataset}: quality over network evaluations",
@@ -43,6 +48,7 @@ def _page(frame: pd.DataFrame, floor: float, n: int, dataset: str) -> str:
         "Heun evaluates twice per step but the last, so an odd number of times: one less where the number is even.",
         "## Seconds for all samples",
         _table(frame, lambda row: number(row.seconds)),
+        *widths,
     ]) + "\n"  # fmt: skip
 
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ddpm import distributed
 from ddpm.data.batches import to_images
 from ddpm.files import InputError, write_json, write_npz
-from ddpm.runtime import Progress, Runtime, autocast, setup
+from ddpm.runtime import Precision, Progress, Runtime, compiled, setup
 from ddpm.sampling.grid import evaluations
 from ddpm.sampling.model import DiffusionModel, load
 from ddpm.sampling.noise import ImageNoise
@@ -26,6 +26,8 @@ class Drawn(NamedTuple):
     cost: dict[str, float]
 
 
+# Compiling takes as long as some thousands of the network's evaluations.
+COMPILE_PAYS = 2_000
 TRAJECTORIES = 8
 TRAJECTORY_FRAMES = 24
 
@@ -51,34 +53,37 @@ def draw(
     height, width, channels = model.shape
     device, steps = model.device, evaluations(plan.grid)
     labels = model.balanced_labels(samples) if plan.conditional else None
-    images = np.empty((samples, height, width, channels), np.uint8)
     kept = _frames_to_keep(steps)
-    trajectory: list[tuple[float, Tensor, Tensor]] = []
     start = time.perf_counter()
     with Progress(name, samples * steps, "steps") as progress, autocast():
-        for batch, first in enumerate(range(0, samples, batch_size)):
+
+        def draw_batch(first: int) -> tuple[np.ndarray, list[tuple[float, np.ndarray, np.ndarray]]]:
             part = slice(first, min(first + batch_size, samples))
             shape = (part.stop - part.start, channels, height, width)
             noise = ImageNoise(device, shape, first, len(plan.grid) if plan.stochastic else 1, seed, name)
             denoiser = plan.denoiser(None if labels is None else labels[part])
             x = noise()
-            if batch == 0:
-                # Before the first step there is no prediction of x0: a plain gray stands for it.
-                trajectory.append((plan.grid[0], x[:TRAJECTORIES], torch.zeros_like(x[:TRAJECTORIES])))
+            # Before the first step there is no prediction of x0: a plain gray stands for it.
+            frames = [] if first else [(plan.grid[0], x[:TRAJECTORIES], torch.zeros_like(x[:TRAJECTORIES]))]
             for step, frame in enumerate(sample(denoiser, plan.rule, model.schedule, plan.grid, x, noise)):
-                if batch == 0 and step in kept:
-                    trajectory.append((frame.position, frame.x[:TRAJECTORIES], frame.x0[:TRAJECTORIES]))
-                progress.advance(shape[0], f"batch {batch + 1}, {part.start:,} images done")
+                if first == 0 and step in kept:
+                    frames.append((frame.position, frame.x[:TRAJECTORIES], frame.x0[:TRAJECTORIES]))
+                progress.advance(shape[0] * distributed.size(), f"batch from image {first:,}")
             if not frame.x.isfinite().all():
                 raise InputError(
                     f"{name}: images {part.start} to {part.stop - 1} are not finite; use thresholding 'clip' or less guidance"
                 )
-            images[part] = to_images(frame.x)
+            return to_images(frame.x), [(position, to_images(x), to_images(x0)) for position, x, x0 in frames]
+
+        # Whole batches, so that an image has the same neighbours, and the same last digits, on however many processes.
+        batches = distributed.share(range(0, samples, batch_size), draw_batch)
     seconds = time.perf_counter() - start
-    arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels.cpu().numpy()})
+    trajectory = batches[0][1]
+    arrays = {"arr_0": np.concatenate([images for images, _ in batches])}
+    arrays |= {} if labels is None else {"arr_1": labels.cpu().numpy()}
     arrays["trajectory_level"] = np.asarray([level for level, _, _ in trajectory])
-    arrays["trajectory_x"] = np.stack([to_images(x) for _, x, _ in trajectory])
-    arrays["trajectory_x0"] = np.stack([to_images(x0) for _, _, x0 in trajectory])
+    arrays["trajectory_x"] = np.stack([x for _, x, _ in trajectory])
+    arrays["trajectory_x0"] = np.stack([x0 for _, _, x0 in trajectory])
     cost = {"nfe": plan.nfe, "seconds": round(seconds, 3), "images_per_second": round(samples / seconds, 3)}
     return Drawn(arrays, cost)
 
@@ -95,13 +100,32 @@ def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, run
     Raises InputError, before any sampling, for settings that this model cannot be drawn from with.
     """
     device = setup(runtime)
-    model = load(settings.checkpoint, device)
+    model, precision = load(settings.checkpoint, device), Precision(runtime, device)
     try:
         plan = settings.plan(model)
+        calls = plan.nfe * -(-settings.samples // settings.batch_size) // distributed.size()
+        if runtime.compile or (runtime.compile is None and calls >= COMPILE_PAYS):
+            model = _compiled(model, min(settings.samples, settings.batch_size), runtime.compile, precision)
+            plan = settings.plan(model)
     except InputError as error:
         raise InputError(f"params.yaml: sample_{name}.{error}") from None
-    drawn = draw(model, plan, settings.samples, settings.batch_size, seed, name, lambda: autocast(runtime, device))
+    drawn = draw(model, plan, settings.samples, settings.batch_size, seed, name, precision.autocast)
+    if not distributed.is_first():
+        return
     write_npz(f"samples/{name}.npz", {**drawn.arrays, "sampler": np.array([plan.label])})
     write_json(f"reports/sample_{name}/metrics.json", drawn.cost)
     rate = drawn.cost["images_per_second"]
     print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")
+
+
+def _compiled(model: DiffusionModel, batch_size: int, wanted: bool | None, precision: Precision) -> DiffusionModel:
+    """The model with its network compiled for batches of this size, where that is wanted and works."""
+    height, width, channels = model.shape
+
+    @torch.inference_mode()
+    def probe(network: torch.nn.Module) -> None:
+        x = torch.zeros(batch_size, channels, height, width, device=model.device).contiguous(memory_format=torch.channels_last)
+        with precision.autocast():
+            network(x, x.new_ones(batch_size), model.balanced_labels(batch_size))
+
+    return model._replace(network=compiled(model.network, wanted, model.device, probe))

@@ -61,6 +61,6 @@ def from_config(network: UNet, config: dict) -> DiffusionModel:
     return DiffusionModel(network, schedule, diffusion["prediction"], config["data"], knows_no_class)
 
 
-def load(checkpoint: str, device: torch.device, folder: Path = FOLDER) -> DiffusionModel:
-    """Load a checkpoint (final, best, latest) of a model folder. Raises InputError if it is missing or damaged."""
+def load(checkpoint: str | float, device: torch.device, folder: Path = FOLDER) -> DiffusionModel:
+    """Load a checkpoint of a model folder, by its name or the width of its EMA. Raises InputError if it is missing or damaged."""
     return from_config(*load_model(folder, checkpoint, device))

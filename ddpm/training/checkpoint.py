@@ -1,7 +1,8 @@
 """State of an unfinished training, so that a killed one goes on; it lives outside DVC, which deletes outputs before a run.
 
-    <scratch>/train/<fingerprint>/state.pt     weights, EMA, optimizer, step, loss history; written whole, then renamed
-    <scratch>/train/<fingerprint>/lock         held by the one trainer that may use it
+    <scratch>/train/<fingerprint>/state.pt     weights, averages, optimizer, step, loss history; written whole, then renamed
+    <scratch>/train/<fingerprint>/...          previews and snapshots made so far
+    <scratch>/train/<fingerprint>.lock         held by the one trainer that may use the folder
 
 The fingerprint is a hash of the stage's params and of the content of its deps, so other params, data or code find no state.
 """
@@ -10,17 +11,22 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 
-from ddpm.files import InputError, atomic, sha256_tree, writing
+from ddpm import distributed
+from ddpm.files import InputError, atomic, remove_partial, sha256_tree, writing
 from ddpm.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
 
 STATE = "state.pt"
+# Of the content of state.pt; raised when older code's states cannot be gone on from.
+FORMAT = 2
 
 
 def scratch_root() -> Path:
@@ -39,59 +45,107 @@ def stage_fingerprint(stage: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def dvc_forces() -> bool:
+    """Whether the dvc that runs this stage was started with -f: whoever says so wants a training from step 0."""
+    try:
+        commands = [process.cmdline() for process in psutil.Process().parents()]
+    except psutil.Error:
+        return False
+    return any(is_forced(command) for command in commands)
+
+
+def is_forced(command: list[str]) -> bool:
+    """Whether a command line is `dvc repro` or `dvc exp run` with -f, --force, or -f among other short options."""
+    starts = [i for i, word in enumerate(command[:4]) if Path(word).name in ("dvc", "dvc.exe")]
+    if not starts or not {"repro", "run"} & set(command[starts[0] + 1 :]):
+        return False
+    return any(word == "--force" or re.fullmatch(r"-[a-zR]*f[a-zR]*", word) for word in command[starts[0] + 1 :])
+
+
+def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """What bit-equality depends on beside params, data and code."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    found = {"device": kind, "precision": dtype, "processes": distributed.size(), "torch": torch.__version__}
+    return {key: str(value).removeprefix("torch.") for key, value in found.items()}
+
+
 class ResumeState:
     """The state folder of one fingerprint; opening it takes the lock.
 
     Raises InputError if another trainer holds the lock.
     """
 
-    def __init__(self, fingerprint: str, root: Path | None = None):
-        self.fingerprint = fingerprint
+    def __init__(self, fingerprint: str, surroundings: dict[str, str], root: Path | None = None):
+        self.fingerprint, self.surroundings = fingerprint, surroundings
         self.folder = (root or scratch_root()) / "train" / fingerprint
         self.path = self.folder / STATE
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / "lock")
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the folder, not in it: who removes a folder with the lock in it lets two others in.
+            self._lock = FileLock(self.folder.with_suffix(".lock"))
             self._lock.acquire(timeout=0)
+            self.folder.mkdir(exist_ok=True)
         except Timeout:
             raise InputError(
                 f"{self.folder}: another training with the same params, data and code is running; wait for it, or stop it"
             ) from None
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror}); set DDPM_SCRATCH to another folder") from None
+        remove_partial(self.folder)
 
-    def load(self, device: torch.device) -> dict | None:
-        """The saved state, or None if there is none; a damaged or foreign one is named, set aside and not used."""
+    def load(self, fresh: bool = False) -> dict | None:
+        """The saved state, on the CPU, or None if there is none; a damaged or foreign one is named, set aside and not used.
+
+        fresh: remove it instead.
+        """
         if not self.path.exists():
             return None
+        if fresh:
+            print("starting afresh, as -f asks", flush=True)
+            self._empty()
+            return None
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
             if state["fingerprint"] != self.fingerprint:
                 raise ValueError("it belongs to another training")
+            if state.get("format") != FORMAT:
+                raise ValueError(f"its format is {state.get('format')}, not {FORMAT}")
         except Exception as error:  # whatever a damaged archive raises, training can start afresh
             aside = self.path.with_suffix(".damaged")
             os.replace(self.path, aside)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             print(f"warning: {self.path}: not usable ({reason}); kept as {aside.name}, starting afresh", file=sys.stderr)
             return None
+        differing = [f"{key} {state[key]} -> {value}" for key, value in self.surroundings.items() if state[key] != value]
+        if differing:
+            print(
+                f"warning: goes on with another {', '.join(differing)}: a little different from an uninterrupted training",
+                file=sys.stderr,
+            )
         return state
 
     def save(self, state: dict) -> None:
         """Replace the saved state, atomically."""
         buffer = io.BytesIO()
-        torch.save({**state, "fingerprint": self.fingerprint}, buffer)
+        torch.save({**state, **self.surroundings, "fingerprint": self.fingerprint, "format": FORMAT}, buffer)
         # Not by torch.save, whose error on a full disk is no OSError.
         with atomic(self.path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
     def publish(self, name: str, target: Path) -> None:
-        """Copy the subfolder `name` to `target`: what was made before a kill is there too, though DVC emptied the reports."""
-        if not (self.folder / name).exists():
-            return
+        """Copy the subfolder `name` to `target`: what was made before a kill is there too, though DVC emptied the outputs."""
         with writing(target):
-            shutil.copytree(self.folder / name, target, dirs_exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            if (self.folder / name).exists():
+                shutil.copytree(self.folder / name, target)
 
     def discard(self) -> None:
         """Training is complete: remove the state and release the lock."""
-        self._lock.release()
+        self._empty()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
+
+    def _empty(self) -> None:
+        # The state first: previews and snapshots without it do no harm.
+        for path in [self.path, *self.folder.iterdir()]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

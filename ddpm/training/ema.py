@@ -1,17 +1,21 @@
-"""Exponential moving average of the weights."""
+"""Exponential moving averages of the weights."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 
+def ramped(decay: float) -> Callable[[int], float]:
+    """min(decay, (1 + step) / (10 + step)) of steps 1, 2, ...: the first, random weights are soon forgotten (TensorFlow's
+    ExponentialMovingAverage with num_updates)."""
+    return lambda step: min(decay, (1 + step) / (10 + step))
+
+
 class EMA:
-    """Shadow weights w <- d w + (1 - d) weights after each optimizer step.
+    """Shadow weights w <- d w + (1 - d) weights after each optimizer step, d = decay(step)."""
 
-    The decay ramps up as min(decay, (1 + step) / (10 + step)), so that the first, random weights are soon forgotten
-    (TensorFlow's ExponentialMovingAverage with num_updates).
-    """
-
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: nn.Module, decay: Callable[[int], float]):
         self.decay = decay
         self.source = list(network.parameters())
         self.names = [name for name, _ in network.named_parameters()]
@@ -20,8 +24,7 @@ class EMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Average in the current weights; step counts the optimizer steps made, from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.shadow, self.source, 1 - decay)
+        torch._foreach_lerp_(self.shadow, self.source, 1 - self.decay(step))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Names and shadow weights, the names those of the network's parameters."""

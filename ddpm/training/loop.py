@@ -1,61 +1,39 @@
 """The training loop: one optimizer step after another, resumable after any of them."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from ddpm import distributed
 from ddpm.data.batches import Batches, to_model_range, to_tensor
 from ddpm.data.prepared import Split
-from ddpm.diffusion.levels import LEVEL_DRAWS, LevelDrawName
-from ddpm.diffusion.loss import PLAIN, LossWeightName, check_weight, diffusion_loss, make_weight
+from ddpm.diffusion.levels import LEVEL_DRAWS
+from ddpm.diffusion.loss import PLAIN, check_weight, diffusion_loss, make_weight
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.files import InputError
-from ddpm.params import OneOf, OrWord, Section
-from ddpm.runtime import Progress, seed_of
-from ddpm.training.ema import EMA
+from ddpm.networks import posthoc
+from ddpm.runtime import Interrupted, Progress, seed_of
+from ddpm.training.ema import EMA, ramped
+from ddpm.training.settings import Train
+from ddpm.training.watch import FLOAT16_TRIALS, Guard, Phases, signals
 
-Count = Annotated[int, Field(ge=1)]
 VALIDATION_IMAGES = 2_000
 VALIDATION_BATCH = 500
 
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # half a cosine down to 0 (Loshchilov & Hutter 2017)
-}
-
-
-class Train(Section):
-    """The `train` section."""
-
-    steps: Count
-    batch_size: Count
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
-    lr_schedule: Annotated[str, OneOf(LR_SCHEDULES)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0, lt=1)]
-    gradient_clip: Annotated[float, Field(gt=0)]
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
-    loss_gamma: Annotated[Annotated[float, Field(gt=0)] | None, OrWord("auto")]
-    levels: LevelDrawName
-    label_dropout: Annotated[float, Field(ge=0, lt=1)]
-    flip: bool
-    log_every: Count
-    validate_every: Count
-    preview_every: Count
-    checkpoint_every: Count
-
 
 class Trainer:
-    """Network, EMA, optimizer and loss history of one training.
+    """Network, averages, optimizer and loss history of one training.
 
-    Randomness is a function of (seed, images seen): every step seeds PyTorch's default generator from them, so no generator
-    state needs saving and a resumed run draws the same noise, levels, flips and dropout as an uninterrupted one.
+    Randomness is a function of (seed, images seen, rank): every step seeds PyTorch's default generator from them, so no generator
+    state needs saving and a resumed run draws the same noise, levels, flips and dropout as an uninterrupted one. All but
+    dropout is drawn for the whole batch in every process, so it does not depend on how many there are.
+
+    model: what is called in training, if that is not the network itself: compiled, or shared by several processes.
+    No step reads a value back from the device, which would make it wait; sums of the losses are read when they are logged.
     """
 
     def __init__(
@@ -66,67 +44,105 @@ class Trainer:
         batches: Batches,
         settings: Train,
         seed: int,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        scaler: torch.amp.GradScaler | None = None,
+        model: nn.Module | None = None,
     ):
-        self.network, self.batches, self.settings, self.seed = network, batches, settings, seed
+        settings.check_share(distributed.size())
+        self.network, self.model, self.batches, self.settings, self.seed = network, model or network, batches, settings, seed
         self.device = batches.device
-        self.schedule, self.prediction, self.autocast = schedule.to(self.device), prediction, autocast
+        self.schedule, self.prediction = schedule.to(self.device), prediction
+        self.autocast, self.scaler = autocast, scaler
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
+            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self.ema = EMA(network, settings.ema_decay)
+        self.ema = EMA(network, ramped(settings.ema_decay))
+        widths = posthoc.WIDTHS if settings.snapshots else ()
+        self.tracks = {width: EMA(network, partial(posthoc.decay, width)) for width in widths}
         name = settings.loss_weight or PLAIN[prediction]
         check_weight(name, schedule)
         self.weight = make_weight(name, settings.loss_gamma)
         self.levels = LEVEL_DRAWS[settings.levels](schedule.steps, self.device)
+        self.guard = Guard(settings.skip_nonfinite + (FLOAT16_TRIALS if scaler else 0), self.device)
+        self.phases = Phases(self.device)
         self.step = 0
         self.history: list[dict[str, float]] = []
+        self.speed: list[dict[str, float]] = []
         self.best_loss, self.best = math.inf, self.ema_weights()
-        # Losses are added up on the device and read when they are logged: reading one waits for the device.
-        self.loss_sum = torch.zeros((), device=self.device)
+        # Since the last row of the history: losses, gradient norms, and how many were finite.
+        self.sums = torch.zeros(3, device=self.device)
 
     @property
     def seen(self) -> int:
         """Training images seen so far."""
         return self.step * self.settings.batch_size
 
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: a linear warm-up, then the schedule."""
-        s = self.settings
-        if step < s.warmup_steps:
-            return s.learning_rate * (step + 1) / s.warmup_steps
-        progress = (step - s.warmup_steps) / max(1, s.steps - s.warmup_steps)
-        return s.learning_rate * LR_SCHEDULES[s.lr_schedule](progress)
-
     def train_step(self) -> None:
-        """One optimizer step."""
+        """One optimizer step, on this process's share of the batch."""
+        s, phases = self.settings, self.phases
+        phases.enter("data")
+        mine = distributed.part(s.batch_size)
         torch.manual_seed(seed_of(self.seed, "train", self.seen))
-        x0, labels = self.batches.batch(self.seen, self.settings.batch_size)
-        loss = self.loss(x0, self.drop_labels(labels))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
-        self.optimizer.step()
+        x0, labels = self.batches.batch(self.seen, s.batch_size, mine)
+        labels = self.drop_labels(labels, torch.rand(s.batch_size, device=self.device)[mine])
+        index, weight = self.levels.draw(s.batch_size)
+        shape = (s.batch_size, *x0.shape[2:], x0.shape[1])
+        eps = torch.randn(shape, device=self.device)[mine].permute(0, 3, 1, 2)
+        torch.manual_seed(seed_of(self.seed, "dropout", self.seen, distributed.rank()))
+        inputs = (x0, labels, index[mine], eps, weight[mine])
+        pieces = list(zip(*(value.tensor_split(s.accumulation) for value in inputs), strict=True))
+        losses = torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
+        self.levels.update(index, distributed.gathered(losses, s.batch_size))
+        phases.enter("update")
+        norm = self._update()
+        good = norm.isfinite()
+        row = torch.stack([(losses * weight[mine]).sum() / s.batch_size, norm, torch.ones_like(norm)])
+        self.sums += torch.where(good, row, 0)
         self.step += 1
-        self.ema.update(self.step)
-        self.loss_sum += loss.detach()
+        self.guard.note(self.step, ~good)
+        for average in (self.ema, *self.tracks.values()):
+            average.update(self.step)
 
-    def loss(self, x0: Tensor, labels: Tensor | None) -> Tensor:
-        """Mean loss of clean images (B, C, H, W) at random levels, from the default generator."""
-        index, weight = self.levels.draw(len(x0))
-        eps = torch.randn_like(x0)
-        x0, eps = (v.contiguous(memory_format=torch.channels_last) for v in (x0, eps))
-        with self.autocast():
-            losses = diffusion_loss(self.network, self.schedule, x0, labels, index, eps, self.prediction, self.weight)
-        self.levels.update(index, losses.detach())
-        return (weight * losses).mean()
+    def _accumulate(self, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, weight: Tensor, last: bool) -> Tensor:
+        """Add the gradient of some images' share of the batch's mean loss; returns their losses, without weights (b,)."""
+        # Gradients meet those of the other processes once, with the last piece.
+        with nullcontext() if last or distributed.size() == 1 else self.model.no_sync():
+            self.phases.enter("forward")
+            with self.autocast():
+                losses = diffusion_loss(self.model, self.schedule, x0, labels, index, eps, self.prediction, self.weight)
+            # DistributedDataParallel takes the mean over processes; the loss is a sum over them.
+            loss = (weight * losses).sum() * (distributed.size() / self.settings.batch_size)
+            self.phases.enter("backward")
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
+        return losses.detach()
 
-    def drop_labels(self, labels: Tensor) -> Tensor:
-        """Labels (B,), each replaced by "no class" with the chance that classifier-free guidance needs (Ho & Salimans 2022)."""
-        dropped = torch.rand(labels.shape, device=self.device) < self.settings.label_dropout
-        return labels.masked_fill(dropped, self.network.condition.classes)
+    def _update(self) -> Tensor:
+        """One step of the optimizer, left out where the gradient is not finite; returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(self.step)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            # How GradScaler has a fused optimizer leave a step out, without reading the gradient.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~norm.isfinite()).float()
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def drop_labels(self, labels: Tensor, draws: Tensor) -> Tensor:
+        """Labels (b,), each replaced by "no class" where its draw (b,), uniform in [0, 1), is below the chance that
+        classifier-free guidance needs (Ho & Salimans 2022)."""
+        return labels.masked_fill(draws < self.settings.label_dropout, self.network.condition.classes)
+
+    def read_sums(self) -> dict[str, float]:
+        """Mean loss and gradient norm since the last call; empty if none was finite. This waits for the device."""
+        losses, norms, count = torch.cat([distributed.total(self.sums[:1]), self.sums[1:]]).tolist()
+        self.sums.zero_()
+        return {"loss": losses / count, "gradient_norm": norms / count} if count else {}
 
     @torch.no_grad()
     def validation_loss(self, split: Split) -> float:
@@ -134,25 +150,30 @@ class Trainer:
         count = min(len(split.images), VALIDATION_IMAGES)
         generator = torch.Generator().manual_seed(seed_of(self.seed, "validation"))
         index = torch.linspace(1, self.schedule.steps, count).round().long()[torch.randperm(count, generator=generator)]
-        total = 0.0
-        with self.averaged():
-            for start in range(0, count, VALIDATION_BATCH):
-                part = slice(start, min(start + VALIDATION_BATCH, count))
-                x0 = to_model_range(to_tensor(split.images[part]))
-                eps = torch.randn(x0.shape, generator=generator)
-                labels = torch.tensor(split.labels[part], device=self.device)
-                x0, eps = x0.to(self.device), eps.to(self.device)
-                with self.autocast():
-                    losses = diffusion_loss(
-                        self.network, self.schedule, x0, labels, index[part].to(self.device), eps,
-                        self.prediction, self.weight,
-                    )  # fmt: skip
-                total += losses.sum().item()
-        return total / count
 
-    def averaged(self) -> "_Averaged":
+        def batch_loss(start: int) -> float:
+            part = slice(start, min(start + VALIDATION_BATCH, count))
+            x0 = to_model_range(to_tensor(split.images[part]))
+            noise = torch.Generator().manual_seed(seed_of(self.seed, "validation", start))
+            eps = torch.randn(x0.shape, generator=noise)
+            inputs = x0, eps, index[part], torch.tensor(split.labels[part])
+            x0, eps, levels, labels = (value.to(self.device) for value in inputs)
+            with self.autocast():
+                losses = diffusion_loss(self.network, self.schedule, x0, labels, levels, eps, self.prediction, self.weight)
+            return losses.cpu().double().sum().item()
+
+        with self.averaged():
+            return sum(distributed.share(range(0, count, VALIDATION_BATCH), batch_loss)) / count
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
         """A context in which the network holds its EMA weights and is in eval mode."""
-        return _Averaged(self)
+        self.ema.swap()
+        try:
+            yield self.network.eval()
+        finally:
+            self.network.train()
+            self.ema.swap()
 
     def ema_weights(self) -> dict[str, Tensor]:
         """A copy of the EMA weights."""
@@ -164,47 +185,50 @@ class Trainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
-            "levels": self.levels.state_dict(),
+            "tracks": {width: track.state_dict() for width, track in self.tracks.items()},
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "levels": self.levels.state_dict(),
+            "streak": self.guard.streak,
+            "sums": self.sums,
             "history": self.history,
+            "speed": self.speed,
             "best_loss": self.best_loss,
             "best": self.best,
-            "loss_sum": self.loss_sum,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a state_dict of an equal training."""
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
-        self.levels.load_state_dict(state["levels"])
+        for width, track in self.tracks.items():
+            track.load_state_dict(state["tracks"][width])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.history = state["step"], state["history"]
-        self.best_loss, self.best, self.loss_sum = state["best_loss"], state["best"], state["loss_sum"]
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        self.levels.load_state_dict(state["levels"])
+        self.guard.streak, self.sums = (state[name].to(self.device) for name in ("streak", "sums"))
+        self.step, self.history, self.speed = state["step"], state["history"], state["speed"]
+        self.best_loss = state["best_loss"]
+        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
 
 
-class _Averaged:
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
+class Hooks(NamedTuple):
+    """What the loop calls in process 0, at the intervals of the settings: with each new row of the history and of the speed
+    table, or with the trainer."""
 
-    def __enter__(self) -> nn.Module:
-        self.trainer.ema.swap()
-        return self.trainer.network.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.trainer.network.train()
-        self.trainer.ema.swap()
+    log: Callable[[dict[str, float]], None] = lambda row: None
+    speed: Callable[[dict[str, float]], None] = lambda row: None
+    preview: Callable[[Trainer], None] = lambda trainer: None
+    snapshot: Callable[[Trainer], None] = lambda trainer: None
+    checkpoint: Callable[[Trainer], None] = lambda trainer: None
 
 
-def train(
-    trainer: Trainer,
-    validation: Split,
-    log: Callable[[dict[str, float]], None],
-    preview: Callable[[Trainer], None],
-    checkpoint: Callable[[Trainer], None],
-) -> None:
-    """Train to the last step, calling `log` with each new row of the history, `preview` and `checkpoint` at their intervals.
+def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
+    """Train to the last step.
 
-    Raises InputError if the loss is no longer finite; the last checkpoint stays.
+    Raises InputError where more gradients in a row are not finite than the settings allow, and Interrupted, after a
+    checkpoint, on SIGTERM or SIGINT.
     """
     s = trainer.settings
     trainer.network.train()
@@ -212,30 +236,59 @@ def train(
     def due(every: int) -> bool:
         return trainer.step % every == 0 or trainer.step == s.steps
 
-    with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress:
-        note = ""
+    first = distributed.is_first()
+    with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, signals() as noted:
+        note, logged = "", trainer.step
         while trainer.step < s.steps:
             trainer.train_step()
+            logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every) or noted.received
+            if logging or validating or saving or trainer.device.type == "cpu":
+                trainer.guard.check()
             row = {}
-            if due(s.log_every):
-                since = (trainer.step - 1) % s.log_every + 1
-                row = {"loss": trainer.loss_sum.item() / since, "learning_rate": trainer.learning_rate(trainer.step - 1)}
-                trainer.loss_sum.zero_()
-                note = f"loss {row['loss']:.4f}"
-                if not math.isfinite(row["loss"]):
-                    raise InputError(
-                        f"train: the loss is {row['loss']} at step {trainer.step}; lower train.learning_rate or "
-                        "train.gradient_clip, or set runtime.precision to float32"
-                    )
-            if due(s.validate_every):
+            if logging:
+                row = trainer.read_sums() | {"learning_rate": s.learning_rate_at(trainer.step - 1)}
+                note = f"loss {row['loss']:.4f}" if "loss" in row else note
+                trainer.speed.append(_speed(trainer, (trainer.step - logged) * s.batch_size))
+                logged = trainer.step
+            if validating:
+                trainer.phases.enter("validation")
                 row["validation_loss"] = trainer.validation_loss(validation)
                 if row["validation_loss"] < trainer.best_loss:
                     trainer.best_loss, trainer.best = row["validation_loss"], trainer.ema_weights()
             if row:
                 trainer.history.append({"step": trainer.step, **row})
-                log(trainer.history[-1])
-            if due(s.preview_every):
-                preview(trainer)
-            if due(s.checkpoint_every):
-                checkpoint(trainer)
+            if first:
+                trainer.phases.enter("logs")
+                if row:
+                    hooks.log(trainer.history[-1])
+                if logging:
+                    hooks.speed(trainer.speed[-1])
+                if due(s.preview_every):
+                    trainer.phases.enter("previews")
+                    hooks.preview(trainer)
+                if s.snapshot_due(trainer.step) or saving:
+                    trainer.phases.enter("checkpoints")
+                if s.snapshot_due(trainer.step):
+                    hooks.snapshot(trainer)
+                if saving:
+                    hooks.checkpoint(trainer)
+            if noted.received:
+                saved = f"train: stopped at step {trainer.step:,}; its state is saved, the same command goes on from there"
+                raise Interrupted(noted.received, saved)
             progress.advance(s.batch_size, note)
+
+
+STEP_PHASES = ("data", "forward", "backward", "update")
+SPEED_COLUMNS = ("step", "images_per_second", *(f"{name}_ms" for name in STEP_PHASES))
+
+
+def _speed(trainer: Trainer, images: int) -> dict[str, float]:
+    """A row of the speed table: images per second of the training steps since the last row, and milliseconds per step."""
+    seconds = trainer.phases.read()
+    inside = sum(seconds.get(name, 0.0) for name in STEP_PHASES)
+    steps = images / trainer.settings.batch_size
+    return {
+        "step": trainer.step,
+        "images_per_second": images / max(inside, 1e-9),
+        **{f"{name}_ms": 1000 * seconds.get(name, 0.0) / max(steps, 1) for name in STEP_PHASES},
+    }

@@ -394,7 +394,7 @@ BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
         ("self.square.sqrt()", "self.square"),
         (">= self.WARMUP", "> self.WARMUP"),
         ("1 / (self.steps * p[index])", "torch.ones_like(p[index])"),
-        ("F.one_hot(index - 1,", "F.one_hot(index % self.steps,"),
+        ("index[:, None] - 1 ==", "index[:, None] % self.steps =="),
         ("count.clamp(min=1)", "len(index)"),
         ("(1 - self.UNIFORM) * root", "root"),
         ("return index + 1,", "return index,"),

@@ -1,0 +1,100 @@
+"""What process 0 writes while it trains and at the end: models/ddpm, reports/train, and the state to go on from."""
+
+from pathlib import Path
+
+from ddpm import distributed
+from ddpm.files import remove_partial, write_json, write_text
+from ddpm.networks.snapshots import SNAPSHOTS, list_snapshots, save_snapshot, snapshot_file
+from ddpm.networks.store import CHECKPOINTS, CONFIG
+from ddpm.reporting.live import RunLog
+from ddpm.runtime import Neighbours
+from ddpm.training.checkpoint import ResumeState
+from ddpm.training.loop import SPEED_COLUMNS, Hooks, Trainer
+from ddpm.training.pruning import kept_snapshots
+from ddpm.weights import save_weights
+
+MODEL = Path("models/ddpm")
+REPORT = Path("reports/train")
+SPEED = REPORT / "speed.csv"
+PREVIEWS = "previews"
+
+
+class Outputs:
+    """The files of one training; a resumed one starts with those of its first part."""
+
+    def __init__(self, trainer: Trainer, config: dict, saved: ResumeState):
+        self.trainer, self.config, self.saved = trainer, config, saved
+        self.neighbours = Neighbours(trainer.device)
+        self.log = RunLog(REPORT)
+        remove_partial(MODEL)
+        write_json(MODEL / CONFIG, config)
+        for row in trainer.history:
+            self.log.log(row, step="step")
+        self._write_speed()
+        saved.publish(PREVIEWS, REPORT / PREVIEWS)
+        for step in list_snapshots(saved.folder):
+            if step > trainer.step:
+                snapshot_file(saved.folder, step).unlink()
+        self.parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+        several = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
+        print(f"U-Net with {self.parameters:,} parameters on {trainer.device}{several}", flush=True)
+        if trainer.step:
+            print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,}", flush=True)
+
+    def hooks(self) -> Hooks:
+        """What the training loop calls."""
+        return Hooks(lambda row: self.log.log(row, step="step"), self._speed, self._preview, self._snapshot, self._checkpoint)
+
+    def finish(self) -> None:
+        """Write what a finished training leaves, and remove its state."""
+        trainer = self.trainer
+        save_weights(MODEL / CHECKPOINTS["latest"], trainer.network.state_dict())
+        save_weights(MODEL / CHECKPOINTS["final"], trainer.ema_weights())
+        save_weights(MODEL / CHECKPOINTS["best"], trainer.best)
+        self._prune()
+        self.saved.publish(SNAPSHOTS, MODEL / SNAPSHOTS)
+        self._draw()
+        self.log.close(parameters=self.parameters, best_validation_loss=trainer.best_loss)
+        print(f"time: {trainer.phases.summary()}", flush=True)
+        self.saved.discard()
+
+    def _speed(self, row: dict[str, float]) -> None:
+        self._write_speed()
+        self.neighbours.warn()
+
+    def _write_speed(self) -> None:
+        rows = self.trainer.speed
+        lines = [SPEED_COLUMNS, *((str(row["step"]), *(f"{row[name]:.4g}" for name in SPEED_COLUMNS[1:])) for row in rows)]
+        write_text(SPEED, "".join(f"{','.join(line)}\n" for line in lines))
+
+    def _preview(self, trainer: Trainer) -> None:
+        # Imported late: no other stage reads a preview, so train does not depend on how it is drawn.
+        from ddpm.reporting.pictures import plain_grid
+        from ddpm.sampling.model import from_config
+        from ddpm.sampling.preview import draw_preview
+
+        with trainer.averaged() as averaged:
+            images = draw_preview(from_config(averaged, self.config))
+        plain_grid(self.saved.folder / PREVIEWS / f"step_{trainer.step:07d}.png", images, columns=10, tile=40)
+        self.saved.publish(PREVIEWS, REPORT / PREVIEWS)
+
+    def _snapshot(self, trainer: Trainer) -> None:
+        save_snapshot(self.saved.folder, trainer.step, {width: track.state_dict() for width, track in trainer.tracks.items()})
+
+    def _checkpoint(self, trainer: Trainer) -> None:
+        save_weights(MODEL / CHECKPOINTS["latest"], trainer.network.state_dict())
+        self.saved.save(trainer.state_dict())
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove the snapshots that are too many by now; after the state is saved, so that no resumed training misses one."""
+        settings = self.trainer.settings
+        kept = kept_snapshots(settings.snapshot_steps(self.trainer.step), settings.snapshots)
+        for step in set(list_snapshots(self.saved.folder)) - set(kept):
+            snapshot_file(self.saved.folder, step).unlink()
+
+    def _draw(self) -> None:
+        """reports/train/training.png: the curves, for people. Imported late, as for the previews."""
+        from ddpm.reporting.figures import training_curves
+
+        training_curves(REPORT / "training.png", self.trainer.history, self.trainer.speed)

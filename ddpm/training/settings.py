@@ -1,0 +1,73 @@
+"""The `train` section."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from ddpm.diffusion.levels import LevelDrawName
+from ddpm.diffusion.loss import LossWeightName
+from ddpm.files import InputError
+from ddpm.params import OneOf, OrWord, Section
+
+Count = Annotated[int, Field(ge=1)]
+
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # half a cosine down to 0 (Loshchilov & Hutter 2017)
+}
+
+
+class Train(Section):
+    """The `train` section."""
+
+    steps: Count
+    batch_size: Count
+    accumulation: Count
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    lr_schedule: Annotated[str, OneOf(LR_SCHEDULES)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    gradient_clip: Annotated[float, Field(gt=0)]
+    skip_nonfinite: Annotated[int, Field(ge=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
+    loss_gamma: Annotated[Annotated[float, Field(gt=0)] | None, OrWord("auto")]
+    levels: LevelDrawName
+    label_dropout: Annotated[float, Field(ge=0, lt=1)]
+    flip: bool
+    log_every: Count
+    validate_every: Count
+    preview_every: Count
+    checkpoint_every: Count
+    snapshot_every: Count
+    snapshots: Annotated[int, Field(ge=0)]
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, ...: a linear warm-up, then the schedule."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * LR_SCHEDULES[self.lr_schedule](progress)
+
+    def snapshot_steps(self, last: int) -> list[int]:
+        """Steps up to `last` after which snapshots are taken: with every `snapshot_every` images, and at the end."""
+        if self.snapshots == 0:
+            return []
+        complete = range(1, last * self.batch_size // self.snapshot_every + 1)
+        taken = {-(-k * self.snapshot_every // self.batch_size) for k in complete}
+        return sorted(taken | ({self.steps} if last == self.steps else set()))
+
+    def snapshot_due(self, step: int) -> bool:
+        """Whether a snapshot is taken after step 1, 2, ..."""
+        more = step * self.batch_size // self.snapshot_every > (step - 1) * self.batch_size // self.snapshot_every
+        return self.snapshots > 0 and (more or step == self.steps)
+
+    def check_share(self, processes: int) -> None:
+        """Raises InputError if a batch has too few images for every process and part."""
+        if self.batch_size < processes * self.accumulation:
+            raise InputError(
+                f"params.yaml: train.batch_size: {self.batch_size} images cannot be shared by {processes} processes in "
+                f"{self.accumulation} parts each; raise it, or lower train.accumulation or runtime.processes"
+            )

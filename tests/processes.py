@@ -1,0 +1,46 @@
+"""Several processes for a test: forked, so that they start in milliseconds, and joined by Gloo."""
+
+import os
+import pickle
+import socket
+import traceback
+
+import torch
+
+from ddpm import distributed
+
+
+def in_processes(count, work):
+    """[work() in process 0, ..., in process count - 1], each as a member of a group of that many; what fails there fails here."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(count):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            os.environ |= {
+                "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count),
+                "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            try:
+                distributed.join(torch.device("cpu"))
+                result = ("ok", work())
+            except BaseException:
+                result = ("failed", traceback.format_exc())
+            with open(writer, "wb") as pipe:
+                pipe.write(pickle.dumps(result))
+            # Not through pytest, of which this is a copy.
+            os._exit(0)
+        os.close(writer)
+        children.append((pid, reader))
+    results = []
+    for pid, reader in children:
+        with open(reader, "rb") as pipe:
+            results.append(pickle.loads(pipe.read() or pickle.dumps(("failed", "it ended early"))))
+        os.waitpid(pid, 0)
+    for rank, (status, value) in enumerate(results):
+        assert status == "ok", f"process {rank}:\n{value}"
+    return [value for _, value in results]
