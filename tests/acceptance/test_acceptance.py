@@ -18,8 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from ddpm.training.checkpoint import STATE, stage_fingerprint
+from ddpm.training.checkpoint import STATE
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,8 @@ SOURCE = Path(__file__).resolve().parents[2]
 BRANCH = "acceptance"
 TIMEOUT = 300  # seconds for one command; the longest takes about 30 on two idle cores
 UP_TO_DATE = "Data and pipelines are up to date."
-TRAIN_AGAIN = ("-f", "-s", "train")  # this stage alone, though nothing changed, and not from the run cache
+TRAIN_AGAIN = ("-f", "-s", "train")  # this stage alone, though nothing changed, and from step 0
+OTHER = ("-S", "train.weight_decay=0.001", "train")  # a training that the recorded run has not made
 
 # Everything small, and one thread, so that runs that share a machine do not wait for each other.
 PROFILE = {
@@ -36,7 +38,7 @@ PROFILE = {
     "model": {"channels": 8},
     "train": {
         "steps": 100, "batch_size": 32, "warmup_steps": 5,
-        "log_every": 5, "validate_every": 20, "preview_every": 40, "checkpoint_every": 20,
+        "log_every": 5, "validate_every": 20, "preview_every": 40, "checkpoint_every": 20, "snapshot_every": 800,
     },
     "sample_ddpm": {"samples": 40, "batch_size": 20},
     "sample_ddim": {"samples": 40, "batch_size": 20, "steps": 5},
@@ -44,6 +46,10 @@ PROFILE = {
     "report": {"columns": 4},
     "runtime": {"threads": 1},
 }  # fmt: skip
+# Files that hold seconds.
+TIMED = {f"reports/{name}" for name in ("train/speed.csv", "train/training.png", "evaluate/metrics.json")} | {
+    f"reports/sample_{name}/metrics.json" for name in ("ddpm", "ddim")
+}
 LOGGED_STEPS = list(range(5, 101, 5))
 
 
@@ -96,14 +102,14 @@ class Project:
     def training(self, *arguments: str):
         """`dvc *arguments`, running, once its training has saved a state; as (process, function that gives its output)."""
         with self.started(sys.executable, "-m", "dvc", *arguments) as (process, output):
-            wait_for(lambda: self.state.exists() or process.poll() is not None, output)
+            wait_for(lambda: self.state or process.poll() is not None, output)
             assert process.poll() is None, f"ended before a state was seen\n{output()}"
             yield process, output
 
     @property
-    def state(self) -> Path:
-        """The resume state of the training that the recorded run made; it is there only while a training is unfinished."""
-        return self.folder / ".scratch/train" / self.fingerprint / STATE
+    def state(self) -> Path | None:
+        """The saved state of the one unfinished training, if there is one."""
+        return next(self.folder.glob(f".scratch/train/*/{STATE}"), None)
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of every file of the trained model."""
@@ -121,7 +127,8 @@ class Project:
                     process.kill()
             except psutil.Error:
                 pass
-        shutil.rmtree(self.folder / ".scratch", ignore_errors=True)
+        for forgotten in (".scratch", ".dvc/cache/runs"):
+            shutil.rmtree(self.folder / forgotten, ignore_errors=True)
         self.git("checkout", "-qf", BRANCH)
         self.git("clean", "-fdq")
         self.dvc("checkout", "--force")
@@ -183,12 +190,12 @@ def recorded(tmp_path_factory):
     params = project.folder / "params.yaml"
     params.write_text(with_profile(params.read_text(encoding="utf-8")), encoding="utf-8")
     project.git("commit", "-qam", "Tiny profile")
-    with pytest.MonkeyPatch.context() as patch:
-        project.dvc("repro")
-        patch.chdir(project.folder)
-        project.fingerprint = stage_fingerprint("train")
+    project.dvc("repro")
     project.git("add", "-A")
     project.git("commit", "-qm", "Recorded run")
+    project.dvc("exp", "run", *OTHER)
+    project.other_weights = project.weights()
+    project.restore()
     return project
 
 
@@ -212,6 +219,8 @@ def test_repro_twice(project):
 def test_schedule_and_back(project):
     """Another schedule trains from step 0; the first one again comes from the run cache and leaves everything as committed."""
     recorded = project.weights()
+    project.dvc("repro", "-f")  # into the run cache, which every test starts without
+    project.git("checkout", "-q", ".")
     output = project.dvc("exp", "run", "-S", "schedule=cosine")
     assert "Running stage 'train'" in output
     assert "resuming" not in output
@@ -250,54 +259,120 @@ def test_runtime_section(project):
     assert UP_TO_DATE in project.dvc("repro")
 
 
+def test_two_runs_give_the_same(project):
+    """`dvc repro -f` trains and draws again, and dvc.lock names the same models and samples."""
+
+    def hashes() -> dict[str, str]:
+        lock = yaml.safe_load((project.folder / "dvc.lock").read_text())
+        outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
+        return {out["path"]: out["md5"] for out in outs if out["path"].startswith(("models/", "samples/"))}
+
+    before = hashes()
+    output = project.dvc("repro", "-f")
+    assert all(f"Running stage '{stage}'" in output for stage in ("train", "sample_ddpm", "sample_ddim", "evaluate"))
+    assert hashes() == before
+    assert set(before) == {"models/classifier", "models/ddpm", "samples/ddpm.npz", "samples/ddim.npz", "samples/judged"}
+    # Only how long things took may differ.
+    changed = {line.split()[1] for line in project.git("status", "--porcelain").splitlines()}
+    assert changed <= {"dvc.lock", *TIMED}
+
+
 def test_resume_after_kill_9(project):
     """A killed `dvc exp run` goes on where it was: no row twice or missing, and weights bit-equal to the uninterrupted run.
 
     Meanwhile a second trainer on the same state is refused in one line.
     """
-    recorded = project.weights()
-    with project.training("exp", "run", *TRAIN_AGAIN) as (process, output):
+    with project.training("exp", "run", *OTHER) as (process, output):
         os.killpg(process.pid, signal.SIGSTOP)
         refused = project.run(sys.executable, "-m", "stages.train", status=1)
         assert re.fullmatch(r"error: .*another training .* is running; .*\n", refused)
         kill_group(process)
     assert "resuming" not in output()
-    assert project.weights() != recorded
+    assert project.state
 
     # Git is left on a detached HEAD; this is the way back that the README names.
-    project.git("checkout", BRANCH)
-    output = project.dvc("exp", "run", *TRAIN_AGAIN)
+    project.git("checkout", "-f", BRANCH)
+    output = project.dvc("exp", "run", *OTHER)
     assert re.search(r"resuming at step \d+ of 100", output)
     assert logged_steps((project.folder / "reports/train/plots/metrics/loss.tsv").read_text()) == LOGGED_STEPS
-    assert project.weights() == recorded
-    assert not project.state.exists()
-    assert project.git("status", "--porcelain", "--branch") == f"## {BRANCH}"
-    assert UP_TO_DATE in project.dvc("status")
+    assert project.weights() == project.other_weights
+    assert not project.state
+    assert project.git("status", "--porcelain", "--branch").splitlines()[0] == f"## {BRANCH}"
+    assert "train:" not in project.dvc("status", "train")
 
 
 def test_resume_after_kill_9_in_a_temporary_folder(project):
     """The state of a killed `dvc exp run --temp` stands in the main checkout, and the next one goes on from it."""
-    with project.training("exp", "run", "--temp", *TRAIN_AGAIN) as (process, _):
+    with project.training("exp", "run", "--temp", *OTHER) as (process, _):
         kill_group(process)
-    assert project.state.exists()
-    output = project.dvc("exp", "run", "--temp", "--name", "resumed", *TRAIN_AGAIN)
+    assert project.state
+    output = project.dvc("exp", "run", "--temp", "--name", "resumed", *OTHER)
     assert re.search(r"resuming at step \d+ of 100", output)
     experiment = project.git("for-each-ref", "--format=%(objectname)", "refs/exps/*/*/resumed")
-    # dvc.lock holds a hash over all files of the model.
-    assert project.git("diff", "HEAD", experiment, "--", "dvc.lock", "params.yaml") == ""
     assert logged_steps(project.git("show", f"{experiment}:reports/train/plots/metrics/loss.tsv")) == LOGGED_STEPS
     assert project.git("status", "--porcelain", "--branch") == f"## {BRANCH}"
+    project.dvc("exp", "apply", "resumed")
+    assert project.weights() == project.other_weights
+
+
+def test_force(project):
+    """`-f` starts afresh, though there is a state to go on from; without it, one that `-f` left is gone on from."""
+    recorded = project.weights()
+    for _ in range(2):
+        with project.training("repro", *TRAIN_AGAIN) as (process, output):
+            kill_group(process)
+        assert "resuming" not in output()
+    assert "starting afresh, as -f asks" in output()
+    assert re.search(r"resuming at step \d+ of 100", project.dvc("repro", "train"))
+    assert project.weights() == recorded
 
 
 def test_damaged_state(project):
     """A damaged state is named and set aside, and training starts afresh, to the same weights."""
-    recorded = project.weights()
-    project.state.parent.mkdir(parents=True)
+    with project.training("exp", "run", *OTHER) as (process, _):
+        kill_group(process)
     project.state.write_bytes(b"PK\x03\x04 cut short")
-    output = project.dvc("repro", *TRAIN_AGAIN)
-    assert re.search(rf"warning: .*{project.fingerprint}.{STATE}: not usable .* kept as state.damaged, starting afresh", output)
+    project.git("checkout", "-f", BRANCH)
+    output = project.dvc("exp", "run", *OTHER)
+    assert re.search(rf"warning: .*{STATE}: not usable .* kept as state.damaged, starting afresh", output)
     assert "resuming" not in output
-    assert project.weights() == recorded
+    assert project.weights() == project.other_weights
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_saves_first(project, how):
+    """Told to end, a training writes its state at the step in hand; the same command goes on from that very step."""
+    with project.training("exp", "run", *OTHER) as (process, output):
+        (trainer,) = [p for p in group(process) if p.cmdline()[-1:] == ["stages.train"]]
+        trainer.send_signal(how)
+        process.wait(TIMEOUT)
+    (step,) = re.findall(r"train: stopped at step (\d+); its state is saved", output())
+    project.git("checkout", "-f", BRANCH)
+    assert f"resuming at step {step} of 100" in project.dvc("exp", "run", *OTHER)
+    assert project.weights() == project.other_weights
+
+
+def test_several_processes(project):
+    """Two processes train, draw and judge; one that is killed ends all in one line, and the next start resumes."""
+    params = project.folder / "params.yaml"
+    params.write_text(params.read_text(encoding="utf-8").replace("processes: auto", "processes: 2   "), encoding="utf-8")
+    with project.training("exp", "run", *OTHER) as (process, output):
+        trainers = [p for p in group(process) if p.cmdline()[-1:] == ["stages.train"]]
+        parents = {p.ppid() for p in trainers}
+        chosen = max((p for p in trainers if p.pid not in parents), key=lambda p: p.pid)
+        chosen.kill()
+        process.wait(TIMEOUT)
+        wait_for(lambda: not group(process), output, timeout=30)
+    assert re.findall(r"^error: .*", output(), re.M) == [
+        f"error: process 1 of 2 (pid {chosen.pid}) was ended by SIGKILL, and the others were stopped; run the same command again"
+    ]
+    assert "Traceback" not in output()
+    project.git("checkout", "-f", BRANCH)
+    params.write_text(params.read_text(encoding="utf-8").replace("processes: auto", "processes: 2   "), encoding="utf-8")
+    output = project.dvc("exp", "run", *OTHER[:2])
+    assert re.search(r"resuming at step \d+ of 100", output)
+    assert "in 2 processes" in output
+    assert logged_steps((project.folder / "reports/train/plots/metrics/loss.tsv").read_text()) == LOGGED_STEPS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
@@ -314,7 +389,7 @@ def test_no_trainer_without_dvc(project, monkeypatch, moment, shell):
             process.kill()
             process.wait(30)
             wait_for(lambda: not group(process), output, timeout=30)
-        assert project.state.exists(), "the training came to its end"
+        assert project.state, "the training came to its end"
         return
     with project.started(sys.executable, "-m", "dvc", "repro", *TRAIN_AGAIN) as (process, output):
         wait_for(lambda: len(group(process)) > 1, output)

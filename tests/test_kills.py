@@ -1,0 +1,220 @@
+"""A training that is killed, anywhere, any number of times, ends as one that was not: bit for bit.
+
+Each attempt is a fork of this process, which has PyTorch loaded, so that it starts at once; it dies as a process of its own would.
+"""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, edit_params, prepared
+
+import stages.train
+from ddpm.runtime import run_stage
+from ddpm.training.checkpoint import STATE, ResumeState
+from ddpm.training.ema import EMA
+from ddpm.training.loop import Trainer
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+STEPS = 40
+SETTINGS = {
+    "train.steps": STEPS, "train.batch_size": 8, "train.log_every": 3, "train.validate_every": 10, "train.preview_every": 20,
+    "train.checkpoint_every": 7, "train.snapshot_every": 40, "train.snapshots": 3, "train.levels": "importance",
+    "train.flip": True, "model.dropout": 0.1, "diffusion.timesteps": 20, "diffusion.learned_variance": True,
+}  # fmt: skip
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(count, owner, name, action, before=True):
+    """Replace a function so that its count-th call does `action(*arguments)` first, or last."""
+    real, calls = getattr(owner, name), [0]
+
+    def replaced(*arguments, **keywords):
+        calls[0] += 1
+        if calls[0] == count and before:
+            action(*arguments)
+        result = real(*arguments, **keywords)
+        if calls[0] == count and not before:
+            action(*arguments)
+        return result
+
+    setattr(owner, name, replaced)
+
+
+def die_writing(path, data):
+    with open(path, "wb") as file:
+        file.write(bytes(data)[: len(data) // 2])
+        file.flush()
+    die()
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def crash(*_):
+    raise ZeroDivisionError("a defect")
+
+
+def later(seconds):
+    threading.Timer(seconds, die).start()
+
+
+# Where a training may end, as a function of the count-th time that it gets there.
+MOMENTS = {
+    "before a step": lambda n: at_call(n, Trainer, "train_step", die),
+    "between gradient and update": lambda n: at_call(n, Trainer, "_update", die),
+    "between update and average": lambda n: at_call(n, EMA, "update", die),
+    "in the middle of a write": lambda n: at_call(1 + n // 3, Path, "write_bytes", die_writing),
+    "before a rename": lambda n: at_call(n, os, "replace", die),
+    "after a rename": lambda n: at_call(n, os, "replace", die, before=False),
+    "while saving the state": lambda n: at_call(1 + n // 8, ResumeState, "save", die),
+    "after saving the state": lambda n: at_call(1 + n // 8, ResumeState, "save", die, before=False),
+    "before the state is removed": lambda n: at_call(1, ResumeState, "discard", die),
+    "in a validation": lambda n: at_call(1 + n // 12, Trainer, "validation_loss", die),
+    "at some time": lambda n: later(n / 40),
+    "by a defect in a step": lambda n: at_call(n, Trainer, "_accumulate", crash),
+    "by a full disk": lambda n: at_call(1 + n // 3, Path, "write_bytes", no_space),
+    "by SIGTERM": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGTERM)),
+    "by SIGINT": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGINT)),
+}
+
+
+def attempt(moment=None, count=1):
+    """Run the stage in a process of its own, which may die at this moment; returns its exit status, -N for signal N, and output."""
+    output = Path("output.txt")
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = open(output, "w", buffering=1)
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            at_call(1, ResumeState, "discard", lambda saved: Path("end.pt").write_bytes(saved.path.read_bytes()))
+            if moment:
+                MOMENTS[moment](count)
+            run_stage(stages.train.main)
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, found = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(found), output.read_text()
+
+
+def results():
+    """Everything that a training leaves: bytes of the model and of the curves, and the last state."""
+    files = [
+        *Path("models/ddpm").rglob("*"),
+        *Path("reports/train/plots").rglob("*.tsv"),
+        *Path("reports/train/previews").iterdir(),
+    ]
+    state = torch.load("end.pt", weights_only=True)
+    state.pop("speed")
+    return {str(path): path.read_bytes() for path in files if path.is_file()}, state
+
+
+def same(a, b):
+    """Whether two nests of dicts, lists and tensors are equal, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def assert_same(found, expected):
+    assert found[0].keys() == expected[0].keys()
+    assert [name for name, data in expected[0].items() if found[0][name] != data] == []
+    assert [key for key in expected[1] if not same(found[1][key], expected[1][key])] == []
+
+
+UNINTERRUPTED = []
+
+
+@pytest.fixture
+def straight(workspace):
+    """A workspace with data, and what an uninterrupted training leaves in such a one; it is trained once."""
+    for name in ("ddpm", "stages"):  # the fingerprint is one of the code too
+        (workspace / name).symlink_to(ROOT / name)
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", *command], check=True)
+    edit_params(**SETTINGS)
+    prepared()
+    if not UNINTERRUPTED:
+        status, output = attempt()
+        assert status == 0, output
+        UNINTERRUPTED.append(results())
+    return UNINTERRUPTED[0]
+
+
+def until_done(moments):
+    """Attempts that die at (moment, count) one after the other, then one that does not; returns how many ended early."""
+    ended = 0
+    for moment, count in moments:
+        status, output = attempt(moment, count)
+        ended += status != 0
+        if moment.startswith("by SIG") and status:
+            assert status == 128 + getattr(signal, moment.removeprefix("by ")), output
+            assert "its state is saved" in output
+        if moment == "by a full disk" and status:
+            assert "error: " in output
+            assert "no space left on the device: free some and run again" in output
+            assert "Traceback" not in output
+        if moment == "by a defect in a step" and status:
+            assert "a defect" in output
+    status, output = attempt()
+    assert status == 0, output
+    return ended
+
+
+def test_a_killed_training_ends_as_one_that_was_not(straight):
+    assert until_done([("in the middle of a write", 9), ("by SIGTERM", 5), ("between update and average", 13)]) == 3
+    assert_same(results(), straight)
+    assert not list(Path(".scratch/train").glob("*/*"))
+
+
+def test_a_training_that_is_killed_at_its_very_end_still_leaves_everything(straight):
+    assert until_done([("before the state is removed", 1)]) == 1
+    assert_same(results(), straight)
+
+
+def test_a_state_saved_by_a_signal_is_that_of_the_step(straight):
+    assert attempt("by SIGINT", 11)[0] == 130
+    (state,) = Path(".scratch/train").glob(f"*/{STATE}")
+    assert torch.load(state, weights_only=True)["step"] == 11
+    status, output = attempt()
+    assert status == 0
+    assert f"resuming at step 11 of {STEPS}" in output
+    assert_same(results(), straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_kills_at_random_moments(straight, seed):
+    """Ten trainings, each killed several times; every moment comes at least twice."""
+    chance = random.Random(seed)
+    names = list(MOMENTS)
+    chosen = [names[(seed + k) % len(names)] for k in (0, 5, 10)] + chance.choices(names, k=2)
+    ended = until_done([(moment, chance.randint(1, STEPS // 2)) for moment in chosen])
+    assert ended >= 3
+    assert_same(results(), straight)
