@@ -1,6 +1,6 @@
 """A training that is killed, anywhere, any number of times, ends as one that was not: bit for bit.
 
-Each attempt is a fork of this process, which has PyTorch loaded, so that it starts at once; it dies as a process of its own would.
+Each attempt is a fork of this process, which has PyTorch loaded, so that it starts at once; it dies as any process does.
 """
 
 import errno
@@ -93,11 +93,11 @@ MOMENTS = {
 
 
 def attempt(moment=None, count=1):
-    """Run the stage in a process of its own, which may die at this moment; returns its exit status, -N for signal N, and output."""
+    """Run the stage in a process that may die at this moment; returns its exit status, -N for signal N, and its output."""
     output = Path("output.txt")
     pid = os.fork()
     if pid == 0:
-        sys.stdout = sys.stderr = open(output, "w", buffering=1)
+        sys.stdout = sys.stderr = output.open("w", buffering=1)
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,143 @@
+"""Which states and snapshots are kept, and whether dvc was told to start afresh."""
+
+import itertools
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_training import SETTINGS
+
+from ddpm.networks.posthoc import reach
+from ddpm.training import checkpoint
+from ddpm.training.checkpoint import ResumeState, dvc_forces, is_forced, surroundings
+from ddpm.training.pruning import kept_snapshots
+from ddpm.training.settings import Train
+
+CPU = torch.device("cpu")
+WHERE = surroundings(CPU, torch.float32)
+
+
+class TestForce:
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "dvc repro -f", "dvc repro --force train", "/opt/venv/bin/python /opt/venv/bin/dvc repro -fs train", "dvc exp run -f",
+            "python -m dvc repro -f", "dvc exp run --temp -f -S seed=1", "python3 -m dvc -v exp run -sf train", "dvc repro -Rf .",
+        ],
+    )  # fmt: skip
+    def test_it_is_seen(self, command):
+        assert is_forced(command.split())
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "dvc repro", "dvc repro -s train", "dvc exp run -S name=-f", "dvc commit -f sweep", "rm -f dvc repro",
+            "python -m stages.train", "bash -c dvc-like repro -f", "dvc exp exec-run --infofile run", "pytest -f tests",
+            "dvc exp run --name first -S train.flip=true",
+        ],
+    )  # fmt: skip
+    def test_nothing_else_is_taken_for_it(self, command):
+        assert not is_forced(command.split())
+
+    def test_all_ancestors_are_asked(self, monkeypatch):
+        class Ancestor:
+            def __init__(self, command):
+                self.command = command
+
+            def cmdline(self):
+                return self.command.split()
+
+        for command, forced in (("dvc repro -f train", True), ("dvc repro train", False)):
+            ancestors = [Ancestor("/bin/sh -c python -m stages.train"), Ancestor(command), Ancestor("bash")]
+            monkeypatch.setattr(psutil.Process, "parents", lambda self: ancestors)  # noqa: B023
+            assert dvc_forces() is forced
+
+    def test_a_forced_training_drops_the_state_and_all_beside_it(self, tmp_path, capsys):
+        state = ResumeState("abc", WHERE, tmp_path)
+        state.save({"step": 1})
+        (state.folder / "previews").mkdir()
+        (state.folder / "previews" / "step_1.png").touch()
+        assert state.load(fresh=True) is None
+        assert list(state.folder.iterdir()) == []
+        assert "starting afresh, as -f asks" in capsys.readouterr().out
+
+
+class TestState:
+    def test_one_of_another_format_is_refused_by_its_format(self, tmp_path, monkeypatch, capsys):
+        state = ResumeState("abc", WHERE, tmp_path)
+        monkeypatch.setattr(checkpoint, "FORMAT", 1)
+        state.save({"step": 1})
+        monkeypatch.undo()
+        assert state.load() is None
+        assert "not usable (its format is 1, not 2); kept as state.damaged, starting afresh" in capsys.readouterr().err
+
+    def test_going_on_elsewhere_is_said(self, tmp_path, capsys):
+        ResumeState("abc", WHERE, tmp_path).save({"step": 3})
+        elsewhere = ResumeState("abc", {**WHERE, "device": "NVIDIA H100", "processes": "8"}, tmp_path / "link")
+        elsewhere.path = tmp_path / "train" / "abc" / checkpoint.STATE
+        assert elsewhere.load()["step"] == 3
+        assert capsys.readouterr().err == (
+            "warning: goes on with another device cpu -> NVIDIA H100, processes 1 -> 8: a little different from an uninterrupted "
+            "training\n"
+        )
+
+    def test_what_a_killed_writer_left_is_removed(self, tmp_path):
+        state = ResumeState("abc", WHERE, tmp_path)
+        state.save({"step": 1})
+        (state.folder / ".state.partial123.pt").write_bytes(b"half")
+        state._lock.release()
+        again = ResumeState("abc", WHERE, tmp_path)
+        assert [path.name for path in again.folder.iterdir()] == [checkpoint.STATE]
+        assert again.load()["step"] == 1
+
+    def test_the_lock_outlives_the_folder(self, tmp_path):
+        """Whoever opened the lock before the first training ended must not get in beside a third."""
+        state = ResumeState("abc", WHERE, tmp_path)
+        state.discard()
+        assert (tmp_path / "train" / "abc.lock").exists()
+        assert not state.folder.exists()
+
+
+class TestSnapshots:
+    @given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 4_000))
+    def test_they_are_due_whenever_enough_images_are_complete(self, steps, batch_size, every):
+        settings = Train(**{**SETTINGS, "steps": steps, "batch_size": batch_size, "snapshot_every": every, "snapshots": 3})
+        due = [step for step in range(1, steps + 1) if settings.snapshot_due(step)]
+        assert due == settings.snapshot_steps(steps)
+        assert due[-1] == steps
+        passed = {(step * batch_size) // every for step in range(1, steps + 1)} - {0}
+        assert {(step * batch_size) // every for step in due} - {0} == passed
+
+    def test_none_are_due_if_none_are_kept(self):
+        settings = Train(**{**SETTINGS, "snapshots": 0})
+        assert settings.snapshot_steps(settings.steps) == []
+        assert not settings.snapshot_due(settings.steps)
+
+    @given(st.integers(1, 400), st.integers(1, 30))
+    def test_as_many_are_kept_as_wanted_the_last_among_them(self, made, count):
+        due = list(range(10, 10 * made + 1, 10))
+        kept = kept_snapshots(due, count)
+        assert len(kept) == min(made, count)
+        assert kept[-1] == due[-1]
+        assert kept == sorted(set(kept) & set(due))
+
+    @given(st.integers(1, 200), st.integers(1, 20))
+    def test_what_was_dropped_once_is_never_wanted_again(self, made, count):
+        """So that files may be removed as training goes on."""
+        due = list(range(1, made + 1))
+        histories = [set(kept_snapshots(due[:n], count)) for n in range(1, made + 1)]
+        for (n, before), after in zip(enumerate(histories, 1), histories[1:], strict=False):
+            assert after <= before | {due[n]}
+
+    @pytest.mark.parametrize("made", [20, 50, 64, 100, 1000])
+    def test_those_kept_reach_narrow_and_wide_averages(self, made):
+        narrowest, widest = reach(kept_snapshots([100 * k for k in range(1, made + 1)], 20))
+        assert narrowest <= 0.02
+        assert widest >= 0.24
+
+    def test_they_crowd_towards_the_end(self):
+        kept = kept_snapshots(list(range(1, 1001)), 20)
+        gaps = [b - a for a, b in itertools.pairwise(kept)]
+        assert sum(gaps[-5:]) < sum(gaps[:5]) / 2
