@@ -575,6 +575,53 @@ def test_flips_mirror_about_half_of_the_images(few):
     assert torch.equal(Batches(few.images, few.labels, 0, CPU, flip=True).batch(0, 2000)[0], flipped)
 
 
+@given(size=st.integers(1, 30), seen=st.integers(0, 40), seed=st.integers(0, 2**32), flip=st.booleans())
+def test_images_that_stay_on_disk_give_the_same_batches(few, size, seen, seed, flip):
+    resident = Batches(few.images, few.labels, seed, CPU, flip, preload=True)
+    streamed = Batches(few.images, few.labels, seed, CPU, flip, preload=False)
+    # One after the other, as they are read ahead; and then a jump, which was not foreseen.
+    for start in (seen, seen + size, seen + 2 * size, 3):
+        torch.manual_seed(start)
+        expected = resident.batch(start, size)
+        torch.manual_seed(start)
+        assert all(torch.equal(a, b) for a, b in zip(streamed.batch(start, size), expected, strict=True))
+
+
+def test_images_on_disk_are_read_while_the_last_ones_are_used(few):
+    streamed = Batches(few.images, few.labels, 0, CPU, preload=False)
+    streamed.batch(0, 4)
+    streamed.images.read.result()
+    first, streamed.images._rows = streamed.images.read, None  # whatever is read from here on was read before
+    try:
+        streamed.images.reader.submit = lambda *_: first
+        streamed.batch(4, 4)
+    finally:
+        del streamed.images.reader.submit
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_parts_of_a_batch_are_parts_of_the_whole(few, preload):
+    for part in (slice(0, 3), slice(3, 4), slice(4, 9)):
+        torch.manual_seed(0)
+        whole = Batches(few.images, few.labels, 0, CPU, True, preload).batch(5, 9)
+        torch.manual_seed(0)
+        found = Batches(few.images, few.labels, 0, CPU, True, preload).batch(5, 9, part)
+        assert all(torch.equal(a, b[part]) for a, b in zip(found, whole, strict=True))
+
+
+def test_batches_lie_in_memory_as_convolutions_like_them(few):
+    for preload in (True, False):
+        images, _ = Batches(few.images, few.labels, 0, CPU, True, preload).batch(0, 5)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_are_preloaded_if_they_take_less_than_a_quarter_of_the_memory(few, monkeypatch):
+    size = few.images.nbytes
+    for available, expected in ((4 * size + 1, True), (4 * size, False)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))  # noqa: B023
+        assert Batches(few.images, few.labels, 0, CPU).preloaded is expected
+
+
 def test_prepared_arrays_reach_the_batches_without_a_warning(tmp_path):
     prepare("digits", settings(), tmp_path)
     data = open_prepared("digits", settings(), tmp_path)

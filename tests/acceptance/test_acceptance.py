@@ -113,7 +113,8 @@ class Project:
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of every file of the trained model."""
-        return {path.name: digest(path) for path in sorted((self.folder / "models/ddpm").iterdir())}
+        folder = self.folder / "models/ddpm"
+        return {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
     def changed_params(self) -> list[str]:
         """Lines taken from and added to params.yaml since the last commit."""

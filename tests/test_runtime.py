@@ -1,0 +1,132 @@
+"""How a stage runs: precision, compilation, processes, neighbours, and the end of the process."""
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, edit_params
+from torch import nn
+
+from ddpm import params
+from ddpm.runtime import Interrupted, Neighbours, Precision, Runtime, compiled, process_count, run_stage
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def runtime(workspace):
+    """runtime(**changes): the section with changes."""
+
+    def load(**changes):
+        edit_params(**{f"runtime.{name}": value for name, value in changes.items()})
+        return params.load(runtime=Runtime).runtime
+
+    return load
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("name", "dtype"),
+        [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+    )
+    def test_the_forward_pass_runs_in_it(self, runtime, name, dtype):
+        precision = Precision(runtime(precision=name), CPU)
+        layer = nn.Linear(4, 4)
+        with precision.autocast():
+            assert layer(torch.ones(1, 4)).dtype == dtype
+        assert (precision.scaler is not None) == (name == "float16")
+
+
+class TestCompile:
+    def test_what_cannot_be_compiled_is_used_as_it_is(self, capsys, monkeypatch):
+        def broken(*_, **__):
+            raise RuntimeError("no compiler\nmore lines")
+
+        monkeypatch.setattr(torch, "compile", broken)
+        layer = nn.Linear(2, 2)
+        assert compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2)).sum().backward()) is layer
+        assert capsys.readouterr().err == "torch.compile does not work here (no compiler); going on without it\n"
+
+    def test_a_compiler_that_fails_at_the_first_call_is_noticed_too(self, capsys, monkeypatch):
+        def late(network, **_):
+            def call(*arguments):
+                raise RuntimeError("ninja not found")
+
+            return call
+
+        monkeypatch.setattr(torch, "compile", late)
+        layer = nn.Linear(2, 2)
+        assert compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2))) is layer
+        assert "ninja not found" in capsys.readouterr().err
+
+    def test_the_probe_leaves_no_gradient(self, monkeypatch):
+        monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+        layer = nn.Linear(2, 2)
+        compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2)).sum().backward())
+        assert layer.weight.grad is None
+
+    def test_on_cpu_only_who_asks_gets_it(self, monkeypatch):
+        monkeypatch.setattr(torch, "compile", lambda network, **_: pytest.fail("compiled"))
+        layer = nn.Linear(2, 2)
+        assert compiled(layer, None, CPU, None) is layer
+        assert compiled(layer, False, CPU, None) is layer
+
+
+class TestProcesses:
+    def test_one_unless_there_are_more_gpus_or_more_are_asked_for(self, runtime, monkeypatch):
+        assert process_count(runtime()) == 1
+        assert process_count(runtime(processes=3)) == 3
+        monkeypatch.setattr("ddpm.runtime.DEVICES", {"cuda": lambda: True, "auto": lambda: True, "mps": lambda: False})
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert process_count(runtime(processes="auto", device="cuda")) == 4
+        assert process_count(runtime(device="auto")) == 4
+
+    def test_a_mistake_is_said_once_however_many_there_are(self, workspace):
+        edit_params(**{"runtime.processes": 2, "train.batch_size": 1, "train.accumulation": 1})
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.train"], cwd=workspace, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert done.stderr == (
+            "error: params.yaml: train.batch_size: 1 images cannot be shared by 2 processes in 1 parts each; raise it, or lower "
+            "train.accumulation or runtime.processes\n"
+        )
+
+
+class TestNeighbours:
+    @pytest.mark.parametrize(("busy", "own", "warned"), [(100.0, 195.0, False), (100.0, 110.0, True), (60.0, 119.0, False)])
+    def test_a_machine_with_other_work_is_named_once(self, monkeypatch, capsys, busy, own, warned):
+        monkeypatch.setattr(psutil, "cpu_percent", lambda: busy)
+        monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+        monkeypatch.setattr(psutil.Process, "cpu_percent", lambda self: own)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        neighbours = Neighbours(CPU)
+        neighbours.warn()
+        neighbours.warn()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == warned
+        if warned:
+            assert lines[0] == (
+                "warning: 2 threads share 2 CPUs with other work that takes 0.9 of them; runtime.threads: 1 may be faster"
+            )
+
+    def test_one_thread_waits_for_nobody(self, monkeypatch, capsys):
+        monkeypatch.setattr(psutil, "cpu_percent", lambda: 100.0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        Neighbours(CPU).warn()
+        assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_stage_ends_with_the_status_of_its_signal(monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+
+    def main():
+        raise Interrupted(15, "train: stopped at step 3; its state is saved")
+
+    run_stage(main)
+    assert ended == [143]
+    assert capsys.readouterr().err == "train: stopped at step 3; its state is saved\n"
