@@ -62,8 +62,8 @@ def solve(name: str, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
     2 * mix - 1 (Nichol & Dhariwal 2021, eq. 15).
     """
     like = level.like(x_t)
-    a, b = PREDICTIONS[name](like)
-    det = like.alpha * b - like.sigma * a
+    _, b = PREDICTIONS[name](like)
+    det = determinant(name, like)
     mix = None
     if output.shape[1] == 2 * x_t.shape[1]:
         output, spread = output.chunk(2, dim=1)

@@ -155,7 +155,6 @@ def cosine(steps: int, s: float = 0.008, max_beta: float = MAX_BETA) -> Tensor:
 def sigmoid(steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
     """alpha_bar along the stretch start..end of a falling sigmoid of temperature tau (Jabri et al. 2023; written out in
     Chen 2023, alg. 1)."""
-
     # The curve is used in ratios of its values alone, so that its height does not matter.
     last = torch.sigmoid(torch.tensor(end / tau, dtype=torch.float64))
     return _from_curve(steps, lambda u: last - torch.sigmoid((start + (end - start) * u) / tau), MAX_BETA)

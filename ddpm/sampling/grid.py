@@ -86,11 +86,13 @@ def churned(grid: np.ndarray, schedule: NoiseSchedule, churn: float) -> np.ndarr
     """The grid with a climb before each step, by a factor 1 + min(churn / S, sqrt(2) - 1) in sigma / alpha
     (S_churn of Karras et al. 2022, algorithm 2), but not above T."""
     factor = min(churn / (len(grid) - 1), MAX_CHURN)
-    levels = [schedule[position] for position in grid[:-1]]
-    climbed = schedule.position(np.array([-math.inf if v.alpha == 0 else math.log(v.alpha / v.sigma) for v in levels])
-                                - math.log1p(factor))  # fmt: skip
-    both = np.stack([grid[:-1], climbed], axis=1)
-    return np.append(both[(np.stack([np.ones_like(climbed), climbed > grid[:-1]], axis=1)).astype(bool)], 0.0)
+    visits = []
+    for position in grid[:-1].tolist():
+        level = schedule[position]
+        log_ratio = math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
+        climbed = float(schedule.position(np.array(log_ratio - math.log1p(factor))))
+        visits += [position, climbed] if climbed > position else [position]
+    return np.array([*visits, 0.0])
 
 
 def corrected(grid: np.ndarray) -> np.ndarray:
