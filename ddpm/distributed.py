@@ -197,6 +197,7 @@ def launch(processes: int, module: str) -> None:
     # The launcher would say the same as the error below, in thirty lines.
     logging.disable(logging.CRITICAL)
     os.environ[CHILD] = "1"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as would its store, whenever a process is gone
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=module, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0,

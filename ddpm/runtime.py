@@ -38,6 +38,7 @@ class Runtime(Section):
     precision: Annotated[str, OneOf(PRECISIONS)]
     compile: Annotated[bool | None, OrWord("auto")]
     preload: Annotated[bool | None, OrWord("auto")]
+    deterministic: bool
     log_seconds: Annotated[float, Field(gt=0)]
 
 
@@ -59,9 +60,21 @@ def setup(runtime: Runtime) -> torch.device:
                 f"{torch.cuda.device_count()}; set it to 'auto'"
             )
         torch.cuda.set_device(distributed.local_rank())
+        _make_deterministic(runtime.deterministic)
     device = torch.device(kind, distributed.local_rank()) if kind == "cuda" else torch.device(kind)
     distributed.join(device)
     return device
+
+
+def _make_deterministic(wanted: bool) -> None:
+    """On a GPU: kernels that give the same bits in every run, or whichever are fastest for the sizes at hand."""
+    torch.backends.cudnn.benchmark = not wanted
+    if wanted:
+        # Read when the first matrix product is made. Its sums depend on how it may use memory.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # A warning, not an error, for an operation that has no such kernel: what it computes is right.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def device_kind(runtime: Runtime) -> str:
