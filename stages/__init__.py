@@ -12,9 +12,16 @@ import threading
 from pathlib import Path
 
 # PyTorch's threads (GNU OpenMP) spin for a long time when they wait for each other. With another busy process on the machine they
-# then wait for a thread that is not running: training was seen at a fifth of its speed. A short spin costs nothing on an idle
-# machine. Read when OpenMP is loaded, so it must be set before PyTorch is imported.
+# then wait for a thread that is not running: training was seen at a fifth of its speed. A short spin costs a few percent on an
+# idle machine. Read when OpenMP is loaded, so it must be set before PyTorch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# glibc gives the memory of large tensors back to the system as soon as they are freed, and every training step takes it anew,
+# page by page: a tenth to a fifth of its time on two cores. So keep it: no mmap below 1 GB (M_MMAP_THRESHOLD, -3) and no trimming
+# (M_TRIM_THRESHOLD, -1).
+if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):
+        ctypes.CDLL(None).mallopt(option, value)
 
 CHILD = "DDPM_CHILD"  # set for the processes that a stage starts itself (ddpm/distributed.py)
 

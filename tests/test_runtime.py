@@ -1,5 +1,7 @@
 """How a stage runs: precision, compilation, processes, neighbours, and the end of the process."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, edit_params
+from test_training import make_trainer, run
 from torch import nn
 
 from ddpm import params
@@ -74,6 +77,25 @@ class TestCompile:
         assert compiled(layer, False, CPU, None) is layer
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_training_is_the_same_but_for_rounding():
+    trainers = {}
+    for wanted in (False, True):
+        trainer = trainers[wanted] = make_trainer(dropout=0.0)
+
+        def probe(network, trainer=trainer):
+            x0, labels = trainer.batches.batch(0, 16)
+            network(x0, torch.ones(16), labels).sum().backward()
+
+        trainer.model = compiled(trainer.network, wanted, CPU, probe)
+        assert (trainer.model is trainer.network) != wanted
+        run(trainer)
+    for name, value in trainers[False].network.state_dict().items():
+        torch.testing.assert_close(trainers[True].network.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
 class TestProcesses:
     def test_one_unless_there_are_more_gpus_or_more_are_asked_for(self, runtime, monkeypatch):
         assert process_count(runtime()) == 1
@@ -86,7 +108,7 @@ class TestProcesses:
     def test_a_mistake_is_said_once_however_many_there_are(self, workspace):
         edit_params(**{"runtime.processes": 2, "train.batch_size": 1, "train.accumulation": 1})
         done = subprocess.run(
-            [sys.executable, "-m", "stages.train"], cwd=workspace, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "stages.train"], cwd=workspace, env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 1, done.stderr

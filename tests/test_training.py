@@ -264,6 +264,18 @@ def test_signals_write_a_checkpoint_first(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_that_comes_while_files_are_written_is_obeyed_after_the_next_step():
+    saved = []
+    trainer = make_trainer(log_every=3, checkpoint_every=100)
+    hooks = Hooks(
+        log=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 3 else None,
+        checkpoint=lambda trainer: saved.append(trainer.step),
+    )
+    with pytest.raises(Interrupted, match="stopped at step 4"):
+        train(trainer, make_split(30, 1), hooks)
+    assert saved == [4]
+
+
 def test_the_time_is_told_by_phase():
     trainer = run(make_trainer())
     assert [row["step"] for row in trainer.speed] == [4, 8, 12]

@@ -1,10 +1,16 @@
-"""The U-Net: shapes, sizes that fit and sizes that do not, conditioning, and what a config rebuilds."""
+"""The U-Net: shapes, sizes that fit and sizes that do not, conditioning, its fast convolutions, and what a config rebuilds."""
+
+import copy
+import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import diffusion
 
 from ddpm.files import InputError
+from ddpm.networks import convolution
+from ddpm.networks.convolution import Conv, Grow
 from ddpm.networks.store import CHECKPOINTS, CONFIG, load_model, make_config
 from ddpm.networks.unet import UNet, UNetSettings, group_norm, time_embedding
 from ddpm.weights import save_weights
@@ -129,6 +135,125 @@ def test_dropout_acts_in_training_alone():
 def test_sizes_that_do_not_fit_are_refused_by_name(changes, shape, message):
     with pytest.raises(InputError, match=message):
         UNet(settings(**changes), shape, classes=10)
+
+
+def plain(network):
+    """The same network without its fast ways: every convolution is PyTorch's own, and growing is an enlarged image convolved."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, Grow):
+            module.forward = lambda x, m=module: F.conv2d(F.interpolate(x, scale_factor=2.0), m.weight, m.bias, padding=1)
+        elif isinstance(module, Conv):
+            module.forward = lambda x, m=module: F.conv2d(x, m.weight, m.bias, m.stride, m.padding)
+    return network
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_the_fast_ways_change_no_number(batch, memory_format, dtype):
+    """With gradients and without: 16 images take the transposed convolution, 1 and 2 the enlarged image."""
+    network = awake(UNet(settings(channels=6, attention_levels=[1]), (8, 8, 3), classes=10)).to(
+        dtype, memory_format=memory_format
+    )
+    x, t = torch.randn(batch, 3, 8, 8, dtype=dtype).contiguous(memory_format=memory_format), torch.arange(float(batch))
+    reference = plain(network)
+    expected, out = reference(x, t), network(x, t)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for net, result in ((reference, expected), (network, out)):
+        result.square().sum().backward()
+        assert all(parameter.grad is not None for name, parameter in net.named_parameters() if "condition" not in name)
+    for found, wanted in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, atol=1e-3, rtol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x, t), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_growing_has_the_gradients_of_what_it_computes():
+    layer = Grow(2).double()
+    x = torch.randn(5, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert x.numel() >= layer.weight.numel()
+    assert torch.autograd.gradcheck(layer, x)
+    assert torch.autograd.gradcheck(lambda w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x.detach()), (
+        layer.weight, layer.bias,
+    ))  # fmt: skip
+
+
+def packing(batch=4):
+    """A layer in eval mode and an input on which it packs, where this machine can."""
+    layer = Conv(4, 6, 3, padding=1).eval()
+    return layer, torch.randn(batch, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+
+
+def by_hand(layer, x):
+    return F.conv2d(x, layer.weight, layer.bias, padding=1)
+
+
+def in_place(layer):
+    with torch.no_grad():
+        layer.weight.mul_(2)
+
+
+def another_storage(layer):
+    layer.weight.data = torch.randn_like(layer.weight)
+
+
+def a_fused_step(layer):
+    layer(torch.ones(1, 4, 8, 8)).sum().backward()
+    torch.optim.AdamW(layer.parameters(), 0.1, fused=True).step()
+
+
+def unseen_in_training(layer):
+    layer.train()
+    layer.weight.data.mul_(2)
+    layer.eval()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_place,
+        another_storage,
+        a_fused_step,
+        unseen_in_training,
+        lambda layer: layer.load_state_dict(Conv(4, 6, 3).state_dict()),
+    ],
+)
+def test_a_packed_kernel_follows_its_weights(change):
+    layer, x = packing()
+    with torch.no_grad():
+        before = layer(x)
+        assert (layer._packed is not None) == convolution._CAN_PACK
+        change_under_grad = torch.enable_grad()(change)
+        change_under_grad(layer)
+        after = layer(x)
+        assert not torch.allclose(before, after, atol=1e-3)
+        torch.testing.assert_close(after, by_hand(layer, x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_packed_kernel_serves_other_shapes_and_is_not_copied():
+    layer, x = packing()
+    with torch.inference_mode():
+        for part in (x, x[:1], x[:, :, :5], x.contiguous()):
+            torch.testing.assert_close(layer(part), by_hand(layer, part), atol=1e-5, rtol=1e-5)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert copied._packed is None
+        torch.testing.assert_close(copied(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_reaches_every_convolution(dtype):
+    network = awake(UNet(settings(attention_levels=[1]), (8, 8, 1), classes=10)).to(memory_format=torch.channels_last)
+    x, t = torch.randn(16, 1, 8, 8), torch.arange(16.0)
+    expected = network(x, t)
+    with torch.autocast("cpu", dtype):
+        out = network(x, t)
+        out.float().sum().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(network(x, t), out)
+    assert out.dtype == dtype
+    assert all(parameter.grad.dtype == torch.float32 for parameter in network.parameters() if parameter.grad is not None)
+    torch.testing.assert_close(out.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0.1)
 
 
 def test_a_model_folder_rebuilds_its_network(tmp_path):

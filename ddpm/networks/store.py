@@ -22,7 +22,7 @@ from ddpm.params import lookup
 from ddpm.weights import load_weights, put_weights
 
 CONFIG = "config.json"
-FORMAT = 2
+FORMAT = 3
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddpm.files import InputError
 from ddpm.networks.conditioning import CONDITIONINGS
+from ddpm.networks.convolution import Conv, Grow
 from ddpm.params import OneOf, Section
 
 Size = Annotated[int, Field(ge=1)]
@@ -43,20 +44,21 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalized convolutions with the embedding added between them: (B, C_in, H, W), (B, E) -> (B, C_out, H, W)."""
+    """Two normalized convolutions with a shift of each image's channels between them, which carries the embedding:
+    (B, C_in, H, W), (B, C_out, 1, 1) -> (B, C_out, H, W)."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float):
+    def __init__(self, inputs: int, outputs: int, dropout: float):
         super().__init__()
-        self.norm1, self.conv1 = group_norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.embed = nn.Linear(embedding, outputs)
-        self.norm2, self.conv2 = group_norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm1, self.conv1 = group_norm(inputs), Conv(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(outputs), Conv(outputs, outputs, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         zero_init(self.conv2)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.embed(embedding)[:, :, None, None]
-        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        # In place: a convolution's output is needed by nothing else, and on CPU these sums cost their memory traffic.
+        h = self.conv1(F.silu(self.norm1(x))).add_(shift)
+        return self.conv2(self.dropout(F.silu(self.norm2(h)))).add_(self.skip(x))
 
 
 class Attention(nn.Module):
@@ -65,23 +67,23 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+        self.norm, self.qkv = group_norm(channels), Conv(channels, 3 * channels, 1)
+        self.out = zero_init(Conv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         # (B, 3C, H, W) -> 3 x (B, heads, pixels, C / heads)
         q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
         h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
+        return self.out(h.transpose(-1, -2).reshape(batch, channels, height, width)).add_(x)
 
 
 class Resolution(nn.Module):
     """The blocks of one resolution; each may be followed by attention."""
 
-    def __init__(self, widths: list[tuple[int, int]], embedding: int, dropout: float, heads: int | None):
+    def __init__(self, widths: list[tuple[int, int]], dropout: float, heads: int | None):
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(i, o, embedding, dropout) for i, o in widths)
+        self.blocks = nn.ModuleList(ResidualBlock(i, o, dropout) for i, o in widths)
         self.attentions = nn.ModuleList(Attention(o, heads) if heads else nn.Identity() for _, o in widths)
 
 
@@ -103,11 +105,11 @@ class UNet(nn.Module):
         self.base = base
         self.time = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.condition = CONDITIONINGS[settings.conditioning](classes, embedding)
-        self.first = nn.Conv2d(image_channels, base, 3, padding=1)
+        self.first = Conv(image_channels, base, 3, padding=1)
 
         def level(pairs: list[tuple[int, int]], index: int) -> Resolution:
             heads = settings.heads if index in settings.attention_levels else None
-            return Resolution(pairs, embedding, settings.dropout, heads)
+            return Resolution(pairs, settings.dropout, heads)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         skips, current, last = [base], base, len(widths) - 1
@@ -115,12 +117,12 @@ class UNet(nn.Module):
             pairs = [(current if j == 0 else width, width) for j in range(settings.blocks_per_level)]
             self.down.append(level(pairs, i))
             skips += [width] * settings.blocks_per_level + ([width] if i < last else [])
-            self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1) if i < last else nn.Identity())
+            self.shrink.append(Conv(width, width, 3, stride=2, padding=1) if i < last else nn.Identity())
             current = width
 
-        self.middle1 = ResidualBlock(current, current, embedding, settings.dropout)
+        self.middle1 = ResidualBlock(current, current, settings.dropout)
         self.middle_attention = Attention(current, settings.heads) if settings.middle_attention else nn.Identity()
-        self.middle2 = ResidualBlock(current, current, embedding, settings.dropout)
+        self.middle2 = ResidualBlock(current, current, settings.dropout)
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
@@ -129,9 +131,12 @@ class UNet(nn.Module):
                 pairs.append((current + skips.pop(), width))
                 current = width
             self.up.append(level(pairs, i))
-            self.grow.append(nn.Conv2d(width, width, 3, padding=1) if i > 0 else nn.Identity())
+            self.grow.append(Grow(width) if i > 0 else nn.Identity())
 
-        self.norm, self.last = group_norm(current), zero_init(nn.Conv2d(current, self.outputs, 3, padding=1))
+        self.norm, self.last = group_norm(current), zero_init(Conv(current, self.outputs, 3, padding=1))
+        # One linear layer for the shifts of all blocks, in the order of `forward`: many small ones cost more than they compute.
+        self.widths = [block.conv1.out_channels for block in self.modules() if isinstance(block, ResidualBlock)]
+        self.embed = nn.Linear(embedding, sum(self.widths))
 
     @property
     def conditional(self) -> bool:
@@ -140,21 +145,23 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         embedding = F.silu(self.condition(self.time(time_embedding(t, self.base).to(x.dtype)), labels))
+        shifts = iter(self.embed(embedding)[:, :, None, None].split(self.widths, dim=1))
         h = self.first(x)
         skips = [h]
         for i, level in enumerate(self.down):
             for block, attention in zip(level.blocks, level.attentions, strict=True):
-                h = attention(block(h, embedding))
+                h = attention(block(h, next(shifts)))
                 skips.append(h)
             if i < len(self.down) - 1:
                 h = self.shrink[i](h)
                 skips.append(h)
-        h = self.middle2(self.middle_attention(self.middle1(h, embedding)), embedding)
+        h = self.middle1(h, next(shifts))
+        h = self.middle2(self.middle_attention(h), next(shifts))
         for i, level in enumerate(self.up):
             for block, attention in zip(level.blocks, level.attentions, strict=True):
-                h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+                h = attention(block(torch.cat([h, skips.pop()], dim=1), next(shifts)))
             if i < len(self.up) - 1:
-                h = self.grow[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = self.grow[i](h)
         return self.last(F.silu(self.norm(h)))
 
 

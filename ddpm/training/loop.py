@@ -23,6 +23,8 @@ from ddpm.training.watch import FLOAT16_TRIALS, Guard, Phases, signals
 
 VALIDATION_IMAGES = 2_000
 VALIDATION_BATCH = 500
+STEP_PHASES = ("data", "forward", "backward", "update")
+SPEED_COLUMNS = ("step", "images_per_second", *(f"{name}_ms" for name in STEP_PHASES))
 
 
 class Trainer:
@@ -49,7 +51,8 @@ class Trainer:
         model: nn.Module | None = None,
     ):
         settings.check_share(distributed.size())
-        self.network, self.model, self.batches, self.settings, self.seed = network, model or network, batches, settings, seed
+        self.network, self.batches, self.settings, self.seed = network, batches, settings, seed
+        self.model = network if model is None else model
         self.device = batches.device
         self.schedule, self.prediction = schedule.to(self.device), prediction
         self.autocast, self.scaler = autocast, scaler
@@ -241,7 +244,9 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
         note, logged = "", trainer.step
         while trainer.step < s.steps:
             trainer.train_step()
-            logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every) or noted.received
+            # Read once: a signal that comes while files are written is obeyed after the next step.
+            stopping = noted.received
+            logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every) or stopping
             if logging or validating or saving or trainer.device.type == "cpu":
                 trainer.guard.check()
             row = {}
@@ -272,14 +277,10 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
                     hooks.snapshot(trainer)
                 if saving:
                     hooks.checkpoint(trainer)
-            if noted.received:
+            if stopping:
                 saved = f"train: stopped at step {trainer.step:,}; its state is saved, the same command goes on from there"
-                raise Interrupted(noted.received, saved)
+                raise Interrupted(stopping, saved)
             progress.advance(s.batch_size, note)
-
-
-STEP_PHASES = ("data", "forward", "backward", "update")
-SPEED_COLUMNS = ("step", "images_per_second", *(f"{name}_ms" for name in STEP_PHASES))
 
 
 def _speed(trainer: Trainer, images: int) -> dict[str, float]:

@@ -1,0 +1,82 @@
+"""The benchmark's report: a page with a table per case, and a bar chart."""
+
+from pathlib import Path
+
+from ddpm.reporting.figures import BLUE, ORANGE, PALETTE, figure
+from ddpm.reporting.tables import number, percent, table
+
+COLOURS = {"ours": BLUE, "ours, compiled": PALETTE[5], "diffusers": ORANGE, "denoising-diffusion-pytorch": PALETTE[2]}
+
+
+def page(report: dict, picture: str) -> str:
+    """The report, as main() of `peers` makes it, in Markdown."""
+    machine, top = report["machine"], report["ceiling"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    where = f"{machine['gpu']}, host " if "gpu" in machine else ""
+    parts = [
+        f"# Speed on {machine.get('gpu') or machine['cpu']}",
+        f"{where}{machine['cpu']}, {machine['cpus']} CPUs, {machine['threads']} threads; Python {machine['python']}, {versions}.",
+        f"![Images per second]({picture})",
+        f"The ceiling is {number(top['flops'] / 1e12)} TFLOP/s in {top['dtype']}: the best of some large matrix products and 3x3 "
+        f"convolutions in the same run ({top['of']}). Layouts, optimizer settings and what is done how by whom: "
+        "`tests/benchmarks/contestants.py`. Times are medians over rounds in which all take turns; a ratio is taken within each "
+        "round, with its quartiles in brackets. FLOPs are those executed in convolutions and matrix products.",
+    ]
+    parts += [f"{name} was not installed and is left out." for name in report["left_out"]]
+    for case in report["cases"]:
+        parts += [f"## {title(case)}", _layout(case), _case_table(case)]
+        parts += [f"{name}: {reason}." for name, reason in case["failed"].items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def title(case: dict) -> str:
+    """Such as: Training, 32x32, batch 32."""
+    steps = f", {case['steps']} DDIM steps" if case["steps"] else ""
+    return f"{case['kind'].capitalize()}, {case['shape'][0]}x{case['shape'][1]}, batch {case['batch']}{steps}"
+
+
+def _layout(case: dict) -> str:
+    sides = [f"{case['shape'][0] >> level}x{case['shape'][1] >> level}" for level in case["attention"]]
+    attention = " and ".join([*(f"at {side}" for side in sides), "in the middle"])
+    widths = ", ".join(str(case["channels"] * mult) for mult in case["mults"])
+    return f"Widths {widths}; {case['blocks']} blocks per level; attention {attention}; {case['rounds']} rounds."
+
+
+def _case_table(case: dict) -> str:
+    baselines = [c["name"] for c in case["contestants"] if c["name"].startswith("ours")]
+    header = ["", "images/s", *(f"time / {name}" for name in baselines), "parameters", "GFLOP per image", "of the ceiling"]
+    on_gpu = any(c["peak_memory_gib"] is not None for c in case["contestants"])
+    rows = []
+    for c in case["contestants"]:
+        ratios = [_ratio(c["slower_than"].get(name)) for name in baselines]
+        row = [c["name"], number(c["images_per_second"]), *ratios, number(c["parameters"]), number(c["gflops_per_image"])]
+        rows.append([*row, percent(c["share_of_ceiling"]), *([number(c["peak_memory_gib"]) + " GiB"] if on_gpu else [])])
+    return table([*header, *(["peak memory"] if on_gpu else [])], rows)
+
+
+def _ratio(values: dict[str, float] | None) -> str:
+    return "1" if values is None else f"{values['median']:.2f} ({values['low']:.2f} to {values['high']:.2f})"
+
+
+def ratio_chart(path: Path, report: dict) -> None:
+    """Images per second of all, a group of bars per case, as multiples of diffusers, or of ours where that is missing."""
+    cases = report["cases"]
+    names = [name for name in COLOURS if any(c["name"] == name for case in cases for c in case["contestants"])]
+    base = "diffusers" if "diffusers" in names else "ours"
+    with figure(path, 1, 9, 3.6) as (ax,):
+        for i, name in enumerate(names):
+            for j, case in enumerate(cases):
+                speed = {c["name"]: c["images_per_second"] for c in case["contestants"]}
+                if name not in speed or base not in speed:
+                    continue
+                height = speed[name] / speed[base]
+                x = j + (i - (len(names) - 1) / 2) * 0.8 / len(names)
+                bar = ax.bar(x, height, width=0.76 / len(names), color=COLOURS[name], label=name if j == 0 else None)
+                ax.bar_label(bar, [f"{height:.2f}"], padding=2, fontsize=8)
+        ax.axhline(1, color="black", linewidth=0.8)
+        labels = [title(case).replace(", batch", "\nbatch").replace(" DDIM steps", " steps") for case in cases]
+        ax.set_xticks(range(len(cases)), labels, fontsize=8)
+        ax.set_title(f"Images per second, {base} = 1 (higher is better)")
+        ax.margins(y=0.12)
+        ax.grid(axis="x", visible=False)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,0 +1,274 @@
+"""How fast we train and sample, beside diffusers and denoising-diffusion-pytorch on the same machine at the same time.
+
+    python -m tests.benchmarks.peers [--device cpu] [--rounds N] [--cases train-8 sample-32] [--compile] [--quick] [--out FOLDER]
+
+All contestants live in one process and take turns, in another order in every round, so that what else the machine does hits all.
+A ratio is that of two times in one round; its median and quartiles over the rounds are reported. Writes NAME.json, NAME.md and
+NAME.png to reports/benchmarks, NAME after the device. What is compared, and how it is made comparable, is in `contestants`.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.files import InputError, write_json, write_text
+from ddpm.params import read_yaml
+from ddpm.runtime import Precision, Runtime, setup
+
+from .contestants import INSTALLED, RIVALS, Case, Contestant, Setting, contestants
+from .page import page, ratio_chart
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = {"shape": (8, 8, 1), "channels": 32, "mults": [1, 2], "attention": []}
+SMALL = {"shape": (32, 32, 3), "channels": 64, "mults": [1, 2, 2], "attention": [1]}
+WIDE = {"shape": (32, 32, 3), "channels": 128, "mults": [1, 2, 2], "attention": [1]}
+LARGE = {"shape": (64, 64, 3), "channels": 128, "mults": [1, 2, 2, 2], "attention": [2]}
+CASES = {
+    "cpu": [
+        Case("train-8", batch=128, **DIGITS),
+        Case("train-32", batch=32, **SMALL),
+        Case("sample-8", batch=16, steps=20, **DIGITS),
+        Case("sample-32", batch=16, steps=4, **SMALL),
+        Case("sample-32-single", batch=1, steps=20, **SMALL),
+    ],
+    "cuda": [
+        Case("train-32", batch=256, **SMALL),
+        Case("train-32-wide", batch=256, **WIDE),
+        Case("train-64", batch=256, **LARGE),
+        Case("sample-32", batch=256, steps=20, **SMALL),
+        Case("sample-32-wide", batch=256, steps=20, **WIDE),
+        Case("sample-64", batch=256, steps=10, **LARGE),
+    ],
+    "quick": [
+        Case("train-quick", (8, 8, 1), 4, 16, [1, 2], []),
+        Case("sample-quick", (8, 8, 1), 2, 16, [1, 2], [], steps=2),
+    ],
+}
+ROUNDS = {"cpu": 15, "cuda": 9, "quick": 2}
+# A measured turn is at least this long: a GPU is asked for many steps at once, as in a real training.
+TURN_SECONDS = {"cpu": 0.0, "cuda": 0.5}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def timed(run: Callable[[], object], times: int, device: torch.device) -> float:
+    """Seconds per call, of so many calls one after another, until the device has done its work."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    _wait(device)
+    return (time.perf_counter() - start) / times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ceiling(setting: Setting, quick: bool, before: dict | None = None) -> dict:
+    """The most arithmetic that this machine does in matrix products and 3x3 convolutions: FLOP/s, what of, and the type.
+
+    before: what was found earlier in this run, when the machine may have had more time for us.
+    """
+    device, dtype = setting.device, setting.precision.dtype
+    gpu = device.type == "cuda"
+    sizes = [256] if quick else [8192, 16384] if gpu else [1024, 2048]
+    shapes = [(2, 32, 8)] if quick else [(256, 256, 32), (256, 128, 64)] if gpu else [(32, 128, 32), (32, 128, 16), (128, 64, 8)]
+    work: dict[str, tuple[float, Callable[[], object]]] = {}
+    for n in sizes:
+        a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+        work[f"matrix product, {n:,} x {n:,}"] = (2.0 * n**3, lambda a=a, b=b: a @ b)
+    for batch, channels, side in shapes:
+        x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        layer = nn.Conv2d(channels, channels, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
+        work[f"3x3 convolution, {batch} x {channels} x {side} x {side}"] = (
+            18.0 * x.numel() * channels,
+            lambda x=x, f=layer: f(x),
+        )
+    rates = dict(before["all"]) if before else {}
+    with torch.no_grad():
+        for name, (flops, run) in work.items():
+            timed(run, 3, device)
+            rate = flops / min(timed(run, 10 if gpu else 2, device) for _ in range(3 if quick else 12))
+            rates[name] = max(rate, rates.get(name, 0.0))
+    best = max(rates, key=rates.__getitem__)
+    return {"flops": rates[best], "of": best, "dtype": str(dtype).removeprefix("torch."), "all": rates}
+
+
+def flops_per_image(case: Case, contestant: Contestant) -> float:
+    """Floating-point operations of matrix products and convolutions per image, as they are executed: of a training step
+    forwards and backwards, or of all evaluations of the network for a sample."""
+    with FlopCounterMode(display=False) as counter:
+        if case.steps:
+            contestant.forward()
+        else:
+            contestant.run()
+    return counter.get_total_flops() * max(case.steps, 1) / case.batch
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and quartiles of values."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return {"median": median, "low": low, "high": high}
+
+
+def measure(case: Case, setting: Setting, rounds: int, compile_ours: bool) -> dict:
+    """All contestants of a case by turns; the record that goes into the JSON."""
+    device, gpu = setting.device, setting.device.type == "cuda"
+    racing: list[Contestant] = []
+    turns, memory, failed = {}, {}, {}
+    flops: dict[str, float] = {}
+    held = torch.cuda.memory_allocated(device) if gpu else 0
+    waiting = contestants(case, setting, compile_ours)
+    while True:
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        if (contestant := next(waiting, None)) is None:
+            break
+        name = contestant.name
+        try:
+            once = min(timed(contestant.run, 1, device) for _ in range(3))
+        except torch.OutOfMemoryError:
+            say(f"  {name}: out of memory")
+            failed[name] = "out of memory"
+            continue
+        turns[name] = max(1, round(TURN_SECONDS.get(device.type, 0.0) / once))
+        memory[name] = (torch.cuda.max_memory_allocated(device) - held) / 2**30 if gpu else None
+        # What a compiler makes of a network cannot be counted; it is the same network.
+        flops[name] = flops.get("ours", 0.0) if "compiled" in name else flops_per_image(case, contestant)
+        if gpu:
+            torch.cuda.empty_cache()
+            held = torch.cuda.memory_allocated(device)
+        racing.append(contestant)
+    seconds: dict[str, list[float]] = {contestant.name: [] for contestant in racing}
+    for r in range(rounds):
+        for contestant in racing[r % len(racing) :] + racing[: r % len(racing)]:
+            seconds[contestant.name].append(timed(contestant.run, turns[contestant.name], device))
+    names = list(seconds)
+    say("  " + ", ".join(f"{name} {case.batch / statistics.median(seconds[name]):,.1f} images/s" for name in names))
+    return {
+        **case._asdict(),
+        "kind": "sampling" if case.steps else "training",
+        "rounds": rounds,
+        "failed": failed,
+        "contestants": [
+            {
+                "name": c.name,
+                "parameters": c.parameters,
+                "gflops_per_image": flops[c.name] / 1e9,
+                "seconds": quartiles(seconds[c.name]),
+                "images_per_second": case.batch / statistics.median(seconds[c.name]),
+                "peak_memory_gib": memory[c.name],
+                "slower_than": {
+                    name: quartiles(ratios(seconds[c.name], seconds[name]))
+                    for name in names
+                    if name.startswith("ours") and name != c.name
+                },
+            }
+            for c in racing
+        ],
+    }  # fmt: skip
+
+
+def ratios(theirs: list[float], ours: list[float]) -> list[float]:
+    """Their time over ours, round by round: above 1, we are faster."""
+    return [a / b for a, b in zip(theirs, ours, strict=True)]
+
+
+def machine(device: torch.device) -> dict:
+    """What was measured on, and with which versions."""
+    names = ["torch", *INSTALLED, *(["ema-pytorch"] if "denoising-diffusion-pytorch" in INSTALLED else [])]
+    found = {
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+    return {"gpu": torch.cuda.get_device_name(device), **found} if device.type == "cuda" else found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or "CPU")
+
+
+def slug(found: dict) -> str:
+    """A file name after the device: nvidia-h200, or amd-epyc-7b13-2-threads."""
+    name = found.get("gpu") or f"{found['cpu']} {found['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, help="; ".join(f"{kind}: {rounds}" for kind, rounds in ROUNDS.items()))
+    parser.add_argument(
+        "--cases", nargs="+", metavar="NAME", help="of: " + "; ".join(f"{k}: {[c.name for c in v]}" for k, v in CASES.items())
+    )
+    parser.add_argument("--compile", action="store_true", help="on CPU: ours through torch.compile too (on CUDA it always is)")
+    parser.add_argument("--quick", action="store_true", help="a tiny network for a few seconds; the numbers mean nothing")
+    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "benchmarks")
+    options = parser.parse_args(arguments)
+    known = CASES["quick" if options.quick else options.device]
+    if unknown := set(options.cases or []) - {case.name for case in known}:
+        parser.error(f"--cases: {', '.join(sorted(unknown))}: choose from {', '.join(case.name for case in known)}")
+    chosen = [case for case in known if not options.cases or case.name in options.cases]
+    rounds = ROUNDS["quick" if options.quick else options.device] if options.rounds is None else options.rounds
+    if rounds < 1:
+        parser.error("--rounds: must be 1 or more")
+
+    sections = read_yaml(ROOT / "params.yaml")
+    runtime = Runtime(**{**sections["runtime"], "device": options.device})
+    device = setup(runtime)
+    setting = Setting(device, Precision(runtime, device), sections)
+    missing = [name for name in RIVALS if name not in INSTALLED]
+    for name in missing:
+        say(f"{name} is not installed and left out; `pip install {name}` adds it")
+    found = machine(device)
+    say(f"measuring on {slug(found)}: the ceiling")
+    top = ceiling(setting, options.quick)
+    say(f"  {top['flops'] / 1e12:.3g} TFLOP/s in {top['dtype']} ({top['of']})")
+    records = []
+    for number, case in enumerate(chosen, 1):
+        say(f"{case.name} ({number} of {len(chosen)}), batches of {case.batch}")
+        records.append(
+            measure(case, setting, 2 if options.quick else options.rounds, options.compile or options.device == "cuda")
+        )
+        top = ceiling(setting, options.quick, top)
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+        torch.compiler.reset()
+    for contestant in (contestant for record in records for contestant in record["contestants"]):
+        contestant["share_of_ceiling"] = contestant["gflops_per_image"] * 1e9 * contestant["images_per_second"] / top["flops"]
+    report = {"machine": found, "ceiling": top, "left_out": missing, "cases": records}
+    path = options.out / slug(found)
+    write_json(path.with_suffix(".json"), report)
+    write_text(path.with_suffix(".md"), page(report, path.with_suffix(".png").name))
+    ratio_chart(path.with_suffix(".png"), report)
+    say(f"written: {path}.json, .md and .png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,101 @@
+"""The benchmark against other libraries: that it runs, compares like with like, and reckons right. No speed is tested."""
+
+import json
+
+import pytest
+import torch
+from benchmarks import contestants, page, peers
+
+# The others are imported by name below, and may warn of whatever they like.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The quick cases as they are, without the library that nothing else here needs."""
+    known = {name: build for name, build in contestants.INSTALLED.items() if name == "diffusers"}
+    monkeypatch.setattr(contestants, "INSTALLED", known)
+    monkeypatch.setattr(peers, "INSTALLED", known)
+
+
+def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
+    pytest.importorskip("diffusers")
+    threads = torch.get_num_threads()
+    try:
+        peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().err
+    assert said.count("denoising-diffusion-pytorch is not installed and left out") == 1
+    (path,) = tmp_path.glob("*.json")
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    report = json.loads(path.read_text())
+    assert set(report) == {"machine", "ceiling", "left_out", "cases"}
+    assert set(report["machine"]) == {"cpu", "cpus", "threads", "python", "versions"}
+    assert report["ceiling"]["flops"] == max(report["ceiling"]["all"].values()) > 0
+    assert [case["kind"] for case in report["cases"]] == ["training", "sampling"]
+    for case in report["cases"]:
+        first, second = case["contestants"]
+        assert (first["name"], second["name"]) == ("ours", "diffusers")
+        assert first["parameters"] == second["parameters"]
+        # Both count the same convolutions; only the rounding of ours to fewer products may differ.
+        assert first["gflops_per_image"] == pytest.approx(second["gflops_per_image"], rel=0.15)
+        for found in (first, second):
+            assert found["images_per_second"] == pytest.approx(case["batch"] / found["seconds"]["median"])
+            share = found["gflops_per_image"] * 1e9 * found["images_per_second"] / report["ceiling"]["flops"]
+            assert found["share_of_ceiling"] == pytest.approx(share)
+        assert first["slower_than"] == {}
+        low, median, high = (second["slower_than"]["ours"][key] for key in ("low", "median", "high"))
+        assert 0 < low <= median <= high
+    text = path.with_suffix(".md").read_text()
+    assert f"![Images per second]({path.stem}.png)" in text
+    assert "Training, 8x8, batch 4" in text
+    assert "Sampling, 8x8, batch 2, 2 DDIM steps" in text
+
+
+def test_ratios_are_taken_round_by_round():
+    assert peers.ratios([2.0, 3.0, 8.0], [1.0, 2.0, 4.0]) == [2.0, 1.5, 2.0]
+    assert peers.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+
+
+def test_rivals_of_another_size_are_refused(monkeypatch):
+    case = peers.CASES["quick"][0]
+    found = [contestants.Contestant("ours", 1000, int, int), contestants.Contestant("rival", 1031, int, int)]
+    monkeypatch.setattr(contestants, "ours", lambda *_: found[0])
+    monkeypatch.setattr(contestants, "INSTALLED", {"rival": lambda *_: found[1]})
+    with pytest.raises(ValueError, match="rival has 1,031 parameters, ours 1,000"):
+        list(contestants.contestants(case, None, compile_ours=False))
+    found[1] = found[1]._replace(parameters=1029)
+    assert [contestant.name for contestant in contestants.contestants(case, None, compile_ours=False)] == ["ours", "rival"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        ({"gpu": "NVIDIA H200", "cpu": "x", "threads": 16}, "nvidia-h200"),
+        ({"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "threads": 2}, "intel-xeon-cpu-2-20ghz-2-threads"),
+    ],
+)
+def test_files_are_named_after_the_device(machine, name):
+    assert peers.slug(machine) == name
+
+
+def test_unknown_cases_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        peers.main(["--device", "cpu", "--cases", "train-9"])
+    assert "train-9: choose from train-8, train-32" in capsys.readouterr().err
+
+
+def test_the_page_tells_what_failed():
+    case = {
+        **peers.CASES["quick"][0]._asdict(),
+        "kind": "training",
+        "rounds": 1,
+        "failed": {"diffusers": "out of memory"},
+        "contestants": [],
+    }
+    machine = {"cpu": "C", "cpus": 1, "threads": 1, "python": "3", "versions": {"torch": "2"}}
+    top = {"flops": 1e12, "of": "a product", "dtype": "float32"}
+    text = page.page({"machine": machine, "ceiling": top, "left_out": ["other"], "cases": [case]}, "p.png")
+    assert "diffusers: out of memory." in text
+    assert "other was not installed and is left out." in text
