@@ -123,14 +123,6 @@ def shared(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
 
 
-def total(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, on its device."""
-    if size() > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
-
-
 def gathered(value: Tensor, count: int) -> Tensor:
     """The shares (`part`) of `count` rows, put together, (count, ...), on every process."""
     if size() == 1:
@@ -242,10 +234,10 @@ def _first_failure(failures: dict[int, object], processes: int) -> InputError:
     if "input" in note:
         print(note["message"], file=sys.stderr)
         reason = "failed with the error above"
-    elif failure.exitcode > 128:
-        sys.exit(failure.exitcode)  # process 0 was asked to end, and has said that it saved
-    elif failure.exitcode < 0:
-        reason = f"was ended by {signal.Signals(-failure.exitcode).name}"
+    elif number == 0 and failure.exitcode > 128:
+        sys.exit(failure.exitcode)  # it was asked to end, and has said that it saved
+    elif failure.exitcode < 0 or failure.exitcode > 128:
+        reason = f"was ended by {signal.Signals(-failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128).name}"
     else:
         reason = f"ended with exit status {failure.exitcode}"
     return InputError(

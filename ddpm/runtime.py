@@ -75,6 +75,13 @@ def _make_deterministic(wanted: bool) -> None:
         # A warning, not an error, for an operation that has no such kernel: what it computes is right.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
+        # Fused attention adds up its gradient in any order; plain matrix products do not.
+        for enable in (
+            torch.backends.cuda.enable_flash_sdp,
+            torch.backends.cuda.enable_mem_efficient_sdp,
+            torch.backends.cuda.enable_cudnn_sdp,
+        ):
+            enable(False)
 
 
 def device_kind(runtime: Runtime) -> str:
@@ -130,11 +137,13 @@ class Neighbours:
 class Precision:
     """Of the network's forward pass: `autocast()` is a context for it, `scaler` what float16 needs (None for other types).
 
-    `auto` is bfloat16 on a GPU that has it, float32 elsewhere. Weights, norms and what is added up stay in float32.
+    `auto` is bfloat16 on a GPU that has it, float32 elsewhere. Weights, their averages and the loss stay in float32, and so do
+    norms on a GPU.
     """
 
     def __init__(self, runtime: Runtime, device: torch.device):
-        automatic = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        automatic = torch.bfloat16 if has_bfloat16 else torch.float32
         self.dtype, self.device = PRECISIONS[runtime.precision] or automatic, device
         # Gradients below float16's smallest number would be lost (Micikevicius et al. 2018).
         self.scaler = torch.amp.GradScaler(device.type) if self.dtype is torch.float16 else None
@@ -146,16 +155,21 @@ class Precision:
 def compiled(network: nn.Module, wanted: bool | None, device: torch.device, probe: Callable[[nn.Module], object]) -> nn.Module:
     """The network through torch.compile, once `probe` has used it without failing; as it is where that fails.
 
-    wanted: None compiles on CUDA where Triton, which it needs there, is installed.
+    wanted: None compiles on CUDA where Triton, which it needs there, is installed. Of several processes all do the same, so
+    the probe must not wait for the others.
     """
     if wanted is False or (wanted is None and not (device.type == "cuda" and importlib.util.find_spec("triton"))):
         return network
+    fast, reason = network, ""
     try:
         fast = torch.compile(network, dynamic=False)
         probe(fast)
     except Exception as error:  # whatever compilers raise, the work can go on without them
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(f"torch.compile does not work here ({reason}); going on without it", file=sys.stderr, flush=True)
+    reasons = distributed.share(range(distributed.size()), lambda _: reason)
+    if any(reasons):
+        if distributed.is_first():
+            print(f"torch.compile does not work here ({max(reasons)}); going on without it", file=sys.stderr, flush=True)
         torch._dynamo.reset()
         fast = network
     network.zero_grad(set_to_none=True)

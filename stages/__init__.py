@@ -49,6 +49,7 @@ def _end_after(process: int) -> None:
 # Here and not in main(): a dvc that is killed while its stage still imports must not leave it running either.
 if sys.platform == "linux" and ("DVC_STAGE" in os.environ or CHILD in os.environ):
     try:
-        end_with_parent(os.environ.get("DVC_STAGE"))
+        # The parent of a process that a stage started is that stage, which watches dvc itself.
+        end_with_parent(None if CHILD in os.environ else os.environ["DVC_STAGE"])
     except (OSError, AttributeError):  # no /proc, or a Python without pidfd_open: the lock still keeps a second trainer off
         pass

@@ -1,5 +1,7 @@
 """data/prepared -> models/ddpm: trains the U-Net, resuming where a killed training stopped."""
 
+from contextlib import nullcontext
+
 import torch
 
 from ddpm import distributed, params
@@ -35,9 +37,10 @@ def main() -> None:
     def probe(network: torch.nn.Module) -> None:
         x0, labels = batches.batch(0, p.train.batch_size, distributed.part(p.train.batch_size))
         size = -(-len(x0) // p.train.accumulation)
-        with precision.autocast():
-            output = network(x0[:size], torch.ones(size, device=device), labels[:size])
-        output.sum().backward()
+        with network.no_sync() if distributed.size() > 1 else nullcontext():
+            with precision.autocast():
+                output = network(x0[:size], torch.ones(size, device=device), labels[:size])
+            output.sum().backward()
 
     model = compiled(distributed.shared(network, device), p.runtime.compile, device, probe)
     trainer = Trainer(
@@ -47,7 +50,7 @@ def main() -> None:
 
     saved = None
     if distributed.is_first():
-        saved = ResumeState(stage_fingerprint("train"), surroundings(device, precision.dtype))
+        saved = ResumeState(stage_fingerprint("train"), surroundings(device, precision.dtype, model is not network))
     state = distributed.from_first(lambda: saved.load(fresh=dvc_forces()))
     if state:
         trainer.load_state_dict(state)

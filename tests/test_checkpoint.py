@@ -35,7 +35,7 @@ class TestForce:
         [
             "dvc repro", "dvc repro -s train", "dvc exp run -S name=-f", "dvc commit -f sweep", "rm -f dvc repro",
             "python -m stages.train", "bash -c dvc-like repro -f", "dvc exp exec-run --infofile run", "pytest -f tests",
-            "dvc exp run --name first -S train.flip=true",
+            "dvc exp run --name first -S train.flip=true", "dvc exp run -nfast",
         ],
     )  # fmt: skip
     def test_nothing_else_is_taken_for_it(self, command):
@@ -71,7 +71,7 @@ class TestState:
         state.save({"step": 1})
         monkeypatch.undo()
         assert state.load() is None
-        assert "not usable (its format is 1, not 2); kept as state.damaged, starting afresh" in capsys.readouterr().err
+        assert "not usable (its format is 1, not 2); kept as abc.damaged, starting afresh" in capsys.readouterr().err
 
     def test_going_on_elsewhere_is_said(self, tmp_path, capsys):
         ResumeState("abc", WHERE, tmp_path).save({"step": 3})

@@ -57,7 +57,6 @@ class TestSharing:
         results = in_processes(3, lambda: distributed.gathered(whole[distributed.part(count)], count).tolist())
         assert results == [whole.tolist()] * 3
         assert distributed.gathered(whole, count) is whole
-        assert in_processes(2, lambda: distributed.total(torch.tensor([1.0 + distributed.rank()])).item()) == [3.0, 3.0]
 
 
 def trained(**changes):
@@ -85,6 +84,29 @@ def test_training_gives_the_same_weights_on_any_number_of_processes(processes, c
             assert all(torch.equal(values[name], found[0][0 if expected is weights else 1][name]) for name in values)
         for row, other in zip(found[i][2], history, strict=True):
             assert row == pytest.approx(other, rel=1e-5)
+
+
+def test_the_loss_table_survives_a_resume_between_its_rows():
+    """Every process goes on with what process 0 saved; the losses of the first part must count once."""
+
+    def work():
+        straight = make_trainer(steps=6, log_every=6, dropout=0.0)
+        straight.model = distributed.shared(straight.network, CPU)
+        run(straight)
+        first = make_trainer(steps=6, log_every=6, dropout=0.0)
+        first.model = distributed.shared(first.network, CPU)
+        for _ in range(4):
+            first.train_step()
+        resumed = make_trainer(steps=6, log_every=6, dropout=0.0)
+        resumed.model = distributed.shared(resumed.network, CPU)
+        resumed.load_state_dict(distributed.from_first(first.state_dict))
+        run(resumed)
+        return straight.history == resumed.history, straight.history[-1]["loss"]
+
+    (same, loss), other = in_processes(2, work)
+    assert same
+    assert other == (same, loss)
+    assert loss == pytest.approx(work()[1], rel=1e-5)
 
 
 def test_a_batch_too_small_for_the_processes_is_refused():

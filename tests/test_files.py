@@ -111,7 +111,7 @@ def save_picture(path: Path) -> None:
 
 
 def save_state(path: Path) -> None:
-    state = ResumeState("fingerprint", path.parent)
+    state = ResumeState("fingerprint", {}, path.parent)
     try:
         state.save({"weights": torch.randn(5000)})
     finally:

@@ -21,6 +21,7 @@ from ddpm.training.checkpoint import ResumeState, stage_fingerprint
 from ddpm.training.ema import EMA, ramped
 from ddpm.training.loop import STEP_PHASES, Hooks, Trainer, train
 from ddpm.training.settings import LR_SCHEDULES, Train
+from ddpm.training.watch import signals
 
 CPU = torch.device("cpu")
 WHERE = {"device": "cpu"}
@@ -264,16 +265,43 @@ def test_signals_write_a_checkpoint_first(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_signal_that_comes_while_files_are_written_is_obeyed_after_the_next_step():
-    saved = []
-    trainer = make_trainer(log_every=3, checkpoint_every=100)
-    hooks = Hooks(
-        log=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 3 else None,
-        checkpoint=lambda trainer: saved.append(trainer.step),
-    )
-    with pytest.raises(Interrupted, match="stopped at step 4"):
-        train(trainer, make_split(30, 1), hooks)
-    assert saved == [4]
+@pytest.mark.parametrize(("hook", "stopped", "saved"), [("log", 3, [3]), ("checkpoint", 6, [5, 6])])
+def test_a_signal_that_comes_while_files_are_written_is_not_lost(hook, stopped, saved):
+    """What is written before the state is followed by it; a state that is being written, by one of the next step."""
+    states = []
+
+    def end(trainer=None):
+        if states[-1:] != [5] or hook == "checkpoint":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def checkpoint(trainer):
+        states.append(trainer.step)
+        if hook == "checkpoint":
+            end()
+
+    with pytest.raises(Interrupted, match=f"stopped at step {stopped};"):
+        train(
+            make_trainer(log_every=3, checkpoint_every=5, validate_every=50),
+            make_split(30, 1),
+            Hooks(log=(lambda row: end()) if hook == "log" else (lambda row: None), checkpoint=checkpoint),
+        )
+    assert states == saved
+
+
+def test_a_second_signal_is_obeyed_at_once_unless_it_is_the_same():
+    def work():
+        with signals() as noted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert noted.received == signal.SIGTERM
+            noted.time -= 2
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
 
 
 def test_the_time_is_told_by_phase():
@@ -354,7 +382,7 @@ class TestResumeState:
             torch.save({"step": 1, "fingerprint": "other"}, state.path)
         assert state.load() is None
         assert not state.path.exists()
-        assert state.path.with_suffix(".damaged").exists()
+        assert state.folder.with_suffix(".damaged").exists()
         err = capsys.readouterr().err
         assert err.startswith(f"warning: {state.path}: not usable (")
         assert len(err.splitlines()) == 1

@@ -8,6 +8,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from ddpm import distributed
 from ddpm.runtime import seed_of
 
 # Share of the device's free memory that the training images may take; the rest is for the network and what it remembers.
@@ -35,8 +36,9 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def fits(size: int, device: torch.device) -> bool:
-    """Whether `size` bytes are less than a quarter of the device's free memory."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Whether `size` bytes are less than a quarter of the device's free memory, or of this process's part of it."""
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available / distributed.local_size()
     return size < SHARE * free
 
 

@@ -55,17 +55,25 @@ def dvc_forces() -> bool:
 
 
 def is_forced(command: list[str]) -> bool:
-    """Whether a command line is `dvc repro` or `dvc exp run` with -f, --force, or -f among other short options."""
+    """Whether a command line is `dvc repro` or `dvc exp run` with -f, --force, or -f among other short options without value."""
     starts = [i for i, word in enumerate(command[:4]) if Path(word).name in ("dvc", "dvc.exe")]
     if not starts or not {"repro", "run"} & set(command[starts[0] + 1 :]):
         return False
-    return any(word == "--force" or re.fullmatch(r"-[a-zR]*f[a-zR]*", word) for word in command[starts[0] + 1 :])
+    return any(word == "--force" or re.fullmatch(r"-[hqvismpPRk]*f[hqvismpPRk]*", word) for word in command[starts[0] + 1 :])
 
 
-def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """What bit-equality depends on beside params, data and code."""
+def surroundings(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict[str, str]:
+    """What bit-equality depends on beside params, data and code. (With three or more processes it is not promised at all: the
+    order in which their gradients are added up settles after the first step.)"""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    found = {"device": kind, "precision": dtype, "processes": distributed.size(), "torch": torch.__version__}
+    found = {
+        "device": kind,
+        "precision": dtype,
+        "compile": compiled,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
+        "torch": torch.__version__,
+    }
     return {key: str(value).removeprefix("torch.") for key, value in found.items()}
 
 
@@ -111,7 +119,7 @@ class ResumeState:
             if state.get("format") != FORMAT:
                 raise ValueError(f"its format is {state.get('format')}, not {FORMAT}")
         except Exception as error:  # whatever a damaged archive raises, training can start afresh
-            aside = self.path.with_suffix(".damaged")
+            aside = self.folder.with_suffix(".damaged")  # beside the folder, which the end of the training removes
             os.replace(self.path, aside)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             print(f"warning: {self.path}: not usable ({reason}); kept as {aside.name}, starting afresh", file=sys.stderr)

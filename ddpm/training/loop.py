@@ -95,11 +95,12 @@ class Trainer:
         inputs = (x0, labels, index[mine], eps, weight[mine])
         pieces = list(zip(*(value.tensor_split(s.accumulation) for value in inputs), strict=True))
         losses = torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
-        self.levels.update(index, distributed.gathered(losses, s.batch_size))
+        losses = distributed.gathered(losses, s.batch_size)
+        self.levels.update(index, losses)
         phases.enter("update")
         norm = self._update()
         good = norm.isfinite()
-        row = torch.stack([(losses * weight[mine]).sum() / s.batch_size, norm, torch.ones_like(norm)])
+        row = torch.stack([(losses * weight).mean(), norm, torch.ones_like(norm)])
         self.sums += torch.where(good, row, 0)
         self.step += 1
         self.guard.note(self.step, ~good)
@@ -143,7 +144,7 @@ class Trainer:
 
     def read_sums(self) -> dict[str, float]:
         """Mean loss and gradient norm since the last call; empty if none was finite. This waits for the device."""
-        losses, norms, count = torch.cat([distributed.total(self.sums[:1]), self.sums[1:]]).tolist()
+        losses, norms, count = self.sums.tolist()
         self.sums.zero_()
         return {"loss": losses / count, "gradient_norm": norms / count} if count else {}
 
@@ -207,7 +208,7 @@ class Trainer:
         for width, track in self.tracks.items():
             track.load_state_dict(state["tracks"][width])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler:
+        if self.scaler and state["scaler"]:  # none if the state was saved in another precision
             self.scaler.load_state_dict(state["scaler"])
         self.levels.load_state_dict(state["levels"])
         self.guard.streak, self.sums = (state[name].to(self.device) for name in ("streak", "sums"))
@@ -239,15 +240,12 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
     def due(every: int) -> bool:
         return trainer.step % every == 0 or trainer.step == s.steps
 
-    first = distributed.is_first()
     with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, signals() as noted:
         note, logged = "", trainer.step
         while trainer.step < s.steps:
             trainer.train_step()
-            # Read once: a signal that comes while files are written is obeyed after the next step.
-            stopping = noted.received
-            logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every) or stopping
-            if logging or validating or saving or trainer.device.type == "cpu":
+            logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every)
+            if logging or validating or saving or noted.received or trainer.device.type == "cpu":
                 trainer.guard.check()
             row = {}
             if logging:
@@ -262,25 +260,32 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
                     trainer.best_loss, trainer.best = row["validation_loss"], trainer.ema_weights()
             if row:
                 trainer.history.append({"step": trainer.step, **row})
-            if first:
-                trainer.phases.enter("logs")
-                if row:
-                    hooks.log(trainer.history[-1])
-                if logging:
-                    hooks.speed(trainer.speed[-1])
-                if due(s.preview_every):
-                    trainer.phases.enter("previews")
-                    hooks.preview(trainer)
-                if s.snapshot_due(trainer.step) or saving:
+            # From here on process 0 is by itself: what it does, and a signal that it alone obeys, needs none of the others.
+            if distributed.is_first():
+                _write(trainer, hooks, bool(row), logging, due(s.preview_every))
+                stopping = noted.received
+                if saving or stopping:
                     trainer.phases.enter("checkpoints")
-                if s.snapshot_due(trainer.step):
-                    hooks.snapshot(trainer)
-                if saving:
                     hooks.checkpoint(trainer)
-            if stopping:
-                saved = f"train: stopped at step {trainer.step:,}; its state is saved, the same command goes on from there"
-                raise Interrupted(stopping, saved)
+                if stopping:
+                    saved = f"train: stopped at step {trainer.step:,}; its state is saved, the same command goes on from there"
+                    raise Interrupted(stopping, saved)
             progress.advance(s.batch_size, note)
+    trainer.phases.read()
+
+
+def _write(trainer: Trainer, hooks: Hooks, has_row: bool, logging: bool, previewing: bool) -> None:
+    trainer.phases.enter("logs")
+    if has_row:
+        hooks.log(trainer.history[-1])
+    if logging:
+        hooks.speed(trainer.speed[-1])
+    if previewing:
+        trainer.phases.enter("previews")
+        hooks.preview(trainer)
+    if trainer.settings.snapshot_due(trainer.step):
+        trainer.phases.enter("snapshots")
+        hooks.snapshot(trainer)
 
 
 def _speed(trainer: Trainer, images: int) -> dict[str, float]:

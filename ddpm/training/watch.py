@@ -1,5 +1,6 @@
 """What watches over a training: numbers that go wrong, signals, and where the time goes. None of it makes a step wait."""
 
+import os
 import signal
 import threading
 import time
@@ -83,15 +84,19 @@ class Phases:
 
 
 class Signals:
-    """Notes SIGTERM and SIGINT: `received` is the number of the one that came, None before. A second one is obeyed at once."""
+    """Notes SIGTERM and SIGINT: `received` is the number of the one that came, None before. One that comes more than a second
+    later is obeyed at once; until then it is taken for the same, since several parents may pass one on."""
 
     def __init__(self):
         self.received: int | None = None
+        self.time = 0.0
 
     def note(self, number: int, _: object) -> None:
-        self.received = number
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
+        if self.received is None:
+            self.received, self.time = number, time.monotonic()
+        elif time.monotonic() - self.time > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 @contextmanager
