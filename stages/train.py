@@ -1,7 +1,5 @@
 """data/prepared -> models/ddpm: trains the U-Net, resuming where a killed training stopped."""
 
-from contextlib import nullcontext
-
 import torch
 
 from ddpm import distributed, params
@@ -34,23 +32,15 @@ def main() -> None:
     network = make_network(p.model, p.diffusion, data.shape, len(data.class_names)).to(device, memory_format=torch.channels_last)
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
-    def probe(network: torch.nn.Module) -> None:
-        x0, labels = batches.batch(0, p.train.batch_size, distributed.part(p.train.batch_size))
-        size = -(-len(x0) // p.train.accumulation)
-        with network.no_sync() if distributed.size() > 1 else nullcontext():
-            with precision.autocast():
-                output = network(x0[:size], torch.ones(size, device=device), labels[:size])
-            output.sum().backward()
-
-    model = compiled(distributed.shared(network, device), p.runtime.compile, device, probe)
-    trainer = Trainer(
-        network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler, model
-    )  # fmt: skip
+    trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)
+    trainer.model = compiled(distributed.shared(network, device), p.runtime.compile, device, trainer.probe)
     config = make_config(p.model, p.schedule, p.prediction, p.diffusion, data.identity(), p.train.model_dump(), p.seed)
 
     saved = None
     if distributed.is_first():
-        saved = ResumeState(stage_fingerprint("train"), surroundings(device, precision.dtype, model is not network))
+        saved = ResumeState(
+            stage_fingerprint("train"), surroundings(device, precision.dtype, hasattr(trainer.model, "_orig_mod"))
+        )
     state = distributed.from_first(lambda: saved.load(fresh=dvc_forces()))
     if state:
         trainer.load_state_dict(state)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -106,7 +107,7 @@ def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, run
         # Whatever the number of processes: compiling changes the last digits, and the images shall not depend on it.
         calls = plan.nfe * -(-settings.samples // settings.batch_size)
         if runtime.compile or (runtime.compile is None and calls >= COMPILE_PAYS):
-            model = _compiled(model, min(settings.samples, settings.batch_size), runtime.compile, precision)
+            model = _compiled(model, settings, runtime.compile, precision)
             plan = settings.plan(model)
     except InputError as error:
         raise InputError(f"params.yaml: sample_{name}.{error}") from None
@@ -119,14 +120,22 @@ def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, run
     print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")
 
 
-def _compiled(model: DiffusionModel, batch_size: int, wanted: bool | None, precision: Precision) -> DiffusionModel:
-    """The model with its network compiled for batches of this size, where that is wanted and works."""
-    height, width, channels = model.shape
+def _compiled(
+    model: DiffusionModel, settings: SampleDDPM | SampleDDIM, wanted: bool | None, precision: Precision
+) -> DiffusionModel:
+    """The model with its network compiled for the batches that these settings draw, where that is wanted and works."""
+    batch, (height, width, channels) = min(settings.samples, settings.batch_size), model.shape
 
-    @torch.inference_mode()
     def probe(network: torch.nn.Module) -> None:
-        x = torch.zeros(batch_size, channels, height, width, device=model.device).contiguous(memory_format=torch.channels_last)
+        # The first steps themselves: tensors of another type or order in memory would have it compiled once more.
+        plan = settings.plan(model._replace(network=network))
+        noise = ImageNoise(model.device, (batch, channels, height, width), 0, 1, "probe")
         with precision.autocast():
-            network(x, x.new_ones(batch_size), model.balanced_labels(batch_size))
+            frames = sample(
+                plan.denoiser(model.balanced_labels(batch) if plan.conditional else None), plan.rule, model.schedule, plan.grid,
+                noise(), noise,
+            )  # fmt: skip
+            for _ in islice(frames, 3):
+                pass
 
     return model._replace(network=compiled(model.network, wanted, model.device, probe))

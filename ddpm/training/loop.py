@@ -112,13 +112,26 @@ class Trainer:
         # Gradients meet those of the other processes once, with the last piece.
         with nullcontext() if last or distributed.size() == 1 else self.model.no_sync():
             self.phases.enter("forward")
-            with self.autocast():
-                losses = diffusion_loss(self.model, self.schedule, x0, labels, index, eps, self.prediction, self.weight)
+            losses = self._losses(self.model, x0, labels, index, eps)
             # DistributedDataParallel takes the mean over processes; the loss is a sum over them.
             loss = (weight * losses).sum() * (distributed.size() / self.settings.batch_size)
             self.phases.enter("backward")
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         return losses.detach()
+
+    def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor) -> Tensor:
+        """Weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,)."""
+        with self.autocast():
+            return diffusion_loss(model, self.schedule, x0, labels, index, eps, self.prediction, self.weight)
+
+    def probe(self, model: nn.Module) -> None:
+        """Use a model as a training step does, forwards and backwards, without waiting for other processes."""
+        x0, labels = self.batches.batch(0, self.settings.batch_size, distributed.part(self.settings.batch_size))
+        x0, labels = (value.tensor_split(self.settings.accumulation)[0] for value in (x0, labels))
+        eps = torch.zeros(len(x0), *x0.shape[2:], x0.shape[1], device=self.device).permute(0, 3, 1, 2)
+        index = torch.ones(len(x0), dtype=torch.int64, device=self.device)
+        with nullcontext() if distributed.size() == 1 else model.no_sync():
+            self._losses(model, x0, labels, index, eps).sum().backward()
 
     def _update(self) -> Tensor:
         """One step of the optimizer, left out where the gradient is not finite; returns the gradient's norm before clipping."""
@@ -162,8 +175,7 @@ class Trainer:
             eps = torch.randn(x0.shape, generator=noise)
             inputs = x0, eps, index[part], torch.tensor(split.labels[part])
             x0, eps, levels, labels = (value.to(self.device) for value in inputs)
-            with self.autocast():
-                losses = diffusion_loss(self.network, self.schedule, x0, labels, levels, eps, self.prediction, self.weight)
+            losses = self._losses(self.network, x0, labels, levels, eps)
             return losses.cpu().double().sum().item()
 
         with self.averaged():

@@ -31,15 +31,18 @@ from .contestants import INSTALLED, RIVALS, Case, Contestant, Setting, contestan
 from .page import page, ratio_chart
 
 ROOT = Path(__file__).resolve().parents[2]
-DIGITS = {"shape": (8, 8, 1), "channels": 32, "mults": [1, 2], "attention": []}
+DIGITS = {"shape": (8, 8, 1), "channels": 16, "mults": [1, 2], "attention": []}  # the widths of params.yaml
+DIGITS_WIDE = {**DIGITS, "channels": 32}
 SMALL = {"shape": (32, 32, 3), "channels": 64, "mults": [1, 2, 2], "attention": [1]}
 WIDE = {"shape": (32, 32, 3), "channels": 128, "mults": [1, 2, 2], "attention": [1]}
 LARGE = {"shape": (64, 64, 3), "channels": 128, "mults": [1, 2, 2, 2], "attention": [2]}
 CASES = {
     "cpu": [
         Case("train-8", batch=128, **DIGITS),
+        Case("train-8-wide", batch=128, **DIGITS_WIDE),
         Case("train-32", batch=32, **SMALL),
         Case("sample-8", batch=16, steps=20, **DIGITS),
+        Case("sample-8-wide", batch=16, steps=20, **DIGITS_WIDE),
         Case("sample-32", batch=16, steps=4, **SMALL),
         Case("sample-32-single", batch=1, steps=20, **SMALL),
     ],
