@@ -83,7 +83,7 @@ def test_files_are_named_after_the_device(machine, name):
 def test_unknown_cases_are_refused(capsys):
     with pytest.raises(SystemExit):
         peers.main(["--device", "cpu", "--cases", "train-9"])
-    assert "train-9: choose from train-8, train-32" in capsys.readouterr().err
+    assert "train-9: choose from train-8, train-8-wide, " in capsys.readouterr().err
 
 
 def test_the_page_tells_what_failed():

@@ -63,7 +63,7 @@ def ratio_chart(path: Path, report: dict) -> None:
     cases = report["cases"]
     names = [name for name in COLOURS if any(c["name"] == name for case in cases for c in case["contestants"])]
     base = "diffusers" if "diffusers" in names else "ours"
-    with figure(path, 1, 9, 3.6) as (ax,):
+    with figure(path, 1, 13, 3.8) as (ax,):
         for i, name in enumerate(names):
             for j, case in enumerate(cases):
                 speed = {c["name"]: c["images_per_second"] for c in case["contestants"]}
