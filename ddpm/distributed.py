@@ -120,7 +120,8 @@ def shared(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, with gradients that are averaged over all processes; as it is where there is only one."""
     if size() == 1:
         return network
-    return DistributedDataParallel(network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+    # Gradients stay where they are: a Trainer holds them all in one vector.
+    return DistributedDataParallel(network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=False)
 
 
 def gathered(value: Tensor, count: int) -> Tensor:

@@ -172,7 +172,7 @@ def compiled(network: nn.Module, wanted: bool | None, device: torch.device, prob
             print(f"torch.compile does not work here ({max(reasons)}); going on without it", file=sys.stderr, flush=True)
         torch._dynamo.reset()
         fast = network
-    network.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=False)  # they may be views that a training keeps
     return fast
 
 

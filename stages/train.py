@@ -12,9 +12,10 @@ from ddpm.networks.store import make_config, make_network
 from ddpm.networks.unet import UNetSettings
 from ddpm.runtime import Precision, Runtime, compiled, run_stage, seed_of, setup
 from ddpm.training.checkpoint import ResumeState, dvc_forces, stage_fingerprint, surroundings
-from ddpm.training.loop import Hooks, Trainer, train
+from ddpm.training.loop import Hooks, train
 from ddpm.training.outputs import Outputs
 from ddpm.training.settings import Train
+from ddpm.training.trainer import Trainer
 
 
 def main() -> None:
@@ -33,14 +34,14 @@ def main() -> None:
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)
-    trainer.model = compiled(distributed.shared(network, device), p.runtime.compile, device, trainer.probe)
+    shared = distributed.shared(network, device)
+    trainer.model = compiled(shared, p.runtime.compile, device, trainer.probe)
     config = make_config(p.model, p.schedule, p.prediction, p.diffusion, data.identity(), p.train.model_dump(), p.seed)
 
     saved = None
     if distributed.is_first():
-        saved = ResumeState(
-            stage_fingerprint("train"), surroundings(device, precision.dtype, hasattr(trainer.model, "_orig_mod"))
-        )
+        found = surroundings(device, precision.dtype, compiled=trainer.model is not shared)
+        saved = ResumeState(stage_fingerprint("train"), found)
     state = distributed.from_first(lambda: saved.load(fresh=dvc_forces()))
     if state:
         trainer.load_state_dict(state)

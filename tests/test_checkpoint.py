@@ -71,7 +71,7 @@ class TestState:
         state.save({"step": 1})
         monkeypatch.undo()
         assert state.load() is None
-        assert "not usable (its format is 1, not 2); kept as abc.damaged, starting afresh" in capsys.readouterr().err
+        assert f"not usable (its format is 1, not {checkpoint.FORMAT}); kept as abc.damaged, starting afresh" in capsys.readouterr().err
 
     def test_going_on_elsewhere_is_said(self, tmp_path, capsys):
         ResumeState("abc", WHERE, tmp_path).save({"step": 3})

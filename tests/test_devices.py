@@ -16,8 +16,9 @@ from ddpm.params import read_yaml
 from ddpm.sampling.draw import draw
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
-from ddpm.training.loop import Hooks, Trainer, train
+from ddpm.training.loop import Hooks, train
 from ddpm.training.settings import Train
+from ddpm.training.trainer import Trainer
 
 DEVICES = [
     "cpu",

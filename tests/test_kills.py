@@ -21,7 +21,7 @@ import stages.train
 from ddpm.runtime import run_stage
 from ddpm.training.checkpoint import STATE, ResumeState
 from ddpm.training.ema import EMA
-from ddpm.training.loop import Trainer
+from ddpm.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 

@@ -20,7 +20,7 @@ from ddpm.networks.unet import UNetSettings
 from ddpm.reporting.page import Report
 from ddpm.runtime import Runtime
 from ddpm.sampling.draw import SampleDDIM, SampleDDPM
-from ddpm.training.loop import Train
+from ddpm.training.settings import Train
 
 EVERYTHING = {
     "dataset": DatasetName,

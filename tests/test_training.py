@@ -19,8 +19,10 @@ from ddpm.networks.unet import UNet
 from ddpm.runtime import Interrupted
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint
 from ddpm.training.ema import EMA, ramped
-from ddpm.training.loop import STEP_PHASES, Hooks, Trainer, train
+from ddpm.training.flat import ALIGNMENT, Flat
+from ddpm.training.loop import STEP_PHASES, Hooks, train
 from ddpm.training.settings import LR_SCHEDULES, Train
+from ddpm.training.trainer import Trainer
 from ddpm.training.watch import signals
 
 CPU = torch.device("cpu")
@@ -333,10 +335,63 @@ def test_labels_are_dropped_at_their_rate():
     assert torch.equal(dropped[kept], (torch.arange(20_000) % 10)[kept])
 
 
+class TestFlat:
+    def network(self):
+        torch.manual_seed(0)
+        layers = torch.nn.Conv2d(3, 5, 3), torch.nn.GroupNorm(1, 5), torch.nn.Flatten(), torch.nn.Linear(5 * 4 * 4, 2)
+        return torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+    def test_a_network_computes_and_learns_as_before(self):
+        """By AdamW with clipping, on the vector and parameter by parameter."""
+        x = torch.randn(7, 3, 6, 6)
+        whole, parts = self.network(), self.network()
+        flat = Flat(whole)
+        optimizers = [torch.optim.AdamW([flat.vector], 0.01), torch.optim.AdamW(parts.parameters(), 0.01)]
+        for _ in range(5):
+            for network, optimizer in zip((whole, parts), optimizers, strict=True):
+                network.zero_grad(set_to_none=False)
+                network(x).square().mean().backward()
+                torch.nn.utils.clip_grad_norm_([flat.vector] if network is whole else parts.parameters(), 0.1)
+                optimizer.step()
+        torch.testing.assert_close(whole(x), parts(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(whole.state_dict(), parts.state_dict(), rtol=1e-5, atol=1e-6)
+        assert not torch.equal(whole(x), self.network()(x))
+
+    def test_shapes_formats_and_gaps(self):
+        network, other = self.network(), self.network()
+        flat = Flat(network)
+        for name, parameter in other.named_parameters():
+            mine = network.get_parameter(name)
+            assert (mine.shape, mine.stride()) == (parameter.shape, parameter.stride())
+            assert torch.equal(mine, parameter)
+            assert mine.storage_offset() % ALIGNMENT == 0
+            assert mine.grad.stride() == mine.stride()
+        flat.vector.data.zero_()
+        assert not any(parameter.any() for parameter in network.parameters())
+        for view in flat.views(flat.vector.detach()).values():
+            view.fill_(1.0)
+        assert flat.vector.sum() == sum(parameter.numel() for parameter in other.parameters())
+
+    def test_it_is_noticed_if_gradients_are_replaced(self):
+        network = self.network()
+        flat = Flat(network)
+        network.zero_grad(set_to_none=False)
+        assert flat.is_whole()
+        network.zero_grad()
+        assert not flat.is_whole()
+
+    def test_parameters_that_are_not_dense(self):
+        layer = torch.nn.Linear(4, 4)
+        layer.weight.data = torch.arange(64.0).view(8, 8)[::2, ::2]
+        before = layer.weight.detach().clone()
+        Flat(layer)
+        assert torch.equal(layer.weight, before)
+
+
 def test_ema_ramps_up_and_then_averages():
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(0.0)
-    ema = EMA(layer, ramped(0.9))
+    ema = EMA(Flat(layer), ramped(0.9))
     expected = 0.0
     for step in range(1, 200):
         layer.weight.data.fill_(float(step))

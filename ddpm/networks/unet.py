@@ -43,6 +43,11 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(fitting[-1], channels)
 
 
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) of a tensor that nothing else reads: written over it where no gradient will ask for it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResidualBlock(nn.Module):
     """Two normalized convolutions with a shift of each image's channels between them, which carries the embedding:
     (B, C_in, H, W), (B, C_out, 1, 1) -> (B, C_out, H, W)."""
@@ -57,8 +62,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         # In place: a convolution's output is needed by nothing else, and on CPU these sums cost their memory traffic.
-        h = self.conv1(F.silu(self.norm1(x))).add_(shift)
-        return self.conv2(self.dropout(F.silu(self.norm2(h)))).add_(self.skip(x))
+        h = self.conv1(silu(self.norm1(x))).add_(shift)
+        return self.conv2(self.dropout(silu(self.norm2(h)))).add_(self.skip(x))
 
 
 class Attention(nn.Module):
@@ -162,7 +167,7 @@ class UNet(nn.Module):
                 h = attention(block(torch.cat([h, skips.pop()], dim=1), next(shifts)))
             if i < len(self.up) - 1:
                 h = self.grow[i](h)
-        return self.last(F.silu(self.norm(h)))
+        return self.last(silu(self.norm(h)))
 
 
 def zero_init(layer: nn.Conv2d) -> nn.Conv2d:

@@ -26,7 +26,7 @@ from ddpm.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
 
 STATE = "state.pt"
 # Of the content of state.pt; raised when older code's states cannot be gone on from.
-FORMAT = 2
+FORMAT = 3
 
 
 def scratch_root() -> Path:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ddpm.training.flat import Flat
 
 
 def ramped(decay: float) -> Callable[[int], float]:
@@ -15,28 +17,27 @@ def ramped(decay: float) -> Callable[[int], float]:
 class EMA:
     """Shadow weights w <- d w + (1 - d) weights after each optimizer step, d = decay(step)."""
 
-    def __init__(self, network: nn.Module, decay: Callable[[int], float]):
-        self.decay = decay
-        self.source = list(network.parameters())
-        self.names = [name for name, _ in network.named_parameters()]
-        self.shadow = [parameter.detach().clone() for parameter in self.source]
+    def __init__(self, weights: Flat, decay: Callable[[int], float]):
+        self.weights, self.decay = weights, decay
+        self.shadow = weights.vector.detach().clone()
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Average in the current weights; step counts the optimizer steps made, from 1."""
-        torch._foreach_lerp_(self.shadow, self.source, 1 - self.decay(step))
+        self.shadow.lerp_(self.weights.vector, 1 - self.decay(step))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Names and shadow weights, the names those of the network's parameters."""
-        return dict(zip(self.names, self.shadow, strict=True))
+        return self.weights.views(self.shadow)
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy saved shadow weights in."""
-        for name, shadow in zip(self.names, self.shadow, strict=True):
+        for name, shadow in self.state_dict().items():
             shadow.copy_(state[name])
 
+    @torch.no_grad()
     def swap(self) -> None:
         """Exchange the shadow weights with the network's own; called twice, it changes nothing."""
-        for shadow, parameter in zip(self.shadow, self.source, strict=True):
-            shadow.data, parameter.data = parameter.data, shadow.data
+        held = self.shadow.clone()
+        self.shadow.copy_(self.weights.vector)
+        self.weights.vector.copy_(held)

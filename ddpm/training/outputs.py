@@ -9,8 +9,9 @@ from ddpm.networks.store import CHECKPOINTS, CONFIG
 from ddpm.reporting.live import RunLog
 from ddpm.runtime import Neighbours
 from ddpm.training.checkpoint import ResumeState
-from ddpm.training.loop import SPEED_COLUMNS, Hooks, Trainer
+from ddpm.training.loop import SPEED_COLUMNS, Hooks
 from ddpm.training.pruning import kept_snapshots
+from ddpm.training.trainer import Trainer
 from ddpm.weights import save_weights
 
 MODEL = Path("models/ddpm")

@@ -32,8 +32,8 @@ from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
 from ddpm.sampling.samplers import sample
 from ddpm.sampling.settings import SampleDDIM
-from ddpm.training.loop import Trainer
 from ddpm.training.settings import Train
+from ddpm.training.trainer import Trainer
 
 LEVELS = 1000
 IMAGES = 1024  # of random pixels, to train on

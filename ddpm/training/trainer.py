@@ -1,0 +1,229 @@
+"""What is trained: network, averages, optimizer, and one exact step of them after another."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ddpm import distributed
+from ddpm.data.batches import Batches, to_model_range, to_tensor
+from ddpm.data.prepared import Split
+from ddpm.diffusion.levels import LEVEL_DRAWS
+from ddpm.diffusion.loss import PLAIN, check_weight, diffusion_loss, make_weight
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.networks import posthoc
+from ddpm.runtime import seed_of
+from ddpm.training.ema import EMA, ramped
+from ddpm.training.flat import Flat
+from ddpm.training.settings import Train
+from ddpm.training.watch import FLOAT16_TRIALS, Guard, Phases
+
+VALIDATION_IMAGES = 2_000
+VALIDATION_BATCH = 500
+
+
+class Trainer:
+    """Network, averages, optimizer and loss history of one training.
+
+    Randomness is a function of (seed, images seen, rank): every step seeds PyTorch's default generator from them, so no generator
+    state needs saving and a resumed run draws the same noise, levels, flips and dropout as an uninterrupted one. All but
+    dropout is drawn for the whole batch in every process, so it does not depend on how many there are.
+
+    model: what is called in training, if that is not the network itself: compiled, or shared by several processes.
+    No step reads a value back from the device, which would make it wait; sums of the losses are read when they are logged.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        prediction: str,
+        batches: Batches,
+        settings: Train,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        scaler: torch.amp.GradScaler | None = None,
+        model: nn.Module | None = None,
+    ):
+        settings.check_share(distributed.size())
+        self.network, self.batches, self.settings, self.seed = network, batches, settings, seed
+        self.model = network if model is None else model
+        self.device = batches.device
+        self.schedule, self.prediction = schedule.to(self.device), prediction
+        self.autocast, self.scaler = autocast, scaler
+        self.flat = Flat(network)
+        self.optimizer = torch.optim.AdamW(
+            [self.flat.vector], settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.ema = EMA(self.flat, ramped(settings.ema_decay))
+        widths = posthoc.WIDTHS if settings.snapshots else ()
+        self.tracks = {width: EMA(self.flat, partial(posthoc.decay, width)) for width in widths}
+        name = settings.loss_weight or PLAIN[prediction]
+        check_weight(name, schedule)
+        self.weight = make_weight(name, settings.loss_gamma)
+        self.levels = LEVEL_DRAWS[settings.levels](schedule.steps, self.device)
+        self.guard = Guard(settings.skip_nonfinite + (FLOAT16_TRIALS if scaler else 0), self.device)
+        self.phases = Phases(self.device)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.speed: list[dict[str, float]] = []
+        self.best_loss, self.best = math.inf, self.ema_weights()
+        # Since the last row of the history: losses, gradient norms, and how many were finite.
+        self.sums = torch.zeros(3, device=self.device)
+
+    @property
+    def seen(self) -> int:
+        """Training images seen so far."""
+        return self.step * self.settings.batch_size
+
+    def train_step(self) -> None:
+        """One optimizer step, on this process's share of the batch."""
+        s, phases = self.settings, self.phases
+        phases.enter("data")
+        mine = distributed.part(s.batch_size)
+        torch.manual_seed(seed_of(self.seed, "train", self.seen))
+        x0, labels = self.batches.batch(self.seen, s.batch_size, mine)
+        labels = self.drop_labels(labels, torch.rand(s.batch_size, device=self.device)[mine])
+        index, weight = self.levels.draw(s.batch_size)
+        shape = (s.batch_size, *x0.shape[2:], x0.shape[1])
+        eps = torch.randn(shape, device=self.device)[mine].permute(0, 3, 1, 2)
+        torch.manual_seed(seed_of(self.seed, "dropout", self.seen, distributed.rank()))
+        inputs = (x0, labels, index[mine], eps, weight[mine])
+        pieces = list(zip(*(value.tensor_split(s.accumulation) for value in inputs), strict=True))
+        losses = torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
+        losses = distributed.gathered(losses, s.batch_size)
+        self.levels.update(index, losses)
+        phases.enter("update")
+        norm = self._update()
+        good = norm.isfinite()
+        row = torch.stack([(losses * weight).mean(), norm, torch.ones_like(norm)])
+        self.sums += torch.where(good, row, 0)
+        self.step += 1
+        self.guard.note(self.step, ~good)
+        for average in (self.ema, *self.tracks.values()):
+            average.update(self.step)
+
+    def _accumulate(self, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, weight: Tensor, last: bool) -> Tensor:
+        """Add the gradient of some images' share of the batch's mean loss; returns their losses, without weights (b,)."""
+        # Gradients meet those of the other processes once, with the last piece.
+        with nullcontext() if last or distributed.size() == 1 else self.model.no_sync():
+            self.phases.enter("forward")
+            losses = self._losses(self.model, x0, labels, index, eps)
+            # DistributedDataParallel takes the mean over processes; the loss is a sum over them.
+            loss = (weight * losses).sum() * (distributed.size() / self.settings.batch_size)
+            self.phases.enter("backward")
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
+        return losses.detach()
+
+    def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor) -> Tensor:
+        """Weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,)."""
+        with self.autocast():
+            return diffusion_loss(model, self.schedule, x0, labels, index, eps, self.prediction, self.weight)
+
+    def probe(self, model: nn.Module) -> None:
+        """Use a model as a training step does, forwards and backwards, without waiting for other processes."""
+        x0, labels = self.batches.batch(0, self.settings.batch_size, distributed.part(self.settings.batch_size))
+        x0, labels = (value.tensor_split(self.settings.accumulation)[0] for value in (x0, labels))
+        eps = torch.zeros(len(x0), *x0.shape[2:], x0.shape[1], device=self.device).permute(0, 3, 1, 2)
+        index = torch.ones(len(x0), dtype=torch.int64, device=self.device)
+        with nullcontext() if distributed.size() == 1 else model.no_sync():
+            self._losses(model, x0, labels, index, eps).sum().backward()
+
+    def _update(self) -> Tensor:
+        """One step of the optimizer, left out where the gradient is not finite; returns the gradient's norm before clipping."""
+        assert self.flat.is_whole()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(self.step)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_([self.flat.vector], self.settings.gradient_clip)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            # How GradScaler has a fused optimizer leave a step out, without reading the gradient.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~norm.isfinite()).float()
+            self.optimizer.step()
+        self.flat.vector.grad.zero_()
+        return norm
+
+    def drop_labels(self, labels: Tensor, draws: Tensor) -> Tensor:
+        """Labels (b,), each replaced by "no class" where its draw (b,), uniform in [0, 1), is below the chance that
+        classifier-free guidance needs (Ho & Salimans 2022)."""
+        return labels.masked_fill(draws < self.settings.label_dropout, self.network.condition.classes)
+
+    def read_sums(self) -> dict[str, float]:
+        """Mean loss and gradient norm since the last call; empty if none was finite. This waits for the device."""
+        losses, norms, count = self.sums.tolist()
+        self.sums.zero_()
+        return {"loss": losses / count, "gradient_norm": norms / count} if count else {}
+
+    @torch.no_grad()
+    def validation_loss(self, split: Split) -> float:
+        """Mean loss of the EMA on up to 2,000 test images, always with the same noise and with levels spread over 1..T."""
+        count = min(len(split.images), VALIDATION_IMAGES)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "validation"))
+        index = torch.linspace(1, self.schedule.steps, count).round().long()[torch.randperm(count, generator=generator)]
+
+        def batch_loss(start: int) -> float:
+            part = slice(start, min(start + VALIDATION_BATCH, count))
+            x0 = to_model_range(to_tensor(split.images[part]))
+            noise = torch.Generator().manual_seed(seed_of(self.seed, "validation", start))
+            eps = torch.randn(x0.shape, generator=noise)
+            inputs = x0, eps, index[part], torch.tensor(split.labels[part])
+            x0, eps, levels, labels = (value.to(self.device) for value in inputs)
+            losses = self._losses(self.network, x0, labels, levels, eps)
+            return losses.cpu().double().sum().item()
+
+        with self.averaged():
+            return sum(distributed.share(range(0, count, VALIDATION_BATCH), batch_loss)) / count
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """A context in which the network holds its EMA weights and is in eval mode."""
+        self.ema.swap()
+        try:
+            yield self.network.eval()
+        finally:
+            self.network.train()
+            self.ema.swap()
+
+    def ema_weights(self) -> dict[str, Tensor]:
+        """A copy of the EMA weights."""
+        return {name: value.clone() for name, value in self.ema.state_dict().items()}
+
+    def state_dict(self) -> dict:
+        """All that a resumed training needs."""
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "tracks": {width: track.state_dict() for width, track in self.tracks.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "levels": self.levels.state_dict(),
+            "streak": self.guard.streak,
+            "sums": self.sums,
+            "history": self.history,
+            "speed": self.speed,
+            "best_loss": self.best_loss,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a state_dict of an equal training."""
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        for width, track in self.tracks.items():
+            track.load_state_dict(state["tracks"][width])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler and state["scaler"]:  # none if the state was saved in another precision
+            self.scaler.load_state_dict(state["scaler"])
+        self.levels.load_state_dict(state["levels"])
+        self.guard.streak, self.sums = (state[name].to(self.device) for name in ("streak", "sums"))
+        self.step, self.history, self.speed = state["step"], state["history"], state["speed"]
+        self.best_loss = state["best_loss"]
+        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
