@@ -71,7 +71,8 @@ class TestState:
         state.save({"step": 1})
         monkeypatch.undo()
         assert state.load() is None
-        assert f"not usable (its format is 1, not {checkpoint.FORMAT}); kept as abc.damaged, starting afresh" in capsys.readouterr().err
+        expected = f"not usable (its format is 1, not {checkpoint.FORMAT}); kept as abc.damaged, starting afresh"
+        assert expected in capsys.readouterr().err
 
     def test_going_on_elsewhere_is_said(self, tmp_path, capsys):
         ResumeState("abc", WHERE, tmp_path).save({"step": 3})
