@@ -4,7 +4,7 @@
 
 All contestants live in one process and take turns, in another order in every round, so that what else the machine does hits all.
 A ratio is that of two times in one round; its median and quartiles over the rounds are reported. Writes NAME.json, NAME.md and
-NAME.png to reports/benchmarks, NAME after the device. What is compared, and how it is made comparable, is in `contestants`.
+NAME.png to reports/benchmarks after each case, NAME after the device. What is compared, and how it is made comparable, is in `contestants`.
 """
 
 import argparse
@@ -235,7 +235,8 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(options.cases or []) - {case.name for case in known}:
         parser.error(f"--cases: {', '.join(sorted(unknown))}: choose from {', '.join(case.name for case in known)}")
     chosen = [case for case in known if not options.cases or case.name in options.cases]
-    rounds = ROUNDS["quick" if options.quick else options.device] if options.rounds is None else options.rounds
+    kind = "quick" if options.quick else options.device
+    rounds = ROUNDS[kind] if options.rounds is None else options.rounds
     if rounds < 1:
         parser.error("--rounds: must be 1 or more")
 
@@ -253,21 +254,23 @@ def main(arguments: list[str] | None = None) -> None:
     records = []
     for number, case in enumerate(chosen, 1):
         say(f"{case.name} ({number} of {len(chosen)}), batches of {case.batch}")
-        records.append(
-            measure(case, setting, 2 if options.quick else options.rounds, options.compile or options.device == "cuda")
-        )
+        records.append(measure(case, setting, rounds, options.compile or options.device == "cuda"))
         top = ceiling(setting, options.quick, top)
         if options.device == "cuda":
             torch.cuda.empty_cache()
         torch.compiler.reset()
-    for contestant in (contestant for record in records for contestant in record["contestants"]):
-        contestant["share_of_ceiling"] = contestant["gflops_per_image"] * 1e9 * contestant["images_per_second"] / top["flops"]
-    report = {"machine": found, "ceiling": top, "left_out": missing, "cases": records}
-    path = options.out / slug(found)
+        for contestant in (contestant for record in records for contestant in record["contestants"]):
+            contestant["share_of_ceiling"] = contestant["gflops_per_image"] * 1e9 * contestant["images_per_second"] / top["flops"]
+        # After each case: whoever stops a long run has what was measured.
+        write_report(options.out / slug(found), {"machine": found, "ceiling": top, "left_out": missing, "cases": records})
+    say(f"written: {options.out / slug(found)}.json, .md and .png")
+
+
+def write_report(path: Path, report: dict) -> None:
+    """The numbers, a page and a chart of them: PATH.json, PATH.md and PATH.png."""
     write_json(path.with_suffix(".json"), report)
     write_text(path.with_suffix(".md"), page(report, path.with_suffix(".png").name))
     ratio_chart(path.with_suffix(".png"), report)
-    say(f"written: {path}.json, .md and .png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""Where the time of a training step goes, at an earlier commit and now.
+
+    python -m tests.benchmarks.steps --before REVISION [--set model.channels=32 ...] [--rounds N] [--out FILE]
+
+Both commits train on digits as their own `python -m stages.train` does, in processes that take turns; what they print every few
+steps, validate or save is left out. Times of a step are medians over all turns. The table is PyTorch's profiler's: the time
+inside each operation, without those that it calls, of the turn in the middle.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from ddpm.files import write_text
+from ddpm.reporting.tables import number, table
+
+from .peers import ROOT, say
+
+QUIET = 10**6
+# No step of these is one that does more; where a commit does not know a setting, it is left out.
+SETTINGS = {
+    "train.steps": QUIET, "train.log_every": QUIET, "train.validate_every": QUIET, "train.preview_every": QUIET,
+    "train.checkpoint_every": QUIET, "train.snapshots": 0, "runtime.device": "cpu",
+}  # fmt: skip
+ROWS = 16
+
+# Run in the checkout of a commit: its Trainer steps until it has been measured.
+CHILD = """
+import json, os, sys, time
+import stages.train
+from torch.profiler import ProfilerActivity, profile
+Trainer = stages.train.Trainer
+step, times = Trainer.train_step, []
+def measured(self):
+    start = time.perf_counter()
+    step(self)
+    times.append(time.perf_counter() - start)
+    if len(times) == 40:
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            for _ in range(10):
+                step(self)
+        rows = {e.key: (e.self_cpu_time_total / 1e4, e.count / 10) for e in found.key_averages()}
+        print(json.dumps({"seconds": times[10:], "rows": rows}), flush=True)
+        os._exit(0)
+Trainer.train_step = measured
+stages.train.main()
+"""
+
+
+def checkout(revision: str, folder: Path, changes: dict[str, str]) -> None:
+    """The commit's files in the folder, with its params.yaml changed and its data prepared."""
+    folder.mkdir()
+    archive = subprocess.run(["git", "-C", ROOT, "archive", revision], check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in {**SETTINGS, **changes}.items():
+        section, key = name.split(".")
+        if key in params[section]:
+            params[section][key] = yaml.safe_load(str(value))
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "stages.prepare_data"], cwd=folder, check=True, capture_output=True)
+
+
+def turn(folder: Path) -> dict:
+    """One process's measurement: seconds of steps, and (milliseconds, calls) per step by operation."""
+    run = subprocess.run([sys.executable, "-c", CHILD], cwd=folder, capture_output=True, text=True, check=False)
+    if run.returncode:
+        sys.exit(f"error: the training in {folder.name} failed: {(run.stderr.strip().splitlines() or ['?'])[-1]}")
+    return json.loads(run.stdout.strip().splitlines()[-1])
+
+
+def page(turns: dict[str, list[dict]], titles: dict[str, str], changes: dict[str, str]) -> str:
+    """The comparison in Markdown."""
+    every = {side: [value for found in turns[side] for value in found["seconds"]] for side in turns}
+    steps = {side: 1000 * statistics.median(values) for side, values in every.items()}
+    rows = {
+        side: sorted(turns[side], key=lambda t: statistics.median(t["seconds"]))[len(turns[side]) // 2]["rows"] for side in turns
+    }
+    names = sorted(rows["before"].keys() | rows["after"].keys(), key=lambda n: -max(rows[s].get(n, (0, 0))[0] for s in rows))
+    body = [
+        [name.removeprefix("aten::"), *(f"{rows[s].get(name, (0, 0))[0]:.2f} ({rows[s].get(name, (0, 0))[1]:.0f})" for s in rows)]
+        for name in names[:ROWS]
+    ]
+    rest = [sum(rows[s].get(name, (0, 0))[0] for name in names[ROWS:]) for s in rows]
+    body.append([f"{len(names) - ROWS} others", *(f"{value:.2f}" for value in rest)])
+    settings = "".join(f" {name}={value}" for name, value in changes.items())
+    return (
+        "\n\n".join(
+            [
+                "# One training step, before and after",
+                f"Before: {titles['before']}. After: {titles['after']}. The default settings{settings or ''}, on CPU, "
+                f"{len(turns['before'])} turns each.",
+                f"A step takes **{number(steps['after'])} ms instead of {number(steps['before'])}** (medians; "
+                f"{steps['before'] / steps['after']:.2f} times as fast).",
+                "Milliseconds (and calls) per step inside each operation; the profiler itself adds to every call.",
+                table(["operation", "before", "after"], body),
+            ]
+        )
+        + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", required=True, metavar="REVISION")
+    parser.add_argument("--after", default="HEAD", metavar="REVISION")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of params.yaml, for both")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "benchmarks" / "step-profile.md")
+    options = parser.parse_args()
+    changes = dict(item.split("=", 1) for item in options.set)
+    sides = {"before": options.before, "after": options.after}
+    titles = {
+        side: subprocess.run(
+            ["git", "-C", ROOT, "log", "-1", "--format=%h, %s", revision], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for side, revision in sides.items()
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        for side, revision in sides.items():
+            checkout(revision, Path(temporary, side), changes)
+        turns: dict[str, list[dict]] = {side: [] for side in sides}
+        for r in range(options.rounds):
+            for side in sides:
+                turns[side].append(turn(Path(temporary, side)))
+                say(f"round {r + 1}, {side}: {1000 * statistics.median(turns[side][-1]['seconds']):.1f} ms a step")
+    write_text(options.out, page(turns, titles, changes))
+    say(f"written: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
