@@ -49,8 +49,8 @@ def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
         assert 0 < low <= median <= high
     text = path.with_suffix(".md").read_text()
     assert f"![Images per second]({path.stem}.png)" in text
-    assert "Training, 8x8, batch 4" in text
-    assert "Sampling, 8x8, batch 2, 2 DDIM steps" in text
+    assert "Training, 8x8, 16 channels, batch 4" in text
+    assert "Sampling, 8x8, 16 channels, batch 2, 2 DDIM steps" in text
 
 
 def test_ratios_are_taken_round_by_round():

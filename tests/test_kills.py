@@ -68,6 +68,10 @@ def crash(*_):
     raise ZeroDivisionError("a defect")
 
 
+def poison(trainer):
+    trainer.flat.vector.grad[0] = float("nan")
+
+
 def later(seconds):
     threading.Timer(seconds, die).start()
 
@@ -86,6 +90,7 @@ MOMENTS = {
     "in a validation": lambda n: at_call(1 + n // 12, Trainer, "validation_loss", die),
     "at some time": lambda n: later(n / 40),
     "by a defect in a step": lambda n: at_call(n, Trainer, "_accumulate", crash),
+    "by a gradient that is no number": lambda n: at_call(n, Trainer, "_update", poison),
     "by a full disk": lambda n: at_call(1 + n // 3, Path, "write_bytes", no_space),
     "by SIGTERM": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGTERM)),
     "by SIGINT": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGINT)),
@@ -208,13 +213,28 @@ def test_a_state_saved_by_a_signal_is_that_of_the_step(straight):
     assert_same(results(), straight)
 
 
+def test_a_gradient_that_is_no_number_ends_it_with_one_line_and_the_last_good_state_kept(straight):
+    status, output = attempt("by a gradient that is no number", 12)
+    assert status == 1
+    assert "Traceback" not in output
+    assert "error: train: the loss or its gradient is not finite at step 12" in output
+    (state,) = Path(".scratch/train").glob(f"*/{STATE}")
+    kept = torch.load(state, weights_only=True)
+    assert kept["step"] == 7
+    assert all(value.isfinite().all() for value in (*kept["network"].values(), *kept["ema"].values()))
+    assert [row["step"] for row in kept["history"]] == [3, 6]
+    assert len(Path("reports/train/plots/metrics/loss.tsv").read_text().splitlines()) == 1 + len([3, 6, 9])
+    assert until_done([]) == 0
+    assert_same(results(), straight)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_kills_at_random_moments(straight, seed):
     """Ten trainings, each killed several times; every moment comes at least twice."""
     chance = random.Random(seed)
     names = list(MOMENTS)
-    chosen = [names[(seed + k) % len(names)] for k in (0, 5, 10)] + chance.choices(names, k=2)
+    chosen = [names[(seed + k) % len(names)] for k in (0, 4, 8, 12)] + chance.choices(names)
     ended = until_done([(moment, chance.randint(1, STEPS // 2)) for moment in chosen])
     assert ended >= 3
     assert_same(results(), straight)

@@ -32,7 +32,8 @@ def page(report: dict, picture: str) -> str:
 def title(case: dict) -> str:
     """Such as: Training, 32x32, 64 channels, batch 32."""
     steps = f", {case['steps']} DDIM steps" if case["steps"] else ""
-    return f"{case['kind'].capitalize()}, {case['shape'][0]}x{case['shape'][1]}, {case['channels']} channels, batch {case['batch']}{steps}"
+    height, width, _ = case["shape"]
+    return f"{case['kind'].capitalize()}, {height}x{width}, {case['channels']} channels, batch {case['batch']}{steps}"
 
 
 def _layout(case: dict) -> str:
@@ -74,9 +75,7 @@ def ratio_chart(path: Path, report: dict) -> None:
                 bar = ax.bar(x, height, width=0.76 / len(names), color=COLOURS[name], label=name if j == 0 else None)
                 ax.bar_label(bar, [f"{height:.2f}"], padding=2, fontsize=8)
         ax.axhline(1, color="black", linewidth=0.8)
-        labels = [
-            title(case).replace(f", {case['channels']}", f"\n{case['channels']}").replace(", batch", "\nbatch") for case in cases
-        ]
+        labels = [", ".join(parts[:2]) + "\n" + "\n".join(parts[2:]) for parts in (title(case).split(", ") for case in cases)]
         ax.set_xticks(range(len(cases)), labels, fontsize=8)
         ax.set_title(f"Images per second, {base} = 1 (higher is better)")
         ax.margins(y=0.12)

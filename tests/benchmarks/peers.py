@@ -3,8 +3,9 @@
     python -m tests.benchmarks.peers [--device cpu] [--rounds N] [--cases train-8 sample-32] [--compile] [--quick] [--out FOLDER]
 
 All contestants live in one process and take turns, in another order in every round, so that what else the machine does hits all.
-A ratio is that of two times in one round; its median and quartiles over the rounds are reported. Writes NAME.json, NAME.md and
-NAME.png to reports/benchmarks after each case, NAME after the device. What is compared, and how it is made comparable, is in `contestants`.
+A ratio is that of two times in one round; its median and quartiles over the rounds are reported. After each case, NAME.json,
+NAME.md and NAME.png are written to reports/benchmarks, NAME after the device. What is compared, and how it is made comparable,
+is in `contestants`.
 """
 
 import argparse
@@ -231,11 +232,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny network for a few seconds; the numbers mean nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "benchmarks")
     options = parser.parse_args(arguments)
-    known = CASES["quick" if options.quick else options.device]
+    kind = "quick" if options.quick else options.device
+    known = CASES[kind]
     if unknown := set(options.cases or []) - {case.name for case in known}:
         parser.error(f"--cases: {', '.join(sorted(unknown))}: choose from {', '.join(case.name for case in known)}")
     chosen = [case for case in known if not options.cases or case.name in options.cases]
-    kind = "quick" if options.quick else options.device
     rounds = ROUNDS[kind] if options.rounds is None else options.rounds
     if rounds < 1:
         parser.error("--rounds: must be 1 or more")

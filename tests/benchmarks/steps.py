@@ -78,33 +78,23 @@ def turn(folder: Path) -> dict:
 
 def page(turns: dict[str, list[dict]], titles: dict[str, str], changes: dict[str, str]) -> str:
     """The comparison in Markdown."""
-    every = {side: [value for found in turns[side] for value in found["seconds"]] for side in turns}
-    steps = {side: 1000 * statistics.median(values) for side, values in every.items()}
-    rows = {
-        side: sorted(turns[side], key=lambda t: statistics.median(t["seconds"]))[len(turns[side]) // 2]["rows"] for side in turns
-    }
-    names = sorted(rows["before"].keys() | rows["after"].keys(), key=lambda n: -max(rows[s].get(n, (0, 0))[0] for s in rows))
-    body = [
-        [name.removeprefix("aten::"), *(f"{rows[s].get(name, (0, 0))[0]:.2f} ({rows[s].get(name, (0, 0))[1]:.0f})" for s in rows)]
-        for name in names[:ROWS]
+    steps = [1000 * statistics.median(value for found in one for value in found["seconds"]) for one in turns.values()]
+    # By operation, [milliseconds, calls] of each side, in the turn whose steps took the middle time.
+    middle = [sorted(one, key=lambda found: statistics.median(found["seconds"]))[len(one) // 2]["rows"] for one in turns.values()]
+    found = {name: [side.get(name, (0, 0)) for side in middle] for name in {name for side in middle for name in side}}
+    names = sorted(found, key=lambda name: -max(milliseconds for milliseconds, _ in found[name]))
+    body = [[name.removeprefix("aten::"), *(f"{ms:.2f} ({calls:.0f})" for ms, calls in found[name])] for name in names[:ROWS]]
+    rest = [sum(found[name][side][0] for name in names[ROWS:]) for side in (0, 1)]
+    body.append([f"{len(names) - ROWS} others", *(f"{milliseconds:.2f}" for milliseconds in rest)])
+    settings = "".join(f", {name}={value}" for name, value in changes.items())
+    parts = [
+        "# One training step, before and after",
+        f"Before: {titles['before']}. After: {titles['after']}. Digits on CPU{settings}; {len(turns['before'])} turns each.",
+        f"A step takes **{number(steps[1])} ms, not {number(steps[0])}** (medians): {steps[0] / steps[1]:.2f} times as fast.",
+        "Milliseconds (and calls) per step inside each operation; the profiler itself adds to every call.",
+        table(["operation", "before", "after"], body),
     ]
-    rest = [sum(rows[s].get(name, (0, 0))[0] for name in names[ROWS:]) for s in rows]
-    body.append([f"{len(names) - ROWS} others", *(f"{value:.2f}" for value in rest)])
-    settings = "".join(f" {name}={value}" for name, value in changes.items())
-    return (
-        "\n\n".join(
-            [
-                "# One training step, before and after",
-                f"Before: {titles['before']}. After: {titles['after']}. The default settings{settings or ''}, on CPU, "
-                f"{len(turns['before'])} turns each.",
-                f"A step takes **{number(steps['after'])} ms instead of {number(steps['before'])}** (medians; "
-                f"{steps['before'] / steps['after']:.2f} times as fast).",
-                "Milliseconds (and calls) per step inside each operation; the profiler itself adds to every call.",
-                table(["operation", "before", "after"], body),
-            ]
-        )
-        + "\n"
-    )
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
