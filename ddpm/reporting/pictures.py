@@ -86,14 +86,14 @@ def denoising_strip(
         # At the first level there is no prediction yet.
         rows += [[x[f, k] for f in chosen], [x0[f, k] if f else np.full_like(x[f, k], 255) for f in chosen]]
         captions += ["x_t", "x0"]
-    save(path, captioned(rows, captions, [f"t={levels[f]}" for f in chosen], tile))
+    save(path, captioned(rows, captions, [f"t={levels[f]:.4g}" for f in chosen], tile))
 
 
 def denoising_gif(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int, frame_ms: int) -> None:
     """All trajectories side by side, x_t above the prediction of x0, one frame per kept level, resting on the last."""
     frames = []
     for f in range(1, len(levels)):
-        columns = [f"t = {levels[f]}"] + [""] * (x.shape[1] - 1)
+        columns = [f"t = {levels[f]:.4g}"] + [""] * (x.shape[1] - 1)
         frames.append(captioned([list(x[f]), list(x0[f])], ["x_t", "x0"], columns, tile))
     colour = any(np.ptp(np.asarray(frame), axis=-1).any() for frame in frames)
     frames = [frame.quantize(256) if colour else frame.convert("L") for frame in frames]
