@@ -9,30 +9,35 @@ from ddpm.evaluation.results import write_results
 from ddpm.evaluation.scores import Evaluate, Judges
 from ddpm.files import read_json, read_npz
 from ddpm.judge.classifier import load_classifier
-from ddpm.judge.weights import check_required
+from ddpm.judge.weights import get_weights
 from ddpm.networks.store import check_data
 from ddpm.runtime import Runtime, run_stage, setup
 from ddpm.sampling.model import load
 
 SAMPLERS = ("ddpm", "ddim")
+OF_JUDGE = ("accuracy", "sha256", "threads")
 
 
 def main() -> None:
     p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, evaluate=Evaluate, runtime=Runtime)
     device = setup(p.runtime)
-    check_required(p.evaluate)
+    distributed.from_first(lambda: get_weights(p.evaluate))
     data = open_prepared(p.dataset, p.prepare_data)
-    judge, judge_config = load_classifier(data, device)
+    judge, of_judge = load_classifier(data, device)
     model = load(p.evaluate.checkpoint, device)
     check_data(model.data, data.identity())
     samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}", ["arr_0", "sampler"]) for name in SAMPLERS}
 
     judges = Judges(data, judge, min(len(arrays["arr_0"]) for arrays in samples.values()), p.seed, device)
-    scores = {"n": judges.sizes.n, "classifier": {key: judge_config[key] for key in ("accuracy", "sha256")}}
-    seen = {}
-    for name, arrays in samples.items():
-        of_name, seen[name] = judges.score(arrays["arr_0"], arrays.get("arr_1"), name)
-        scores[name] = {"sampler": str(arrays["sampler"][0]), **of_name}
+    scores = {**judges.sizes._asdict(), "classifier": {key: of_judge[key] for key in OF_JUDGE if key in of_judge}}
+    arrays = {"real_seen": judges.real_seen, "real_labels": data.test.labels}
+    for name, of_sampler in samples.items():
+        asked = of_sampler.get("arr_1")
+        found = judges.examine(of_sampler["arr_0"], asked, name)
+        scores[name] = {"sampler": str(of_sampler["sampler"][0]), **found.scores}
+        arrays |= {f"{name}_seen": found.seen} | ({} if asked is None else {f"{name}_asked": asked})
+        arrays |= {f"{name}_neighbours": found.neighbours, f"{name}_neighbours_ratio": found.ratios}
+    scores["real"] = judges.real()
     pairs = reconstruct(model, data, judge, p.evaluate.reconstruction_images, p.seed)
     scores["reconstruction"] = pairs.scores
     bits = likelihood(model, *held_out(data, p.evaluate.likelihood_images, p.seed, device), p.evaluate.likelihood_levels, p.seed)
@@ -44,8 +49,7 @@ def main() -> None:
     # Not a dep: seconds differ from run to run, and no stage may run again because of them. The samples, which are a dep,
     # were written together with this file.
     cost = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
-    classes = {name: (samples[name].get("arr_1"), seen[name]) for name in SAMPLERS}
-    write_results(scores, cost, pairs, bits, trips, classes)
+    write_results(scores, cost, pairs, bits, trips, arrays)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from ddpm import params
 from ddpm.data.datasets import DatasetName
 from ddpm.data.prepare import prepare
 from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.judge.weights import RequireInception, check_required
+from ddpm.judge.weights import PretrainedJudges, get_weights
 from ddpm.reporting.pictures import first_images
 from ddpm.runtime import Runtime, run_stage, setup, usable_cpus
 
@@ -14,10 +14,10 @@ PICTURE = Path("reports/prepare_data/first_images.png")
 
 
 def main() -> None:
-    p = params.load(dataset=DatasetName, prepare_data=PrepareData, evaluate=RequireInception, runtime=Runtime)
+    p = params.load(dataset=DatasetName, prepare_data=PrepareData, evaluate=PretrainedJudges, runtime=Runtime)
     setup(p.runtime)
     # Found missing here, a weights file costs no training.
-    check_required(p.evaluate)
+    get_weights(p.evaluate)
     meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus())
     data = open_prepared(p.dataset, p.prepare_data)
     first_images(PICTURE, data.train.images, data.train.labels, data.class_names)

@@ -134,7 +134,7 @@ def test_samples_are_the_same_on_any_number_of_processes(model, section):
 
 
 def test_scores_are_the_same_on_any_number_of_processes(model, data, monkeypatch):
-    for name in ("ddpm.evaluation.pairs.BATCH", "ddpm.evaluation.likelihood.BATCH", "ddpm.judge.classifier.PREDICT_BATCH"):
+    for name in ("ddpm.evaluation.perceptual.BATCH", "ddpm.evaluation.likelihood.BATCH", "ddpm.judge.classifier.PREDICT_BATCH"):
         monkeypatch.setattr(name, 7)
     torch.manual_seed(0)
     judge = Classifier(1, 10).eval()

@@ -5,21 +5,35 @@ import pytest
 import scipy.linalg
 import torch
 from oracles import gaussian_denoiser
+from processes import in_processes
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.datasets import digits
 from ddpm.data.prepared import Prepared, Split
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.evaluation.distances import consecutive_sets, disjoint_sets, frechet_distance, inception_score
+from ddpm.evaluation.coverage import LEAST
+from ddpm.evaluation.distances import (
+    consecutive_sets,
+    disjoint_sets,
+    fit_gaussian,
+    frechet,
+    frechet_at_infinity,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kernel_within,
+)
 from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.pairs import held_out, reconstruct, round_trips, round_trips_if_trained
 from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
 from ddpm.evaluation.reconstruction import FRACTIONS, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
-from ddpm.evaluation.scores import Judges, set_sizes
+from ddpm.evaluation.scores import Judges
+from ddpm.evaluation.spaces import FeatureSpace, Judged, Sizes, set_sizes
 from ddpm.files import InputError, sha256
 from ddpm.judge import features, weights
 from ddpm.judge.classifier import Classifier, predict, shifted
@@ -84,6 +98,76 @@ class TestFrechet:
             frechet_distance(np.where(np.arange(4)[:, None] == 2, np.nan, good), good)
         with pytest.raises(InputError, match="second set: 1 images are too few"):
             frechet_distance(good, good[:1])
+
+
+class TestFrechetAtInfinity:
+    def test_the_bias_of_small_sets_is_gone(self):
+        """Of one law as the reference: the distance at N is all bias, that at infinity none."""
+        reference = fit_gaussian(RNG.standard_normal((100_000, 16)))
+        sets = RNG.standard_normal((20, 500, 16))
+        whole = np.mean([frechet(fit_gaussian(features), reference) for features in sets])
+        assert whole == pytest.approx(0.17, rel=0.1)
+        assert abs(np.mean([frechet_at_infinity(features, reference) for features in sets])) < 0.1 * whole
+
+    def test_parts_are_not_made_smaller_than_the_line_holds(self):
+        """With 500 images of 64 features fifths would end the line at -0.34."""
+        reference = fit_gaussian(RNG.standard_normal((50_000, 64)))
+        found = [frechet_at_infinity(RNG.standard_normal((500, 64)), reference) for _ in range(10)]
+        assert np.mean(found) == pytest.approx(0, abs=0.15)
+
+    def test_a_distance_that_is_there_stays(self):
+        reference = RNG.standard_normal((50_000, 8))
+        found = [frechet_at_infinity(RNG.standard_normal((400, 8)) + 0.5, fit_gaussian(reference)) for _ in range(10)]
+        assert np.mean(found) == pytest.approx(8 * 0.5**2, rel=0.05)
+
+    def test_it_is_deterministic_and_needs_a_line(self):
+        features = RNG.standard_normal((60, 4))
+        reference = fit_gaussian(features)
+        assert frechet_at_infinity(features, reference) == frechet_at_infinity(features.copy(), reference)
+        assert np.isfinite(frechet_at_infinity(features[:4], reference))
+        with pytest.raises(InputError, match="fid_infinity: 3 images are too few for a line"):
+            frechet_at_infinity(features[:3], reference)
+
+
+class TestKernelDistance:
+    @pytest.mark.parametrize("d", [4, 64, 300])
+    def test_it_agrees_with_torch_fidelity_where_a_subset_is_the_whole_set(self, d):
+        a, b = RNG.standard_normal((200, d)), RNG.standard_normal((200, d)) * 1.1 + 0.1
+        peer = kid_features_to_metric(
+            torch.from_numpy(a), torch.from_numpy(b), kid_subsets=1, kid_subset_size=200, verbose=False
+        )["kernel_inception_distance_mean"]
+        assert kernel_distance(a, b) == pytest.approx(peer, rel=1e-9)
+        assert kernel_distance(b, a) == pytest.approx(kernel_distance(a, b), rel=1e-9)
+
+    def test_it_is_the_mean_of_torch_fidelity_over_many_subsets(self):
+        a, b = RNG.standard_normal((300, 8)), RNG.standard_normal((500, 8)) + 0.3
+        peer = kid_features_to_metric(
+            torch.from_numpy(a), torch.from_numpy(b), kid_subsets=400, kid_subset_size=100, verbose=False
+        )
+        error = peer["kernel_inception_distance_std"] / 20
+        assert kernel_distance(a, b) == pytest.approx(peer["kernel_inception_distance_mean"], abs=4 * error)
+
+    def test_it_is_unbiased(self):
+        values = [kernel_distance(RNG.standard_normal((20, 4)), RNG.standard_normal((30, 4))) for _ in range(400)]
+        assert abs(np.mean(values)) < 3 * np.std(values) / 20
+        assert min(values) < 0
+
+    def test_blocks_leave_it_unbiased_and_what_is_known_is_used(self, monkeypatch):
+        a, b = RNG.standard_normal((50, 4)), RNG.standard_normal((401, 4))
+        exact = kernel_within(b)
+        assert kernel_distance(a, b, exact) == kernel_distance(a, b)
+        monkeypatch.setattr("ddpm.evaluation.distances.KERNEL_BLOCK", 100)
+        estimates = [kernel_within(RNG.permutation(b)) for _ in range(100)]
+        assert np.mean(estimates) == pytest.approx(exact, abs=3 * np.std(estimates) / 10)
+
+    def test_chunks_and_processes_change_nothing(self, monkeypatch):
+        a, b = RNG.standard_normal((50, 4)), RNG.standard_normal((80, 4)) + 1
+        whole = kernel_distance(a, b)
+        monkeypatch.setattr("ddpm.evaluation.neighbours.ELEMENTS", 300)
+        alone = kernel_distance(a, b)
+        assert alone == pytest.approx(whole, rel=1e-12)
+        for count in (2, 3):
+            assert in_processes(count, lambda: kernel_distance(a, b)) == [alone] * count
 
 
 class TestInceptionScore:
@@ -231,33 +315,79 @@ class TestScores:
             set_sizes(1, 300)
 
     def test_metrics_move_the_way_they_should(self, judge, data):
-        """Real test images as samples reach the floor; noise raises FID; a collapse lowers IS and accuracy."""
+        """Real test images as samples reach the floor; noise raises FID and KID; a collapse lowers IS, accuracy and recall."""
         judges = Judges(data, judge, 500, seed=0, device=CPU)
         real, _ = judges.score(data.test.images, data.test.labels, "ddpm")
-        assert real["classifier"]["fid"] == pytest.approx(real["classifier"]["fid_floor"], rel=1e-9)
-        assert real["classifier"]["fid_excess"] == pytest.approx(0, abs=1e-12)
-        assert real["classifier"]["fid_test"] < 1e-9
-        assert real["classifier"]["is"] == pytest.approx(real["classifier"]["is_real"], rel=1e-9)
+        found = real["classifier"]
+        assert found["fid"] == pytest.approx(found["fid_floor"], rel=1e-9)
+        assert found["fid_excess"] == pytest.approx(0, abs=1e-12)
+        assert found["fid_test"] < 1e-9
+        assert found["fid_infinity"] < found["fid"]
+        assert found["kid"] == pytest.approx(found["kid_floor"], rel=1e-9)
+        assert found["is"] == pytest.approx(found["is_real"], rel=1e-9)
         assert real["inception"] == {"status": "weights missing"}
-        assert "fid_sd" not in real["classifier"]
+        assert not [key for key in found if key.endswith("_sd")]
+        assert judges.real() == {
+            "classifier": pytest.approx({key: found[key] for key in ("precision", "recall", "density", "coverage")}),
+            "inception": {"status": "weights missing"},
+        }
+        assert real["memorization"]["nn_auc"] == 0.5
+        assert real["diversity"] == {"classifier": 1, "status": "weights missing"}
         noise = RNG.standard_normal(data.test.images.shape)
-        fids = []
-        for scale in (0.05, 0.1, 0.2, 0.4):
-            noisy = np.clip(data.test.images + 127.5 * scale * noise, 0, 255).astype(np.uint8)
-            fids.append(judges.score(noisy, data.test.labels, "ddpm")[0]["classifier"]["fid"])
-        assert fids == sorted(fids)
-        assert fids[-1] > 2 * real["classifier"]["fid_floor"]
+        noisy = [np.clip(data.test.images + 127.5 * scale * noise, 0, 255).astype(np.uint8) for scale in (0.05, 0.1, 0.2, 0.4)]
+        scores = [judges.score(images, data.test.labels, "ddpm")[0] for images in noisy]
+        for key in ("fid", "kid"):
+            values = [score["classifier"][key] for score in scores]
+            assert values == sorted(values)
+            assert values[-1] > 2 * found[f"{key}_floor"]
+        assert [judges.fid(images, data.test.labels, "ddpm") for images in noisy] == [
+            {"fid": score["classifier"]["fid"], "accuracy": score["accuracy"]} for score in scores
+        ]
         collapsed, seen = judges.score(np.repeat(data.test.images[:1], 500, 0), data.test.labels, "ddpm")
         assert collapsed["classifier"]["is"] == pytest.approx(1)
-        assert collapsed["classifier"]["fid"] > fids[0]
+        assert collapsed["classifier"]["fid"] > scores[0]["classifier"]["fid"]
+        assert collapsed["classifier"]["recall"] < 0.01
         assert collapsed["accuracy"] == pytest.approx((data.test.labels == seen[0]).mean())
+        assert collapsed["diversity"]["classifier"] == 0
+
+    def test_a_collapse_to_100_images_keeps_precision_and_loses_recall(self, data):
+        """In pixels, which need no judge: real images, five of each."""
+        pixels = [split.images.reshape(len(split.images), -1) / 255 for split in (data.train, data.test)]
+        space = FeatureSpace("pixels", pixels[0], Judged(pixels[1], np.full((500, 10), 0.1)), Sizes(500, 1), 0)
+        copies = np.tile(pixels[1][:100], (5, 1))
+        scores = space.score(Judged(copies, np.full((500, 10), 0.1)), "collapse")
+        assert scores["precision"] > 0.8
+        assert scores["recall"] < 0.3
+        assert space.real()["recall"] > 0.8
 
     def test_three_sets_have_a_spread(self, judge, data):
         judges = Judges(data._replace(test=Split(data.test.images[:150], data.test.labels[:150])), judge, 500, 0, CPU)
         assert judges.sizes == (150, 3)
         scores, _ = judges.score(data.train.images[:500], None, "ddim")
-        assert scores["classifier"]["fid_sd"] > 0
+        assert all(scores["classifier"][f"{key}_sd"] > 0 for key in ("fid", "kid", "is"))
         assert "accuracy" not in scores
+        assert scores["memorization"]["near_copies"] == 1
+        assert scores["memorization"]["nn_auc"] < 0.01
+        assert judges.fid(data.train.images[:500], None, "sweep") == {key: scores["classifier"][key] for key in ("fid", "fid_sd")}
+
+    def test_all_scores_are_the_same_on_any_number_of_processes(self, judge, data):
+        few = data._replace(test=Split(data.test.images[:60], data.test.labels[:60]))
+
+        def work():
+            found = Judges(few, judge, 120, 0, CPU).examine(data.test.images[100:220], data.test.labels[100:220], "ddpm")
+            return found.scores, found.seen.tolist(), found.neighbours.tobytes(), found.ratios.tolist()
+
+        alone = work()
+        for count in (2, 3):
+            assert in_processes(count, work) == [alone] * count
+
+    def test_sets_too_small_for_their_neighbours_are_refused(self, judge, data):
+        judges = Judges(data, judge, LEAST - 1, 0, CPU)
+        with pytest.raises(InputError, match="evaluate: sets of 5 images are too few for 5 neighbours of each; use at least 6"):
+            judges.score(data.train.images[:5], None, "ddim")
+        assert np.isfinite(judges.fid(data.train.images[:5], None, "ddim")["fid"])
+        enough = Judges(data, judge, LEAST, 0, CPU).score(data.train.images[:LEAST], None, "ddim")[0]
+        assert np.isfinite(list(enough["classifier"].values())).all()
 
     def test_samples_of_another_shape_are_refused(self, judge, data):
         judges = Judges(data, judge, 500, seed=0, device=CPU)
@@ -386,15 +516,6 @@ class TestWeights:
         monkeypatch.setenv("DDPM_WEIGHTS_ROOT", str(tmp_path))
         return tmp_path
 
-    def test_missing_and_damaged_files(self, weights_root):
-        assert weights.find_weights(weights.INCEPTION) is None
-        weights.check_required(weights.RequireInception(require_inception=False))
-        with pytest.raises(InputError, match=f"{weights.INCEPTION.name} is not in {weights_root}"):
-            weights.check_required(weights.RequireInception(require_inception=True))
-        (weights_root / weights.INCEPTION.name).write_bytes(b"not it")
-        with pytest.raises(InputError, match=r"SHA-256 begins with .* not 6726825d: damaged or another file"):
-            weights.find_weights(weights.INCEPTION)
-
     @pytest.mark.slow
     def test_inception_from_a_weights_file(self, weights_root, monkeypatch, judge, data):
         """A file of random weights of the right shapes gives the numbers that torch-fidelity's own functions give."""
@@ -407,7 +528,7 @@ class TestWeights:
         torch.save(peer.state_dict(), path)
         digest = sha256(path)[:8]
         path = path.rename(path.with_name(f"random-{digest}.pth"))
-        monkeypatch.setattr("ddpm.evaluation.scores.INCEPTION", weights.WeightsFile(path.name, digest))
+        monkeypatch.setattr("ddpm.evaluation.scores.INCEPTION", weights.INCEPTION._replace(name=path.name, sha256=digest))
         few = data._replace(
             train=Split(data.train.images[:40], data.train.labels[:40]), test=Split(data.test.images[:20], data.test.labels[:20])
         )
@@ -427,3 +548,8 @@ class TestWeights:
             isc_features_to_metric(logits, 1, False)["inception_score_mean"], rel=1e-5
         )
         assert scores["inception"]["status"] == "ok"
+        assert set(scores["inception"]) == {*scores["classifier"], "status"}
+        assert set(judges.real()["inception"]) == {"precision", "recall", "density", "coverage", "status"}
+        network = judges.network.network
+        assert not any(module.training for module in network.modules())
+        assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ddpm.reporting import figures, pictures
-from ddpm.reporting.tables import number, percent, table
+from ddpm.reporting import figures, pictures, samples
+from ddpm.reporting.tables import measured, number, percent, share_error, share_of, supported, table
 
 
 def read(path):
@@ -69,17 +69,83 @@ def test_figures_are_written_and_equal_input_gives_equal_bytes(tmp_path):
     )
     loss = pd.DataFrame({"step": [1, 2], "loss": [0.5, 0.2]})
     validation = pd.DataFrame({"step": [2], "validation_loss": [0.3]})
-    rows = [{"sampler": s, "fid": 0.1, "accuracy": a, "nfe": n} for s, n, a in (("DDPM", 1000, None), ("DDIM", 50, None))]
+    rows = [{"sampler": s, "fid": 0.1, "fid_sd": None, "accuracy": None, "nfe": n} for s, n in (("DDPM", 1000), ("DDIM", 50))]
+    quarters = {"0 to 0.25": loss, "0.25 to 0.5": loss.assign(loss=[0.1, 0.05])}
     for name in ("a", "b"):
         figures.psnr_over_t(tmp_path / name / "psnr.png", curve)
         figures.loss_curve(tmp_path / name / "loss.png", loss, validation)
+        figures.loss_by_time(tmp_path / name / "loss_t.png", quarters)
         figures.comparison(tmp_path / name / "comparison.png", rows, 0.08, 500)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
         assert min(read(path).shape[:2]) > 200
-    with_accuracy = [{**row, "accuracy": 0.9} for row in rows]
+    with_accuracy = [{**row, "accuracy": 0.9, "fid_sd": 0.01} for row in rows]
     figures.comparison(tmp_path / "wide.png", with_accuracy, 0.08, 500)
     assert read(tmp_path / "wide.png").shape[1] > 900
+
+
+def blue(picture):
+    """Pixels in the colour of the first set of images."""
+    return (picture[..., :3] == [0x00, 0x72, 0xB2]).all(-1)
+
+
+def test_bars_are_as_high_as_the_scores(tmp_path):
+    """The first group of bars, precision, is drawn at half the height of the second."""
+    path = tmp_path / "coverage.png"
+    samples.coverage_bars(path, {"DDPM": {"precision": 0.4, "recall": 0.8}, samples.REAL: {"precision": 1.0, "recall": 1.0}}, 500)
+    drawn = blue(read(path))
+    columns = np.flatnonzero(drawn.sum(0) > 20)
+    heights = sorted({int(drawn[:, column].sum()) for column in columns if column < drawn.shape[1] * 0.75})
+    assert heights[-1] / heights[0] == pytest.approx(2, rel=0.05)
+
+
+def test_classes_are_counted_over_all_names(tmp_path):
+    path = tmp_path / "classes.png"
+    samples.class_histogram(path, {"DDPM": np.array([0, 0, 2]), samples.REAL: np.array([0, 1, 2])}, ["cat", "dog", "horse"])
+    drawn = blue(read(path))
+    # Before the legend, two bars: nothing of the set was seen as the second class.
+    filled = (drawn.sum(0) > 20)[: int(drawn.shape[1] * 0.75)]
+    assert (np.diff(filled.astype(int)) == 1).sum() == 2
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_a_confusion_has_a_panel_per_set(tmp_path, classes):
+    labels = np.arange(200) % classes
+    names = [f"class {i}" for i in range(classes)]
+    for panels in (1, 2, 3):
+        samples.confusion(tmp_path / f"{panels}.png", {f"set {i}": (labels, labels) for i in range(panels)}, names)
+        # All classes are seen as asked, so the diagonal is as dark as the scale goes.
+        darkest = (read(tmp_path / f"{panels}.png")[..., :3] == [0x08, 0x30, 0x6B]).all(-1)
+        assert darkest.any()
+
+
+def test_neighbours_stand_below_their_samples(tmp_path):
+    pairs = np.zeros((2, 3, 8, 8, 1), np.uint8)
+    pairs[0], pairs[1] = 77, 99
+    pictures.neighbours(tmp_path / "a.png", pairs, np.array([0.31, 0.4, 0.5]), tile=40)
+    picture = read(tmp_path / "a.png")
+    sample, nearest = (np.flatnonzero((picture == value).sum(1) >= 3 * 40) for value in (77, 99))
+    assert sample.max() < nearest.min()
+    assert (picture == 77).sum() >= 3 * 40 * 40
+
+
+@pytest.mark.parametrize(
+    ("value", "sd", "text"),
+    [(0.087123, 0.00421, "0.087 ± 0.004"), (0.087123, 0.00131, "0.0871 ± 0.0013"), (31.42, 1.21, "31.4 ± 1.2"),
+     (1234.5, 56.0, "1,230 ± 60"), (-0.0003, 0.0041, "0.000 ± 0.004"), (0.1, 3.0, "0 ± 3"), (7.1594, None, "7.2"),
+     (0.98312, None, "0.98"), (0.0804, None, "0.080"), (154.2, None, "150"), (0.0, None, "0.0"), (0.5, 0.0, "0.50"),
+     (None, None, "-")],
+)  # fmt: skip
+def test_a_value_has_the_digits_of_its_spread(value, sd, text):
+    assert measured(value, sd) == text
+
+
+def test_a_share_has_the_error_of_counting():
+    assert share_of(0.99, 1500) == "99.0 ± 0.3%"
+    assert share_of(0.0, 500) == "0.0 ± 0.2%", "none in 500 is not none at all"
+    assert share_of(None, 500) == "-"
+    assert share_error(0.5, 100) == pytest.approx(0.05)
+    assert supported(0.08471, 0.0042) == "0.085"
 
 
 @pytest.mark.parametrize(
@@ -95,3 +161,4 @@ def test_tables_are_markdown():
     assert percent(0.9876) == "98.8%"
     assert percent(None) == "-"
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| :-- | --: |\n| x | 1 |"
+    assert table(["a", "b"], [["x", "y"]], text=(0, 1)).splitlines()[1] == "| :-- | :-- |"

@@ -22,7 +22,7 @@ from ddpm.training.ema import EMA, ramped
 from ddpm.training.flat import ALIGNMENT, Flat
 from ddpm.training.loop import STEP_PHASES, Hooks, train
 from ddpm.training.settings import LR_SCHEDULES, Train
-from ddpm.training.trainer import Trainer
+from ddpm.training.trainer import QUARTERS, Trainer
 from ddpm.training.watch import signals
 
 CPU = torch.device("cpu")
@@ -112,6 +112,22 @@ def test_rows_hold_the_mean_loss_since_the_last_row():
     assert rows[0]["loss"] == pytest.approx(np.mean(losses[:4]), rel=1e-6)
     assert [row["validation_loss"] for row in rows if "validation_loss" in row][-1] >= trainer.best_loss
     assert rows[1].keys() == {"step", "validation_loss"}
+
+
+@pytest.mark.parametrize(
+    ("levels", "names"),
+    [([1, 25], {"0_25"}), ([25, 26], {"0_25", "25_50"}), ([75, 76, 100], {"50_75", "75_100"}), ([1, 40, 60, 80], set(QUARTERS))],
+)
+def test_losses_are_told_by_quarters_of_the_levels(levels, names, monkeypatch):
+    trainer = make_trainer()
+    batch = trainer.settings.batch_size
+    index = torch.tensor(levels).repeat(batch)[:batch]
+    monkeypatch.setattr(trainer.levels, "draw", lambda count: (index, torch.ones(batch)))
+    trainer.train_step()
+    row = trainer.read_sums()
+    assert {name.removeprefix("loss_t/") for name in row if name.startswith("loss_t/")} == names
+    shares = {name: sum((level - 1) * 4 // 100 == i for level in index.tolist()) / batch for i, name in enumerate(QUARTERS)}
+    assert row["loss"] == pytest.approx(sum(shares[name] * row[f"loss_t/{name}"] for name in names), rel=1e-5)
 
 
 def test_best_is_the_average_with_the_lowest_validation_loss():

@@ -1,6 +1,5 @@
 """Scores of the model on held-out images: what comes back of each, from noise added to it or from its own latent."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,18 +11,15 @@ from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.prepared import Prepared
 from ddpm.diffusion.schedule import Level
 from ddpm.evaluation.distances import disjoint_sets
-from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
+from ddpm.evaluation.perceptual import Perceptual, by_batches
 from ddpm.evaluation.reconstruction import FRACTIONS, HEADLINE, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
 from ddpm.judge.classifier import Classifier
-from ddpm.judge.features import load_lpips_alex
-from ddpm.judge.weights import ALEXNET, MISSING, find_weights
 from ddpm.runtime import Progress, seeded
 from ddpm.sampling.denoiser import one_step
 from ddpm.sampling.editing import round_trip
 from ddpm.sampling.grid import make_grid
 from ddpm.sampling.model import DiffusionModel
 
-BATCH = 250
 EXAMPLES = 8
 ROUND_TRIP_STEPS = (10, 20, 50, 100)
 
@@ -59,7 +55,7 @@ def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count:
             return one_step(model.denoiser(y), x, level)
 
         restored = {
-            "network": torch.cat(_by_batches(denoise, x_t, labels)).to(x_t.device),
+            "network": torch.cat(by_batches(denoise, x_t, labels)).to(x_t.device),
             "wiener": wiener(x_t, level),
             "zero": zero_denoiser(x_t, level),
         }
@@ -72,27 +68,11 @@ def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count:
                 "psnr": values["network"],
                 "psnr_wiener": values["wiener"],
                 "psnr_zero": values["zero"],
-                "lpips": _lpips(judge, restored["network"], x0),
+                "lpips": Perceptual(judge, x0.device)(restored["network"], x0),
             }
             examples = {"clean": x0, "noisy": x_t, **restored}
             examples = {name: image[:EXAMPLES] for name, image in examples.items()}
     return Reconstruction(scores, curve, examples)
-
-
-def _by_batches(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, others: Tensor) -> list[Tensor]:
-    """compute(images, others) of every batch, on the CPU; the batches are shared by the processes."""
-    pairs = list(zip(images.split(BATCH), others.split(BATCH), strict=True))
-    return distributed.share(pairs, lambda pair: compute(*pair).cpu())
-
-
-def _lpips(judge: Classifier, image: Tensor, reference: Tensor) -> dict:
-    scores = {"classifier": float(lpips_classifier(judge, image, reference).mean())}
-    path = find_weights(ALEXNET)
-    if path is None:
-        return {**scores, **MISSING}
-    network = load_lpips_alex(path, reference.device)
-    distances = _by_batches(lambda a, b: lpips_alex(network, a, b), image, reference)
-    return {**scores, "alex": float(torch.cat(distances).mean()), "status": "ok"}
 
 
 class RoundTrips(NamedTuple):
@@ -120,7 +100,7 @@ def round_trips(model: DiffusionModel, x0: Tensor, labels: Tensor) -> RoundTrips
                 progress.advance(len(x) * distributed.size())
                 return torch.stack([latent, image.clamp(-1, 1)], dim=1)
 
-            latents, decoded = torch.cat(_by_batches(there_and_back, x0, labels)).unbind(1)
+            latents, decoded = torch.cat(by_batches(there_and_back, x0, labels)).unbind(1)
             scores[f"steps_{steps}"] = {
                 "psnr": float(psnr(decoded, x0.cpu()).mean()),
                 "mse": float(((decoded - x0.cpu()) / 2).double().square().mean()),

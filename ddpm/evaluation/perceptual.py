@@ -1,12 +1,44 @@
 """LPIPS: distance between two images in the feature maps of a network (Zhang et al. 2018)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm import distributed
 from ddpm.judge.classifier import Classifier
+from ddpm.judge.features import load_lpips_alex
+from ddpm.judge.weights import ALEXNET, MISSING, find_weights
 
 LPIPS_SIZE = 64  # AlexNet needs at least 31 pixels
+BATCH = 250
+
+
+def by_batches(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, others: Tensor) -> list[Tensor]:
+    """compute(images, others) of every batch, on the CPU; the batches are shared by the processes."""
+    pairs = list(zip(images.split(BATCH), others.split(BATCH), strict=True))
+    return distributed.share(pairs, lambda pair: compute(*pair).cpu())
+
+
+class Perceptual:
+    """Mean LPIPS of pairs: on the judge, and by AlexNet where its weights file lies."""
+
+    def __init__(self, judge: Classifier, device: torch.device):
+        """Raises InputError for a weights file that is damaged."""
+        self.judge = judge
+        path = find_weights(ALEXNET)
+        self.alex = None if path is None else load_lpips_alex(path, device)
+
+    def __call__(self, a: Tensor, b: Tensor) -> dict[str, float | str]:
+        """{classifier, alex (where there are weights), status} of images a and b, (N, C, H, W) in [-1, 1]."""
+        scores = {"classifier": self._mean(lambda x, y: lpips_classifier(self.judge, x, y), a, b)}
+        if self.alex is None:
+            return {**scores, **MISSING}
+        return {**scores, "alex": self._mean(lambda x, y: lpips_alex(self.alex, x, y), a, b), "status": "ok"}
+
+    def _mean(self, distance: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> float:
+        return float(torch.cat(by_batches(distance, a, b)).mean())
 
 
 @torch.inference_mode()

@@ -13,6 +13,8 @@ from ddpm.files import write_json, write_npz, write_text
 METRICS = Path("reports/evaluate/metrics.json")
 PLOTS = Path("reports/evaluate/plots")
 JUDGED = Path("samples/judged")
+REAL = "real test images"
+COVERAGE = ("precision", "recall", "density", "coverage")
 
 
 def write_results(
@@ -21,21 +23,24 @@ def write_results(
     pairs: Reconstruction,
     bits: Likelihood,
     trips: RoundTrips,
-    classes: dict[str, tuple[np.ndarray | None, np.ndarray]],
+    arrays: dict[str, np.ndarray],
 ) -> None:
     """Write everything; `cost` per sampler goes into metrics.json alone, since seconds differ from run to run.
 
-    classes: per sampler the class asked for (None if none was) and the class that the judge sees, both (N,).
+    arrays: what else `report` draws: classes asked for and seen, samples beside their nearest training images.
+
+    Raises InputError, with nothing of it written, for a score that is NaN or infinite.
     """
-    arrays = {f"reconstruction_{name}": to_images(image) for name, image in pairs.examples.items()}
+    arrays = arrays | {f"reconstruction_{name}": to_images(image) for name, image in pairs.examples.items()}
     arrays |= {f"round_trip_{name}": to_images(image) for name, image in trips.examples.items()}
     arrays |= {"bits_level": bits.level} | {f"bits_{name}": values for name, values in bits.curve.items()}
-    for name, (asked, seen) in classes.items():
-        arrays |= {f"{name}_seen": seen} | ({} if asked is None else {f"{name}_asked": asked})
-    write_npz(JUDGED / "arrays.npz", arrays)
     write_json(JUDGED / "scores.json", scores)
+    write_npz(JUDGED / "arrays.npz", arrays)
     write_text(PLOTS / "psnr.csv", pd.DataFrame(pairs.curve).to_csv(index=False, float_format="%.4f"))
-    bars = [{"images": scores[name]["sampler"], "fid": scores[name]["classifier"]["fid"]} for name in classes]
-    bars.append({"images": "real test images", "fid": scores["ddpm"]["classifier"]["fid_floor"]})
+    bars = [{"images": scores[name]["sampler"], "fid": scores[name]["classifier"]["fid"]} for name in cost]
+    bars.append({"images": REAL, "fid": scores["ddpm"]["classifier"]["fid_floor"]})
     write_text(PLOTS / "fid.csv", pd.DataFrame(bars).to_csv(index=False, float_format="%.5f"))
+    covers = {scores[name]["sampler"]: scores[name]["classifier"] for name in cost} | {REAL: scores["real"]["classifier"]}
+    rows = [{"images": images, "score": key, "value": found[key]} for images, found in covers.items() for key in COVERAGE]
+    write_text(PLOTS / "coverage.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
     write_json(METRICS, {key: {**value, "cost": cost[key]} if key in cost else value for key, value in scores.items()})

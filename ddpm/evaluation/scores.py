@@ -1,23 +1,28 @@
-"""Scores of a set of samples, and of the model that drew them, in the key layout of metrics.json."""
+"""Scores of a set of samples by all judges, in the key layout of metrics.json."""
 
+from functools import cached_property
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field
-from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ddpm.data.prepared import Prepared
-from ddpm.evaluation.distances import consecutive_sets, disjoint_sets, frechet_distance, inception_score
+from ddpm.evaluation.classes import class_shares, total_variation, total_variation_floor
+from ddpm.evaluation.coverage import LEAST
+from ddpm.evaluation.distances import consecutive_sets
+from ddpm.evaluation.diversity import Diversity
+from ddpm.evaluation.memorization import Memorization
+from ddpm.evaluation.spaces import FeatureSpace, Judged, set_sizes
 from ddpm.files import InputError
 from ddpm.judge.classifier import Classifier, predict
 from ddpm.judge.features import Inception
-from ddpm.judge.weights import INCEPTION, MISSING, RequireInception, find_weights
+from ddpm.judge.weights import INCEPTION, MISSING, PretrainedJudges, find_weights
 from ddpm.networks.store import CheckpointName
 from ddpm.params import OrWord
 
 
-class Evaluate(RequireInception):
+class Evaluate(PretrainedJudges):
     """The `evaluate` section."""
 
     model_config = ConfigDict(extra="forbid")
@@ -29,101 +34,113 @@ class Evaluate(RequireInception):
     checkpoint: CheckpointName
 
 
-class Sizes(NamedTuple):
-    """How many images a score is taken over: `n` in a set, and how many disjoint sets of samples there are."""
+class Scored(NamedTuple):
+    """scores: for metrics.json; seen: class that the judge sees in each sample (N,); neighbours: the samples most like copies
+    above their nearest training images, uint8 (2, K, H, W, C), and their ratios (K,)."""
 
-    n: int
-    sets: int
-
-
-def set_sizes(samples: int, test: int) -> Sizes:
-    """The largest n for which both the samples and the test split fill a set: FID falls as 1/N, so both need the same."""
-    n = min(samples, test)
-    if n < 2:
-        raise InputError(f"evaluate: {samples} samples and {test} test images are too few; both need at least 2")
-    return Sizes(n, samples // n)
-
-
-class FeatureSpace:
-    """Scores in one feature space; the reference is the full training split, and the test split stands for perfect samples.
-
-    train and test are features (N, D); test_is is the Inception Score of each disjoint set of test images.
-    """
-
-    def __init__(self, train: np.ndarray, test: np.ndarray, sizes: Sizes, seed: int):
-        self.train, self.test, self.sizes = train, test, sizes
-        self.test_sets = disjoint_sets(len(test), sizes.n, seed)
-        self.floor = float(np.mean([frechet_distance(test[s], train) for s in self.test_sets]))
-
-    def fid(self, features: np.ndarray) -> dict[str, float]:
-        """FID of samples to the training split, mean over disjoint sets of n, beside the floor that n real images reach."""
-        sets = consecutive_sets(len(features), self.sizes.n)
-        values = [frechet_distance(features[s], self.train) for s in sets]
-        fid = float(np.mean(values))
-        spread = {"fid_sd": float(np.std(values, ddof=1))} if len(values) >= 3 else {}
-        return {
-            "fid": fid,
-            **spread,
-            "fid_floor": self.floor,
-            "fid_excess": fid - self.floor,
-            "fid_test": frechet_distance(features[sets[0]], self.test),
-        }
+    scores: dict
+    seen: np.ndarray
+    neighbours: np.ndarray
+    ratios: np.ndarray
 
 
 class Judges:
-    """The judges of one data set, with the features of its real images, extracted once."""
+    """The judges of one data set, with what they find in its real images, found once, when it is first needed."""
 
     def __init__(self, data: Prepared, judge: Classifier, samples: int, seed: int, device: torch.device):
-        self.data, self.judge, self.device = data, judge, device
+        """samples: how many there are in each set that will be scored, at least. Raises InputError for fewer than 2."""
+        self.data, self.judge, self.seed, self.device = data, judge, seed, device
         self.sizes = set_sizes(samples, len(data.test.images))
-        train, _ = predict(judge, data.train.images, device)
-        test, test_probabilities = predict(judge, data.test.images, device)
-        self.classifier = FeatureSpace(train, test, self.sizes, seed)
-        self.is_real = float(np.mean([inception_score(test_probabilities[s]) for s in self.classifier.test_sets]))
-        self.inception = None
-        if path := find_weights(INCEPTION):
-            self.network = Inception(path, device)
-            train, _ = self.network(data.train.images, "train")
-            test, logits = self.network(data.test.images, "test")
-            self.inception = FeatureSpace(train, test, self.sizes, seed)
-            self.inception_is_real = _inception_is(logits, self.inception.test_sets)
+        train, test = (Judged(*predict(judge, split.images, device)) for split in (data.train, data.test))
+        self.class_shares = class_shares(train.probabilities.argmax(1), len(data.class_names))
+        self.real_seen = test.probabilities.argmax(1)
+        self.classifier = FeatureSpace("classifier", train.features, test, self.sizes, seed)
+
+    @cached_property
+    def network(self) -> Inception | None:
+        path = find_weights(INCEPTION)
+        return None if path is None else Inception(path, self.device)
+
+    @cached_property
+    def inception(self) -> FeatureSpace | None:
+        """The Inception's feature space, None where its weights are missing."""
+        if self.network is None:
+            return None
+        train, test = (self._inception(s.images, name) for s, name in ((self.data.train, "train"), (self.data.test, "test")))
+        return FeatureSpace("inception", train.features, test, self.sizes, self.seed)
+
+    @cached_property
+    def memorization(self) -> Memorization:
+        return Memorization(self.data.train.images, self.data.test.images)
+
+    @cached_property
+    def diversity(self) -> Diversity:
+        return Diversity(self.judge, self.data.test.images, self.sizes.n, self.seed, self.device)
+
+    def fid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
+        """{fid, fid_sd, accuracy} of samples as in `examine`, by the classifier alone: what many sets are compared by."""
+        check_samples(images, self.data.shape, name)
+        judged = Judged(*predict(self.judge, images, self.device))
+        return self.classifier.fid(judged, name) | _accuracy(judged.probabilities.argmax(1), labels)
 
     def score(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> tuple[dict, np.ndarray]:
-        """Scores of samples uint8 (N, H, W, C), and the class that the judge sees in each (N,).
+        """`scores` and `seen` of `examine`."""
+        return self.examine(images, labels, name)[:2]
 
-        labels (N,) are the classes asked for; without them there is no accuracy.
+    def examine(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> Scored:
+        """All scores of samples uint8 (N, H, W, C); labels (N,) are the classes asked for, without them there is no accuracy.
 
-        Raises InputError if the samples are not of the data's shape.
+        Raises InputError if the samples are not of the data's shape and type, or fewer than 6 to a set.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != self.data.shape:
+        check_samples(images, self.data.shape, name)
+        if self.sizes.n < LEAST:
             raise InputError(
-                f"samples/{name}.npz: holds {images.dtype} images of shape {images.shape[1:]}, the data is uint8 of shape "
-                f"{self.data.shape}; run `dvc repro sample_{name}`"
+                f"evaluate: sets of {self.sizes.n} images are too few for {LEAST - 1} neighbours of each; use at least {LEAST} "
+                "samples (sample_ddpm.samples, sample_ddim.samples) and test images"
             )
-        features, probabilities = predict(self.judge, images, self.device)
-        sets = consecutive_sets(len(images), self.sizes.n)
-        scores = {
-            "classifier": {
-                **self.classifier.fid(features),
-                "is": float(np.mean([inception_score(probabilities[s]) for s in sets])),
-                "is_real": self.is_real,
-            },
-            "inception": MISSING,
+        judged = Judged(*predict(self.judge, images, self.device))
+        seen = judged.probabilities.argmax(1)
+        scores = {"classifier": self.classifier.score(judged, name), "inception": MISSING}
+        if self.inception is not None:
+            scores["inception"] = {**self.inception.score(self._inception(images, name), name), "status": "ok"}
+        near = self.memorization.nearest(images, name)
+        scores |= _accuracy(seen, labels)
+        scores["classes"] = self._classes(seen)
+        scores["memorization"] = self.memorization.score(near)
+        scores["diversity"] = self.diversity(images)
+        return Scored(scores, seen, *self.memorization.closest(images, near))
+
+    def real(self) -> dict:
+        """{classifier, inception}: how well test images cover training images, as if they were samples."""
+        inception = MISSING if self.inception is None else {**self.inception.real(), "status": "ok"}
+        return {"classifier": self.classifier.real(), "inception": inception}
+
+    def _classes(self, seen: np.ndarray) -> dict[str, float]:
+        """Total variation to the classes that the judge sees in the training split, and what n random images of it have."""
+        sets = consecutive_sets(len(seen), self.sizes.n)
+        return {
+            "tv": float(np.mean([total_variation(seen[s], self.class_shares) for s in sets])),
+            "tv_floor": total_variation_floor(self.class_shares, self.sizes.n),
         }
-        if self.inception:
-            features, logits = self.network(images, name)
-            scores["inception"] = {
-                **self.inception.fid(features),
-                "is": _inception_is(logits, sets),
-                "is_real": self.inception_is_real,
-                "status": "ok",
-            }
-        seen = probabilities.argmax(1)
-        if labels is not None:
-            scores["accuracy"] = float((seen == labels).mean())
-        return scores, seen
+
+    def _inception(self, images: np.ndarray, name: str) -> Judged:
+        features, logits = self.network(images, name)
+        return Judged(features, logits.double().softmax(1).numpy())
 
 
-def _inception_is(logits: torch.Tensor, sets: list[np.ndarray] | list[slice]) -> float:
-    values = [isc_features_to_metric(logits[s], splits=1, shuffle=False)["inception_score_mean"] for s in sets]
-    return float(np.mean(values))
+def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None:
+    """Raises InputError, naming the file of samples, unless they are uint8 (N, *shape)."""
+    if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
+        bad = int((~np.isfinite(images.reshape(len(images), -1)).all(1)).sum())
+        raise InputError(
+            f"samples/{name}.npz: {bad} of {len(images)} images are NaN or infinite; run `dvc repro -f sample_{name}`"
+        )
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise InputError(
+            f"samples/{name}.npz: holds {images.dtype} images of shape {images.shape[1:]}, the data is uint8 of shape "
+            f"{shape}; run `dvc repro sample_{name}`"
+        )
+
+
+def _accuracy(seen: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
+    return {} if labels is None else {"accuracy": float((seen == labels).mean())}

@@ -75,11 +75,11 @@ def judged(model: DiffusionModel, plan: Plan, judges: Judges, settings: Sweep, s
     fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes no class.
     """
     drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
-    scores, _ = judges.score(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "sweep")
+    scores = judges.fid(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "sweep")
     return {
         "nfe": plan.nfe,
-        "fid": scores["classifier"]["fid"],
-        "fid_sd": scores["classifier"].get("fid_sd", np.nan),
+        "fid": scores["fid"],
+        "fid_sd": scores.get("fid_sd", np.nan),
         "accuracy": scores.get("accuracy", np.nan),
         "seconds": drawn.cost["seconds"],
     }

@@ -145,7 +145,9 @@ def save_classifier(network: Classifier, data: Prepared, reached: float, folder:
     """Write weights and config; returns the SHA-256 of the weights, which names this judge."""
     save_weights(folder / WEIGHTS, network.state_dict())
     digest = sha256(folder / WEIGHTS)
-    write_json(folder / CONFIG, {"data": data.identity(), "accuracy": reached, "sha256": digest})
+    # With another number of threads the same training gives other bits.
+    found = {"accuracy": reached, "sha256": digest, "threads": torch.get_num_threads()}
+    write_json(folder / CONFIG, {"data": data.identity(), **found})
     return digest
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 
 from ddpm.files import atomic
+from ddpm.reporting.tables import measured, number, percent, supported
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GRAY = "#0072B2", "#E69F00", "#666666"
@@ -40,26 +41,30 @@ def figure(path: Path, panels: int, width: float, height: float) -> Iterator[lis
 
 
 def comparison(path: Path, rows: Sequence[dict], floor: float, n: int) -> None:
-    """Quality beside cost. rows: sampler, fid, accuracy (or None), nfe; floor: FID of n real images."""
+    """Quality beside cost. rows: sampler, fid, fid_sd (or None), accuracy (or None), nfe; floor: FID of n real images."""
+    spread = [row["fid_sd"] for row in rows]
+    real = {"sampler": "real images", "fid": floor}
     panels = [
-        ("fid", f"FID in the judge's features,\nn = {n:,} (lower is better)", "{:.3f}"),
-        ("accuracy", "Samples seen as the class\nasked for (higher is better)", "{:.1%}"),
-        ("nfe", "Network evaluations\nper sample (lower is better)", "{:,}"),
-    ]
+        ("fid", "{x:g}", f"FID in the judge's features,\nn = {n:,} (lower is better)",
+         [*map(measured, (row["fid"] for row in rows), spread), supported(floor, spread[0])]),
+        ("accuracy", "", "Samples seen as the class\nasked for (higher is better)", [percent(row["accuracy"]) for row in rows]),
+        ("nfe", "{x:,.0f}", "Network evaluations\nper sample (lower is better)", [number(row["nfe"]) for row in rows]),
+    ]  # fmt: skip
     panels = [panel for panel in panels if rows[0][panel[0]] is not None]
     with figure(path, len(panels), 9, 2.9) as axes:
-        for ax, (key, title, form) in zip(axes, panels, strict=True):
-            bars = {row["sampler"]: (row[key], colour) for row, colour in zip(rows, (BLUE, ORANGE), strict=True)}
-            if key == "fid":
-                bars["real images"] = (floor, GRAY)
-            values, colours = zip(*bars.values(), strict=True)
-            drawn = ax.bar(list(bars), values, color=colours, width=0.6)
-            ax.bar_label(drawn, [form.format(value) for value in values], padding=2)
+        for ax, (key, form, title, texts) in zip(axes, panels, strict=True):
+            bars = [*rows, real] if key == "fid" else rows
+            values = [bar[key] for bar in bars]
+            error = [sd or 0 for sd in [*spread, None]] if key == "fid" and any(spread) else None
+            drawn = ax.bar(
+                [bar["sampler"] for bar in bars], values, color=(BLUE, ORANGE, GRAY)[: len(bars)], width=0.6, yerr=error
+            )
+            # A value and its spread side by side are wider than a bar.
+            ax.bar_label(drawn, [text.replace(" ± ", "\n± ") for text in texts], padding=2)
             ax.set_title(title)
-            ax.set_ylim(0, max(values) * 1.15)
+            ax.set_ylim(0, max(values) * (1.35 if error else 1.15))
             ax.grid(axis="x", visible=False)
-            if key == "accuracy":
-                ax.yaxis.set_major_formatter(PercentFormatter(1))
+            ax.yaxis.set_major_formatter(PercentFormatter(1) if key == "accuracy" else StrMethodFormatter(form))
 
 
 def psnr_over_t(path: Path, curve: pd.DataFrame) -> None:
@@ -84,6 +89,18 @@ def loss_curve(path: Path, loss: pd.DataFrame, validation: pd.DataFrame) -> None
         ax.set(ylabel="weighted loss", title="Training (lower is better)")
 
 
+def loss_by_time(path: Path, quarters: dict[str, pd.DataFrame]) -> None:
+    """Loss over optimizer steps, a line for each part of t. quarters: title -> frame of step and, last, the loss."""
+    with figure(path, 1, 6.5, 3.4) as (ax,):
+        for (title, frame), style, colour in zip(quarters.items(), ("-", "--", "-.", ":"), PALETTE, strict=False):
+            ax.plot(frame.step, frame.iloc[:, -1], style, color=colour, linewidth=1.3, label=title)
+        ax.set(
+            xlabel="optimizer step", ylabel="weighted loss", yscale="log", title="Training loss by noise level (lower is better)"
+        )
+        _plain_log_axis(ax)
+        ax.legend(title="t / T", loc="upper left", bbox_to_anchor=(1, 1))
+
+
 def training_curves(path: Path, history: Sequence[dict], speed: Sequence[dict]) -> None:
     """Loss, gradient norm and throughput over optimizer steps. history: rows with step and some of loss, validation_loss,
     gradient_norm; speed: rows with step and images_per_second."""
@@ -103,11 +120,15 @@ def _draw_losses(ax: Axes, loss: pd.DataFrame, validation: pd.DataFrame) -> None
     ax.plot(loss.step, loss.loss, color=BLUE, linewidth=1, label="training")
     ax.plot(validation.step, validation.validation_loss, "o-", color=ORANGE, markersize=4, label="test images, EMA weights")
     ax.set(xlabel="optimizer step", yscale="log")
+    _plain_log_axis(ax)
+    ax.legend()
+
+
+def _plain_log_axis(ax: Axes) -> None:
     # The loss spans less than a decade: plain numbers, and as many of them as the axis has room for.
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.legend()
 
 
 def noise_schedules(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]], chosen: str) -> None:

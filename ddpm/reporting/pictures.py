@@ -76,6 +76,14 @@ def plain_grid(path: Path, images: np.ndarray, columns: int, tile: int) -> None:
     save(path, captioned(rows, [""] * len(rows), [], tile))
 
 
+def neighbours(path: Path, pairs: np.ndarray, ratios: np.ndarray, tile: int) -> None:
+    """Samples above the training images that lie closest to them, and their distance ratio above both.
+
+    pairs: (2, K, H, W, C), the samples first; ratios: (K,).
+    """
+    save(path, captioned([list(pairs[0]), list(pairs[1])], ["sample", "nearest"], [f"{ratio:.2f}" for ratio in ratios], tile))
+
+
 def denoising_strip(
     path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int, samples: int = 3, frames: int = 10
 ) -> None:

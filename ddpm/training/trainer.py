@@ -23,6 +23,7 @@ from ddpm.training.watch import FLOAT16_TRIALS, Guard, Phases
 
 VALIDATION_IMAGES = 2_000
 VALIDATION_BATCH = 500
+QUARTERS = ("0_25", "25_50", "50_75", "75_100")  # of the levels, in percent of T
 
 
 class Trainer:
@@ -71,8 +72,10 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.speed: list[dict[str, float]] = []
         self.best_loss, self.best = math.inf, self.ema_weights()
-        # Since the last row of the history: losses, gradient norms, and how many were finite.
-        self.sums = torch.zeros(3, device=self.device)
+        # Since the last row of the history: losses, gradient norms, and how many were finite; then losses by quarter of the
+        # levels, and how many fell into each.
+        self.sums = torch.zeros(3 + 2 * len(QUARTERS), device=self.device)
+        self.quarters = torch.arange(len(QUARTERS), device=self.device)
 
     @property
     def seen(self) -> int:
@@ -100,7 +103,7 @@ class Trainer:
         norm = self._update()
         good = norm.isfinite()
         row = torch.stack([(losses * weight).mean(), norm, torch.ones_like(norm)])
-        self.sums += torch.where(good, row, 0)
+        self.sums += torch.where(good, torch.cat([row, self._by_quarter(index, losses)]), 0)
         self.step += 1
         self.guard.note(self.step, ~good)
         for average in (self.ema, *self.tracks.values()):
@@ -117,6 +120,11 @@ class Trainer:
             self.phases.enter("backward")
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         return losses.detach()
+
+    def _by_quarter(self, index: Tensor, losses: Tensor) -> Tensor:
+        """Sums of losses (B,) over images whose level index (B,) lies in each quarter of 1..T, and how many do, (8,)."""
+        inside = ((index - 1) * len(QUARTERS) // self.schedule.steps)[:, None] == self.quarters
+        return torch.cat([(losses[:, None] * inside).sum(0), inside.sum(0).to(losses.dtype)])
 
     def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor) -> Tensor:
         """Weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,)."""
@@ -156,10 +164,15 @@ class Trainer:
         return labels.masked_fill(draws < self.settings.label_dropout, self.network.condition.classes)
 
     def read_sums(self) -> dict[str, float]:
-        """Mean loss and gradient norm since the last call; empty if none was finite. This waits for the device."""
-        losses, norms, count = self.sums.tolist()
+        """Mean loss, over all levels and by their quarters, and gradient norm since the last call; what no step gave a finite
+        value for is missing. This waits for the device."""
+        losses, norms, count, *quarters = self.sums.tolist()
         self.sums.zero_()
-        return {"loss": losses / count, "gradient_norm": norms / count} if count else {}
+        if not count:
+            return {}
+        pairs = zip(QUARTERS, quarters[: len(QUARTERS)], quarters[len(QUARTERS) :], strict=True)
+        by_quarter = {f"loss_t/{name}": total / images for name, total, images in pairs if images}
+        return {"loss": losses / count, "gradient_norm": norms / count, **by_quarter}
 
     @torch.no_grad()
     def validation_loss(self, split: Split) -> float:

@@ -1,0 +1,151 @@
+"""How long evaluation takes: all in-domain metrics, and FID, KID and IS beside torchmetrics with the same judge.
+
+    python -m tests.benchmarks.metrics [--images 10000] [--rounds 3] [--out FOLDER]
+
+Images are 28x28, gray, of random smooth blobs: as many to score as there are real ones of either split. The judge is the
+classifier of `train_classifier`, untrained, which costs the same. Both sides live in one process and take turns; a ratio is that
+of two times in one round. torchmetrics is used as its documentation has it, a metric object for each score, in batches of 500;
+its KID, the mean over random subsets, is asked for as few as cover the samples once. Writes metrics-NAME.json and .md.
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from ddpm.data.prepared import Split
+from ddpm.evaluation.distances import fit_gaussian, frechet, inception_score, kernel_distance
+from ddpm.evaluation.scores import Judges
+from ddpm.files import write_json, write_text
+from ddpm.judge.classifier import Classifier, predict
+from ddpm.params import read_yaml
+from ddpm.reporting.tables import number, table
+from ddpm.runtime import Runtime, setup
+
+from .peers import ROOT, machine, say, slug
+
+SIDE, CLASSES, BATCH = 28, 10, 500
+CPU = torch.device("cpu")
+
+
+def blobs(count: int, seed: int) -> Split:
+    """Images (count, 28, 28, 1) uint8, each a few smooth spots, and random labels."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 1, 5, 5, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic")
+    images = (fine * 100).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return Split(images, np.random.default_rng(seed).integers(0, CLASSES, count))
+
+
+def ours(judge: Classifier, real: np.ndarray, samples: np.ndarray) -> dict[str, float]:
+    """FID, KID and IS of samples, from features that are extracted once."""
+    reference, _ = predict(judge, real, CPU)
+    features, probabilities = predict(judge, samples, CPU)
+    return {
+        "fid": frechet(fit_gaussian(features), fit_gaussian(reference)),
+        "kid": kernel_distance(features, reference),
+        "is": inception_score(probabilities),
+    }
+
+
+def torchmetrics(judge: Classifier, real: np.ndarray, samples: np.ndarray) -> dict[str, float]:
+    """The same three by torchmetrics, with the judge as their feature extractor."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.inception import InceptionScore
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Features(torch.nn.Module):
+        num_features = 64
+
+        def __init__(self, logits: bool):
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+                return judge(x) if self.logits else judge.features(x)
+
+    size = min(1000, len(samples))
+    fid = FrechetInceptionDistance(feature=Features(False), input_img_size=(1, SIDE, SIDE))
+    kid = KernelInceptionDistance(feature=Features(False), subsets=max(1, len(samples) // size), subset_size=size)
+    score = InceptionScore(feature=Features(True), splits=1)
+    for images, is_real in ((real, True), (samples, False)):
+        for batch in torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH):
+            fid.update(batch, real=is_real)
+            kid.update(batch, real=is_real)
+            if not is_real:
+                score.update(batch)
+    return {"fid": float(fid.compute()), "kid": float(kid.compute()[0]), "is": float(score.compute()[0])}
+
+
+def timed(run: Callable[[], object]) -> tuple[float, object]:
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "benchmarks")
+    options = parser.parse_args(arguments)
+    setup(Runtime(**{**read_yaml(ROOT / "params.yaml")["runtime"], "device": "cpu"}))
+    torch.manual_seed(0)
+    judge = Classifier(1, CLASSES).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    train, test, samples = (blobs(options.images, seed) for seed in range(3))
+    data = SimpleNamespace(train=train, test=test, shape=(SIDE, SIDE, 1), class_names=[str(i) for i in range(CLASSES)])
+
+    say(f"{options.images:,} images: all in-domain metrics")
+    seconds, _ = timed(lambda: Judges(data, judge, options.images, 0, CPU).examine(samples.images, samples.labels, "samples"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    say(f"  {seconds:.1f} s, at most {peak:.2f} GB")
+    sides = {"ours": ours, "torchmetrics": torchmetrics}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    values: dict[str, dict[str, float]] = {}
+    for r in range(options.rounds + 1):  # the first one is not counted
+        for name, score in list(sides.items())[:: 1 if r % 2 else -1]:
+            spent, values[name] = timed(lambda score=score: score(judge, train.images, samples.images))
+            times[name] += [spent] if r else []
+    ratio = statistics.median(b / a for a, b in zip(times["ours"], times["torchmetrics"], strict=True))
+    say(f"  FID, KID and IS: torchmetrics takes {ratio:.1f} times as long")
+    report = {
+        "machine": machine(CPU), "images": options.images, "rounds": options.rounds, "all_metrics_seconds": seconds,
+        "peak_memory_gb": peak, "seconds": times, "torchmetrics_over_ours": ratio, "values": values,
+    }  # fmt: skip
+    path = options.out / f"metrics-{slug(report['machine'])}"
+    write_json(path.with_suffix(".json"), report)
+    write_text(path.with_suffix(".md"), page(report))
+    say(f"written: {path}.json and .md")
+
+
+def page(report: dict) -> str:
+    """The report in Markdown."""
+    rows = [
+        [name, number(statistics.median(report["seconds"][name])), *(f"{value:.6f}" for value in report["values"][name].values())]
+        for name in ("ours", "torchmetrics")
+    ]
+    parts = [
+        "# Speed of the metrics",
+        f"{report['machine']['cpu']}, {report['machine']['threads']} threads. {report['images']:,} images of {SIDE}x{SIDE} to "
+        "score, as many of the training and of the test split; the judge's features.",
+        f"All in-domain metrics, from images to numbers: **{report['all_metrics_seconds']:.1f} s**, the whole process taking "
+        f"{report['peak_memory_gb']:.2f} GB at most.",
+        f"FID, KID and IS alone, in {report['rounds']} rounds by turns: torchmetrics takes "
+        f"**{report['torchmetrics_over_ours']:.1f} times** as long.",
+        table(["", "seconds", "FID", "KID", "IS"], rows),
+        "KID by torchmetrics is the mean over random subsets of 1,000, by us that over all pairs.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    main()

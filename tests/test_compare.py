@@ -1,0 +1,429 @@
+"""Experiments beside each other: what is read from `dvc exp show`, what may be compared, and when a difference is one."""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from conftest import ROOT
+from PIL import Image
+
+from ddpm.app import compare
+from ddpm.files import InputError
+from ddpm.reporting.comparison import write_experiments
+from ddpm.reporting.experiments import comparable
+from ddpm.reporting.spread import T95, Difference, difference, in_words, t95, with_spread
+
+PARAMS = ["dataset", "schedule", "prediction", "seed", "train_classifier.epochs", "train.steps", "runtime.threads",
+          "sweep.samples"]  # fmt: skip
+# As `dvc exp show --csv` (DVC 3.67) names and orders its columns: a file's path stands only before keys that two files have.
+SAMPLER = ["sampler", "classifier.fid", "classifier.fid_floor", "classifier.precision", "classifier.recall", "inception.status",
+           "accuracy", "memorization.nn_auc", "cost.nfe", "cost.seconds", "cost.images_per_second"]  # fmt: skip
+HEADER = [
+    *("Experiment", "rev", "typ", "Created", "parent", "State", "Executor"),
+    *("reports/train/metrics.json:loss", "reports/sample_ddpm/metrics.json:nfe", "reports/sample_ddim/metrics.json:nfe"),
+    *("reports/evaluate/metrics.json:n", "sets", "classifier.accuracy", "classifier.sha256"),
+    *(f"{name}.{key}" for name in ("ddpm", "ddim") for key in SAMPLER),
+    *("reconstruction.psnr", "reconstruction.psnr_wiener", "reports/sweep/metrics.json:n", "fid_floor"),
+    *(name if name != "seed" else "params.yaml:seed" for name in PARAMS),
+    *("data/prepared", "ddpm/evaluation", "ddpm/reporting/page.py", "ddpm/sampling", "stages/evaluate.py"),
+]
+COST = {"ddpm": ("DDPM", 1000, 14.0), "ddim": ("DDIM", 50, 280.0)}
+
+
+def row(name, ratio=1.0, seed=0, floor=0.08, **changes):
+    """A finished experiment of an FID of `ratio` times the floor. In changes, ddpm__accuracy means ddpm.accuracy."""
+    cells = {
+        "Experiment": name, "rev": "0abc123", "typ": "branch_commit", "Created": "2026-11-21T17:32:37",
+        "reports/evaluate/metrics.json:n": 500, "sets": 3, "classifier.accuracy": 0.99, "classifier.sha256": f"{seed:064x}",
+        "reconstruction.psnr": 17.0 + seed / 10, "reconstruction.psnr_wiener": 14.8, "reports/sweep/metrics.json:n": 7,
+        "fid_floor": 9, "reports/train/metrics.json:loss": 0.2, "dataset": "digits", "schedule": "linear", "prediction": "v",
+        "params.yaml:seed": seed, "train_classifier.epochs": 40, "train.steps": 5000, "runtime.threads": "auto",
+        "sweep.samples": 1500, "data/prepared": "d", "ddpm/evaluation": "e", "ddpm/reporting/page.py": "p", "ddpm/sampling": "s",
+        "stages/evaluate.py": "v",
+    }  # fmt: skip
+    for sampler, (title, nfe, speed) in COST.items():
+        fid, accuracy = ratio * floor * (1 if sampler == "ddpm" else 1.1), 0.98 + seed / 1000
+        values = [title, fid, floor, 0.8, 0.7, "weights missing", accuracy, 0.5, nfe, 500 / speed, speed]
+        cells |= {f"{sampler}.{key}": value for key, value in zip(SAMPLER, values, strict=True)}
+    return cells | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def commit(name, ratio=1.0, **changes):
+    """A commit's own run."""
+    return row("", ratio, **changes) | {"rev": name, "typ": "baseline"}
+
+
+def shown(*rows):
+    """The output of `dvc exp show --csv`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEADER, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read(*rows):
+    return compare.read_experiments(shown(*rows), PARAMS)
+
+
+def page(folder, *rows):
+    write_experiments(folder, read(*rows))
+    return (folder / "index.md").read_text()
+
+
+def cells(text, heading, first):
+    """The cells of the rows after a heading whose first cell is `first`."""
+    lines = [line for line in text.partition(heading)[2].splitlines() if line.startswith(f"| {first} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+SEEDS = [commit("main"), row("a", 1.04, 1), row("b", 0.96, 2)]
+COSINE = [row(f"c{seed}", ratio, seed, schedule="cosine") for seed, ratio in ((0, 0.55), (1, 0.52), (2, 0.51))]
+
+
+# What is read
+
+
+def test_scores_and_settings_are_found_by_name_with_and_without_a_path():
+    found = read(*SEEDS, *COSINE)
+    assert list(found.about.index) == ["main", "a", "b", "c0", "c1", "c2"]
+    assert found.scores["n"].tolist() == [500] * 6, "not that of the sweep"
+    assert found.scores.loc["c1", "ddpm.classifier.fid"] == pytest.approx(0.52 * 0.08)
+    assert found.about["seed"].tolist() == ["0", "1", "2"] * 2
+    assert found.about["committed"].tolist() == [True] + [False] * 5
+    assert set(found.about["commit"]) == {"main"}
+    assert found.differing() == ["schedule"], "the seed is no setting"
+
+
+def test_messages_before_the_table_are_passed_over():
+    text = "WARNING: something, something\n" + shown(*SEEDS)
+    assert len(compare.read_experiments(text, PARAMS).about) == 3
+
+
+def test_what_is_not_finished_is_named_and_not_compared(tmp_path):
+    others = [
+        row("dozen-rort", schedule="cosine", State="Failed"),
+        row("later", schedule="cosine", State="Queued"),
+        row("now", schedule="cosine", State="Running"),
+        row("half", schedule="cosine", ddim__classifier__fid=""),
+        row("broken", schedule="cosine") | {f"{name}.classifier.fid": "!" for name in COST},
+    ]
+    found = read(*SEEDS, *others, row("done", 0.9, schedule="cosine", State="Success"))
+    assert list(found.about.index) == ["main", "a", "b", "done"]
+    missing = "has no FID of both samplers in reports/evaluate/metrics.json; run it to the end"
+    assert found.left_out == {
+        "dozen-rort": "failed", "later": "queued", "now": "running", "half": missing, "broken": missing
+    }  # fmt: skip
+    text = page(tmp_path, *SEEDS, *others)
+    assert f"- {missing}: half, broken\n" in text
+    assert "cosine" not in text
+
+
+def test_nothing_to_compare_is_one_line():
+    with pytest.raises(InputError, match=r"^no experiments; make some: `dvc exp run --queue") as error:
+        read(commit("main"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"^nothing to compare; late: failed; copy: the same as main; make some: "):
+        read(commit("main"), row("late", State="Failed"), row("copy"))
+    for text in ("", "nothing like a table\n", "A,B\n1,2\n"):
+        with pytest.raises(InputError, match=r"^no experiments: `dvc exp show` prints no table"):
+            compare.read_experiments(text, PARAMS)
+
+
+def test_a_repetition_is_no_second_seed():
+    again, elsewhere = row("again", 1.04, 1), row("elsewhere", 1.3, 1)
+    found = read(*SEEDS, again, elsewhere)
+    assert list(found.about.index) == ["main", "a", "b"]
+    assert found.left_out["again"] == "the same as a"
+    assert found.left_out["elsewhere"].startswith("settings, seed and code of a, but other scores")
+
+
+def test_other_code_is_a_setting_unless_it_changes_no_score():
+    changed = {"ddpm/sampling": "t"}
+    assert read(*SEEDS, row("same", 1.04, 1) | changed).left_out == {"same": "the same as a"}
+    found = read(*SEEDS, row("other", 1.2, 1) | changed)
+    assert found.differing() == ["code"]
+    assert found.settings["code"].tolist() == ["main", "main", "main", "other"]
+    assert read(*SEEDS, row("page", 1.2, 3) | {"ddpm/reporting/page.py": "q"}).differing() == []
+
+
+def test_settings_that_change_no_score_are_left_aside():
+    assert read(commit("main"), row("a", 1.1, 1) | {"runtime.threads": 1, "sweep.samples": 3}).differing() == []
+
+
+def test_a_setting_that_older_commits_do_not_have_does_not_differ():
+    old = commit("v1", 1.3, seed=1) | {"train.steps": ""}
+    assert read(commit("main"), old).differing() == []
+    assert read(commit("main"), old, row("long", 0.9) | {"train.steps": 9000}).differing() == ["train.steps"]
+
+
+def test_experiments_of_several_commits_may_share_a_name():
+    found = read(commit("main"), row("x", 1.1, 1), commit("v1", 1.2, seed=2), row("x", 1.3, 3) | {"rev": "1234567"})
+    assert found.about["commit"].tolist() == ["main", "main", "v1", "v1"]
+    assert "x (1234567)" in found.about.index
+    assert found.about.index.is_unique
+
+
+# What may be compared
+
+
+def test_another_n_image_set_or_judge_is_another_group(tmp_path):
+    others = [
+        row("few", 3.0, **{"reports/evaluate/metrics.json:n": 100}),
+        row("mnist", 2.0, dataset="mnist", **{"data/prepared": "m"}),
+        row("weak", 1.5, **{"train_classifier.epochs": 1}),
+    ]
+    groups = dict(comparable(read(*SEEDS, *COSINE, *others)))
+    assert {title: len(group.about) for title, group in groups.items()} == {
+        "digits, n = 500, train_classifier.epochs 40": 6,
+        "digits, n = 100, train_classifier.epochs 40": 1,
+        "mnist, n = 500, train_classifier.epochs 40": 1,
+        "digits, n = 500, train_classifier.epochs 1": 1,
+    }
+    assert next(iter(groups)) == "digits, n = 500, train_classifier.epochs 40", "the committed run's"
+    text = page(tmp_path, *SEEDS, *COSINE, *others)
+    assert "They fall into 4 groups" in text
+    assert text.count("\nAgainst ") == 3, "differences only within the first"
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"quality", "quality_2", "quality_3", "quality_4"}
+    page(tmp_path, *SEEDS, *COSINE)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["quality.png"], "those of the page before are gone"
+
+
+def test_fids_of_different_judges_never_stand_side_by_side(tmp_path):
+    text = page(tmp_path, *SEEDS, *COSINE)
+    assert "in the features of 3 judges, since each seed trains its own. FIDs of different judges are not comparable" in text
+    assert "FID ↓" not in text
+    assert "FID / floor ↓" in text
+    text = page(tmp_path, commit("main"), COSINE[0])
+    assert "one judge (weights `00000000`)" in text
+    assert "| FID ↓ | FID / floor ↓ |" in text
+
+
+def test_rows_that_differ_by_seed_alone_are_one(tmp_path):
+    text = page(tmp_path, *SEEDS, *COSINE)
+    assert "6 experiments of one commit in 2 settings" in text
+    assert "spread over seeds is unknown" not in text
+    linear = cells(text, "## DDPM", "linear")[0]
+    assert linear[:3] == ["linear", "3", "1.00 ± 0.04"]
+    assert linear[-2:] == ["1,000", "71.4"]
+    cosine, against = cells(text, "## DDPM", "cosine")[:2]
+    assert cosine[:3] == ["cosine", "3", "0.53 ± 0.02"]
+    # Pairs of seeds: -.45, -.52, -.45; their standard error is .0233, times 4.30.
+    assert against[1] == "**better** by 0.47 ± 0.10"
+    assert "Below 1, samples are closer to the training images" in text
+    assert "Against schedule linear, the committed setting" in text
+
+
+def test_a_single_seed_tells_no_difference(tmp_path):
+    text = page(tmp_path, commit("main"), row("c", 0.5, schedule="cosine"))
+    assert "**The spread over seeds is unknown**" in text
+    assert "-S 'seed=range(0,3)'" in text
+    assert cells(text, "Against", "cosine")[0][1] == "-0.50, spread unknown"
+    assert "better**" not in text
+    text = page(tmp_path, *SEEDS, row("c", 0.5, schedule="cosine"))
+    assert "Settings with a single seed have an unknown spread" in text
+    assert "spread unknown" in text
+
+
+def test_equal_scores_of_different_settings_are_pointed_out(tmp_path):
+    text = page(tmp_path, commit("main"), row("c", schedule="cosine"), row("d", 0.7, schedule="sigmoid"))
+    assert "The same FID to the last digit have **schedule linear and schedule cosine**: what differs there" in text
+    assert "sigmoid" not in text.partition("The same FID")[2].partition("\n")[0]
+
+
+def test_many_settings_are_told_apart_by_numbers(tmp_path):
+    other = {"schedule": "cosine", "prediction": "eps", "train.steps": 9000, "ddpm/sampling": "t"}
+    text = page(tmp_path, commit("main"), row("a", 0.9, **other))
+    assert "|  | schedule | prediction | train.steps | code |" in text
+    assert "| setting 2 | cosine | eps | 9000 | a |" in text
+    assert "Against setting 1, the committed setting" in text
+
+
+def test_accuracy_and_newer_scores_may_be_missing(tmp_path):
+    without = {f"{name}.{key}": "" for name in COST for key in ("accuracy", "classifier.precision", "classifier.recall")}
+    text = page(tmp_path, commit("main", **without), row("c", 0.9, schedule="cosine", **without))
+    assert "accuracy" not in text
+    assert "precision" not in text
+    with Image.open(tmp_path / "quality.png") as picture:
+        assert picture.width > 800
+
+
+def test_the_table_for_other_programs_has_a_row_per_experiment(tmp_path):
+    page(tmp_path, *SEEDS, *COSINE)
+    table = pd.read_csv(tmp_path / "experiments.csv", index_col="experiment")
+    assert table.index.tolist() == ["main", "a", "b", "c0", "c1", "c2"]
+    assert table.loc["c1", "ddpm.fid_over_floor"] == pytest.approx(0.52)
+    assert table.loc["a", "psnr_over_wiener"] == pytest.approx(17.1 - 14.8)
+    assert table.loc["a", "ddim.seconds_per_1000"] == pytest.approx(1000 / 280, rel=1e-4)
+    assert set(table.schedule) == {"linear", "cosine"}
+    assert "prediction" not in table
+    assert table.judge.nunique() == 3
+
+
+# When a difference is one
+
+
+def runs(values, seeds=None, judge="j"):
+    index = pd.MultiIndex.from_tuples([(str(seed), judge) for seed in seeds or range(len(values))])
+    return pd.Series(values, index, dtype=float)
+
+
+def test_the_quantiles_are_students():
+    assert [round(scipy.stats.t.ppf(0.975, k), 2) for k in range(1, len(T95) + 1)] == pytest.approx(list(T95))
+    assert t95(500) == T95[-1]
+
+
+def test_what_a_seed_adds_to_both_sides_cancels():
+    a, b = runs([1.1, 2.1, 3.2]), runs([1.0, 2.0, 3.0])
+    found = difference(a, b)
+    assert found.value == pytest.approx(0.4 / 3)
+    assert found.margin == pytest.approx(4.30 * np.std([0.1, 0.1, 0.2], ddof=1) / np.sqrt(3))
+    unpaired = difference(a, runs([1.0, 2.0, 3.0], judge="another"))
+    assert unpaired.value == pytest.approx(0.4 / 3)
+    assert unpaired.margin == pytest.approx(4.30 * np.sqrt((a.var() + b.var()) / 3)), "other judges: no pairs"
+
+
+def test_one_run_has_no_spread_and_is_held_to_its_pair():
+    found = difference(runs([5.0]), runs([4.0, 9.0, 9.0]))
+    assert found == Difference(1.0, None)
+    assert not found.is_noise
+    assert difference(runs([5.0], [7]), runs([4.0, 6.0])) == Difference(0.0, None)
+
+
+def test_equal_differences_are_no_proof():
+    assert difference(runs([0.99, 0.98]), runs([0.98, 0.97])).margin is None
+    assert difference(runs([0.99, 0.98]), runs([0.99, 0.98])).is_noise
+
+
+def test_missing_values_are_left_out():
+    assert difference(runs([1.0, 2.0, np.nan]), runs([1.0, 1.0, 5.0])).value == 0.5
+    assert np.isnan(difference(runs([np.nan]), runs([1.0])).value)
+
+
+def test_noise_is_called_a_difference_in_one_of_twenty_cases():
+    """And twice the standard error would call it one in about one of five."""
+    values = np.random.default_rng(0).normal(size=(600, 2, 3))
+    found = [difference(runs(a), runs(b)) for a, b in values]
+    assert 0.03 < np.mean([not d.is_noise for d in found]) < 0.07
+    assert np.mean([abs(d.value) > 2 * d.margin / t95(2) for d in found]) > 0.13
+
+
+@pytest.mark.parametrize(
+    ("found", "better", "text"),
+    [
+        (Difference(-0.4732, 0.1003), -1, "**better** by 0.47 ± 0.10"),
+        (Difference(-0.4732, 0.1003), 1, "**worse** by 0.47 ± 0.10"),
+        (Difference(0.4732, 0.9), 1, "within the spread (+0.5 ± 0.9)"),
+        (Difference(-0.002, 0.9), 1, "within the spread (0.0 ± 0.9)"),
+        (Difference(0.4732, None), 1, "+0.47, spread unknown"),
+        (Difference(float("nan"), None), 1, "-"),
+    ],
+)
+def test_a_difference_in_words(found, better, text):
+    assert in_words(found, better) == text
+
+
+def test_a_mean_has_the_digits_that_its_spread_supports():
+    assert with_spread(pd.Series([0.98, 0.99, 0.985]), 100, "%") == "98.5 ± 0.5%"
+    assert with_spread(pd.Series([0.98]), 100, "%") == "98.0%"
+    assert with_spread(pd.Series([1000.0, 1000.0])) == "1,000"
+    assert with_spread(pd.Series([0.12345])) == "0.123"
+    assert with_spread(pd.Series([np.nan])) == "-"
+
+
+# The command
+
+
+def test_the_options_go_to_dvc(monkeypatch, workspace, capsys):
+    asked = []
+    monkeypatch.setattr(compare, "show_csv", lambda options: asked.append(options) or shown(*SEEDS, *COSINE))
+    compare.main([])
+    compare.main(["--rev", "main", "--rev", "v1", "-n", "3"])
+    compare.main(["-A", "--out", "elsewhere"])
+    assert asked == [[], ["--rev", "main", "--rev", "v1", "--num", "3"], ["--all-commits"]]
+    assert capsys.readouterr().out.splitlines()[0] == "6 experiments, 2 settings: reports/experiments/index.md"
+    assert {path.name for path in Path("reports/experiments").iterdir()} == {"index.md", "experiments.csv", "quality.png"}
+    assert Path("elsewhere/index.md").exists()
+
+
+def test_why_dvc_refuses_is_said_in_one_line(tmp_path, monkeypatch):
+    """Outside of any project."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^dvc exp show: you are not inside of a DVC repository[^\n]*; run in [^\n]*$"):
+        compare.show_csv()
+
+
+STAGE = """
+import json, sys, yaml
+from pathlib import Path
+p = yaml.safe_load(open("params.yaml"))
+if p["schedule"] == "broken":
+    sys.exit("error: broken")
+fid = {"linear": 0.1, "cosine": 0.05}[p["schedule"]] + 0.003 * p["seed"]
+scores = {"sampler": "S", "classifier": {"fid": fid, "fid_floor": 0.08}, "cost": {"nfe": 5, "images_per_second": 9}}
+metrics = {"n": 500, "classifier": {"sha256": "abc%d" % p["seed"]}, "ddpm": scores, "ddim": scores,
+           "reconstruction": {"psnr": 20, "psnr_wiener": 15}}
+Path("reports/evaluate").mkdir(parents=True, exist_ok=True)
+Path("reports/evaluate/metrics.json").write_text(json.dumps(metrics))
+"""
+PIPELINE = """
+stages:
+  evaluate:
+    cmd: python stage.py
+    deps: [stage.py]
+    params: [dataset, schedule, seed]
+    metrics:
+    - reports/evaluate/metrics.json: {cache: false}
+"""
+
+
+@pytest.mark.slow
+def test_experiments_that_dvc_ran_are_compared(tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = kept | {"PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
+    folder = tmp_path / "project"
+    folder.mkdir()
+
+    def run(*command, status=0):
+        ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        return ended
+
+    def dvc(*arguments, status=0):
+        return run(sys.executable, "-m", "dvc", *arguments, status=status)
+
+    (folder / "params.yaml").write_text("dataset: digits\nschedule: linear\nseed: 0\n")
+    (folder / "dvc.yaml").write_text(PIPELINE)
+    (folder / "stage.py").write_text(STAGE)
+    run("git", "init", "-q")
+    for setting in ("user.name=t", "user.email=t@example.org", "commit.gpgSign=false"):
+        run("git", "config", *setting.split("="))
+    dvc("init", "-q")
+    dvc("repro", "-q")
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "first")
+    command = (sys.executable, "-m", "ddpm.app.compare")
+    refused = run(*command, status=1)
+    assert refused.stderr.startswith("error: no experiments; make some: ")
+    assert len(refused.stderr.splitlines()) == 1
+    for schedule in ("linear", "cosine"):
+        for seed in range(3):
+            dvc("exp", "run", "-q", "--name", f"{schedule}-{seed}", "-S", f"schedule={schedule}", "-S", f"seed={seed}")
+    dvc("exp", "run", "-q", "-S", "schedule=broken", status=255)
+    dvc("exp", "run", "-q", "--queue", "--name", "waiting", "-S", "seed=7")
+    assert run(*command).stdout == "6 experiments, 2 settings: reports/experiments/index.md\n"
+    text = (folder / "reports/experiments/index.md").read_text()
+    assert "- queued: waiting" in text
+    assert "linear-0" in text.partition("the same as ")[2].partition("\n")[0]
+    assert cells(text, "## S", "cosine")[0][1:3] == ["3", "0.66 ± 0.04"]
+    unknown = run(*command, "--rev", "nowhere", status=1)
+    assert "nowhere" in unknown.stderr
+    assert len(unknown.stderr.splitlines()) == 1

@@ -1,0 +1,195 @@
+"""What metric libraries do badly, and what happens here instead: one test for each defect that was found by running them.
+
+Beside those here: unequal shapes into PSNR and 0-255 into LPIPS in test_evaluation.py, k >= N in test_coverage.py, floats outside
+the range in test_data.py (to_uint8), NaN into any JSON file in test_files.py.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torchmetrics.image import PeakSignalNoiseRatio
+
+from ddpm.data.batches import to_tensor
+from ddpm.evaluation.distances import check_features, inception_score, kernel_distance
+from ddpm.evaluation.likelihood import Likelihood
+from ddpm.evaluation.pairs import Reconstruction, RoundTrips
+from ddpm.evaluation.perceptual import lpips_alex
+from ddpm.evaluation.reconstruction import psnr
+from ddpm.evaluation.results import METRICS, write_results
+from ddpm.evaluation.scores import Judges
+from ddpm.files import InputError, write_json, write_npz
+from ddpm.judge.classifier import Classifier, load_classifier, predict, save_classifier
+from ddpm.judge.features import Inception
+
+CPU = torch.device("cpu")
+
+
+def main():
+    import_module("stages.evaluate").main()
+
+
+def make_judge(data, network=None):
+    torch.manual_seed(0)
+    save_classifier(network or Classifier(1, 10), data, 1.0)
+
+
+def make_samples(images, **others):
+    """samples/*.npz as the stages write them: `images` by DDPM, or those of another sampler by its name."""
+    for name in ("ddpm", "ddim"):
+        arrays = {"arr_0": others.get(name, images), "sampler": np.array([name.upper()])}
+        write_npz(f"samples/{name}.npz", arrays)
+        write_json(f"reports/sample_{name}/metrics.json", {"nfe": 50, "seconds": 1.0, "images_per_second": 20.0})
+
+
+class TestStage:
+    """Exit status 1 and one line, never a signal."""
+
+    def test_an_image_that_is_nan(self, model, data, refused):
+        make_judge(data)
+        images = data.test.images[:20].astype(np.float32) / 255
+        images[3, 2, 2] = np.nan
+        make_samples(data.test.images[:20], ddim=images)
+        message = "samples/ddim.npz: 1 of 20 images are NaN or infinite; run `dvc repro -f sample_ddim`"
+        assert refused(main) == message
+        assert not METRICS.exists()
+
+    def test_images_that_are_floats(self, model, data, refused):
+        """They would wrap around, or be taken for black: no range is guessed."""
+        make_judge(data)
+        make_samples(data.test.images[:20] / np.float32(255))
+        assert refused(main).startswith("samples/ddpm.npz: holds float32 images of shape (8, 8, 1), the data is uint8 of shape")
+
+    def test_a_judge_whose_weights_are_nan(self, model, data, refused):
+        network = Classifier(1, 10)
+        with torch.no_grad():
+            network.convs[2].weight[0, 0, 0, 0] = torch.nan
+        make_judge(data, network)
+        make_samples(data.test.images[:20])
+        message = refused(main)
+        assert message.startswith("classifier: training split: the features of 1297 of 1297 images are NaN or infinite; ")
+        assert "`dvc repro -f train_classifier`" in message
+        assert not METRICS.exists()
+
+    def test_fewer_samples_than_neighbours(self, model, data, refused):
+        make_judge(data)
+        make_samples(data.test.images[:20], ddim=data.test.images[:5])
+        assert refused(main) == (
+            "evaluate: sets of 5 images are too few for 5 neighbours of each; use at least 6 samples (sample_ddpm.samples, "
+            "sample_ddim.samples) and test images"
+        )
+        make_samples(data.test.images[:20], ddim=data.test.images[:1])
+        assert refused(main).startswith("evaluate: 1 samples and 500 test images are too few")
+
+
+class TestMetricsFile:
+    def scores(self, **changes):
+        space = {"fid": 1.0, "fid_floor": 1.0, "precision": 1.0, "recall": 1.0, "density": 1.0, "coverage": 1.0}
+        of_sampler = {name: {"sampler": name.upper(), "classifier": space | changes} for name in ("ddpm", "ddim")}
+        return {**of_sampler, "real": {"classifier": space}}
+
+    def write(self, scores, seconds=1.0):
+        results = Reconstruction({}, [{"psnr": 1.0}], {}), Likelihood({}, np.zeros(2), {}), RoundTrips({}, {})
+        write_results(scores, {name: {"seconds": seconds} for name in ("ddpm", "ddim")}, *results, {})
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_it_takes_no_nan_and_no_infinity(self, workspace, value):
+        with pytest.raises(InputError, match=r"scores\.json: a value is NaN or infinite"):
+            self.write(self.scores(kid=value))
+        assert not Path("samples").exists()
+        with pytest.raises(InputError, match=r"metrics\.json: a value is NaN or infinite"):
+            self.write(self.scores(), seconds=value)
+        assert not METRICS.exists()
+        self.write(self.scores())
+        assert METRICS.exists()
+
+
+def test_nan_features_are_refused_by_name():
+    features = np.ones((5, 3))
+    features[[1, 4], 2] = np.nan, np.inf
+    with pytest.raises(InputError, match="inception: ddpm: the features of 2 of 5 images are NaN or infinite"):
+        check_features(features, "inception: ddpm")
+    with pytest.raises(InputError, match="x: 1 images are too few"):
+        check_features(features[:1], "x")
+
+
+def test_other_samples_under_the_same_name_get_other_scores(data):
+    """Nothing is cached by name."""
+    torch.manual_seed(0)
+    judges = Judges(data, Classifier(1, 10), 20, 0, CPU)
+    first, second = (judges.score(data.test.images[part], None, "ddpm")[0] for part in (slice(0, 20), slice(20, 40)))
+    assert first["classifier"]["fid"] != second["classifier"]["fid"]
+    assert first["memorization"] != second["memorization"]
+
+
+class TestExtractors:
+    def test_the_judge_is_loaded_in_eval_mode_and_frozen(self, data):
+        make_judge(data)
+        network, _ = load_classifier(data, CPU)
+        assert not any(module.training for module in network.modules())
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+
+    def test_one_that_was_left_in_train_mode_gives_the_same_features(self, data):
+        torch.manual_seed(0)
+        network = Classifier(1, 10)
+        expected, _ = predict(network.eval(), data.test.images[:50], CPU)
+        found, _ = predict(network.train(), data.test.images[:50], CPU)
+        np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_gray_images_reach_the_inception_as_three_equal_channels(self, channels):
+        seen = []
+
+        def network(batch):
+            seen.append(batch)
+            return torch.ones(len(batch), 2048), torch.ones(len(batch), 1008)
+
+        inception = Inception.__new__(Inception)
+        inception.device, inception.network = CPU, network
+        images = np.arange(2 * 4 * 4 * channels, dtype=np.uint8).reshape(2, 4, 4, channels)
+        features, logits = inception(images, "test")
+        assert features.shape == (2, 2048)
+        assert logits.shape == (2, 1008)
+        assert seen[0].dtype == torch.uint8
+        assert torch.equal(seen[0], torch.cat([to_tensor(images)] * (3 // channels), dim=1))
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # how lpips builds AlexNet
+    def test_small_images_are_enlarged_for_alexnet(self):
+        import lpips
+
+        torch.manual_seed(0)
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        a, b = torch.rand(2, 3, 1, 28, 28) * 2 - 1
+        with pytest.raises(RuntimeError, match="too small"):
+            network(a.expand(-1, 3, -1, -1), b.expand(-1, 3, -1, -1))
+        found = lpips_alex(network, a, b)
+        assert found.shape == (3,)
+        assert (found > 0).all()
+        torch.testing.assert_close(lpips_alex(network, a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1)), found)
+
+
+def test_psnr_is_the_mean_over_images_not_pooled():
+    reference = torch.zeros(2, 1, 8, 8)
+    image = torch.stack([torch.full((1, 8, 8), 0.001), torch.full((1, 8, 8), 0.5)])
+    pooled = float(PeakSignalNoiseRatio(data_range=2.0)(image, reference))
+    each = [20 * np.log10(2 / 0.001), 20 * np.log10(2 / 0.5)]
+    assert float(psnr(image, reference).mean()) == pytest.approx(np.mean(each), rel=1e-5)
+    assert abs(pooled - np.mean(each)) > 7
+
+
+class TestFewImages:
+    features = np.random.default_rng(0).standard_normal((8, 4))
+
+    def test_no_subset_can_be_larger_than_the_sets(self):
+        with pytest.raises(ValueError, match="KID subset size 1000 cannot be smaller"):
+            kid_features_to_metric(*[torch.from_numpy(self.features)] * 2, kid_subset_size=1000, verbose=False)
+        assert np.isfinite(kernel_distance(self.features, self.features[:2]))
+
+    def test_no_split_can_be_empty(self):
+        probabilities = np.full((2, 10), 0.1)
+        assert np.isnan(isc_features_to_metric(torch.zeros(2, 10), splits=10, shuffle=False)["inception_score_mean"])
+        assert inception_score(probabilities) == pytest.approx(1)

@@ -1,0 +1,106 @@
+"""DVC's charts: templates of our own, the charts of dvc.yaml over several files, and pages that need no network."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import vl_convert
+import yaml
+from conftest import ROOT
+from dvc_render import VegaRenderer
+from dvc_render.html import HTML
+
+from ddpm.files import InputError
+from ddpm.reporting import offline
+
+TEMPLATES = sorted((ROOT / ".dvc/plots").glob("*.json"))
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+SAMPLERS = [
+    {"images": images, "rev": rev, "field": field, "value": str(value), **({"score": score} if score else {})}
+    for rev in ("workspace", "main")
+    for field, score in (("fid", None), ("value", "precision"), ("value", "recall"), ("value", "density"), ("value", "coverage"))
+    for images, value in (("DDPM", 0.08), ("DDIM", 0.5), ("real test images", 0.7))
+]
+
+
+def chart(name, rows, **properties):
+    """A template of the project filled by DVC's own renderer with rows as DVC reads them from a CSV."""
+    renderer = VegaRenderer(rows, "chart", template=name, template_dir=str(ROOT / ".dvc/plots"), title="a title", **properties)
+    return json.loads(renderer.partial_html())
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_a_template_is_a_chart(path):
+    """Vega-Lite compiles it with rows of every column that the templates name; nothing of DVC's placeholders is left."""
+    rows = [{**row, "step": str(i + 1), "method": "a", "fid": "0.1"} for i, row in enumerate(SAMPLERS)]
+    x = "value" if path.stem == "bars_from_zero" else "step"
+    filled = chart(path.stem, rows, x=x, y="images" if x == "value" else "value")
+    assert "DVC_METRIC" not in json.dumps(filled)
+    svg = vl_convert.vegalite_to_svg(filled)
+    assert "a title" in svg
+    assert svg.count("<path") > 5
+
+
+def test_samplers_have_a_panel_per_score_and_a_line_for_real_images():
+    svg = vl_convert.vegalite_to_svg(chart("samplers_beside_real", SAMPLERS, x="images", y="value"))
+    places = [svg.index(f">{name}<") for name in ("FID", "precision", "recall", "density", "coverage")]
+    assert places == sorted(places)
+    dashed = re.findall(r'<line [^>]*stroke-dasharray="4,3"', svg)
+    assert len(dashed) == 5 * 2, "a line in each panel for each revision"
+
+
+@pytest.mark.parametrize("plot", PIPELINE["plots"], ids=lambda plot: next(iter(plot)))
+def test_charts_over_several_files_name_plots_of_stages(plot):
+    ((_, options),) = plot.items()
+    declared = {next(iter(entry)) for stage in PIPELINE["stages"].values() for entry in stage.get("plots", [])}
+    assert (ROOT / ".dvc/plots" / f"{options['template']}.json").is_file()
+    assert len(options["y"]) > 1, "a plot of one file stands at its stage"
+    for file, column in options["y"].items():
+        assert any(file == path or file.startswith(path + "/") for path in declared)
+        if (ROOT / file).exists():
+            columns = pd.read_csv(ROOT / file, sep=None, engine="python").columns
+            assert {column, options["x"]} <= set(columns)
+
+
+@pytest.mark.parametrize("stage", PIPELINE["stages"])
+def test_plots_of_stages_name_templates_that_are_there(stage):
+    for entry in PIPELINE["stages"][stage].get("plots", []):
+        ((_, options),) = entry.items()
+        assert "template" not in options or (ROOT / ".dvc/plots" / f"{options['template']}.json").is_file()
+
+
+def test_a_page_without_the_web_holds_the_library_and_the_charts():
+    page = offline.page("var a = '</script>{scripts}{plot_divs}';")
+    html = HTML(page).with_scripts(VegaRenderer.SCRIPTS).with_element("<div>a chart</div>").embed()
+    assert html.count("<div>a chart</div>") == 1
+    assert html.count("</script>") == 1, "the library does not end its own script"
+    assert "src=" not in html
+
+
+def test_dvc_is_told_of_the_page(tmp_path, monkeypatch, capsys):
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"\.dvc: not found; run this in the root of the project"):
+        offline.main()
+    Repo.init(no_scm=True).close()
+    offline.main()
+    with Repo() as repo:
+        setting = repo.config["plots"]["html_template"]
+        page = Path(repo.dvc_dir) / setting
+    assert "dvc config --local --unset plots.html_template" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert "vegaEmbed" in text
+    assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=", text)
+    assert VegaRenderer.SCRIPTS.strip() not in HTML(text).with_scripts(VegaRenderer.SCRIPTS).embed()
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(InputError, match="pip install vl-convert-python"):
+        offline.main()

@@ -1,0 +1,233 @@
+"""Do the metrics move the way they should? Real images, damaged in known ways, are scored as if they were samples.
+
+    python -m tests.tools.metric_check --dataset mnist [--out reports/metric-check/mnist.md]
+
+Writes a table, a list of what should have moved and whether it did, and a picture of what was scored. Ends with status 1 if
+something did not move as it should. The judge is trained once and kept in --work. Raw files are found as the pipeline finds them
+(DDPM_DATA_ROOT); digits needs none.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ddpm import params
+from ddpm.data.datasets import DATASETS
+from ddpm.data.prepare import prepare
+from ddpm.data.prepared import Prepared, PrepareData, Split, open_prepared
+from ddpm.evaluation.scores import Judges
+from ddpm.files import InputError, write_text
+from ddpm.judge.classifier import Classifier, TrainClassifier, load_classifier, save_classifier, train_classifier
+from ddpm.reporting.pictures import captioned, save
+from ddpm.reporting.tables import number, percent, table
+from ddpm.runtime import Runtime, run_stage, setup
+
+SETS = 3  # disjoint sets of n samples each, the fewest that tell a spread
+MOST = 1000  # images in a set
+NOISES = (0.05, 0.1, 0.2, 0.4)
+LONG_TRAINING = {"epochs": 3, "batch_size": 128}  # of a judge that sees 60,000 images in an epoch
+SHOWN = 10
+
+
+class Pool(NamedTuple):
+    """Held-out images that no judge has seen, and the training split; images uint8 (N, H, W, C)."""
+
+    held_out: Split
+    train: Split
+    count: int
+    rng: np.random.Generator
+
+    def real(self) -> np.ndarray:
+        return self.held_out.images[: self.count]
+
+    def copies(self) -> np.ndarray:
+        return np.asarray(self.train.images[self.rng.choice(len(self.train.images), self.count, replace=False)])
+
+
+def noisy(pool: Pool, sd: float) -> np.ndarray:
+    """Gaussian noise of this standard deviation where images are in [0, 1]; what leaves the range is clipped."""
+    return (pool.real() + pool.rng.normal(0, 255 * sd, pool.real().shape)).round().clip(0, 255).astype(np.uint8)
+
+
+def blurred(pool: Pool) -> np.ndarray:
+    """Each pixel the mean of its neighbourhood, weighted 1 2 1 along both sides."""
+    x = np.pad(pool.real().astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    x = (x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
+    return ((x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4).round().astype(np.uint8)
+
+
+def half_copies(pool: Pool) -> np.ndarray:
+    """Every other image is a training image."""
+    images = pool.real().copy()
+    images[::2] = pool.copies()[::2]
+    return images
+
+
+def collapsed(pool: Pool) -> np.ndarray:
+    """A tenth of a set, over and over."""
+    return np.resize(pool.real()[: pool.count // SETS // 10], pool.real().shape)
+
+
+def without_a_class(pool: Pool) -> np.ndarray:
+    return pool.held_out.images[pool.held_out.labels != 0][: pool.count]
+
+
+ROWS: dict[str, Callable[[Pool], np.ndarray]] = {
+    "held-out real images": Pool.real,
+    **{f"noise {sd:g}": (lambda pool, sd=sd: noisy(pool, sd)) for sd in NOISES},
+    "blurred": blurred,
+    "copies of training images": Pool.copies,
+    "half of them copies": half_copies,
+    "collapsed": collapsed,
+    "without the first class": without_a_class,
+}
+REAL, BLURRED, COPIES, HALF, COLLAPSED, CLASSLESS = (name for name in ROWS if not name.startswith("noise"))
+NOISY = [name for name in ROWS if name.startswith("noise")]
+
+
+class Check(NamedTuple):
+    """One thing that should be so: a sentence, the numbers it is about, and whether they say so."""
+
+    sentence: str
+    numbers: Sequence[float]
+    holds: bool
+
+
+def rising(sentence: str, values: Sequence[float]) -> Check:
+    """Each number must be greater than the one before it."""
+    return Check(sentence, values, bool((np.diff(values) > 0).all()))
+
+
+def checks(scores: dict[str, dict], n: int) -> list[Check]:
+    """What should have moved, and whether it did. scores: by row, in the layout of metrics.json; n: images in a set."""
+
+    def of(key: str, *rows: str) -> list[float]:
+        group, name = key.split(".")
+        return [scores[row][group][name] for row in rows]
+
+    real, collapse, noisiest = scores[REAL]["classifier"], scores[COLLAPSED]["classifier"], NOISY[-1]
+    # Standard error of a rank statistic between SETS * n and n images that are alike (Mann & Whitney 1947).
+    doubt = 3 * np.sqrt((SETS * n + n + 1) / (12 * SETS * n * n))
+    auc = of("memorization.nn_auc", COPIES, HALF, REAL)
+    near, authentic = of("memorization.near_copies", COPIES, REAL), of("memorization.authenticity", COPIES, REAL)
+    classes = [*of("classes.tv", REAL), *of("classes.tv_floor", REAL)]
+    fids = of("classifier.fid", COPIES, REAL)
+    near_floor = abs(real["fid_excess"]) <= 4 * real["fid_sd"]
+    return [
+        Check("real images have the FID of the floor, within 4 sd", [real["fid"], real["fid_floor"]], near_floor),
+        rising("FID rises with the noise", of("classifier.fid", REAL, *NOISY)),
+        rising("KID rises with the noise", of("classifier.kid", REAL, *NOISY)),
+        rising("the strongest noise lowers precision", of("classifier.precision", noisiest, REAL)),
+        rising("the strongest noise lowers coverage", of("classifier.coverage", noisiest, REAL)),
+        rising("blur raises FID", of("classifier.fid", REAL, BLURRED)),
+        rising("a collapse raises FID", of("classifier.fid", REAL, COLLAPSED)),
+        Check("a collapse keeps precision above .8", [collapse["precision"]], collapse["precision"] > 0.8),
+        Check("a collapse brings recall below .3", [collapse["recall"]], collapse["recall"] < 0.3 < real["recall"]),
+        rising("a collapse takes half of coverage or more", [2 * collapse["coverage"], real["coverage"]]),
+        rising("a missing class raises FID", of("classifier.fid", REAL, CLASSLESS)),
+        Check("the class histogram of real images is near its floor", classes, classes[0] < 1.5 * classes[1]),
+        rising("a missing class shows in the histogram", of("classes.tv", REAL, CLASSLESS)),
+        Check(f"nn_auc of real images is .5, within {doubt:.3f}", auc[2:], abs(auc[2] - 0.5) <= doubt),
+        Check("nn_auc of copies is near 0", auc[:1], auc[0] < 0.02),
+        Check("nn_auc of a half of copies is half that of real images", auc[1:], abs(auc[1] - auc[2] / 2) <= doubt),
+        Check("copies are near copies, real images are not", near, near[0] > 0.9 and near[1] < 0.1),
+        Check("copies are not authentic, many real images are", authentic, authentic[0] < 0.05 and authentic[1] > 0.4),
+        Check(
+            "FID does not see copies: it is at most that of real images plus 2 sd", fids, fids[0] <= fids[1] + 2 * real["fid_sd"]
+        ),
+    ]
+
+
+def page(dataset: str, scores: dict[str, dict], found: Sequence[Check], n: int, accuracy: float, picture: str) -> str:
+    """The report in Markdown."""
+    header = ["scored as samples", "n", "FID ↓", "KID ↓", "precision ↑", "recall ↑", "density ↑", "coverage ↑", "class TV ↓"]
+    header += ["nn_auc (.5)", "near copies ↓", "authenticity ↑"]
+    rows = []
+    for name, row in scores.items():
+        space, copied = row["classifier"], row["memorization"]
+        rows.append([name, f"{n:,}", f"{space['fid']:.3f} ± {space['fid_sd']:.3f}", number(space["kid"], 2)])
+        rows[-1] += [f"{space[key]:.3f}" for key in ("precision", "recall", "density", "coverage")]
+        rows[-1] += [f"{row['classes']['tv']:.3f}", f"{copied['nn_auc']:.3f}"]
+        rows[-1] += [percent(copied["near_copies"]), percent(copied["authenticity"])]
+    wrong = [check for check in found if not check.holds]
+    real = scores[REAL]["classifier"]
+    lines = [(check, ", ".join(number(float(value)) for value in check.numbers)) for check in found]
+    return "\n\n".join([
+        f"# {dataset}: do the metrics move the way they should?",
+        f"Real images, damaged in known ways, scored as if they were samples: {SETS} sets of {n:,}, against the training split, "
+        f"beside {n:,} other test images, in the features of a judge that has {percent(accuracy)} of the test images right. "
+        f"± is the standard deviation over the sets. The floor of FID is {real['fid_floor']:.3f}, that of the class histogram "
+        f"{scores[REAL]['classes']['tv_floor']:.3f}. Noise is Gaussian, of a standard deviation in units of the range from black "
+        f"to white. *Collapsed* is {n // 10} images over and over.",
+        f"![the first images of each row]({picture})",
+        table(header, rows),
+        f"## {len(found) - len(wrong)} of {len(found)} as they should be",
+        "\n".join(f"- {'yes' if check.holds else '**NO**'}: {check.sentence} ({values})" for check, values in lines),
+    ]) + "\n"  # fmt: skip
+
+
+def the_judge(
+    data: Prepared, settings: TrainClassifier, seed: int, device: torch.device, folder: Path
+) -> tuple[Classifier, dict]:
+    """The judge kept in the folder, trained anew if it is not there or of other data."""
+    try:
+        return load_classifier(data, device, folder)
+    except InputError:
+        last: dict = {}
+        network = train_classifier(data, settings, seed, device, last.update)
+        save_classifier(network, data, last["accuracy"], folder)
+    return load_classifier(data, device, folder)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.tools.metric_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", default="digits", choices=[name for name in DATASETS if name != "image_folder"])
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="default: reports/metric-check/DATASET.md")
+    parser.add_argument("--work", type=Path, default=Path(".scratch/metric-check"), help="for the judge (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="of the judge (default: params.yaml for digits, 3 for the others)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parse(arguments)
+    out = given.out or Path("reports/metric-check") / f"{given.dataset}.md"
+    p = params.load(seed=params.Seed, prepare_data=PrepareData, train_classifier=TrainClassifier, runtime=Runtime)
+    device, work, start = setup(p.runtime), given.work / given.dataset, time.monotonic()
+    prepare(given.dataset, p.prepare_data, work / "prepared")
+    data = open_prepared(given.dataset, p.prepare_data, work / "prepared")
+    changes = {} if given.dataset == "digits" else LONG_TRAINING
+    changes = {**changes, **({"epochs": given.epochs} if given.epochs else {})}
+    judge, config = the_judge(data, p.train_classifier.model_copy(update=changes), p.seed, device, work / "classifier")
+
+    # One part of the test split stands for perfect samples, as in `evaluate`; the rest is damaged and scored.
+    n = min(MOST, len(data.test.images) // (SETS + 2))
+    order = np.random.default_rng(p.seed).permutation(len(data.test.images))
+    parts = [Split(np.asarray(data.test.images[i]), np.asarray(data.test.labels[i])) for i in (order[:n], order[n:])]
+    judges = Judges(data._replace(test=parts[0]), judge, SETS * n, p.seed, device)
+    scores, strip = {}, []
+    for name, make in ROWS.items():
+        images = make(Pool(parts[1], data.train, SETS * n, np.random.default_rng(p.seed)))
+        scores[name], _ = judges.score(images, None, name)
+        strip.append(list(images[:SHOWN]))
+        print(f"{name}: FID {scores[name]['classifier']['fid']:.4f}", flush=True)
+
+    found = checks(scores, n)
+    picture = out.with_suffix(".png")
+    save(picture, captioned(strip, list(ROWS), [], 40))
+    write_text(out, page(given.dataset, scores, found, n, config["accuracy"], picture.name))
+    wrong = [check.sentence for check in found if not check.holds]
+    print(f"{len(found) - len(wrong)} of {len(found)} as they should be, {time.monotonic() - start:.0f} s: {out}", flush=True)
+    if wrong:
+        sys.exit("\n".join(f"not so: {sentence}" for sentence in wrong))
+
+
+if __name__ == "__main__":
+    run_stage(main)
