@@ -11,6 +11,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image import PeakSignalNoiseRatio
+from torchmetrics.image.fid import NoTrainInceptionV3
 
 from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.datasets import digits
@@ -36,7 +37,7 @@ from ddpm.evaluation.scores import Judges
 from ddpm.evaluation.spaces import FeatureSpace, Judged, Sizes, set_sizes
 from ddpm.files import InputError, sha256
 from ddpm.judge import features, weights
-from ddpm.judge.classifier import Classifier, predict, shifted
+from ddpm.judge.classifier import Classifier, TrainClassifier, predict, shifted, train_classifier
 from ddpm.sampling.model import DiffusionModel
 
 CPU = torch.device("cpu")
@@ -510,6 +511,14 @@ class TestRoundTrip:
         assert scores["steps_100"]["latent_sd"] == pytest.approx(1, abs=0.1)
 
 
+def test_the_judge_is_the_same_bit_for_bit_at_one_number_of_threads(data, monkeypatch):
+    few = data._replace(train=Split(data.train.images[:200], data.train.labels[:200]))
+    settings = TrainClassifier(epochs=2, batch_size=32, learning_rate=0.01, max_shift=1, required_accuracy="auto")
+    first, second, other = (train_classifier(few, settings, seed, CPU, lambda row: None).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
 class TestWeights:
     @pytest.fixture(autouse=True)
     def weights_root(self, tmp_path, monkeypatch):
@@ -547,6 +556,12 @@ class TestWeights:
         assert scores["inception"]["is"] == pytest.approx(
             isc_features_to_metric(logits, 1, False)["inception_score_mean"], rel=1e-5
         )
+        # torchmetrics' network, of the same file, sees the same, and its features have the same distance.
+        other = NoTrainInceptionV3("other", ["2048"], str(path), antialias=False)
+        seen, reference = (other(to_tensor(images).expand(-1, 3, -1, -1)) for images in (samples, few.train.images))
+        torch.testing.assert_close(seen, mine, rtol=1e-5, atol=1e-5)
+        theirs = frechet_distance(seen.double().numpy(), reference.double().numpy())
+        assert scores["inception"]["fid"] == pytest.approx(theirs, rel=1e-5)
         assert scores["inception"]["status"] == "ok"
         assert set(scores["inception"]) == {*scores["classifier"], "status"}
         assert set(judges.real()["inception"]) == {"precision", "recall", "density", "coverage", "status"}
