@@ -110,17 +110,18 @@ def _table(scores: dict, wanted: list[Score], space: str | None) -> str:
     real = _real_space(scores, space) if space else _real_images(scores)
     rows = []
     for score in wanted:
-        values = [_cell(scores[name][space] if space else scores[name], score.key, scores["n"]) for name in SAMPLERS]
+        samples = scores["n"] * scores["sets"]
+        values = [_cell(scores[name][space] if space else scores[name], score.key, samples) for name in SAMPLERS]
         if any(value != "-" for value in values):
             rows.append([f"{score.title} {score.better}", *values, real.get(score.key, "-"), score.meaning])
     return table(["score", *(scores[name]["sampler"] for name in SAMPLERS), REAL, "meaning"], rows, text=(0, 4))
 
 
-def _cell(tree: dict, path: str, n: int) -> str:
+def _cell(tree: dict, path: str, samples: int) -> str:
     *parents, key = path.split(".")
     for parent in parents:
         tree = tree[parent]
-    return share_of(tree[key], n) if path in SHARES else _value(tree, key)
+    return share_of(tree[key], samples) if path in SHARES else _value(tree, key)
 
 
 def _value(space: dict, key: str) -> str:

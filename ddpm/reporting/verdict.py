@@ -21,11 +21,11 @@ LARGE_FLOOR = 0.5
 
 def verdict(scores: dict, cost: dict) -> str:
     """One paragraph. scores: samples/judged/scores.json; cost: per sampler nfe, seconds and images_per_second."""
-    n = scores["n"]
-    sentences = [_quality(scores[name], cost[name], n, scores["sets"]) for name in SAMPLERS]
+    n, sets = scores["n"], scores["sets"]
+    sentences = [_quality(scores[name], cost[name], n, sets) for name in SAMPLERS]
     sentences += [_between(*(scores[name] for name in SAMPLERS)), _speed(scores, cost)]
-    sentences += [_memorization(scores[name], n) for name in SAMPLERS]
-    if not any(copying(scores[name]["memorization"], n) for name in SAMPLERS):
+    sentences += [_memorization(scores[name], n, sets) for name in SAMPLERS]
+    if not any(copying(scores[name]["memorization"], n, sets) for name in SAMPLERS):
         sentences.append("Nothing suggests that training images were copied.")
     sentences.append(_denoising(scores["reconstruction"]))
     return " ".join(filter(None, sentences))
@@ -36,22 +36,23 @@ def apart(a: float, b: float, sd_a: float | None, sd_b: float | None) -> bool:
     return sd_a is not None and sd_b is not None and abs(a - b) > DEVIATIONS * math.hypot(sd_a, sd_b)
 
 
-def copying(memorization: dict, n: int) -> list[str]:
-    """The signs of copied training images among n samples, as clauses; none is the good case.
+def copying(memorization: dict, n: int, sets: int) -> list[str]:
+    """The signs of copied training images among all samples, `sets` of n, as clauses; none is the good case.
 
-    nn_auc is held against its standard deviation for two sets of n from one distribution, the share of near copies against that
-    of counting n images.
+    nn_auc is held against its standard deviation for so many samples and n test images from one distribution, the share of near
+    copies against that of counting.
     """
-    signs = []
+    signs, samples = [], n * sets
     auc, copies, usual = (memorization[key] for key in ("nn_auc", "near_copies", "near_copies_test"))
-    deviation = math.sqrt((2 * n + 1) / (12 * n * n))
+    deviation = math.sqrt((samples + n + 1) / (12 * samples * n))
     if auc < RIGHT_AUC - DEVIATIONS * deviation:
         signs.append(
             f"they lie closer to the training images than test images do (nn_auc {supported(auc, deviation)}; 0.5 is right)"
         )
-    if apart(copies, usual, share_error(copies, n), share_error(usual, n)) and copies > usual:
+    if apart(copies, usual, share_error(copies, samples), share_error(usual, n)) and copies > usual:
         signs.append(
-            f"{share_of(copies, n)} of them are near copies of a training image, against {share_of(usual, n)} of test images"
+            f"{share_of(copies, samples)} of them are near copies of a training image, against {share_of(usual, n)} of test "
+            "images"
         )
     return signs
 
@@ -91,8 +92,8 @@ def _speed(scores: dict, cost: dict) -> str:
     return text + f" and draws {number(1 / seconds, 2)} times as many images per second."
 
 
-def _memorization(of: dict, n: int) -> str:
-    signs = copying(of["memorization"], n)
+def _memorization(of: dict, n: int, sets: int) -> str:
+    signs = copying(of["memorization"], n, sets)
     if not signs:
         return ""
     advice = "typical or smooth images would as well, so look at the nearest training images below"
