@@ -3,8 +3,8 @@
     python -m tests.benchmarks.steps --before REVISION [--set model.channels=32 ...] [--rounds N] [--out FILE]
 
 Both commits train on digits as their own `python -m stages.train` does, in processes that take turns; what they print every few
-steps, validate or save is left out. Times of a step are medians over all turns. The table is PyTorch's profiler's: the time
-inside each operation, without those that it calls, of the turn in the middle.
+steps, validate or save is left out. Times of a step are medians over all turns, a ratio is that of two turns in a row. The table
+is PyTorch's profiler's: the time inside each operation, without those that it calls, of the turn in the middle.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import yaml
 from ddpm.files import write_text
 from ddpm.reporting.tables import number, table
 
-from .peers import ROOT, say
+from .peers import ROOT, quartiles, say
 
 QUIET = 10**6
 # No step of these is one that does more; where a commit does not know a setting, it is left out.
@@ -78,7 +78,9 @@ def turn(folder: Path) -> dict:
 
 def page(turns: dict[str, list[dict]], titles: dict[str, str], changes: dict[str, str]) -> str:
     """The comparison in Markdown."""
-    steps = [1000 * statistics.median(value for found in one for value in found["seconds"]) for one in turns.values()]
+    each = [[1000 * statistics.median(found["seconds"]) for found in one] for one in turns.values()]
+    steps = [statistics.median(one) for one in each]
+    ratio = quartiles([before / after for before, after in zip(*each, strict=True)])
     # By operation, [milliseconds, calls] of each side, in the turn whose steps took the middle time.
     middle = [sorted(one, key=lambda found: statistics.median(found["seconds"]))[len(one) // 2]["rows"] for one in turns.values()]
     found = {name: [side.get(name, (0, 0)) for side in middle] for name in {name for side in middle for name in side}}
@@ -90,7 +92,8 @@ def page(turns: dict[str, list[dict]], titles: dict[str, str], changes: dict[str
     parts = [
         "# One training step, before and after",
         f"Before: {titles['before']}. After: {titles['after']}. Digits on CPU{settings}; {len(turns['before'])} turns each.",
-        f"A step takes **{number(steps[1])} ms, not {number(steps[0])}** (medians): {steps[0] / steps[1]:.2f} times as fast.",
+        f"A step takes {number(steps[1])} ms instead of {number(steps[0])} (medians); round by round it is "
+        f"**{ratio['median']:.2f} times as fast** ({ratio['low']:.2f} to {ratio['high']:.2f}).",
         "Milliseconds (and calls) per step inside each operation; the profiler itself adds to every call.",
         table(["operation", "before", "after"], body),
     ]
