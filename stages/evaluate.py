@@ -29,7 +29,7 @@ def main() -> None:
     samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}", ["arr_0", "sampler"]) for name in SAMPLERS}
 
     judges = Judges(data, judge, min(len(arrays["arr_0"]) for arrays in samples.values()), p.seed, device)
-    scores = {**judges.sizes._asdict(), "classifier": {key: of_judge[key] for key in OF_JUDGE if key in of_judge}}
+    scores = {**judges.sizes._asdict(), "classifier": {key: of_judge[key] for key in OF_JUDGE}}
     arrays = {"real_seen": judges.real_seen, "real_labels": data.test.labels}
     for name, of_sampler in samples.items():
         asked = of_sampler.get("arr_1")

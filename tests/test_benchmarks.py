@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from benchmarks import contestants, page, peers
+from benchmarks import contestants, metrics, page, peers, steps
 
 # The others are imported by name below, and may warn of whatever they like.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,7 +48,7 @@ def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
         low, median, high = (second["slower_than"]["ours"][key] for key in ("low", "median", "high"))
         assert 0 < low <= median <= high
     text = path.with_suffix(".md").read_text()
-    assert f"![Images per second]({path.stem}.png)" in text
+    assert f"![time of the others over ours]({path.stem}.png)" in text
     assert "Training, 8x8, 16 channels, batch 4" in text
     assert "Sampling, 8x8, 16 channels, batch 2, 2 DDIM steps" in text
 
@@ -99,3 +99,38 @@ def test_the_page_tells_what_failed():
     text = page.page({"machine": machine, "ceiling": top, "left_out": ["other"], "cases": [case]}, "p.png")
     assert "diffusers: out of memory." in text
     assert "other was not installed and is left out." in text
+
+
+def test_our_metrics_are_those_of_torchmetrics_with_the_same_judge(tmp_path):
+    """Of 300 images, so that its subsets for KID are the whole sets."""
+    threads = torch.get_num_threads()
+    try:
+        metrics.main(["--images", "300", "--rounds", "1", "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = tmp_path.glob("*.json")
+    values = json.loads(path.read_text())["values"]
+    for name, value in values["ours"].items():
+        assert value == pytest.approx(values["torchmetrics"][name], rel=1e-3, abs=1e-6), name
+    assert values["ours"]["fid"] > 0
+    assert path.with_suffix(".md").exists()
+
+
+class TestSteps:
+    def found(self, milliseconds, **rows):
+        return {"seconds": [milliseconds / 1000] * 3, "rows": {f"aten::{name}": row for name, row in rows.items()}}
+
+    def test_ratios_are_taken_turn_by_turn_and_operations_from_the_turn_in_the_middle(self):
+        before = [self.found(20, mm=[1.0, 2]), self.found(30, mm=[3.0, 2]), self.found(90, mm=[9.0, 2])]
+        after = [self.found(10, mm=[5.0, 1]), self.found(20, add=[2.0, 1], mm=[0.5, 1]), self.found(30, mm=[9.0, 1])]
+        text = steps.page({"before": before, "after": after}, {"before": "a", "after": "b"}, {"model.channels": "32"})
+        assert "20 ms instead of 30 (medians); round by round it is **2.00 times as fast** (1.75 to 2.50)" in text
+        assert "| mm | 3.00 (2) | 0.50 (1) |" in text
+        assert "| add | 0.00 (0) | 2.00 (1) |" in text
+        assert "model.channels=32" in text
+
+    def test_what_cannot_be_measured_is_named(self, tmp_path):
+        with pytest.raises(SystemExit, match="error: git archive no-such-commit: "):
+            steps.checkout("no-such-commit", tmp_path / "a", {})
+        with pytest.raises(SystemExit, match=r"error: --set model\.chanels: HEAD has no such setting"):
+            steps.checkout("HEAD", tmp_path / "b", {"model.chanels": "32"})

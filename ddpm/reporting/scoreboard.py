@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
+from ddpm.reporting.samples import REAL
 from ddpm.reporting.tables import decimals, measured, number, percent, share_of, supported, table
 from ddpm.reporting.verdict import MINIMAL_SETS, SAMPLERS
-
-REAL = "real test images"
 
 
 class Score(NamedTuple):

@@ -16,7 +16,7 @@ def page(report: dict, picture: str) -> str:
     parts = [
         f"# Speed on {machine.get('gpu') or machine['cpu']}",
         f"{where}{machine['cpu']}, {machine['cpus']} CPUs, {machine['threads']} threads; Python {machine['python']}, {versions}.",
-        f"![Images per second]({picture})",
+        f"![time of the others over ours]({picture})",
         f"The ceiling is {number(top['flops'] / 1e12)} TFLOP/s in {top['dtype']}: the best of some large matrix products and 3x3 "
         f"convolutions in the same run ({top['of']}). Layouts, optimizer settings and what is done how by whom: "
         "`tests/benchmarks/contestants.py`. Times are medians over rounds in which all take turns; a ratio is taken within each "
@@ -60,24 +60,24 @@ def _ratio(values: dict[str, float] | None) -> str:
 
 
 def ratio_chart(path: Path, report: dict) -> None:
-    """Images per second of all, a group of bars per case, as multiples of diffusers, or of ours where that is missing."""
+    """How many times as long as ours the others take, a group of bars per case: the table's medians, with their quartiles."""
     cases = report["cases"]
-    names = [name for name in COLOURS if any(c["name"] == name for case in cases for c in case["contestants"])]
-    base = "diffusers" if "diffusers" in names else "ours"
+    names = [name for name in COLOURS if any(c["name"] == name for case in cases for c in case["contestants"]) and name != "ours"]
     with figure(path, 1, 13, 3.8) as (ax,):
         for i, name in enumerate(names):
             for j, case in enumerate(cases):
-                speed = {c["name"]: c["images_per_second"] for c in case["contestants"]}
-                if name not in speed or base not in speed:
+                ratio = next((c["slower_than"]["ours"] for c in case["contestants"] if c["name"] == name), None)
+                if ratio is None:
                     continue
-                height = speed[name] / speed[base]
+                height = ratio["median"]
                 x = j + (i - (len(names) - 1) / 2) * 0.8 / len(names)
-                bar = ax.bar(x, height, width=0.76 / len(names), color=COLOURS[name], label=name if j == 0 else None)
-                ax.bar_label(bar, [f"{height:.2f}"], padding=2, fontsize=8)
+                spread = [[height - ratio["low"]], [ratio["high"] - height]]
+                ax.bar(x, height, 0.76 / len(names), color=COLOURS[name], yerr=spread, label=name if j == 0 else None)
+                ax.text(x, ratio["high"], f"{height:.2f}", ha="center", va="bottom", fontsize=8)
         ax.axhline(1, color="black", linewidth=0.8)
         labels = [", ".join(parts[:2]) + "\n" + "\n".join(parts[2:]) for parts in (title(case).split(", ") for case in cases)]
         ax.set_xticks(range(len(cases)), labels, fontsize=8)
-        ax.set_title(f"Images per second, {base} = 1 (higher is better)")
+        ax.set_title("Time for the same work, ours = 1 (above 1: ours is faster; whiskers: quartiles over rounds)")
         ax.margins(y=0.12)
         ax.grid(axis="x", visible=False)
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -53,17 +53,26 @@ stages.train.main()
 """
 
 
+def git(*arguments: str) -> bytes:
+    """What git prints in this repository; ends with its reason if it fails."""
+    run = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
+    if run.returncode:
+        sys.exit(f"error: git {' '.join(arguments)}: {run.stderr.decode().strip().splitlines()[0]}")
+    return run.stdout
+
+
 def checkout(revision: str, folder: Path, changes: dict[str, str]) -> None:
     """The commit's files in the folder, with its params.yaml changed and its data prepared."""
     folder.mkdir()
-    archive = subprocess.run(["git", "-C", ROOT, "archive", revision], check=True, capture_output=True).stdout
-    subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+    subprocess.run(["tar", "-x", "-C", folder], input=git("archive", revision), check=True)
     path = folder / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, value in {**SETTINGS, **changes}.items():
-        section, key = name.split(".")
-        if key in params[section]:
+        section, _, key = name.partition(".")
+        if key in params.get(section, {}):
             params[section][key] = yaml.safe_load(str(value))
+        elif name in changes:
+            sys.exit(f"error: --set {name}: {revision} has no such setting of a section in its params.yaml; leave it out")
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "stages.prepare_data"], cwd=folder, check=True, capture_output=True)
 
@@ -87,7 +96,7 @@ def page(turns: dict[str, list[dict]], titles: dict[str, str], changes: dict[str
     names = sorted(found, key=lambda name: -max(milliseconds for milliseconds, _ in found[name]))
     body = [[name.removeprefix("aten::"), *(f"{ms:.2f} ({calls:.0f})" for ms, calls in found[name])] for name in names[:ROWS]]
     rest = [sum(found[name][side][0] for name in names[ROWS:]) for side in (0, 1)]
-    body.append([f"{len(names) - ROWS} others", *(f"{milliseconds:.2f}" for milliseconds in rest)])
+    body.append([f"{max(0, len(names) - ROWS)} others", *(f"{milliseconds:.2f}" for milliseconds in rest)])
     settings = "".join(f", {name}={value}" for name, value in changes.items())
     parts = [
         "# One training step, before and after",
@@ -110,12 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     changes = dict(item.split("=", 1) for item in options.set)
     sides = {"before": options.before, "after": options.after}
-    titles = {
-        side: subprocess.run(
-            ["git", "-C", ROOT, "log", "-1", "--format=%h, %s", revision], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        for side, revision in sides.items()
-    }
+    titles = {side: git("log", "-1", "--format=%h, %s", revision).decode().strip() for side, revision in sides.items()}
     with tempfile.TemporaryDirectory() as temporary:
         for side, revision in sides.items():
             checkout(revision, Path(temporary, side), changes)
