@@ -112,6 +112,16 @@ def load(path: str | os.PathLike = PARAMS_FILE, /, **kinds: Any) -> SimpleNamesp
     return SimpleNamespace(**{name: getattr(values, f"p_{name}") for name in kinds})
 
 
+def make(kind: type[Section], **values: Any) -> Section:
+    """A section of values that do not stand in params.yaml. Raises InputError with one line, beginning with the key."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = _explain({**first, "loc": ("section", *first["loc"])}, {"section": kind})
+        raise InputError(message.removeprefix("section.")) from None
+
+
 def _refuse_unknown_sections(path: str | os.PathLike, raw: dict) -> None:
     """A top-level key that no stage declares would be ignored in silence; the list of known ones is dvc.yaml's own."""
     pipeline = Path(path).with_name(PIPELINE_FILE)

@@ -30,7 +30,7 @@ def main() -> None:
     check_prediction(p.prediction, schedule)
     precision = Precision(p.runtime, device)
     torch.manual_seed(seed_of(p.seed, "weights"))
-    network = make_network(p.model, p.diffusion, data.shape, len(data.class_names)).to(device, memory_format=torch.channels_last)
+    network = make_network(p.model, p.diffusion, data.shape, data.class_names).to(device, memory_format=torch.channels_last)
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)

@@ -135,4 +135,4 @@ def model(data) -> None:
     """A workspace with data/prepared and models/ddpm, an untrained network of T = 50."""
     settings = params.load(model=UNetSettings).model
     write_json("models/ddpm/config.json", make_config(settings, "linear", "v", diffusion(50), data.identity(), {}, 0))
-    save_weights(Path("models/ddpm/final.safetensors"), UNet(settings, data.shape, 10).state_dict())
+    save_weights(Path("models/ddpm/final.safetensors"), UNet(settings, data.shape, data.class_names).state_dict())

@@ -60,7 +60,7 @@ BAD_PARAMS = [
     ("train", {"diffusion.sigmoid.tau": 0.0}, "diffusion.sigmoid.tau: 0.0 must be greater than or equal to 0.1"),
     ("train", {"diffusion.edm.sigma_max": 1.0e9}, "diffusion.edm.sigma_max: 1000000000.0 must be less than or equal to 100000"),
     ("train", {"diffusion.edm.rho": 0.005}, "diffusion.edm.rho: 0.005 must be greater than or equal to 1"),
-    ("train", {"train.label_dropout": 1.0}, "train.label_dropout: 1.0 must be less than 1"),
+    ("train", {"train.condition_dropout": 1.0}, "train.condition_dropout: 1.0 must be less than 1"),
     (
         "train",
         {"diffusion.sigmoid.end": -4.0},
@@ -239,7 +239,7 @@ def test_settings_that_do_not_fit_the_model(model, refused, stage, edits, expect
 
 
 def test_a_guidance_interval_that_ends_before_it_starts(model, refused):
-    CONFIG.write_bytes(edited(**{"training.label_dropout": 0.1}))
+    CONFIG.write_bytes(edited(**{"training.condition_dropout": 0.1}))
     edit_params(**{"sample_ddim.guidance": 2.0, "sample_ddim.guidance_interval": [3.0, 1.0]})
     expected = (
         "params.yaml: sample_ddim.guidance_interval: [3.0, 1.0] ends before it starts; give [lowest, highest] sigma / alpha"

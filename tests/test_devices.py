@@ -8,6 +8,7 @@ from test_training import SETTINGS, make_split
 from test_unet import settings as unet_settings
 
 from ddpm.data.batches import Batches
+from ddpm.data.datasets import DIGITS
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.pairs import round_trips
@@ -31,7 +32,7 @@ DEVICES = [
 def test_a_whole_model_stays_on_its_device(device):
     device = torch.device(device)
     torch.manual_seed(0)
-    network = UNet(unet_settings(), (8, 8, 1), classes=10, outputs=2).to(device, memory_format=torch.channels_last)
+    network = UNet(unet_settings(), (8, 8, 1), class_names=DIGITS, outputs=2).to(device, memory_format=torch.channels_last)
     options = Train(**{**SETTINGS, "levels": "importance", "steps": 6})
     split = make_split()
     batches = Batches(split.images, split.labels, 0, device, options.flip)

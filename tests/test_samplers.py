@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end, output_law, rule, run
 
+from ddpm.data.datasets import DIGITS
 from ddpm.diffusion.parameterization import PREDICTIONS, Prediction
 from ddpm.diffusion.schedule import SCHEDULES, Level, make_schedule
 from ddpm.diffusion.variance import large, learned, small
@@ -411,7 +412,7 @@ def settings_of(**changes):
 @pytest.mark.parametrize("sampler", [{}, {"eta": 1.0}, {"sampler": "dpmpp_2m_sde"}, {"sampler": "heun", "churn": 2.0}])
 def test_any_batch_size_draws_the_same_images(sampler):
     class Network(torch.nn.Linear):
-        outputs, conditional = 1, False
+        outputs, conditional, reads = 1, False, False
 
         def forward(self, x, t, labels):
             return nonlinear_network(x, t)
@@ -445,7 +446,7 @@ def test_network_evaluations_are_counted(changes, evaluations, without_class):
     calls = []
 
     class Network(torch.nn.Linear):
-        outputs, conditional = 1, True
+        outputs, conditional, reads = 1, True, False
 
         def forward(self, x, t, labels):
             calls.append(labels is None)
@@ -488,7 +489,7 @@ def test_a_real_unet_runs_through_the_driver_and_yields_every_level():
         channels=8, channel_mults=[1, 2], blocks_per_level=1, attention_levels=[1], middle_attention=True, heads=2,
         dropout=0.0, conditioning="class",
     )  # fmt: skip
-    network = UNet(model, (8, 8, 1), 10).eval()
+    network = UNet(model, (8, 8, 1), DIGITS).eval()
     denoiser = thresholded(network_denoiser(network, "v", torch.arange(4)))
     grid = corrected(make_grid("trailing", LINEAR, 5))
     frames = list(sample(denoiser, RULES["heun"], LINEAR, grid, torch.randn(4, 1, 8, 8), lambda: None))

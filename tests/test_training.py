@@ -11,6 +11,7 @@ from test_unet import settings as unet_settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm.data.batches import Batches
+from ddpm.data.datasets import DIGITS
 from ddpm.data.prepared import Split
 from ddpm.diffusion.levels import LEVEL_DRAWS
 from ddpm.diffusion.schedule import make_schedule
@@ -30,7 +31,7 @@ WHERE = {"device": "cpu"}
 SETTINGS = {
     "steps": 12, "batch_size": 16, "learning_rate": 2e-3, "lr_schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.01,
     "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "loss_gamma": "auto", "levels": "uniform",
-    "label_dropout": 0.1, "flip": True, "log_every": 4, "validate_every": 6, "preview_every": 5, "checkpoint_every": 5,
+    "condition_dropout": 0.1, "flip": True, "log_every": 4, "validate_every": 6, "preview_every": 5, "checkpoint_every": 5,
     "accumulation": 1, "skip_nonfinite": 0, "snapshot_every": 64, "snapshots": 2,
 }  # fmt: skip
 
@@ -42,7 +43,7 @@ def make_split(count=100, seed=0):
 
 def make_trainer(seed=0, prediction="v", learned_variance=False, dropout=0.2, **changes):
     torch.manual_seed(seed)
-    network = UNet(unet_settings(dropout=dropout), (8, 8, 1), classes=10, outputs=2 if learned_variance else 1)
+    network = UNet(unet_settings(dropout=dropout), (8, 8, 1), class_names=DIGITS, outputs=2 if learned_variance else 1)
     options = Train(**{**SETTINGS, **changes})
     batches = Batches(*make_split(), seed, CPU, options.flip)
     return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed)
@@ -343,9 +344,10 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_labels_are_dropped_at_their_rate():
-    trainer = make_trainer(label_dropout=0.3)
+    trainer = make_trainer(condition_dropout=0.3, batch_size=20_000)
     torch.manual_seed(0)
-    dropped = trainer.drop_labels(torch.arange(20_000) % 10, torch.rand(20_000))
+    dropped, known = trainer.tell(torch.zeros(20_000, 1, 8, 8), torch.arange(20_000) % 10, slice(None))
+    assert known is None
     assert (dropped == 10).double().mean() == pytest.approx(0.3, abs=0.015)
     kept = dropped != 10
     assert torch.equal(dropped[kept], (torch.arange(20_000) % 10)[kept])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import diffusion
 
+from ddpm.data.datasets import DIGITS
 from ddpm.files import InputError
 from ddpm.networks import convolution
 from ddpm.networks.convolution import Conv, Grow
@@ -46,7 +47,7 @@ def awake(network):
     ],
 )
 def test_the_output_has_the_shape_of_the_image_and_starts_at_zero(shape, changes):
-    network = UNet(settings(**changes), shape, classes=10)
+    network = UNet(settings(**changes), shape, class_names=DIGITS)
     x = torch.randn(3, shape[2], *shape[:2])
     out = network(x, torch.tensor([0.0, 10.0, 999.0]), torch.tensor([0, 9, 10]))
     assert out.shape == x.shape
@@ -61,7 +62,7 @@ def test_the_paper_s_cifar10_network_has_its_35_7_million_parameters():
         dropout=0.1, conditioning="none",
     )  # fmt: skip
     with torch.device("meta"):
-        network = UNet(paper, (32, 32, 3), classes=10)
+        network = UNet(paper, (32, 32, 3), class_names=DIGITS)
     assert sum(parameter.numel() for parameter in network.parameters()) == 35_746_307
 
 
@@ -83,7 +84,7 @@ def test_time_embedding_is_the_papers():
 
 
 def test_every_input_matters():
-    network = awake(UNet(settings(attention_levels=[1], middle_attention=True), (8, 8, 1), classes=10))
+    network = awake(UNet(settings(attention_levels=[1], middle_attention=True), (8, 8, 1), class_names=DIGITS))
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 10.0]), torch.tensor([3, 3])
     out = network(x, t, labels)
     for other in (network(x + 0.1, t, labels), network(x, t + 100, labels), network(x, t, labels + 1)):
@@ -94,21 +95,21 @@ def test_every_input_matters():
 
 
 def test_no_label_means_no_class():
-    network = awake(UNet(settings(), (8, 8, 1), classes=10))
+    network = awake(UNet(settings(), (8, 8, 1), class_names=DIGITS))
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
     torch.testing.assert_close(network(x, t, None), network(x, t, torch.tensor([10, 10])), atol=0, rtol=0)
     assert network.conditional
-    assert not UNet(settings(conditioning="none"), (8, 8, 1), classes=10).conditional
+    assert not UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS).conditional
 
 
 def test_without_conditioning_labels_are_ignored():
-    network = awake(UNet(settings(conditioning="none"), (8, 8, 1), classes=10))
+    network = awake(UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS))
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
     torch.testing.assert_close(network(x, t, torch.tensor([1, 2])), network(x, t, None), atol=0, rtol=0)
 
 
 def test_every_image_is_computed_on_its_own():
-    network = awake(UNet(settings(attention_levels=[0]), (8, 8, 1), classes=10))
+    network = awake(UNet(settings(attention_levels=[0]), (8, 8, 1), class_names=DIGITS))
     x, t, labels = torch.randn(4, 1, 8, 8), torch.arange(4.0), torch.arange(4)
     whole = network(x, t, labels)
     parts = torch.cat([network(x[i : i + 1], t[i : i + 1], labels[i : i + 1]) for i in range(4)])
@@ -116,7 +117,7 @@ def test_every_image_is_computed_on_its_own():
 
 
 def test_dropout_acts_in_training_alone():
-    network = awake(UNet(settings(dropout=0.5), (8, 8, 1), classes=10))
+    network = awake(UNet(settings(dropout=0.5), (8, 8, 1), class_names=DIGITS))
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
     assert torch.equal(network(x, t), network(x, t))
     network.train()
@@ -134,7 +135,7 @@ def test_dropout_acts_in_training_alone():
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(changes, shape, message):
     with pytest.raises(InputError, match=message):
-        UNet(settings(**changes), shape, classes=10)
+        UNet(settings(**changes), shape, class_names=DIGITS)
 
 
 def plain(network):
@@ -153,7 +154,7 @@ def plain(network):
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_the_fast_ways_change_no_number(batch, memory_format, dtype):
     """With gradients and without: 16 images take the transposed convolution, 1 and 2 the enlarged image."""
-    network = awake(UNet(settings(channels=6, attention_levels=[1]), (8, 8, 3), classes=10)).to(
+    network = awake(UNet(settings(channels=6, attention_levels=[1]), (8, 8, 3), class_names=DIGITS)).to(
         dtype, memory_format=memory_format
     )
     x, t = torch.randn(batch, 3, 8, 8, dtype=dtype).contiguous(memory_format=memory_format), torch.arange(float(batch))
@@ -243,7 +244,7 @@ def test_a_packed_kernel_serves_other_shapes_and_is_not_copied():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_reaches_every_convolution(dtype):
-    network = awake(UNet(settings(attention_levels=[1]), (8, 8, 1), classes=10)).to(memory_format=torch.channels_last)
+    network = awake(UNet(settings(attention_levels=[1]), (8, 8, 1), class_names=DIGITS)).to(memory_format=torch.channels_last)
     x, t = torch.randn(16, 1, 8, 8), torch.arange(16.0)
     expected = network(x, t)
     with torch.autocast("cpu", dtype):
@@ -257,7 +258,7 @@ def test_autocast_reaches_every_convolution(dtype):
 
 
 def test_a_model_folder_rebuilds_its_network(tmp_path):
-    network = awake(UNet(settings(), (8, 8, 1), classes=10))
+    network = awake(UNet(settings(), (8, 8, 1), class_names=DIGITS))
     config = make_config(settings(), "linear", "v", diffusion(100), IDENTITY, {"steps": 1}, 0)
     (tmp_path / CONFIG).write_text(__import__("json").dumps(config))
     for name in CHECKPOINTS.values():

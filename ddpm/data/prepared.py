@@ -75,6 +75,12 @@ def open_prepared(dataset: DatasetName, settings: PrepareData, folder: Path = FO
     return Prepared(meta, *(_open_split(folder, meta, name) for name in SPLITS))
 
 
+def open_test(folder: Path = FOLDER) -> tuple[dict, Split]:
+    """The content of meta.json and the test split, whatever settings made them. Raises InputError as `open_prepared` does."""
+    meta = read_json(folder / META, "prepare_data")
+    return meta, _open_split(folder, meta, "test")
+
+
 def made_with(dataset: DatasetName, settings: PrepareData) -> dict:
     """The settings that decide what is in the arrays."""
     return {"dataset": dataset, **settings.model_dump()}

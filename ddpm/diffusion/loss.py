@@ -22,7 +22,7 @@ from ddpm.params import OneOf
 BOUND_WEIGHT = 1e-3
 
 Weight = Callable[[Tensor], Tensor]
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Network = Callable[..., Tensor]
 
 
 def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
@@ -83,15 +83,17 @@ def diffusion_loss(
     eps: Tensor,
     prediction: str,
     weight: Weight,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Weighted loss of every image, shape (B,).
 
-    x0 and eps are (B, C, H, W), x0 in [-1, 1]; index (B,) holds levels 1..T; labels (B,) class numbers or None. A network that
-    puts out 2C channels learns the variance too, from the bound (`_bound_loss`).
+    x0 and eps are (B, C, H, W), x0 in [-1, 1]; index (B,) holds levels 1..T; labels and known are what the network is told
+    beside (`UNet`), or None. A network that puts out 2C channels learns the variance too, from the bound (`_bound_loss`).
     """
     level = schedule[index]
     x_t = add_noise(x0, eps, level)
-    output = network(x_t, level.t.to(x0.dtype), labels).float()
+    told = (labels,) if known is None else (labels, known)
+    output = network(x_t, level.t.to(x0.dtype), *told).float()
     learns_variance = output.shape[1] == 2 * x0.shape[1]
     mean = output[:, : x0.shape[1]]
     error = (mean - target(prediction, x0, eps, level)).square().flatten(1).mean(1)

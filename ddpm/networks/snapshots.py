@@ -54,8 +54,7 @@ def rebuild(folder: Path, width: float) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     first = snapshot_file(folder, steps[0])
     for step, row in zip(steps, shares.tolist(), strict=True):
-        path = snapshot_file(folder, step)
-        tracks = _read(path)
+        path, tracks = snapshot_file(folder, step), read_snapshot(folder, step)
         if not total:
             total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in tracks[WIDTHS[0]].items()}
         for width, share in zip(WIDTHS, row, strict=True):
@@ -71,9 +70,12 @@ def _key(width: float, name: str) -> str:
     return f"{width:g}/{name}"
 
 
-def _read(path: Path) -> dict[float, dict[str, Tensor]]:
-    """The tracks of a snapshot; one that the file does not hold is empty."""
-    found = read_weights(path, "train")
+def read_snapshot(folder: Path, step: int) -> dict[float, dict[str, Tensor]]:
+    """The averages of a step, {width: {name: tensor}}; those that the file does not hold are empty.
+
+    Raises InputError if it is missing or damaged.
+    """
+    found = read_weights(snapshot_file(folder, step), "train")
     starts = {width: _key(width, "") for width in WIDTHS}
     return {
         width: {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}

@@ -5,6 +5,7 @@ without averaging, at the last checkpoint): what to sample from, its rival, and 
 there are any, an EMA of any width is rebuilt: such a checkpoint is a number.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from pydantic_core import PydanticCustomError
 from ddpm.diffusion.parameterization import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.files import InputError, read_json
+from ddpm.networks.captions import Vocabulary
+from ddpm.networks.conditioning import CONDITIONINGS, TextContent
 from ddpm.networks.posthoc import NARROWEST, WIDEST
 from ddpm.networks.snapshots import SNAPSHOTS, rebuild
 from ddpm.networks.unet import Size, UNet, UNetSettings
@@ -22,7 +25,7 @@ from ddpm.params import lookup
 from ddpm.weights import load_weights, put_weights
 
 CONFIG = "config.json"
-FORMAT = 3
+FORMAT = 4
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 
 
@@ -63,18 +66,20 @@ def make_config(
     model: UNetSettings, schedule: str, prediction: str, diffusion: Diffusion, data: dict, training: dict, seed: int
 ) -> dict:
     """The content of config.json: the network's settings, what it predicts at which levels, its data, how it was trained."""
+    reads = CONDITIONINGS[model.conditioning].content is TextContent
     return {
         "format": FORMAT,
         "model": model.model_dump(),
         "diffusion": {"schedule": schedule, "prediction": prediction, **diffusion.model_dump()},
         "data": data,
         "training": {**training, "seed": seed},
+        **({"words": Vocabulary(data["class_names"]).words} if reads else {}),
     }
 
 
-def make_network(model: UNetSettings, diffusion: Diffusion, shape: tuple[int, int, int], classes: int) -> UNet:
+def make_network(model: UNetSettings, diffusion: Diffusion, shape: tuple[int, int, int], class_names: Sequence[str]) -> UNet:
     """The network of these settings for images (H, W, C). Raises InputError for sizes that do not fit together."""
-    return UNet(model, shape, classes, outputs=shape[2] * (2 if diffusion.learned_variance else 1))
+    return UNet(model, shape, class_names, outputs=shape[2] * (2 if diffusion.learned_variance else 1))
 
 
 def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> tuple[UNet, dict]:
@@ -92,10 +97,12 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
         )
     try:
         known = _Config.model_validate(config)
-        network = make_network(known.model, known.diffusion, tuple(known.data.shape), len(known.data.class_names))
+        network = make_network(known.model, known.diffusion, tuple(known.data.shape), known.data.class_names)
     except (ValidationError, InputError) as error:
         reason = _first_mistake(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{folder / CONFIG}: describes no network ({reason}); make it again with `dvc repro -f train`") from None
+    if network.reads and config.get("words") != network.condition.vocabulary.words:
+        raise InputError(f"{folder / CONFIG}: words: are not those of today's captions; make it again with `dvc repro train`")
     if isinstance(checkpoint, str):
         load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
     else:

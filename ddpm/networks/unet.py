@@ -1,6 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, app. B), with every size a setting."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -9,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ddpm.files import InputError
-from ddpm.networks.conditioning import CONDITIONINGS
+from ddpm.networks.conditioning import CONDITIONINGS, Nothing, TextContent
 from ddpm.networks.convolution import Conv, Grow
 from ddpm.params import OneOf, Section
 
@@ -95,13 +96,15 @@ class Resolution(nn.Module):
 class UNet(nn.Module):
     """Predicts the target of the chosen parameterization from a noisy image.
 
-    forward(x (B, C, H, W), t (B,) float, labels (B,) int64 or None) -> (B, outputs, H, W). Label `classes` means "no class",
-    and None means the same for all images. `outputs` is C, or 2C to learn the variance too. H and W must be divisible by
-    2 ** (levels - 1).
+    forward(x (B, C, H, W), t (B,) float, labels, known) -> (B, outputs, H, W). labels: class numbers (B,) or word ids (B, L),
+    int64, or None where nothing is told. known: (B, C + 1, H, W) of `known_pixels`, or None where no pixel is known; ignored by
+    a network without a mask. `outputs` is C, or 2C to learn the variance too. H and W must be divisible by 2 ** (levels - 1).
     Raises InputError for sizes that do not fit together.
     """
 
-    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int, outputs: int | None = None):
+    def __init__(
+        self, settings: UNetSettings, shape: tuple[int, int, int], class_names: Sequence[str], outputs: int | None = None
+    ):
         super().__init__()
         check_sizes(settings, shape)
         image_channels, self.outputs = shape[2], outputs or shape[2]
@@ -109,8 +112,10 @@ class UNet(nn.Module):
         base, embedding = settings.channels, 4 * settings.channels
         self.base = base
         self.time = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.condition = CONDITIONINGS[settings.conditioning](classes, embedding)
-        self.first = Conv(image_channels, base, 3, padding=1)
+        conditioning = CONDITIONINGS[settings.conditioning]
+        self.masked = conditioning.masked
+        self.condition = conditioning.content(class_names, embedding)
+        self.first = Conv(image_channels + (image_channels + 1) * self.masked, base, 3, padding=1)
 
         def level(pairs: list[tuple[int, int]], index: int) -> Resolution:
             heads = settings.heads if index in settings.attention_levels else None
@@ -146,11 +151,20 @@ class UNet(nn.Module):
     @property
     def conditional(self) -> bool:
         """Whether labels have any effect."""
-        return self.condition.classes > 0
+        return not isinstance(self.condition, Nothing)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @property
+    def reads(self) -> bool:
+        """Whether labels may be captions."""
+        return isinstance(self.condition, TextContent)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         embedding = F.silu(self.condition(self.time(time_embedding(t, self.base).to(x.dtype)), labels))
         shifts = iter(self.embed(embedding)[:, :, None, None].split(self.widths, dim=1))
+        if self.masked:
+            if known is None:
+                known = x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:])
+            x = torch.cat([x, known], dim=1)
         h = self.first(x)
         skips = [h]
         for i, level in enumerate(self.down):

@@ -1,6 +1,6 @@
 """Pictures made of images: labelled grids, denoising strips and GIFs. All take uint8 images (..., H, W, C)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,16 @@ def to_picture(image: np.ndarray, tile: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def captioned(tiles: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str], tile: int) -> Image.Image:
+def captioned(
+    tiles: Sequence[Sequence[np.ndarray]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    tile: int,
+    enlarge: Callable[[np.ndarray, int], Image.Image] = to_picture,
+) -> Image.Image:
     """A table of images with a caption before each row and above each column (empty strings for none)."""
     font = ImageFont.load_default(FONT_SIZE)
-    pictures = [[to_picture(image, tile) for image in row] for row in tiles]
+    pictures = [[enlarge(image, tile) for image in row] for row in tiles]
     width, height = pictures[0][0].size
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     left = max((int(measure.textlength(text, font)) + MARGIN for text in rows if text), default=0) + MARGIN
@@ -97,14 +103,22 @@ def denoising_strip(
     save(path, captioned(rows, captions, [f"t={levels[f]:.4g}" for f in chosen], tile))
 
 
+def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: Sequence[int]) -> None:
+    """Write RGB frames as a GIF that repeats for ever, atomically; a frame's duration is a multiple of 10 ms.
+
+    Films without colour keep all their grays; of others, each frame has its own 256 colours. Equal frames that follow each other
+    are stored as one of their durations' sum.
+    """
+    colour = any(np.ptp(np.asarray(frame), axis=-1).any() for frame in frames)
+    frames = [frame.quantize(256) if colour else frame.convert("L") for frame in frames]
+    with atomic(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=list(milliseconds), loop=0)
+
+
 def denoising_gif(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int, frame_ms: int) -> None:
     """All trajectories side by side, x_t above the prediction of x0, one frame per kept level, resting on the last."""
     frames = []
     for f in range(1, len(levels)):
         columns = [f"t = {levels[f]:.4g}"] + [""] * (x.shape[1] - 1)
         frames.append(captioned([list(x[f]), list(x0[f])], ["x_t", "x0"], columns, tile))
-    colour = any(np.ptp(np.asarray(frame), axis=-1).any() for frame in frames)
-    frames = [frame.quantize(256) if colour else frame.convert("L") for frame in frames]
-    durations = [frame_ms] * (len(frames) - 1) + [HOLD_MS]
-    with atomic(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    save_gif(path, frames, [frame_ms] * (len(frames) - 1) + [HOLD_MS])

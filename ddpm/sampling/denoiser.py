@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.diffusion.parameterization import Prediction, solve
-from ddpm.diffusion.schedule import Level
+from ddpm.diffusion.schedule import Level, per_image
 from ddpm.files import InputError
 from ddpm.params import OneOf
 
@@ -15,17 +15,20 @@ Denoiser = Callable[[Tensor, Level], Prediction]
 Limit = Callable[[Tensor, float], Tensor]
 
 
-def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None) -> Denoiser:
-    """The network as a denoiser. x is (B, C, H, W) in the network's range [-1, 1]; labels is (B,) or None.
+def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None = None, known: Tensor | None = None) -> Denoiser:
+    """The network as a denoiser. x is (B, C, H, W) in the network's range [-1, 1]; labels (B, ...) and known (B, C + 1, H, W)
+    are what it is told beside, or None (`UNet`); a network that takes no known pixels is not given any.
 
     Raises InputError if there is not one label per image.
     """
+    told = (labels,) if known is None else (labels, known)
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        if labels is not None and labels.shape != x.shape[:1]:
-            raise InputError(f"labels: shape {tuple(labels.shape)} does not fit {len(x)} images; give one class per image")
+        for name, values in zip(("labels", "known"), told, strict=False):
+            if values is not None and len(values) != len(x):
+                raise InputError(f"{name}: shape {tuple(values.shape)} does not fit {len(x)} images; give one per image")
         t = x.new_full((len(x),), level.t) if isinstance(level.t, float) else level.t.to(x)
-        output = network(x, t, labels)
+        output = network(x, t, *told)
         return solve(prediction, output.to(x.dtype), x, level)
 
     return denoise
@@ -74,6 +77,16 @@ def guided(conditional: Denoiser, unconditional: Denoiser, scale: float, interva
             return (conditional if here else unconditional)(x, level)
         told, untold = conditional(x, level), unconditional(x, level)
         return told._replace(x0=torch.lerp(untold.x0, told.x0, here))
+
+    return denoise
+
+
+def blended(first: Denoiser, second: Denoiser, fractions: Tensor) -> Denoiser:
+    """Predictions of x0 on the way from one denoiser (fraction 0) to another (1); fractions (B,), one per image."""
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        a, b = first(x, level), second(x, level)
+        return a._replace(x0=torch.lerp(a.x0, b.x0, per_image(fractions, x)))
 
     return denoise
 

@@ -41,19 +41,23 @@ def draw(
     seed: int,
     name: str,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    unseen: bool = False,
 ) -> Drawn:
-    """Draw `samples` images by a plan.
+    """Draw `samples` images by a plan, the classes in turn; for a network that reads, by their captions (`unseen`: by those
+    that training did not show).
 
     Image i draws all its noise from (seed, name, i), in whatever batch and on whatever process. The arrays follow the layout of
     OpenAI's evaluator: arr_0 images uint8 (N, H, W, C) and, if classes are asked for, arr_1 labels int64 (N,). Beside them
-    stand trajectory_x and trajectory_x0, uint8 (F, K, H, W, C), and trajectory_level (F,): x_t and the prediction of x0 at F
-    levels of the first K samples.
+    stand captions (N,), if the network reads, and trajectory_x and trajectory_x0, uint8 (F, K, H, W, C), and trajectory_level
+    (F,): x_t and the prediction of x0 at F levels of the first K samples.
 
     Raises InputError if an image is not finite, which uint8 would hide.
     """
     height, width, channels = model.shape
     device, steps = model.device, evaluations(plan.grid)
     labels = model.balanced_labels(samples) if plan.conditional else None
+    captions = model.captions(labels, unseen) if labels is not None and model.network.reads else None
+    told = labels if captions is None else model.read(captions)
     kept = _frames_to_keep(steps)
     start = time.perf_counter()
     with Progress(name, samples * steps, "steps") as progress, autocast():
@@ -62,7 +66,7 @@ def draw(
             part = slice(first, min(first + batch_size, samples))
             shape = (part.stop - part.start, channels, height, width)
             noise = ImageNoise(device, shape, first, len(plan.grid) if plan.stochastic else 1, seed, name)
-            denoiser = plan.denoiser(None if labels is None else labels[part])
+            denoiser = plan.denoiser(None if told is None else told[part])
             x = noise()
             # Before the first step there is no prediction of x0: a plain gray stands for it.
             frames = [] if first else [(plan.grid[0], x[:TRAJECTORIES], torch.zeros_like(x[:TRAJECTORIES]))]
@@ -82,6 +86,7 @@ def draw(
     trajectory = batches[0][1]
     arrays = {"arr_0": np.concatenate([images for images, _ in batches])}
     arrays |= {} if labels is None else {"arr_1": labels.cpu().numpy()}
+    arrays |= {} if captions is None else {"captions": np.asarray(captions)}
     arrays["trajectory_level"] = np.asarray([level for level, _, _ in trajectory])
     arrays["trajectory_x"] = np.stack([x for _, x, _ in trajectory])
     arrays["trajectory_x0"] = np.stack([x0 for _, _, x0 in trajectory])

@@ -103,6 +103,57 @@ def corrected(grid: np.ndarray) -> np.ndarray:
     return np.array(visits)
 
 
+def jumped(grid: np.ndarray, jump: int, resamples: int) -> np.ndarray:
+    """The falling grid with climbs, so that each stretch of `jump` steps is walked `resamples` times: what inpainting fills in
+    comes to agree with the known pixels (Lugmayr et al. 2022, sec. 4.2; their j and r, and their code's `get_schedule_jump`).
+
+    Climbs start at the last level before 0 and at every `jump`-th one above it, as far as `jump` steps lead no higher than the
+    start of the grid: the step to 0 is walked once, and so are up to `jump` - 1 steps at the noisy end. A climb is one move,
+    whose noise has the law of theirs, step by step. resamples = 1 gives the grid itself. Where the grid is `corrected` too,
+    that comes last. Raises InputError for jump or resamples below 1, or a jump that the grid has no room for.
+    """
+    steps = len(grid) - 1
+    if resamples < 1:
+        raise InputError(f"resamples: {resamples} is not possible; give 1, which never climbs, or more")
+    if jump < 1 or (resamples > 1 and jump >= steps):
+        raise InputError(
+            f"jump: {jump} steps are no climb on a grid of {steps} steps; give at least 1, and fewer than the grid has"
+        )
+    left = dict.fromkeys(range(steps - 1, jump - 1, -jump), resamples - 1)
+    visits, index = [], 0
+    while index <= steps:
+        visits.append(grid[index])
+        climbs = left.get(index, 0) > 0
+        if climbs:
+            left[index] -= 1
+        index += -jump if climbs else 1
+    return np.array(visits)
+
+
+def from_level(grid: np.ndarray, position: float) -> np.ndarray:
+    """The grid from that position on: the position, then all that lies below it; climbs end there. Of 0 it is 0 alone.
+
+    A position between two levels takes the place of the lower one where that is nearer than half of the step that follows: a
+    first step as short as that gains nothing, and misleads a multistep rule. So strength * S steps, rounded, are left of S even
+    ones.
+    """
+    rest = np.unique(grid[grid <= position])
+    near = len(rest) > 1 and position - rest[-1] < (rest[-1] - rest[-2]) / 2
+    visits = np.append(position, np.where(grid >= (rest[-1] if near else position), position, grid)).astype(float)
+    waits = (visits[1:] == position) & (visits[:-1] == position)
+    return visits[np.append(True, ~waits)]
+
+
+def from_strength(grid: np.ndarray, schedule: NoiseSchedule, strength: float) -> np.ndarray:
+    """The grid from level strength * T on, rounded to a whole level, at least level 1 unless strength is 0 (`from_level`).
+
+    Raises InputError unless 0 <= strength <= 1.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength: {strength} is not possible; give a number from 0, the image itself, to 1, noise at first")
+    return from_level(grid, max(float(strength > 0), float(round(strength * schedule.steps))))
+
+
 def evaluations(grid: np.ndarray) -> int:
     """How often the denoiser is evaluated on the way: at every level that is left for a cleaner one or the same."""
     return int((np.diff(grid) <= 0).sum())

@@ -1,5 +1,6 @@
 """A trained diffusion model, as samplers and scores need it: the network with the levels and the meaning of its output."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from ddpm.diffusion.parameterization import check_prediction
 from ddpm.diffusion.schedule import Diffusion, NoiseSchedule
+from ddpm.files import InputError
+from ddpm.networks.captions import captions_of
 from ddpm.networks.store import load_model
 from ddpm.networks.unet import UNet
 from ddpm.sampling.denoiser import Denoiser, guided, network_denoiser
@@ -18,7 +21,7 @@ FOLDER = Path("models/ddpm")
 class DiffusionModel(NamedTuple):
     """network, the noise schedule it was trained on, what it predicts, and its data: shape (H, W, C), class names, identity.
 
-    knows_no_class: whether labels were dropped in training, so that guidance has something to lean away from.
+    knows_no_class: whether classes or captions were dropped in training, so that guidance has something to lean away from.
     """
 
     network: UNet
@@ -41,14 +44,42 @@ class DiffusionModel(NamedTuple):
         """Whether the network puts out the variance of its steps too."""
         return self.network.outputs == 2 * self.shape[2]
 
-    def denoiser(self, labels: Tensor | None, guidance: float = 1.0, interval: tuple[float, float] | None = None) -> Denoiser:
-        """The network as a denoiser of images with labels (B,), or None for "no class"; `guided` where guidance is not 1."""
-        told = network_denoiser(self.network, self.prediction, labels)
-        return told if guidance == 1 else guided(told, network_denoiser(self.network, self.prediction, None), guidance, interval)
+    def denoiser(
+        self,
+        labels: Tensor | None,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+        known: Tensor | None = None,
+    ) -> Denoiser:
+        """The network as a denoiser of images that it is told labels and known pixels of (`UNet`), or None for nothing.
+
+        Where guidance is not 1 it is `guided` towards the labels; the known pixels are told either way.
+        """
+        told = network_denoiser(self.network, self.prediction, labels, known)
+        if guidance == 1:
+            return told
+        return guided(told, network_denoiser(self.network, self.prediction, None, known), guidance, interval)
 
     def balanced_labels(self, count: int) -> Tensor | None:
         """Labels (N,) with every class equally often, in turn (0, 1, 2, ..., 0, 1, ...); None if the network takes no class."""
         return torch.arange(count, device=self.device) % len(self.data["class_names"]) if self.network.conditional else None
+
+    def captions(self, labels: Tensor, unseen: bool = False) -> list[str]:
+        """A caption for each of labels (N,), all those of a class in turn; `unseen`: those that training did not show."""
+        names = self.data["class_names"]
+        of_class, turns = [captions_of(name, unseen) for name in names], [0] * len(names)
+        captions = []
+        for label in labels.tolist():
+            captions.append(of_class[label][turns[label] % len(of_class[label])])
+            turns[label] += 1
+        return captions
+
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Texts as the network takes them, word ids (N, L). Raises InputError for a network that reads none, and for words
+        that it was not trained with."""
+        if not self.network.reads:
+            raise InputError("text: this model takes no text; train one with model.conditioning: text")
+        return self.network.condition.vocabulary.encode(texts).to(self.device)
 
 
 def from_config(network: UNet, config: dict) -> DiffusionModel:
@@ -57,7 +88,7 @@ def from_config(network: UNet, config: dict) -> DiffusionModel:
     settings = Diffusion.model_validate({key: diffusion[key] for key in Diffusion.model_fields})
     schedule = settings.make(diffusion["schedule"])
     check_prediction(diffusion["prediction"], schedule)
-    knows_no_class = network.conditional and config["training"].get("label_dropout", 0) > 0
+    knows_no_class = network.conditional and config["training"].get("condition_dropout", 0) > 0
     return DiffusionModel(network, schedule, diffusion["prediction"], config["data"], knows_no_class)
 
 

@@ -19,16 +19,17 @@ from ddpm.sampling.samplers import SAMPLERS, Sampler, SamplerName, StepRule, anc
 
 Count = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(ge=0)]
+GridChange = Callable[[np.ndarray], np.ndarray]
 
 
 class Plan(NamedTuple):
-    """How to draw from a model: the step rule, the grid, the denoiser of images with labels (B,) or None, network evaluations
-    per image, whether steps draw noise, and whether classes are asked for."""
+    """How to draw from a model: the step rule, the grid, the denoiser of images that it is told labels and known pixels of (or
+    None), network evaluations per image, whether steps draw noise, and whether classes are asked for."""
 
     label: str
     rule: StepRule
     grid: np.ndarray
-    denoiser: Callable[[Tensor | None], Denoiser]
+    denoiser: Callable[..., Denoiser]
     nfe: int
     stochastic: bool
     conditional: bool = True
@@ -54,8 +55,8 @@ class Sampling(Section):
         if interval and interval[0] > interval[1]:
             raise InputError(f"guidance_interval: {list(interval)} ends before it starts; give [lowest, highest] sigma / alpha")
 
-        def denoiser(labels: Tensor | None) -> Denoiser:
-            told = model.denoiser(labels, self.guidance, interval)
+        def denoiser(labels: Tensor | None, known: Tensor | None = None) -> Denoiser:
+            told = model.denoiser(labels, self.guidance, interval, known)
             return thresholded(told, self.thresholding, self.threshold_quantile)
 
         doubled = 0
@@ -69,10 +70,10 @@ class Sampling(Section):
 
 def _check_guidance(guidance: float, model: DiffusionModel) -> None:
     if not model.network.conditional:
-        raise InputError(f"guidance: {guidance} needs a model that takes a class (model.conditioning: class); set it to 1.0")
+        raise InputError(f"guidance: {guidance} needs a model that takes a class or a text (model.conditioning); set it to 1.0")
     if not model.knows_no_class:
         raise InputError(
-            f"guidance: {guidance} needs a model that was also trained without the class (train.label_dropout above 0); "
+            f"guidance: {guidance} needs a model that was also trained without its class (train.condition_dropout above 0); "
             "set it to 1.0"
         )
 
@@ -82,13 +83,17 @@ class SampleDDPM(Sampling):
 
     variance: VarianceName
 
-    def plan(self, model: DiffusionModel) -> Plan:
-        """Raises InputError, beginning with the key, for settings that this model cannot be drawn from with."""
+    def plan(self, model: DiffusionModel, steps: int | None = None, change: GridChange | None = None) -> Plan:
+        """Over all levels, or some; `change` is applied to the grid first.
+
+        Raises InputError, beginning with the key, for settings that this model cannot be drawn from with.
+        """
         if self.variance == "learned" and not model.learns_variance:
             raise InputError(
                 "variance: 'learned' needs a model trained with diffusion.learned_variance: true; use small or large"
             )
-        grid = make_grid("trailing", model.schedule, model.schedule.steps)
+        grid = make_grid("trailing", model.schedule, steps or model.schedule.steps)
+        grid = change(grid) if change else grid
         return self._plan(model, "DDPM", partial(ancestral_step, variance=self.variance), grid, stochastic=True)
 
 
@@ -101,8 +106,11 @@ class SampleDDIM(Sampling):
     spacing: SpacingName
     churn: Annotated[float, Field(ge=0)]
 
-    def plan(self, model: DiffusionModel) -> Plan:
-        """Raises InputError, beginning with the key, for settings that this model cannot be drawn from with."""
+    def plan(self, model: DiffusionModel, change: GridChange | None = None) -> Plan:
+        """`change` is applied to the grid first.
+
+        Raises InputError, beginning with the key, for settings that this model cannot be drawn from with.
+        """
         sampler = SAMPLERS[self.sampler]
         takes_eta = "eta" in sampler.options
         if self.eta > 0 and not takes_eta:
@@ -113,6 +121,7 @@ class SampleDDIM(Sampling):
                 "ddim, or set it to 0.0"
             )
         grid = make_grid(self.spacing, model.schedule, self.steps or model.schedule.steps)
+        grid = change(grid) if change else grid
         rule, grid = build(sampler, grid, model, self.churn, **({"eta": self.eta} if takes_eta else {}))
         return self._plan(model, sampler.label, rule, grid, sampler.stochastic or self.eta > 0 or self.churn > 0)
 

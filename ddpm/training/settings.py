@@ -35,7 +35,7 @@ class Train(Section):
     loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
     loss_gamma: Annotated[Annotated[float, Field(gt=0)] | None, OrWord("auto")]
     levels: LevelDrawName
-    label_dropout: Annotated[float, Field(ge=0, lt=1)]
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)]
     flip: bool
     log_every: Count
     validate_every: Count

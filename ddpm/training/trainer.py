@@ -15,9 +15,11 @@ from ddpm.diffusion.levels import LEVEL_DRAWS
 from ddpm.diffusion.loss import PLAIN, check_weight, diffusion_loss, make_weight
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.networks import posthoc
+from ddpm.networks.conditioning import known_pixels
 from ddpm.runtime import seed_of
 from ddpm.training.ema import EMA, ramped
 from ddpm.training.flat import Flat
+from ddpm.training.masks import random_masks
 from ddpm.training.settings import Train
 from ddpm.training.watch import FLOAT16_TRIALS, Guard, Phases
 
@@ -89,12 +91,12 @@ class Trainer:
         mine = distributed.part(s.batch_size)
         torch.manual_seed(seed_of(self.seed, "train", self.seen))
         x0, labels = self.batches.batch(self.seen, s.batch_size, mine)
-        labels = self.drop_labels(labels, torch.rand(s.batch_size, device=self.device)[mine])
+        labels, known = self.tell(x0, labels, mine)
         index, weight = self.levels.draw(s.batch_size)
         shape = (s.batch_size, *x0.shape[2:], x0.shape[1])
         eps = torch.randn(shape, device=self.device)[mine].permute(0, 3, 1, 2)
         torch.manual_seed(seed_of(self.seed, "dropout", self.seen, distributed.rank()))
-        inputs = (x0, labels, index[mine], eps, weight[mine])
+        inputs = (x0, labels, index[mine], eps, weight[mine], *([] if known is None else [known]))
         pieces = list(zip(*(value.tensor_split(s.accumulation) for value in inputs), strict=True))
         losses = torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
         losses = distributed.gathered(losses, s.batch_size)
@@ -109,12 +111,14 @@ class Trainer:
         for average in (self.ema, *self.tracks.values()):
             average.update(self.step)
 
-    def _accumulate(self, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, weight: Tensor, last: bool) -> Tensor:
+    def _accumulate(
+        self, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, weight: Tensor, known: Tensor | None = None, *, last: bool
+    ) -> Tensor:
         """Add the gradient of some images' share of the batch's mean loss; returns their losses, without weights (b,)."""
         # Gradients meet those of the other processes once, with the last piece.
         with nullcontext() if last or distributed.size() == 1 else self.model.no_sync():
             self.phases.enter("forward")
-            losses = self._losses(self.model, x0, labels, index, eps)
+            losses = self._losses(self.model, x0, labels, index, eps, known)
             # DistributedDataParallel takes the mean over processes; the loss is a sum over them.
             loss = (weight * losses).sum() * (distributed.size() / self.settings.batch_size)
             self.phases.enter("backward")
@@ -126,19 +130,23 @@ class Trainer:
         inside = ((index - 1) * len(QUARTERS) // self.schedule.steps)[:, None] == self.quarters
         return torch.cat([(losses[:, None] * inside).sum(0), inside.sum(0).to(losses.dtype)])
 
-    def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor) -> Tensor:
+    def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, known: Tensor | None) -> Tensor:
         """Weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,)."""
         with self.autocast():
-            return diffusion_loss(model, self.schedule, x0, labels, index, eps, self.prediction, self.weight)
+            return diffusion_loss(model, self.schedule, x0, labels, index, eps, self.prediction, self.weight, known)
 
     def probe(self, model: nn.Module) -> None:
         """Use a model as a training step does, forwards and backwards, without waiting for other processes."""
-        x0, labels = self.batches.batch(0, self.settings.batch_size, distributed.part(self.settings.batch_size))
-        x0, labels = (value.tensor_split(self.settings.accumulation)[0] for value in (x0, labels))
+        mine = distributed.part(self.settings.batch_size)
+        x0, labels = self.batches.batch(0, self.settings.batch_size, mine)
+        labels, known = self.tell(x0, labels, mine)
+        x0, labels, known = (
+            value if value is None else value.tensor_split(self.settings.accumulation)[0] for value in (x0, labels, known)
+        )
         eps = torch.zeros(len(x0), *x0.shape[2:], x0.shape[1], device=self.device).permute(0, 3, 1, 2)
         index = torch.ones(len(x0), dtype=torch.int64, device=self.device)
         with nullcontext() if distributed.size() == 1 else model.no_sync():
-            self._losses(model, x0, labels, index, eps).sum().backward()
+            self._losses(model, x0, labels, index, eps, known).sum().backward()
 
     def _update(self) -> Tensor:
         """One step of the optimizer, left out where the gradient is not finite; returns the gradient's norm before clipping."""
@@ -158,10 +166,23 @@ class Trainer:
         self.flat.vector.grad.zero_()
         return norm
 
-    def drop_labels(self, labels: Tensor, draws: Tensor) -> Tensor:
-        """Labels (b,), each replaced by "no class" where its draw (b,), uniform in [0, 1), is below the chance that
-        classifier-free guidance needs (Ho & Salimans 2022)."""
-        return labels.masked_fill(draws < self.settings.label_dropout, self.network.condition.classes)
+    def tell(self, x0: Tensor, labels: Tensor, mine: slice) -> tuple[Tensor, Tensor | None]:
+        """What the network is told of this process's images (b, C, H, W) of classes (b,): labels as it takes them, and known
+        pixels or None. Each is left out at the chance that classifier-free guidance needs (Ho & Salimans 2022)."""
+
+        def chances() -> Tensor:
+            return torch.rand(self.settings.batch_size, device=self.device)[mine]
+
+        network, dropout = self.network, self.settings.condition_dropout
+        dropped = chances() < dropout
+        if network.reads:
+            labels = network.condition.describe(labels, chances())
+        if network.conditional:
+            labels = network.condition.drop(labels, dropped)
+        if not network.masked:
+            return labels, None
+        masks = random_masks(self.settings.batch_size, *x0.shape[2:], self.device)[mine]
+        return labels, known_pixels(x0, masks.masked_fill((chances() < dropout)[:, None, None, None], 0))
 
     def read_sums(self) -> dict[str, float]:
         """Mean loss, over all levels and by their quarters, and gradient norm since the last call; what no step gave a finite
@@ -188,7 +209,9 @@ class Trainer:
             eps = torch.randn(x0.shape, generator=noise)
             inputs = x0, eps, index[part], torch.tensor(split.labels[part])
             x0, eps, levels, labels = (value.to(self.device) for value in inputs)
-            losses = self._losses(self.network, x0, labels, levels, eps)
+            masks = random_masks(len(x0), *x0.shape[2:], torch.device("cpu"), noise) if self.network.masked else None
+            known = None if masks is None else known_pixels(x0, masks.to(self.device))
+            losses = self._losses(self.network, x0, labels, levels, eps, known)
             return losses.cpu().double().sum().item()
 
         with self.averaged():

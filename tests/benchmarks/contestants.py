@@ -97,7 +97,7 @@ def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
         channels=case.channels, channel_mults=case.mults, blocks_per_level=case.blocks, attention_levels=case.attention,
         middle_attention=True, heads=case.heads, dropout=0.0, conditioning="none",
     )  # fmt: skip
-    network = UNet(settings, case.shape, 1).to(device, memory_format=torch.channels_last).train(not case.steps)
+    network = UNet(settings, case.shape, [""]).to(device, memory_format=torch.channels_last).train(not case.steps)
     schedule = make_schedule("linear", LEVELS)
     height, width, channels = case.shape
     x = torch.randn(case.batch, channels, height, width, device=device).contiguous(memory_format=torch.channels_last)
@@ -133,7 +133,8 @@ def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
         changes = {
             "batch_size": case.batch, "accumulation": 1, "steps": 1_000_000, "lr_schedule": "constant", "warmup_steps": 0,
             "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "gradient_clip": CLIP, "ema_decay": EMA_DECAY,
-            "loss_weight": "auto", "loss_gamma": "auto", "levels": "uniform", "label_dropout": 0.0, "flip": False, "snapshots": 0,
+            "loss_weight": "auto", "loss_gamma": "auto", "levels": "uniform", "condition_dropout": 0.0, "flip": False,
+            "snapshots": 0,
         }  # fmt: skip
         train = Train(**{**sections["train"], **changes})
         trainer = Trainer(network, schedule, "eps", batches, train, 0, precision.autocast, precision.scaler, model)

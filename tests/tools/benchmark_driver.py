@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from ddpm.data.datasets import DIGITS  # noqa: E402
 from ddpm.diffusion.schedule import make_schedule  # noqa: E402
 from ddpm.networks.unet import UNet, UNetSettings  # noqa: E402
 from ddpm.params import load  # noqa: E402
@@ -51,7 +52,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     settings = load(ROOT / "params.yaml", model=UNetSettings).model
-    network = UNet(settings, (options.size, options.size, 1), 10).to(device, memory_format=torch.channels_last).eval()
+    network = (
+        UNet(settings, (options.size, options.size, 1), DIGITS)
+        .to(device, memory_format=torch.channels_last)
+        .eval()
+    )
     labels = torch.arange(options.batch, device=device) % 10
     shape = (options.batch, 1, options.size, options.size)
     schedule = make_schedule("linear", 1000)

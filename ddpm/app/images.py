@@ -1,0 +1,114 @@
+"""Images that people name on the command line or give to the web page: pictures, test images, samples of a seed, and masks."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ddpm.app.studio import NO_CLASS, Source, latent_of, tell
+from ddpm.data.batches import to_model_range, to_tensor
+from ddpm.data.folder import LazyPictures
+from ddpm.data.prepared import open_test
+from ddpm.files import InputError
+from ddpm.networks.store import check_data
+from ddpm.sampling.model import DiffusionModel
+
+
+def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """Any picture as an image of a model, uint8 (H, W, C) of `shape`: its colours converted, its middle scaled to the size."""
+    height, width, channels = shape
+    converted = picture.convert("L" if channels == 1 else "RGB")
+    return np.asarray(ImageOps.fit(converted, (width, height), Image.Resampling.BICUBIC)).reshape(shape)
+
+
+def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """A picture on disk as an image of a model, uint8 (H, W, C). Raises InputError, naming it, if it cannot be read."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such picture; name a file, a test image such as 'test:3', or a sample such as 'seed:7'")
+    array = LazyPictures([path], "L" if shape[2] == 1 else "RGB")[0]
+    return fit_picture(Image.fromarray(array[..., 0] if shape[2] == 1 else array), shape)
+
+
+class Named(NamedTuple):
+    """An image by its name, where it comes from, and what to write beside it."""
+
+    name: str
+    source: Source
+    caption: str
+
+
+def open_image(model: DiffusionModel, name: str, label: str | None = None, text: str | None = None) -> Named:
+    """The image of a name: `test:12` of the test split, `seed:7` the sample of a seed, else the path of a picture.
+
+    The network is told `label` or `text`; without either, the class of a test image, class S of `seed:S` (S modulo their
+    number), and no class for a picture. Raises InputError for a name, label or text that is none.
+    """
+    kind, _, number = name.partition(":")
+    classes = model.data["class_names"]
+    given = [label] if label else []
+    if kind == "seed" and re.fullmatch(r"\d+", number):
+        default = [classes[int(number) % len(classes)]]
+        image, latent = None, latent_of(model, int(number))
+    elif kind == "test" and re.fullmatch(r"\d+", number):
+        raw, found = _test_image(model, int(number))
+        default, image, latent = [classes[found]], _tensor(model, raw), None
+    else:
+        default = [NO_CLASS]
+        image, latent = _tensor(model, read_picture(Path(name), model.shape)), None
+    if not given and not text and model.network.conditional:
+        if default == [NO_CLASS] and not model.knows_no_class:
+            raise InputError(f"label: this model must be told what {name} shows; give its class: {', '.join(classes[:20])}")
+        given = default
+    labels, captions = tell(model, 1, given, [text] if text else [])
+    return Named(name, Source(image, latent, labels), captions[0])
+
+
+def _test_image(model: DiffusionModel, number: int) -> tuple[np.ndarray, int]:
+    meta, test = open_test()
+    check_data(model.data, {key: meta[key] for key in model.data})
+    if number >= len(test.images):
+        raise InputError(f"test:{number}: there are {len(test.images):,} test images; give 0 to {len(test.images) - 1}")
+    return test.images[number], int(test.labels[number])
+
+
+def _tensor(model: DiffusionModel, image: np.ndarray) -> Tensor:
+    return to_model_range(to_tensor(image[None], model.device))
+
+
+# What is to be filled, over y and x in 0..1.
+MASKS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "left": lambda y, x: x < 0.5,
+    "right": lambda y, x: x >= 0.5,
+    "top": lambda y, x: y < 0.5,
+    "bottom": lambda y, x: y >= 0.5,
+    "middle": lambda y, x: (np.abs(y - 0.5) < 0.25) & (np.abs(x - 0.5) < 0.25),
+    "border": lambda y, x: (np.abs(y - 0.5) >= 0.25) | (np.abs(x - 0.5) >= 0.25),
+    "all": lambda y, x: np.ones(np.broadcast_shapes(y.shape, x.shape), bool),
+}
+
+
+def open_mask(name: str, shape: tuple[int, int, int]) -> Tensor:
+    """Known pixels (1, 1, H, W), 1 where known: by the name of what is to be filled (MASKS), or a picture, white where it is.
+
+    Raises InputError for a name that is neither, and for a picture that leaves nothing to be filled.
+    """
+    height, width, _ = shape
+    if name in MASKS:
+        y, x = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None, :] + 0.5) / width
+        return known_where(~MASKS[name](y, x))
+    if not Path(name).is_file():
+        raise InputError(f"mask: {name!r} is no picture, nor one of {', '.join(MASKS)}")
+    filled = read_picture(Path(name), (height, width, 1))[..., 0] >= 128
+    if not filled.any():
+        raise InputError(f"mask: {name} holds nothing to fill; paint it white where the image shall be filled")
+    return known_where(~filled)
+
+
+def known_where(known: np.ndarray) -> Tensor:
+    """A boolean array (H, W) as a mask (1, 1, H, W)."""
+    return torch.from_numpy(known.copy()).float()[None, None]
