@@ -1,5 +1,6 @@
 """What a person can get wrong: the stage ends with exit status 1 and one line that says what to do."""
 
+import itertools
 import json
 import os
 import shutil
@@ -61,6 +62,17 @@ BAD_PARAMS = [
     ("train", {"diffusion.edm.sigma_max": 1.0e9}, "diffusion.edm.sigma_max: 1000000000.0 must be less than or equal to 100000"),
     ("train", {"diffusion.edm.rho": 0.005}, "diffusion.edm.rho: 0.005 must be greater than or equal to 1"),
     ("train", {"train.condition_dropout": 1.0}, "train.condition_dropout: 1.0 must be less than 1"),
+    (
+        "train",
+        {"model.conditioning": "txt"},
+        "model.conditioning: 'txt' is unknown; did you mean 'text'? Valid: none, class, text, mask, class+mask, text+mask",
+    ),
+    (
+        "train",
+        {"model.conditioning": "clip"},
+        "model.conditioning: 'clip' is unknown; valid: none, class, text, mask, class+mask",
+    ),
+    ("train", {"model.conditioning": True}, "model.conditioning: True must be a string"),
     (
         "train",
         {"diffusion.sigmoid.end": -4.0},
@@ -162,6 +174,26 @@ def test_the_depth_is_held_against_the_prepared_size(workspace, refused):
     assert "its sides must be multiples of 4, but they are 8x10" in refused(main_of("train"))
 
 
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["cat", "__"], "class '__': holds no word that a caption could be made of; rename it, or use another "
+         "model.conditioning"),
+        (["7", "Seven"], "class 'Seven': would be called 'seven', and so would class '7'; rename one, or use another "
+         "model.conditioning"),
+    ],
+)  # fmt: skip
+def test_classes_that_no_captions_can_be_made_of(workspace, refused, folders, expected):
+    for split, name in itertools.product(("train", "test"), folders):
+        folder = workspace / "raw" / "image_folder" / split / name
+        folder.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / "0.png")
+    edit_params(dataset="image_folder", **{"model.conditioning": "text"})
+    prepared()
+    assert refused(main_of("train")) == expected
+    assert nothing_was_made()
+
+
 # --- data/prepared
 
 
@@ -227,7 +259,7 @@ SETTINGS_THAT_DO_NOT_FIT_THE_MODEL = [
         {"sample_ddim.guidance_interval": [0.5, 2.0]},
         "guidance_interval: [0.5, 2.0] has no meaning without guidance",
     ),
-    ("sample_ddim", {"sample_ddim.guidance": 2.0}, "guidance: 2.0 needs a model that was also trained without the class"),
+    ("sample_ddim", {"sample_ddim.guidance": 2.0}, "guidance: 2.0 needs a model that was also trained without its class"),
 ]
 
 
@@ -334,8 +366,9 @@ CONFIGS = {
     "cut": (lambda: CONFIG.read_bytes()[:40], "cannot be read"),
     "no JSON": (lambda: b"model: unet", "cannot be read"),
     "list": (lambda: b"[]", "holds no JSON object"),
-    "foreign": (lambda: b'{"architectures": ["UNet2DModel"]}', "format None is not 3"),
-    "later format": (lambda: edited(format=4), "format 4 is not 3"),
+    "foreign": (lambda: b'{"architectures": ["UNet2DModel"]}', "format None is not 4"),
+    "earlier format": (lambda: edited(format=3), "format 3 is not 4"),
+    "later format": (lambda: edited(format=5), "format 5 is not 4"),
     "no model": (lambda: edited(model=...), "describes no network (model: Field required)"),
     "model key": (lambda: edited(**{"model.heads": ...}), "describes no network (model.heads: Field required)"),
     "model value": (lambda: edited(**{"model.channels": "wide"}), "describes no network (model.channels: "),

@@ -28,11 +28,13 @@ DEVICES = [
 ]
 
 
+@pytest.mark.parametrize("conditioning", ["class", "text+mask"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_whole_model_stays_on_its_device(device):
+def test_a_whole_model_stays_on_its_device(device, conditioning):
     device = torch.device(device)
     torch.manual_seed(0)
-    network = UNet(unet_settings(), (8, 8, 1), class_names=DIGITS, outputs=2).to(device, memory_format=torch.channels_last)
+    network = UNet(unet_settings(conditioning=conditioning), (8, 8, 1), class_names=DIGITS, outputs=2)
+    network.to(device, memory_format=torch.channels_last)
     options = Train(**{**SETTINGS, "levels": "importance", "steps": 6})
     split = make_split()
     batches = Batches(split.images, split.labels, 0, device, options.flip)

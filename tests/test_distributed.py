@@ -70,8 +70,11 @@ def trained(**changes):
 
 @pytest.mark.parametrize(
     ("processes", "changes"),
-    [(2, {}), (3, {"levels": "stratified"}), (2, {"accumulation": 2, "levels": "importance", "learned_variance": True})],
-)
+    [
+        (2, {}), (3, {"levels": "stratified"}), (2, {"accumulation": 2, "levels": "importance", "learned_variance": True}),
+        (3, {"conditioning": "text+mask"}),
+    ],
+)  # fmt: skip
 def test_training_gives_the_same_weights_on_any_number_of_processes(processes, changes, monkeypatch):
     """Each of n processes computes on its part of the batch; 20 steps differ from those of one by no more than 1e-6."""
     monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)

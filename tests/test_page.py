@@ -56,6 +56,10 @@ COST = {
     "ddim": {"nfe": 50, "seconds": 5.02, "images_per_second": 299.0},
 }
 ONE_SET = {f"{name}.classifier.{key}": ... for name in ("ddpm", "ddim") for key in ("fid_sd", "kid_sd", "is_sd")} | {"sets": 1}
+FILLED = {
+    "n": 200, "accuracy_real": 0.99,
+    "replaced": {"nfe": 50, "accuracy": 0.515, "psnr": 9.02}, "RePaint": {"nfe": 410, "accuracy": 0.645, "psnr": 10.24},
+}  # fmt: skip
 NO_CLASSES = {"ddpm.accuracy": ..., "ddim.accuracy": ...}
 
 
@@ -87,6 +91,9 @@ def write_inputs(scored, asked=True):
         samples |= {"trajectory_level": np.array([50, 40, 20, 10, 0])} | ({"arr_1": labels} if asked else {})
         write_npz(f"samples/{name}.npz", samples)
     write_npz("samples/judged/arrays.npz", arrays)
+    write_npz("samples/edits.npz", edits(images, film=asked))
+    write_json("reports/edit/metrics.json", {"inpaint": FILLED})
+    write_text("reports/guidance/guidance.csv", guidance(["classes"] if asked else []).to_csv(index=False))
     write_json("samples/judged/scores.json", scored)
     write_json("reports/evaluate/metrics.json", {**scored, **{name: {**scored[name], "cost": COST[name]} for name in COST}})
     names = [str(i) for i in range(10)]
@@ -97,6 +104,24 @@ def write_inputs(scored, asked=True):
     for name in ("loss", "validation_loss", *(f"loss_t/{quarter}" for quarter in ("0_25", "25_50", "50_75", "75_100"))):
         frame = pd.DataFrame({"step": [100, 200, 300], name.split("/")[-1]: [0.5, 0.3, 0.2]})
         write_text(f"reports/train/plots/metrics/{name}.tsv", frame.to_csv(index=False, sep="\t"))
+
+
+def edits(images, film):
+    """What `edit` makes; images(*shape) gives some."""
+    names = ["inpaint_image", "inpaint_known", "inpaint_filled_replaced_1", "inpaint_filled_RePaint_1", "edit_image"]
+    names += ["edit_strength_0.5", "edit_varied_0.2", "interpolate_sample_1", "interpolate_image_1"]
+    arrays = {name: images(3) for name in names}
+    arrays |= {f"interpolate_film_{name}": images(5) for name in ("sample_1", "image_1")}
+    frames = 2 * film
+    return arrays | {"training_images": images(frames, 4), "training_step": np.arange(frames) * 100}
+
+
+def guidance(methods):
+    """The table of the stage `guidance`."""
+    columns = ["method", "scale", "nfe", "fid", "fid_sd", "precision", "recall", "accuracy"]
+    scales = ((0.0, 20, np.nan), (1.0, 20, 0.98765), (2.0, 40, 1.0))
+    rows = [[method, scale, nfe, 0.12345, 0.01234, 0.8, 0.7, share] for method in methods for scale, nfe, share in scales]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def report():
@@ -143,8 +168,28 @@ def test_what_was_not_measured_is_not_shown(here):
     assert "confusion" not in page
     assert not Path("reports/report/confusion.png").exists(), "a picture of an earlier run stays behind"
     assert not Path("reports/report/round_trip.png").exists()
+    assert "## Guidance" not in page
+    assert "training.gif" not in page
+    assert not any(Path(f"reports/report/{name}").exists() for name in ("guidance.png", "training.gif"))
     assert "as the class asked for" not in page
     assert "The round trip is skipped." in page
+
+
+def test_guidance_is_told_by_how_it_was_asked_for(here):
+    write_inputs(SCORES)
+    assert "| 2 | 40 | 100.0% | 0.800 | 0.700 | 0.123 ± 0.012 |" in report()
+    assert "| 0 | 20 | - |" in report()
+    write_text("reports/guidance/guidance.csv", guidance(["captions", "captions never seen"]).to_csv(index=False))
+    page = report()
+    assert "| captions never seen | 1 | 20 | 98.8% |" in page
+    assert "templates that training left out" in page
+
+
+def test_inpainting_is_told_with_what_whole_images_score(here):
+    write_inputs(SCORES)
+    page = report()
+    assert "(99.0% of the whole images)" in page
+    assert "| RePaint | 410 | 64.5% | 10.2 |" in page
 
 
 def test_the_sweep_is_shown_where_there_is_one(here):

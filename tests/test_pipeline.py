@@ -143,7 +143,7 @@ def test_a_new_import_anywhere_below_a_stage_is_noticed():
 
 def test_imports_point_one_way():
     """stages, app -> evaluation, judge, training, sampling -> networks, diffusion, data -> params, files, runtime, weights."""
-    ranks = {"app": 5, "evaluation": 4} | dict.fromkeys(["judge", "training", "sampling"], 3)
+    ranks = {"__main__.py": 6, "app": 5, "evaluation": 4} | dict.fromkeys(["judge", "training", "sampling"], 3)
     ranks |= dict.fromkeys(["networks", "diffusion", "data", "reporting"], 2)
     for path in (ROOT / "ddpm").rglob("*.py"):
         parts = path.relative_to(ROOT / "ddpm").parts

@@ -41,9 +41,10 @@ def make_split(count=100, seed=0):
     return Split(images, np.arange(count) % 10)
 
 
-def make_trainer(seed=0, prediction="v", learned_variance=False, dropout=0.2, **changes):
+def make_trainer(seed=0, prediction="v", learned_variance=False, dropout=0.2, conditioning="class", **changes):
     torch.manual_seed(seed)
-    network = UNet(unet_settings(dropout=dropout), (8, 8, 1), class_names=DIGITS, outputs=2 if learned_variance else 1)
+    shape = unet_settings(dropout=dropout, conditioning=conditioning)
+    network = UNet(shape, (8, 8, 1), class_names=DIGITS, outputs=2 if learned_variance else 1)
     options = Train(**{**SETTINGS, **changes})
     batches = Batches(*make_split(), seed, CPU, options.flip)
     return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed)
@@ -67,10 +68,92 @@ def assert_same_state(a, b):
     assert a.best_loss == b.best_loss
 
 
+def told(conditioning, count=20_000, seed=0, mine=slice(None), **changes):
+    """Images and classes of a batch, and what a network of that conditioning is told of a part of it."""
+    trainer = make_trainer(conditioning=conditioning, batch_size=count, **changes)
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
+    labels = torch.arange(count) % 10
+    torch.manual_seed(seed)
+    return images, labels, trainer, *trainer.tell(images[mine], labels[mine], mine)
+
+
+class TestWhatIsTold:
+    @pytest.mark.parametrize("conditioning", ["text", "text+mask"])
+    @pytest.mark.parametrize("rate", [0.0, 0.3])
+    def test_captions_are_dropped_at_their_rate_and_else_of_the_class(self, conditioning, rate):
+        _, labels, trainer, ids, _ = told(conditioning, condition_dropout=rate)
+        dropped = ids.count_nonzero(1) == 1
+        assert dropped.double().mean() == pytest.approx(rate, abs=0.015)
+        content = trainer.network.condition
+        for digit in range(10):
+            valid = {tuple(row) for row in content.captions[digit].tolist()}
+            found = [tuple(row) for row in ids[(labels == digit) & ~dropped].tolist()]
+            assert set(found) == valid
+            assert len(valid) == 20
+            # 1/20 of 1,400 or more, give or take four standard deviations.
+            shares = [found.count(row) / len(found) for row in valid]
+            assert shares == pytest.approx([0.05] * 20, abs=0.024)
+
+    @pytest.mark.parametrize("conditioning", ["mask", "class+mask", "text+mask"])
+    @pytest.mark.parametrize("rate", [0.0, 0.3])
+    def test_known_pixels_are_those_of_the_image_and_dropped_at_their_rate(self, conditioning, rate):
+        images, _, _, _, known = told(conditioning, condition_dropout=rate)
+        assert known.shape == (20_000, 2, 8, 8)
+        mask = known[:, 1:]
+        assert set(mask.unique().tolist()) == {0, 1}
+        assert torch.equal(known[:, :1], images * mask)
+        # On 8x8 pixels, few masks leave nothing known by themselves.
+        assert (mask.sum((1, 2, 3)) == 0).double().mean() == pytest.approx(rate + 0.008 * (1 - rate), abs=0.015)
+
+    def test_label_and_mask_are_dropped_independently(self):
+        _, _, _, labels, known = told("class+mask", condition_dropout=0.5)
+        both = ((labels == 10) & (known[:, 1].sum((1, 2)) == 0)).double().mean()
+        assert both == pytest.approx(0.25, abs=0.02)
+
+    @pytest.mark.parametrize("conditioning", ["class", "text", "mask", "class+mask", "text+mask"])
+    def test_parts_of_a_batch_are_told_what_the_whole_is(self, conditioning):
+        *_, labels, known = told(conditioning, 50)
+        for mine in (slice(0, 17), slice(17, 34), slice(34, 50)):
+            *_, labels_of_part, known_of_part = told(conditioning, 50, mine=mine)
+            assert torch.equal(labels_of_part, labels[mine])
+            assert (known is None) == (known_of_part is None)
+            assert known is None or torch.equal(known_of_part, known[mine])
+        *_, other_labels, other_known = told(conditioning, 50, seed=1)
+        assert not torch.equal(other_labels, labels) or conditioning == "mask"
+        assert known is None or not torch.equal(other_known[:, 1], known[:, 1])
+
+    def test_a_network_that_takes_nothing_is_told_its_labels_alone(self):
+        *_, trainer, labels, known = told("none", 50)
+        assert known is None
+        assert not trainer.network.conditional
+        assert labels.shape == (50,)
+
+    @pytest.mark.parametrize("conditioning", ["text", "text+mask"])
+    def test_validation_is_always_the_same(self, conditioning):
+        trainer = make_trainer(conditioning=conditioning)
+        for _ in range(3):
+            trainer.train_step()
+        losses = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            losses.append(trainer.validation_loss(make_split(30, 1)))
+        assert losses[0] == losses[1]
+
+
+def test_known_pixels_make_the_loss_smaller():
+    """Of noise images nothing can be guessed but what is shown."""
+    options = {"steps": 150, "dropout": 0.0, "log_every": 50, "validate_every": 150, "learning_rate": 5e-3, "ema_decay": 0.9}
+    blind, shown = (run(make_trainer(conditioning=name, prediction="x0", **options)) for name in ("none", "mask"))
+    assert shown.history[-1]["validation_loss"] < 0.93 * blind.history[-1]["validation_loss"]
+
+
 @pytest.mark.parametrize(
     ("stop", "changes"),
-    [(1, {}), (4, {}), (5, {}), (11, {}), (5, {"levels": "importance", "learned_variance": True}), (5, {"levels": "stratified"})],
-)
+    [
+        (1, {}), (4, {}), (5, {}), (11, {}), (5, {"levels": "importance", "learned_variance": True}),
+        (5, {"levels": "stratified"}), (5, {"conditioning": "text+mask"}), (7, {"conditioning": "mask"}),
+    ],
+)  # fmt: skip
 def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, changes, tmp_path, monkeypatch):
     # So that levels are drawn by importance before and after the stop.
     monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)
@@ -246,6 +329,18 @@ def test_a_batch_in_parts_gives_the_same_weights(parts, levels, monkeypatch):
         assert a == pytest.approx(b, rel=1e-4)
 
 
+@pytest.mark.parametrize("conditioning", ["text", "class+mask", "text+mask"])
+def test_a_batch_in_parts_is_told_the_same(conditioning):
+    """As above; a weight whose gradient is almost 0 may take AdamW's steps by its last digits."""
+    whole = run(make_trainer(dropout=0.0, conditioning=conditioning))
+    split = run(make_trainer(dropout=0.0, conditioning=conditioning, accumulation=3))
+    for key in ("network", "ema"):
+        for name, value in whole.state_dict()[key].items():
+            torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-3, atol=5e-5)
+    for a, b in zip(whole.history, split.history, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses every operation that reads a value back, for which a GPU's stream would be waited for."""
 
@@ -256,10 +351,14 @@ class NoWaiting(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize("learned_variance", [False, True])
-@pytest.mark.parametrize("levels", LEVEL_DRAWS)
-def test_no_step_reads_from_the_device(levels, learned_variance):
-    trainer = make_trainer(levels=levels, learned_variance=learned_variance, accumulation=2)
+@pytest.mark.parametrize(
+    "changes",
+    [{"levels": levels, "learned_variance": learned} for levels in LEVEL_DRAWS for learned in (False, True)]
+    + [{"conditioning": name} for name in ("none", "text", "mask", "text+mask")],
+    ids=str,
+)
+def test_no_step_reads_from_the_device(changes):
+    trainer = make_trainer(**changes, accumulation=2)
     trainer.train_step()
     with NoWaiting():
         for _ in range(3):

@@ -1,5 +1,6 @@
 """Images that people name on the command line or give to the web page: pictures, test images, samples of a seed, and masks."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> np.ndarray
 
 def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """A picture on disk as an image of a model, uint8 (H, W, C). Raises InputError, naming it, if it cannot be read."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such picture; name a file, a test image such as 'test:3', or a sample such as 'seed:7'")
     array = LazyPictures([path], "L" if shape[2] == 1 else "RGB")[0]
     return fit_picture(Image.fromarray(array[..., 0] if shape[2] == 1 else array), shape)
@@ -41,6 +42,10 @@ class Named(NamedTuple):
     source: Source
     caption: str
 
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.caption})" if self.caption else self.name
+
 
 def open_image(model: DiffusionModel, name: str, label: str | None = None, text: str | None = None) -> Named:
     """The image of a name: `test:12` of the test split, `seed:7` the sample of a seed, else the path of a picture.
@@ -51,10 +56,10 @@ def open_image(model: DiffusionModel, name: str, label: str | None = None, text:
     kind, _, number = name.partition(":")
     classes = model.data["class_names"]
     given = [label] if label else []
-    if kind == "seed" and re.fullmatch(r"\d+", number):
+    if kind == "seed" and re.fullmatch(r"\d{1,12}", number):
         default = [classes[int(number) % len(classes)]]
         image, latent = None, latent_of(model, int(number))
-    elif kind == "test" and re.fullmatch(r"\d+", number):
+    elif kind == "test" and re.fullmatch(r"\d{1,12}", number):
         raw, found = _test_image(model, int(number))
         default, image, latent = [classes[found]], _tensor(model, raw), None
     else:
@@ -88,7 +93,7 @@ MASKS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "bottom": lambda y, x: y >= 0.5,
     "middle": lambda y, x: (np.abs(y - 0.5) < 0.25) & (np.abs(x - 0.5) < 0.25),
     "border": lambda y, x: (np.abs(y - 0.5) >= 0.25) | (np.abs(x - 0.5) >= 0.25),
-    "all": lambda y, x: np.ones(np.broadcast_shapes(y.shape, x.shape), bool),
+    "all": lambda y, x: y < 1,
 }
 
 
@@ -100,8 +105,8 @@ def open_mask(name: str, shape: tuple[int, int, int]) -> Tensor:
     height, width, _ = shape
     if name in MASKS:
         y, x = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None, :] + 0.5) / width
-        return known_where(~MASKS[name](y, x))
-    if not Path(name).is_file():
+        return known_where(np.broadcast_to(~MASKS[name](y, x), (height, width)))
+    if not os.path.isfile(name):
         raise InputError(f"mask: {name!r} is no picture, nor one of {', '.join(MASKS)}")
     filled = read_picture(Path(name), (height, width, 1))[..., 0] >= 128
     if not filled.any():

@@ -85,8 +85,10 @@ def class_number(model: DiffusionModel, name: str) -> int:
     for k, known in enumerate(names):
         if name.strip().lower() == known.lower():
             return k
-    if name.strip().isdecimal() and int(name) < len(names):
-        return int(name)
+    number = name.strip()
+    # Python refuses to read numbers of thousands of digits.
+    if number.isdecimal() and len(number) < 10 and int(number) < len(names):
+        return int(number)
     return names.index(lookup(dict.fromkeys(names), name, "label"))
 
 
@@ -153,17 +155,20 @@ def draw_images(
 
 
 def inpaint_images(
-    model: DiffusionModel, plan: Plan, x0: Tensor, mask: Tensor, labels: Tensor | None, seed: int
+    model: DiffusionModel, plan: Plan, x0: Tensor, mask: Tensor, labels: Tensor | None, seed: int, shown: bool | None = None
 ) -> Iterator[View]:
     """Fill what is missing of images x0, where mask (N or 1, 1, H, W) is 0; known pixels come back exactly.
 
-    A plan whose grid is `jumped` is RePaint. A network that was trained with masks is shown the known pixels as well.
+    A plan whose grid is `jumped` is RePaint. shown: whether the network is shown the known pixels as well; None: if it was
+    trained for that.
     """
     # Nothing of a missing pixel may be seen, whatever the image holds there.
     mask = mask.to(x0).expand(len(x0), -1, -1, -1)
     x0 = x0 * mask
     noise = image_noise(model, seed, len(x0), 2 * len(plan.grid))
-    denoiser = plan.denoiser(labels, known_pixels(x0, mask)) if model.network.masked else plan.denoiser(labels)
+    if shown is None:
+        shown = model.network.masked
+    denoiser = plan.denoiser(labels, known_pixels(x0, mask) if shown else None)
     rule = inpainting(plan.rule, x0, mask, noise)
     yield from _views(sample(denoiser, rule, model.schedule, plan.grid, noise(), noise), 0, evaluations(plan.grid))
 

@@ -83,6 +83,13 @@ class Judges:
         judged = Judged(*predict(self.judge, images, self.device))
         return self.classifier.fid(judged, name) | _accuracy(judged.probabilities.argmax(1), labels)
 
+    def compare(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
+        """What `fid` gives, and {precision, recall, density, coverage}."""
+        check_samples(images, self.data.shape, name)
+        judged = Judged(*predict(self.judge, images, self.device))
+        scores = self.classifier.fid(judged, name) | self.classifier.coverage(judged, name)
+        return scores | _accuracy(judged.probabilities.argmax(1), labels)
+
     def score(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> tuple[dict, np.ndarray]:
         """`scores` and `seen` of `examine`."""
         return self.examine(images, labels, name)[:2]

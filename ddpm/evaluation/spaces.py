@@ -89,6 +89,11 @@ class FeatureSpace:
             **self._coverage(judged.features, sets, name),
         }
 
+    def coverage(self, judged: Judged, name: str) -> dict[str, float]:
+        """{precision, recall, density, coverage} of samples, the mean over disjoint sets of n. Raises InputError as `score`."""
+        features = self._checked(judged, name).features
+        return self._coverage(features, consecutive_sets(len(features), self.sizes.n), name)
+
     def real(self) -> dict[str, float]:
         """{precision, recall, density, coverage} of sets of n test images, scored as if they were samples."""
         return self._coverage(self.test.features, self.test_sets, "test split")

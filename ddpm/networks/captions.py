@@ -6,6 +6,7 @@ Every class gets a caption from each of several templates, so that a data set wi
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -26,8 +27,8 @@ DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits, in lower case."""
-    return re.findall(r"[^\W_]+", text.lower())
+    """The words of a text: runs of letters and digits, in lower case; however a letter with an accent is encoded."""
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
 
 
 def names_of(class_name: str) -> list[str]:
@@ -51,16 +52,25 @@ def captions_of(class_name: str, unseen: bool = False) -> list[str]:
         templates = UNSEEN_DIGIT if unseen else DIGIT_TEMPLATES
     else:
         templates = UNSEEN if unseen else TEMPLATES
-    return [template.format(name) for template in templates for name in names]
+    return [_with_article(template, name) for template in templates for name in names]
+
+
+def _with_article(template: str, name: str) -> str:
+    """The template with a name in it, and "an" before a vowel's sound, as far as letters tell it."""
+    vowel = re.match(r"[aeio]|8|11\b|18\b", name) and not re.match(r"one\b|eu", name)
+    return (re.sub(r"\ba \{\}", "an {}", template) if vowel else template).format(name)
 
 
 class Vocabulary:
-    """The words of all captions of a data set, in alphabetical order, and texts as rows of their ids."""
+    """The words of all captions of a data set, in alphabetical order, and texts as rows of their ids.
+
+    Raises InputError for a class name without a word, and for a caption that would stand for two classes.
+    """
 
     def __init__(self, class_names: Sequence[str]):
-        captions = [split_words(caption) for name in class_names for caption in captions_of(name)]
-        self.words = sorted({word for caption in captions for word in caption})
-        self.longest = max(MOST_WORDS, *map(len, captions))
+        self.longest = max(MOST_WORDS, *map(len, _owners(class_names)))
+        # Of the captions that training shows: no other word would mean anything.
+        self.words = sorted({word for name in class_names for caption in captions_of(name) for word in split_words(caption)})
         self._ids = {word: START + 1 + k for k, word in enumerate(self.words)}
 
     def encode(self, texts: Iterable[str]) -> Tensor:
@@ -85,13 +95,27 @@ class Vocabulary:
     def _id(self, word: str) -> int:
         if word not in self._ids:
             nearest = difflib.get_close_matches(word, self.words, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
-            raise InputError(f"text: the model was trained without the word {word!r}{hint} It knows: {self._listed()}")
+            hint = f"did you mean {nearest[0]!r}? It knows" if nearest else "it knows"
+            raise InputError(f"text: the model was trained without the word {word!r}; {hint}: {self._listed()}")
         return self._ids[word]
 
     def _listed(self, most: int = 40) -> str:
         more = f" and {len(self.words) - most:,} more" if len(self.words) > most else ""
         return ", ".join(self.words[:most]) + more
+
+
+def _owners(class_names: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """The class that each caption stands for, by the caption's words; unseen captions are told apart too."""
+    owners: dict[tuple[str, ...], int] = {}
+    for label, name in enumerate(class_names):
+        for caption in (*captions_of(name), *captions_of(name, unseen=True)):
+            other = owners.setdefault(tuple(split_words(caption)), label)
+            if other != label:
+                raise InputError(
+                    f"class {name!r}: would be called {caption!r}, and so would class {class_names[other]!r}; rename one, or "
+                    "use another model.conditioning"
+                )
+    return owners
 
 
 def caption_table(class_names: Sequence[str], vocabulary: Vocabulary, unseen: bool = False) -> Tensor:

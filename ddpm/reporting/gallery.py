@@ -8,7 +8,8 @@ import torch
 
 from ddpm.diffusion.schedule import NoiseSchedule, add_noise
 from ddpm.files import InputError, read_npz, remove
-from ddpm.reporting import figures, pictures, samples
+from ddpm.reporting import edits, figures, movies, pictures, samples
+from ddpm.reporting.guidance import guidance_curves
 from ddpm.reporting.verdict import SAMPLERS
 
 FIGURES = Path("reports/report")
@@ -94,14 +95,38 @@ def draw_classes(arrays: dict[str, np.ndarray], titles: dict[str, str], class_na
         remove(FIGURES / "confusion.png")
 
 
+def draw_guidance() -> pd.DataFrame:
+    """Accuracy, recall and FID over the scale of guidance; returns the table, empty where no scales were compared."""
+    frame = read_table("reports/guidance/guidance.csv", "guidance")
+    if frame.empty:
+        remove(FIGURES / "guidance.png")
+    else:
+        guidance_curves(FIGURES / "guidance.png", frame)
+    return frame
+
+
+def draw_edits(tile: int, frame_ms: int) -> dict[str, np.ndarray]:
+    """What `edit` made: images filled in, edited, varied and interpolated, and a film of the training; returns its arrays."""
+    arrays = read_npz("samples/edits.npz", "edit")
+    for name, captions in edits.PICTURES.items():
+        pictures.save(FIGURES / f"{name}.png", edits.picture(arrays, captions, tile))
+    for name, frames in edits.films(arrays, tile).items():
+        path = FIGURES / f"{name}.gif"
+        if frames:
+            movies.write_film(path, frames, fps=1000 / frame_ms, hold=edits.HOLD[name])
+        else:
+            remove(path)
+    return arrays
+
+
 def draw_curves(arrays: dict[str, np.ndarray]) -> None:
     """Loss over steps, in all and by noise level; PSNR and the likelihood bound over the noise level."""
-    figures.psnr_over_t(FIGURES / "psnr.png", _read_table("reports/evaluate/plots/psnr.csv", "evaluate"))
+    figures.psnr_over_t(FIGURES / "psnr.png", read_table("reports/evaluate/plots/psnr.csv", "evaluate"))
     folder = "reports/train/plots/metrics"
     figures.loss_curve(
-        FIGURES / "loss.png", *(_read_table(f"{folder}/{name}.tsv", "train") for name in ("loss", "validation_loss"))
+        FIGURES / "loss.png", *(read_table(f"{folder}/{name}.tsv", "train") for name in ("loss", "validation_loss"))
     )
-    quarters = {title: _read_table(f"{folder}/loss_t/{name}.tsv", "train") for name, title in QUARTERS.items()}
+    quarters = {title: read_table(f"{folder}/loss_t/{name}.tsv", "train") for name, title in QUARTERS.items()}
     figures.loss_by_time(FIGURES / "loss_t.png", quarters)
     curves = {name.removeprefix("bits_"): values for name, values in arrays.items() if name.startswith("bits_")}
     figures.bits_over_t(FIGURES / "bits.png", curves.pop("level"), curves)
@@ -111,7 +136,8 @@ def _to_picture(image: torch.Tensor) -> np.ndarray:
     return ((image.numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
-def _read_table(path: str, made_by: str) -> pd.DataFrame:
+def read_table(path: str, made_by: str) -> pd.DataFrame:
+    """A CSV or TSV file. Raises InputError, naming the stage that makes it, if it cannot be read."""
     try:
         return pd.read_csv(path, sep="\t" if path.endswith(".tsv") else ",")
     except (OSError, ValueError) as error:

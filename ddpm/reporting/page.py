@@ -9,6 +9,8 @@ from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.files import read_json, read_npz, write_text
 from ddpm.params import Section
 from ddpm.reporting import gallery
+from ddpm.reporting.edits import edits_section, training_section
+from ddpm.reporting.guidance import guidance_section
 from ddpm.reporting.scoreboard import every_score, overview
 from ddpm.reporting.tables import number, percent, table
 from ddpm.reporting.verdict import SAMPLERS, small_sample_notes, verdict
@@ -43,11 +45,18 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], chosen: 
     gallery.draw_scores(scores, cost)
     gallery.draw_classes(arrays, titles, meta["class_names"])
     gallery.draw_curves(arrays)
+    guidance = gallery.draw_guidance()
+    edits = gallery.draw_edits(settings.tile, settings.frame_ms)
     asked = any(f"{name}_asked" in arrays for name in SAMPLERS)
-    write_text(REPORTS / "index.md", _page(scores, cost, meta, chosen, asked))
+    given = [
+        *guidance_section(guidance),
+        *edits_section(edits, read_json(REPORTS / "edit/metrics.json", "edit")),
+    ]
+    write_text(REPORTS / "index.md", _page(scores, cost, meta, chosen, asked, given, training_section(edits)))
 
 
-def _page(scores: dict, cost: dict, meta: dict, chosen: str, asked: bool) -> str:
+def _page(scores: dict, cost: dict, meta: dict, chosen: str, asked: bool, given: list[str], film: list[str]) -> str:
+    """given: the paragraphs on guidance and editing; film: those on the film of the training."""
     size = "x".join(map(str, meta["shape"]))
     parts = [
         f"# {meta['dataset']}: {' against '.join(scores[name]['sampler'] for name in SAMPLERS)}",
@@ -58,6 +67,7 @@ def _page(scores: dict, cost: dict, meta: dict, chosen: str, asked: bool) -> str
         *(["\n".join(f"- {note}" for note in small_sample_notes(scores))] if small_sample_notes(scores) else []),
         "## Samples",
         *(_sampler_section(name, scores[name]["sampler"], cost) for name in SAMPLERS),
+        *given,
         *_sweep_section(),
         "## Every score",
         *every_score(scores),
@@ -71,6 +81,7 @@ def _page(scores: dict, cost: dict, meta: dict, chosen: str, asked: bool) -> str
         "![training and validation loss](report/loss.png)",
         "The same training loss by noise level: the quarters of t, t = T being pure noise.",
         "![training loss in each quarter of t](report/loss_t.png)",
+        *film,
         "## Noise schedules",
         f"This model was trained on `{chosen}`.",
         "![alpha_bar and log SNR of all schedules](report/schedules.png)",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ddpm import distributed
 from ddpm.data.batches import to_images
@@ -55,9 +56,7 @@ def draw(
     """
     height, width, channels = model.shape
     device, steps = model.device, evaluations(plan.grid)
-    labels = model.balanced_labels(samples) if plan.conditional else None
-    captions = model.captions(labels, unseen) if labels is not None and model.network.reads else None
-    told = labels if captions is None else model.read(captions)
+    labels, captions, told = _tell(model, plan, samples, unseen)
     kept = _frames_to_keep(steps)
     start = time.perf_counter()
     with Progress(name, samples * steps, "steps") as progress, autocast():
@@ -92,6 +91,17 @@ def draw(
     arrays["trajectory_x0"] = np.stack([x0 for _, _, x0 in trajectory])
     cost = {"nfe": plan.nfe, "seconds": round(seconds, 3), "images_per_second": round(samples / seconds, 3)}
     return Drawn(arrays, cost)
+
+
+def _tell(
+    model: DiffusionModel, plan: Plan, samples: int, unseen: bool = False
+) -> tuple[Tensor | None, list[str] | None, Tensor | None]:
+    """The classes asked for (N,), their captions if the network reads, and what it is told of them; each may be None."""
+    labels = model.balanced_labels(samples) if plan.conditional else None
+    if labels is None or not model.network.reads:
+        return labels, None, labels
+    captions = model.captions(labels, unseen)
+    return labels, captions, model.read(captions)
 
 
 def _frames_to_keep(steps: int) -> set[int]:
@@ -135,12 +145,10 @@ def _compiled(
         # The first steps themselves: tensors of another type or order in memory would have it compiled once more.
         plan = settings.plan(model._replace(network=network))
         noise = ImageNoise(model.device, (batch, channels, height, width), 0, 1, "probe")
+        *_, told = _tell(model, plan, settings.samples)
+        denoiser = plan.denoiser(None if told is None else told[:batch])
         with precision.autocast():
-            frames = sample(
-                plan.denoiser(model.balanced_labels(batch) if plan.conditional else None), plan.rule, model.schedule, plan.grid,
-                noise(), noise,
-            )  # fmt: skip
-            for _ in islice(frames, 3):
+            for _ in islice(sample(denoiser, plan.rule, model.schedule, plan.grid, noise(), noise), 3):
                 pass
 
     return model._replace(network=compiled(model.network, wanted, model.device, probe))

@@ -52,11 +52,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     settings = load(ROOT / "params.yaml", model=UNetSettings).model
-    network = (
-        UNet(settings, (options.size, options.size, 1), DIGITS)
-        .to(device, memory_format=torch.channels_last)
-        .eval()
-    )
+    network = UNet(settings, (options.size, options.size, 1), DIGITS).to(device, memory_format=torch.channels_last).eval()
     labels = torch.arange(options.batch, device=device) % 10
     shape = (options.batch, 1, options.size, options.size)
     schedule = make_schedule("linear", 1000)

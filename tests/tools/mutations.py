@@ -24,6 +24,8 @@ SCHEDULE, VARIANCE, BOUND = "ddpm/diffusion/schedule.py", "ddpm/diffusion/varian
 DENOISER, ROWS, LOSS = "ddpm/sampling/denoiser.py", "ddpm/diffusion/parameterization.py", "ddpm/diffusion/loss.py"
 LEVELS, LIKELIHOOD = "ddpm/diffusion/levels.py", "ddpm/evaluation/likelihood.py"
 SETTINGS, NOISE, MORPH = "ddpm/sampling/settings.py", "ddpm/sampling/noise.py", "ddpm/sampling/morph.py"
+CAPTIONS, CONTENT = "ddpm/networks/captions.py", "ddpm/networks/conditioning.py"
+MASKS, TRAINER = "ddpm/training/masks.py", "ddpm/training/trainer.py"
 
 # What is broken -> the test files that must notice.
 TESTS = {
@@ -41,6 +43,10 @@ TESTS = {
     LIKELIHOOD: ["test_evaluation.py"],
     SETTINGS: ["test_samplers.py", "test_bad_input.py"],
     NOISE: ["test_samplers.py"],
+    CAPTIONS: ["test_captions.py"],
+    CONTENT: ["test_conditioning.py"],
+    MASKS: ["test_masks.py"],
+    TRAINER: ["test_training.py"],
 }
 
 # (what is broken, file, function or class) -> [(text that stands in it once, what it becomes)]
@@ -550,6 +556,104 @@ BREAKS: dict[tuple[str, str, str], list[tuple[str, str]]] = {
         ("self.used += 1", "self.used += 2"),
         ("self.block[self.used - 1]", "self.block[0]"),
         ("min(draws - 1,", "min((draws - 1) * shape[0],"),
+    ],
+    ("captions", CAPTIONS, "split_words"): [
+        (".lower()", ""),
+        ('unicodedata.normalize("NFKC", text)', "text"),
+        ("[^\\W_]+", "[a-z]+"),
+    ],
+    ("captions", CAPTIONS, "names_of"): [
+        ("[,/]", "[,]"),
+        ("[,/]", "[/]"),
+        ("[class_name, DIGIT", "[DIGIT"),
+        ("range(10)", "range(20)"),
+    ],
+    ("captions", CAPTIONS, "captions_of"): [
+        ("UNSEEN_DIGIT if unseen else DIGIT_TEMPLATES", "DIGIT_TEMPLATES"),
+        ("UNSEEN if unseen else TEMPLATES", "TEMPLATES"),
+        ("for template in templates for name in names", "for name in names for template in templates"),
+    ],
+    ("captions", CAPTIONS, "Vocabulary"): [
+        ("START + 1 + k", "START + k"),
+        ("sorted({word", "list({word"),
+        ("[START, *", "[*"),
+        (
+            "torch.full((len(rows), max(map(len, rows), default=1)), PADDING)",
+            "torch.ones((len(rows), max(map(len, rows), default=1))).long()",
+        ),
+        ("default=1", "default=0"),
+        ("> self.longest:", ">= self.longest:"),
+        ("_owners(class_names)))", "map(split_words, captions_of(class_names[0]))))"),
+        ("text.strip() and not words", "not words"),
+        ("text.strip() and not words", "False"),
+        ("n=1)", "n=1, cutoff=0.0)"),
+    ],
+    ("captions", CAPTIONS, "_owners"): [
+        (", *captions_of(name, unseen=True))", ",)"),
+        ("tuple(split_words(caption))", "caption"),
+        ("if other != label", "if False"),
+    ],
+    ("captions", CAPTIONS, "caption_table"): [
+        ("k % len(of)", "min(k, len(of) - 1)"),
+        ("captions_of(name, unseen)", "captions_of(name)"),
+    ],
+    ("text", CONTENT, "TextContent"): [
+        ("src_key_padding_mask=labels == PADDING", "src_key_padding_mask=None"),
+        ("read[:, 0]", "read.mean(1)"),
+        ("read[:, 0]", "read[:, -1]"),
+        ("+ self.places[: labels.shape[1]]", ""),
+        ("return embedding + self.out", "return self.out"),
+        ("self.captions[labels, 0]", "self.captions[labels, 1]"),
+        ("1), START, device", "1), PADDING + 2, device"),
+        ("draws * self.captions.shape[1]", "draws * (self.captions.shape[1] - 1)"),
+        ("draws * self.captions.shape[1]", "draws * 10"),
+        ("dropped[:, None] & words", "dropped[:, None]"),
+        ("dropped[:, None] & words", "~dropped[:, None] & words"),
+        ("device=labels.device) > 0", "device=labels.device) > 1"),
+        ("dropout=0.0", "dropout=0.1"),
+        (", persistent=False", ""),
+    ],
+    ("class", CONTENT, "ClassContent"): [
+        ("dropped, self.classes", "dropped, 0"),
+        ("(labels)", "(labels.clamp(max=self.classes - 1))"),
+        ("labels = torch.full(embedding.shape[:1], self.classes", "labels = torch.full(embedding.shape[:1], 0"),
+    ],
+    ("known pixels", CONTENT, "known_pixels"): [
+        ("images * mask", "images"),
+        ("images * mask", "images * (1 - mask)"),
+        ("mask.to(images)", "1 - mask.to(images)"),
+        ("mask.to(images)", "torch.ones_like(mask)"),
+        ("[images * mask, mask.to(images)]", "[mask.to(images), images * mask]"),
+    ],
+    ("masks", MASKS, "random_masks"): [
+        ("~box, box", "box, box"),
+        ("~box, box", "~box, ~box"),
+        ("dots, ~strokes", "~strokes, ~strokes"),
+        ("dots, ~strokes", "dots, strokes"),
+        ("dots, ~strokes", "dots, dots"),
+        ("0.5 * draw(count, 1, 1)", "draw(count, 1, 1)"),
+        ("0.5 * draw(count, 1, 1)", "0.1 * draw(count, 1, 1)"),
+        ("len(kinds) * draw(count)", "draw(count)"),
+        ("0.1 + 0.4 * draw", "0.1 + 0.1 * draw"),
+        ("0.1 + 0.4 * draw", "0.1 + 0.9 * draw"),
+        ("(x - middle[1]).abs() < half[1]", "(x - middle[1]).abs() < 1"),
+        ("(0.05 + 0.1 * draw", "(0.15 + 0.3 * draw"),
+        ("(0.05 + 0.1 * draw", "(0.01 * draw"),
+        ("share.clamp(0, 1)", "share"),
+        ("generator=generator, ", ""),
+        ("/ height", "/ width"),
+        (".clamp(min=1e-6)", ".clamp(min=float(share.max()))"),
+    ],
+    ("told", TRAINER, "Trainer"): [
+        ("device=self.device)[mine]\n\n", "device=self.device)[: mine.stop - mine.start]\n\n"),
+        ("dropped = chances() < dropout", "dropped = chances() > dropout"),
+        ("describe(labels, chances())", "describe(labels, 0 * chances())"),
+        ("condition.drop(labels, dropped)", "condition.drop(labels, ~dropped)"),
+        ("*x0.shape[2:], self.device)[mine]", "*x0.shape[2:], self.device)[: len(x0)]"),
+        ("masks.masked_fill((chances() < dropout)", "masks.masked_fill((chances() < 0)"),
+        ("masks.masked_fill((chances() < dropout)", "masks.masked_fill(dropped"),
+        ('*x0.shape[2:], torch.device("cpu"), noise)', '*x0.shape[2:], torch.device("cpu"))'),
+        ("*([] if known is None else [known])", "*[]"),
     ],
     ("bound", BOUND, "prior_bits"): [("+ last.sigma**2", ""), ("- math.log", "+ math.log"), ("last.alpha * x0", "x0")],
     ("bound", BOUND, "step_bits"): [("index == 1", "index == 2")],

@@ -14,7 +14,8 @@ import scipy.stats
 from conftest import ROOT
 from PIL import Image
 
-from ddpm.app import compare
+from ddpm.app import experiments
+from ddpm.app.cli import main
 from ddpm.files import InputError
 from ddpm.reporting.comparison import write_experiments
 from ddpm.reporting.experiments import comparable
@@ -70,7 +71,7 @@ def shown(*rows):
 
 
 def read(*rows):
-    return compare.read_experiments(shown(*rows), PARAMS)
+    return experiments.read_experiments(shown(*rows), PARAMS)
 
 
 def page(folder, *rows):
@@ -104,7 +105,7 @@ def test_scores_and_settings_are_found_by_name_with_and_without_a_path():
 
 def test_messages_before_the_table_are_passed_over():
     text = "WARNING: something, something\n" + shown(*SEEDS)
-    assert len(compare.read_experiments(text, PARAMS).about) == 3
+    assert len(experiments.read_experiments(text, PARAMS).about) == 3
 
 
 def test_what_is_not_finished_is_named_and_not_compared(tmp_path):
@@ -134,7 +135,7 @@ def test_nothing_to_compare_is_one_line():
         read(commit("main"), row("late", State="Failed"), row("copy"))
     for text in ("", "nothing like a table\n", "A,B\n1,2\n"):
         with pytest.raises(InputError, match=r"^no experiments: `dvc exp show` prints no table"):
-            compare.read_experiments(text, PARAMS)
+            experiments.read_experiments(text, PARAMS)
 
 
 def test_a_repetition_is_no_second_seed():
@@ -343,10 +344,10 @@ def test_a_mean_has_the_digits_that_its_spread_supports():
 
 def test_the_options_go_to_dvc(monkeypatch, workspace, capsys):
     asked = []
-    monkeypatch.setattr(compare, "show_csv", lambda options: asked.append(options) or shown(*SEEDS, *COSINE))
-    compare.main([])
-    compare.main(["--rev", "main", "--rev", "v1", "-n", "3"])
-    compare.main(["-A", "--out", "elsewhere"])
+    monkeypatch.setattr(experiments, "show_csv", lambda options: asked.append(options) or shown(*SEEDS, *COSINE))
+    assert main(["experiments"]) == 0
+    assert main(["experiments", "--rev", "main", "--rev", "v1", "-n", "3"]) == 0
+    assert main(["experiments", "-A", "--out", "elsewhere"]) == 0
     assert asked == [[], ["--rev", "main", "--rev", "v1", "--num", "3"], ["--all-commits"]]
     assert capsys.readouterr().out.splitlines()[0] == "6 experiments, 2 settings: reports/experiments/index.md"
     assert {path.name for path in Path("reports/experiments").iterdir()} == {"index.md", "experiments.csv", "quality.png"}
@@ -357,7 +358,7 @@ def test_why_dvc_refuses_is_said_in_one_line(tmp_path, monkeypatch):
     """Outside of any project."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^dvc exp show: you are not inside of a DVC repository[^\n]*; run in [^\n]*$"):
-        compare.show_csv()
+        experiments.show_csv()
 
 
 STAGE = """
@@ -410,7 +411,7 @@ def test_experiments_that_dvc_ran_are_compared(tmp_path):
     dvc("repro", "-q")
     run("git", "add", "-A")
     run("git", "commit", "-qm", "first")
-    command = (sys.executable, "-m", "ddpm.app.compare")
+    command = (sys.executable, "-m", "ddpm", "experiments")
     refused = run(*command, status=1)
     assert refused.stderr.startswith("error: no experiments; make some: ")
     assert len(refused.stderr.splitlines()) == 1

@@ -1,13 +1,12 @@
 """Experiments beside each other: reads them from `dvc exp show`, writes reports/experiments.
 
-    python -m ddpm.app.compare                       # those of the last commit
-    python -m ddpm.app.compare --rev main -n 3       # those of the last three commits of main
-    python -m ddpm.app.compare --all-commits
+    python -m ddpm experiments                       # those of the last commit
+    python -m ddpm experiments --rev main -n 3       # those of the last three commits of main
+    python -m ddpm experiments --all-commits
 
 Which experiments are shown is left to DVC, so the options mean what they mean there.
 """
 
-import argparse
 import io
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pandas as pd
 
 from ddpm.files import InputError
 from ddpm.params import PARAMS_FILE, read_yaml
-from ddpm.reporting.comparison import FOLDER, write_experiments
+from ddpm.reporting.comparison import write_experiments
 from ddpm.reporting.experiments import CODE, SAMPLERS, SCORES, Experiments
 
 METRICS = "reports/evaluate/metrics.json"
@@ -28,7 +27,7 @@ HEADER = "Experiment,rev,typ,"
 SEED, SUCCESS = "seed", "Success"
 QUALITY = [key for key in SCORES if ".cost." not in key]
 # Sections that change no number in METRICS.
-IDLE = ("runtime", "report", "sweep")
+IDLE = ("runtime", "report", "sweep", "guidance", "edit")
 QUEUE = "`dvc exp run --queue -S 'schedule=linear,cosine' -S 'seed=range(0,3)'`, then `dvc queue start`"
 
 
@@ -146,29 +145,10 @@ def _equal(frame: pd.DataFrame, a: str, b: str) -> bool:
     return np.array_equal(frame.loc[a], frame.loc[b], equal_nan=True)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m ddpm.app.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rev", action="append", metavar="COMMIT", help="experiments of this commit (default: HEAD)")
-    parser.add_argument("-n", "--num", type=int, metavar="NUM", help="also of the NUM - 1 commits before it")
-    parser.add_argument("-A", "--all-commits", action="store_true", help="of all commits")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where to write (default: %(default)s)")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
-    options = [word for rev in given.rev or [] for word in ("--rev", rev)]
-    options += ["--num", str(given.num)] if given.num is not None else []
-    options += ["--all-commits"] if given.all_commits else []
+def report(revs: Sequence[str], num: int | None, all_commits: bool, out: Path) -> str:
+    """Write the experiments of some commits, by the options of `dvc exp show`, to a folder; returns a line that says what."""
+    options = [word for rev in revs for word in ("--rev", rev)]
+    options += ["--num", str(num)] if num is not None else []
+    options += ["--all-commits"] if all_commits else []
     found = read_experiments(show_csv(options), list(flat(read_yaml(PARAMS_FILE))))
-    print(write_experiments(given.out, found))
-
-
-if __name__ == "__main__":
-    # Not run_stage: PyTorch, which nothing here needs, takes longer to import than all of this.
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    return write_experiments(out, found)

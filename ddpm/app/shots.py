@@ -1,0 +1,77 @@
+"""The films that `animate` makes: of noise that becomes images, and of a training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ddpm.app.films import Recorder, models_of_training
+from ddpm.app.outputs import pictures
+from ddpm.app.studio import draw_images, finished, make_plan
+from ddpm.data.batches import to_images
+from ddpm.networks.snapshots import list_snapshots
+from ddpm.reporting.movies import denoising_frames, grid_frames, training_frames
+from ddpm.runtime import Progress
+from ddpm.sampling.grid import evaluations
+from ddpm.sampling.model import DiffusionModel
+
+
+class Shot(NamedTuple):
+    """What a film shows: images of a seed, what the network is told of them, and how many frames of how they become."""
+
+    number: int
+    told: Tensor | None
+    seed: int
+    frames: int
+    columns: int
+    tile: int
+    upscaling: str
+
+
+def denoising_film(model: DiffusionModel, plan: dict, shot: Shot, folder: Path) -> list[Image.Image]:
+    """x_t above the prediction of x0, on the way from noise to images. plan: options of `studio.make_plan`."""
+    found = _recorded(model, plan, shot)
+    return denoising_frames(found.x, found.x0, found.levels, shot.tile, upscaling=shot.upscaling)
+
+
+def grid_film(model: DiffusionModel, plan: dict, shot: Shot, folder: Path) -> list[Image.Image]:
+    """x_t alone, of many images in one grid."""
+    found = _recorded(model, plan, shot)
+    return grid_frames(found.x, found.levels, shot.columns, shot.tile, shot.upscaling)
+
+
+def _recorded(model: DiffusionModel, plan: dict, shot: Shot) -> Recorder:
+    made = make_plan(model, **plan)
+    recorder = Recorder(evaluations(made.grid), shot.frames)
+    pictures(made.label, draw_images(model, made, shot.told, shot.number, shot.seed), recorder)
+    return recorder
+
+
+def training_film(model: DiffusionModel, plan: dict, shot: Shot, folder: Path) -> list[Image.Image]:
+    """What the network drew from the same noise as it learned, by the snapshots in its folder."""
+    made, steps, grids = make_plan(model, **plan), [], []
+    total = min(shot.frames, len(list_snapshots(folder)))
+    with Progress("snapshots", max(1, total), "snapshots") as progress:
+        for step, _ in models_of_training(model, folder, shot.frames):
+            steps.append(step)
+            grids.append(to_images(finished(draw_images(model, made, shot.told, shot.number, shot.seed))))
+            progress.advance()
+    return training_frames(np.stack(grids), steps, shot.columns, shot.tile, shot.upscaling)
+
+
+class Subject(NamedTuple):
+    """Something to film: how, of how many images if nobody says, and how often each stands in a frame."""
+
+    film: Callable[[DiffusionModel, dict, Shot, Path], list[Image.Image]]
+    number: int
+    copies: int = 1
+
+
+SUBJECTS: dict[str, Subject] = {
+    "denoising": Subject(denoising_film, 8, 2),
+    "grid": Subject(grid_film, 50),
+    "training": Subject(training_film, 50),
+}

@@ -1,0 +1,136 @@
+"""What the stage `edit` makes for the report: images filled in, edited, varied and interpolated, and the film of a training."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ddpm.app.films import models_of_training
+from ddpm.app.images import open_mask
+from ddpm.app.inpainting import MASK, inpaint_methods
+from ddpm.app.studio import (
+    STEPS,
+    Source,
+    draw_images,
+    edit_images,
+    finished,
+    inpaint_images,
+    interpolate_images,
+    latent_of,
+    make_plan,
+    vary_images,
+)
+from ddpm.data.batches import to_images, to_model_range, to_tensor
+from ddpm.data.prepared import Split
+from ddpm.files import InputError
+from ddpm.networks.snapshots import list_snapshots
+from ddpm.networks.store import CheckpointName
+from ddpm.params import Section
+from ddpm.sampling.grid import jumped
+from ddpm.sampling.model import DiffusionModel
+
+Count = Annotated[int, Field(ge=1)]
+STRENGTHS, AMOUNTS = (0.25, 0.5, 0.75), (0.2, 0.4)
+PAIRS = ((0, 1), (2, 7), (4, 9))  # of classes, modulo their number
+BETWEEN, EVERY = 25, 3  # images of an interpolation; every third stands in the strip
+FILM_IMAGES, FILM_STEPS = 20, 20
+
+
+class Edit(Section):
+    """The `edit` section."""
+
+    images: Annotated[int, Field(ge=1, le=64)]
+    scored_images: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=2)]
+    jump: Count
+    resamples: Count
+    film_frames: Annotated[int, Field(ge=0, le=1_000)]
+    checkpoint: CheckpointName
+
+    def check(self, model: DiffusionModel) -> None:
+        """Raises InputError for steps that the model does not have, or jumps longer than those."""
+        if self.steps > model.schedule.steps:
+            raise InputError(f"params.yaml: edit.steps: {self.steps} is more than the model's T = {model.schedule.steps} steps")
+        if self.resamples > 1 and self.jump >= self.steps:
+            raise InputError(f"params.yaml: edit.jump: {self.jump} must be less than edit.steps, {self.steps}")
+
+
+def of_classes(test: Split, count: int) -> np.ndarray:
+    """Numbers of `count` test images, the classes in turn as far as they go."""
+    by_class = [np.flatnonzero(test.labels == label) for label in np.unique(test.labels)]
+    turns = [of[k] for k in range(max(map(len, by_class))) for of in by_class if k < len(of)]
+    return np.asarray(turns[:count])
+
+
+def make_edits(model: DiffusionModel, test: Split, settings: Edit, seed: int) -> dict[str, np.ndarray]:
+    """uint8 arrays (K, H, W, C) by name: inpaint_*, edit_*, interpolate_*, as ddpm/reporting/edits.py shows them."""
+    chosen = of_classes(test, settings.images)
+    x0 = to_model_range(to_tensor(test.images[chosen], model.device))
+    labels = torch.tensor(test.labels[chosen], device=model.device) if model.network.conditional else None
+    arrays = {**_fills(model, x0, labels, settings, seed), "edit_image": x0}
+    plan = make_plan(model, steps=settings.steps)
+    for strength in STRENGTHS:
+        arrays[f"edit_strength_{strength:g}"] = finished(edit_images(model, plan, x0, strength, labels, seed))
+    for amount in AMOUNTS:
+        each = [finished(vary_images(model, plan, _source(x0, labels, k), amount, 1, seed + k)) for k in range(len(x0))]
+        arrays[f"edit_varied_{amount:g}"] = torch.cat(each)
+    for name, images in _between(model, test, settings.steps, seed):
+        arrays[f"interpolate_{name}"] = images[::EVERY]
+        arrays[f"interpolate_film_{name}"] = images
+    return {name: to_images(images) for name, images in arrays.items()}
+
+
+def _fills(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings: Edit, seed: int) -> dict[str, Tensor]:
+    mask = open_mask(MASK, model.shape).to(model.device)
+    # What is missing is shown gray.
+    arrays = {"inpaint_image": x0, "inpaint_known": x0 * mask}
+    for name, (times, shown) in inpaint_methods(model, settings.resamples).items():
+        plan = make_plan(model, partial(jumped, jump=settings.jump, resamples=times), steps=settings.steps)
+        for k in (1, 2):
+            filled = finished(inpaint_images(model, plan, x0, mask, labels, seed + k, shown))
+            arrays[f"inpaint_filled_{name}_{k}"] = filled
+    return arrays
+
+
+def _between(model: DiffusionModel, test: Split, steps: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Interpolations between samples, and between test images, of several pairs of classes."""
+    plan, classes = make_plan(model, steps=steps), len(model.data["class_names"])
+    numbers = of_classes(test, classes)
+    images = to_model_range(to_tensor(test.images[numbers], model.device))
+    labels = torch.tensor(test.labels[numbers], device=model.device) if model.network.conditional else None
+    for k, pair in enumerate(PAIRS, 1):
+        drawn, real = [], []
+        for end, label in enumerate(pair):
+            told = torch.tensor([label % classes], device=model.device) if model.network.conditional else None
+            drawn.append(Source(None, latent_of(model, seed + 2 * k + end), told))
+            real.append(_source(images, labels, label % len(images)))
+        yield f"sample_{k}", finished(interpolate_images(model, plan, *drawn, BETWEEN))
+        yield f"image_{k}", finished(interpolate_images(model, plan, *real, BETWEEN))
+
+
+def _source(images: Tensor, labels: Tensor | None, k: int) -> Source:
+    return Source(images[k : k + 1], None, None if labels is None else labels[k : k + 1])
+
+
+def make_training_film(model: DiffusionModel, folder: Path, frames: int, seed: int) -> dict[str, np.ndarray]:
+    """training_images uint8 (F, K, H, W, C), drawn from the same noise by up to `frames` snapshots, and training_step (F,).
+
+    The model's network holds the last snapshot afterwards.
+    """
+    height, width, channels = model.shape
+    if frames == 0 or not list_snapshots(folder):
+        return {
+            "training_images": np.zeros((0, FILM_IMAGES, height, width, channels), np.uint8),
+            "training_step": np.zeros(0, int),
+        }
+    steps, images = [], []
+    for step, then in models_of_training(model, folder, frames):
+        plan = make_plan(then, steps=min(FILM_STEPS, STEPS, then.schedule.steps))
+        steps.append(step)
+        images.append(to_images(finished(draw_images(then, plan, then.balanced_labels(FILM_IMAGES), FILM_IMAGES, seed))))
+    return {"training_images": np.stack(images), "training_step": np.asarray(steps)}

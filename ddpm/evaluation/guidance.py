@@ -1,0 +1,66 @@
+"""Quality over the scale of classifier-free guidance: one model, one sampler, the same noise for all."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from ddpm.evaluation.scores import Judges
+from ddpm.networks.store import CheckpointName
+from ddpm.params import Section, make
+from ddpm.sampling.draw import draw
+from ddpm.sampling.model import DiffusionModel
+from ddpm.sampling.settings import SampleDDIM
+
+Count = Annotated[int, Field(ge=1)]
+CLASSES, CAPTIONS, UNSEEN = "classes", "captions", "captions never seen"
+COLUMNS = ("method", "scale", "nfe", "fid", "fid_sd", "precision", "recall", "accuracy")
+
+
+class Guidance(Section):
+    """The `guidance` section."""
+
+    samples: Annotated[int, Field(ge=2)]
+    batch_size: Count
+    steps: Count
+    scales: list[Annotated[float, Field(ge=0, le=50)]]
+    checkpoint: CheckpointName
+
+
+def why_none(model: DiffusionModel, settings: Guidance) -> str:
+    """Why no scales are compared, in one line; "" where they are."""
+    if not settings.scales:
+        return "guidance.scales is empty"
+    if not model.network.conditional:
+        return "the model takes no class or text (model.conditioning)"
+    return "" if model.knows_no_class else "the model was always told the class (train.condition_dropout)"
+
+
+def compare_scales(
+    model: DiffusionModel, judges: Judges, settings: Guidance, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+) -> list[dict]:
+    """Draw by DDIM with each scale, and judge: rows of COLUMNS, each handed to `on_row` as well; none where there is no guidance.
+
+    method: by what the classes were asked for; a network that reads is asked a second time, by captions that it never saw. NaN
+    where there are fewer than three sets of samples (fid_sd), and no class is told (accuracy at scale 0).
+    """
+    rows: list[dict] = []
+    if why_none(model, settings):
+        return rows
+    for told in (CAPTIONS, UNSEEN) if model.network.reads else (CLASSES,):
+        for scale in sorted(set(settings.scales)):
+            if told == UNSEEN and scale == 0:  # nothing is told
+                continue
+            plan = make(
+                SampleDDIM, samples=1, batch_size=1, sampler="ddim", steps=min(settings.steps, model.schedule.steps), eta=0.0,
+                spacing="trailing", churn=0.0, thresholding="clip", threshold_quantile=1.0, guidance=scale,
+                guidance_interval="all", checkpoint=settings.checkpoint,
+            ).plan(model)  # fmt: skip
+            drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "guidance", autocast, told == UNSEEN)
+            scores = judges.compare(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "guidance")
+            rows.append(
+                {"method": told, "scale": scale, "nfe": plan.nfe, **{key: scores.get(key, np.nan) for key in COLUMNS[3:]}}
+            )
+            on_row(rows[-1])
+    return rows

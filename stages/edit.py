@@ -1,0 +1,37 @@
+"""models/ddpm and test images -> samples/edits.npz: inpainting, editing, interpolation, and the film of the training."""
+
+from ddpm import distributed, params
+from ddpm.app.inpainting import score_inpainting
+from ddpm.app.showcase import Edit, make_edits, make_training_film
+from ddpm.data.datasets import DatasetName
+from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.files import write_json, write_npz
+from ddpm.judge.classifier import load_classifier
+from ddpm.networks.store import check_data
+from ddpm.runtime import Runtime, run_stage, setup
+from ddpm.sampling.model import FOLDER, load
+
+
+def main() -> None:
+    p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, edit=Edit, runtime=Runtime)
+    device = setup(p.runtime)
+    data = open_prepared(p.dataset, p.prepare_data)
+    judge, _ = load_classifier(data, device)
+    model = load(p.edit.checkpoint, device)
+    check_data(model.data, data.identity())
+    p.edit.check(model)
+    jumps = p.edit.steps, p.edit.jump, p.edit.resamples
+    scores = {"inpaint": score_inpainting(model, data, judge, p.edit.scored_images, *jumps, p.seed)}
+    if not distributed.is_first():
+        return
+    arrays = make_edits(model, data.test, p.edit, p.seed)
+    arrays |= make_training_film(model, FOLDER, p.edit.film_frames, p.seed)
+    write_npz("samples/edits.npz", arrays)
+    write_json("reports/edit/metrics.json", scores)
+    for name, found in scores["inpaint"].items():
+        if isinstance(found, dict):
+            print(f"inpainting, {name}: the judge sees {found['accuracy']:.1%} as their class, {found['psnr']:.1f} dB")
+
+
+if __name__ == "__main__":
+    run_stage(main, parallel="stages.edit")

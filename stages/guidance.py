@@ -1,0 +1,53 @@
+"""models/ddpm -> reports/guidance: accuracy, recall and FID over the scale of guidance."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ddpm import distributed, params
+from ddpm.data.datasets import DatasetName
+from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.evaluation.guidance import COLUMNS, Guidance, compare_scales, why_none
+from ddpm.evaluation.scores import Judges
+from ddpm.files import write_json, write_text
+from ddpm.judge.classifier import load_classifier
+from ddpm.networks.store import check_data
+from ddpm.runtime import Precision, Runtime, run_stage, setup
+from ddpm.sampling.model import load
+
+REPORT = Path("reports/guidance")
+
+
+def main() -> None:
+    p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, guidance=Guidance, runtime=Runtime)
+    device = setup(p.runtime)
+    data = open_prepared(p.dataset, p.prepare_data)
+    judge, _ = load_classifier(data, device)
+    model = load(p.guidance.checkpoint, device)
+    check_data(model.data, data.identity())
+    judges = Judges(data, judge, p.guidance.samples, p.seed, device)
+
+    def say(row: dict) -> None:
+        if distributed.is_first():
+            print(
+                f"guidance {row['scale']:g} by {row['method']}: FID {row['fid']:.4f}, accuracy {row['accuracy']:.2%}", flush=True
+            )
+
+    rows = compare_scales(model, judges, p.guidance, p.seed, Precision(p.runtime, device).autocast, say)
+    if not distributed.is_first():
+        return
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    write_text(REPORT / "guidance.csv", frame.to_csv(index=False, float_format="%.5f"))
+    best = {
+        method: part.loc[part.fid.idxmin(), ["scale", "fid", "recall", "accuracy"]].to_dict()
+        for method, part in frame[frame.scale > 0].groupby("method", sort=False)
+    }
+    reason = why_none(model, p.guidance)
+    found = {"n": judges.sizes.n, "fid_floor": judges.classifier.floor, "best": best, "status": reason or "ok"}
+    write_json(REPORT / "metrics.json", found)
+    if reason:
+        print(f"no scales of guidance are compared: {reason}", flush=True)
+
+
+if __name__ == "__main__":
+    run_stage(main, parallel="stages.guidance")

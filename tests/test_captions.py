@@ -1,0 +1,256 @@
+"""Captions: what a class may be called, what training never shows, and texts as rows of word ids."""
+
+import re
+import unicodedata
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.datasets import KMNIST, FashionMNIST
+
+from ddpm.data.datasets import DIGITS
+from ddpm.files import InputError
+from ddpm.networks.captions import (
+    DIGIT_TEMPLATES,
+    MOST_WORDS,
+    PADDING,
+    START,
+    TEMPLATES,
+    UNSEEN,
+    UNSEEN_DIGIT,
+    Vocabulary,
+    caption_table,
+    captions_of,
+    names_of,
+    split_words,
+)
+
+CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+DATA_SETS = {"digits": DIGITS, "fashion": FashionMNIST.classes, "kmnist": KMNIST.classes, "cifar": CIFAR}
+KNOWN = Vocabulary(DIGITS)
+# None of these words stands in a template or names a digit, so that only equal names give equal captions.
+WORDS = st.text("bcdfghjklmqrvwxyz", min_size=3, max_size=8)
+NAMES = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
+
+
+def words_of(class_names, unseen):
+    """For each class the set of its captions, as their words."""
+    return [{tuple(split_words(caption)) for caption in captions_of(name, unseen)} for name in class_names]
+
+
+def check_captions(class_names):
+    """No caption stands for two classes, none that is unseen is seen, and unseen ones need no other words."""
+    seen, unseen = words_of(class_names, False), words_of(class_names, True)
+    captions = [caption for of in (*seen, *unseen) for caption in of]
+    assert len(captions) == len(set(captions))
+    shown = {word for of in seen for caption in of for word in caption}
+    assert shown == set(Vocabulary(class_names).words)
+    assert all(set(caption) <= shown for of in unseen for caption in of)
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("class_name", "names"),
+        [
+            ("7", ["7", "seven"]),
+            ("0", ["0", "zero"]),
+            ("10", ["10"]),
+            ("T-shirt/top", ["t shirt", "top"]),
+            ("Ankle boot", ["ankle boot"]),
+            ("automobile", ["automobile"]),
+            ("tench, Tinca tinca", ["tench", "tinca tinca"]),
+            ("n01440764_tench", ["n01440764 tench"]),
+            ("Käse / Brot", ["käse", "brot"]),
+            ("cat/", ["cat"]),
+            ("{}", []),
+            ("_-_", []),
+        ],
+    )
+    def test_a_class_is_called_by_each_of_its_names_in_plain_words(self, class_name, names):
+        assert names_of(class_name) == names
+
+    def test_digits_have_the_right_words(self):
+        counted = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+        assert [names_of(name) for name in DIGITS] == [[str(k), word] for k, word in enumerate(counted)]
+
+    def test_an_accent_is_the_same_letter_however_it_is_encoded(self):
+        name = "café crème"
+        parted = unicodedata.normalize("NFD", name)
+        assert parted != name
+        assert names_of(parted) == names_of(name) == [name]
+        assert torch.equal(Vocabulary([parted]).encode([name]), Vocabulary([name]).encode([parted]))
+
+    @given(st.text())
+    def test_the_words_of_words_are_themselves(self, text):
+        words = split_words(text)
+        assert split_words(" ".join(words)) == words
+
+
+class TestCaptions:
+    def test_each_template_is_filled_with_each_name(self):
+        expected = [template.replace("{}", name) for template in DIGIT_TEMPLATES for name in ("7", "seven")]
+        assert captions_of("7") == expected
+        assert expected[:4] == ["7", "seven", "a 7", "a seven"]
+        assert "a handwritten digit seven" in expected
+        assert captions_of("T-shirt/top") == [
+            template.replace("{}", name) for template in TEMPLATES for name in ("t shirt", "top")
+        ]
+        assert captions_of("cat", unseen=True) == [template.replace("{}", "cat") for template in UNSEEN]
+        assert captions_of("3", unseen=True) == [t.replace("{}", name) for t in UNSEEN_DIGIT for name in ("3", "three")]
+
+    def test_templates_name_their_class_once(self):
+        for templates in (DIGIT_TEMPLATES, UNSEEN_DIGIT):
+            assert all(template.count("{}") == 1 for template in templates)
+            assert len(set(templates)) == len(templates)
+
+    @pytest.mark.parametrize("name", DATA_SETS)
+    def test_captions_of_a_data_set_are_told_apart(self, name):
+        check_captions(DATA_SETS[name])
+
+    @given(st.lists(NAMES, min_size=1, max_size=6, unique=True))
+    def test_captions_of_any_classes_are_told_apart(self, class_names):
+        check_captions(class_names)
+
+    def test_digits_beside_other_classes_are_told_apart(self):
+        check_captions(["7", "cat", "17", "1"])
+
+    @pytest.mark.parametrize(
+        ("class_names", "caption"),
+        [
+            (["7", "seven"], "seven"),
+            (["Cat", "dog", "cat"], "cat"),
+            (["cat", "the cat"], "the cat"),
+            (["T-shirt/top", "Top"], "top"),
+            (["cat", "picture of a cat"], "a picture of a cat"),
+            (["red-car", "red_car"], "red car"),
+            # What only an unseen caption of the one would be.
+            (["cat", "this is the cat"], "this is the cat"),
+        ],
+    )
+    def test_classes_that_share_a_caption_are_refused(self, class_names, caption):
+        with pytest.raises(InputError) as refused:
+            Vocabulary(class_names)
+        first, last = class_names[0], class_names[-1]
+        assert str(refused.value) == (
+            f"class {last!r}: would be called {caption!r}, and so would class {first!r}; rename one, or use another "
+            "model.conditioning"
+        )
+
+    @pytest.mark.parametrize("name", ["", "--", "/", "!?, _"])
+    def test_a_class_without_words_is_refused(self, name):
+        for make in (lambda: captions_of(name), lambda: Vocabulary(["cat", name])):
+            with pytest.raises(InputError, match=re.escape(f"class {name!r}: holds no word that a caption could be made of;")):
+                make()
+
+
+class TestVocabulary:
+    def test_words_are_those_of_all_captions_whatever_the_order_of_the_classes(self):
+        assert KNOWN.words == sorted(KNOWN.words)
+        assert {"seven", "7", "handwritten", "an"} <= set(KNOWN.words)
+        assert "cat" not in KNOWN.words
+        backwards = Vocabulary(DIGITS[::-1])
+        assert backwards.words == KNOWN.words
+        assert torch.equal(backwards.encode(["a 7", "nine"]), KNOWN.encode(["a 7", "nine"]))
+
+    def test_a_text_is_start_and_its_words_in_order(self):
+        ids = KNOWN.encode(["the digit seven"])
+        assert ids.dtype == torch.int64
+        assert ids.shape == (1, 4)
+        assert ids[0, 0] == START
+        assert [KNOWN.words[i - START - 1] for i in ids[0, 1:]] == ["the", "digit", "seven"]
+        assert not torch.equal(KNOWN.encode(["seven digit the"]), ids)
+
+    def test_shorter_texts_are_padded_and_the_empty_one_is_no_caption(self):
+        ids = KNOWN.encode(["a seven", "", "this is a 7", " \n"])
+        assert ids.shape == (4, 5)
+        assert (ids == PADDING).sum(1).tolist() == [2, 4, 0, 4]
+        assert (ids[:, 0] == START).all()
+        assert torch.equal(ids[1], ids[3])
+        assert torch.equal(ids[0, :3], KNOWN.encode(["a seven"])[0])
+        assert KNOWN.encode([]).shape == (0, 1)
+
+    @pytest.mark.parametrize(
+        "text", ["A Handwritten SEVEN", "a, handwritten: seven!", "  a_handwritten-seven.  ", "a\thandwritten\nseven"]
+    )
+    def test_case_space_and_punctuation_do_not_matter(self, text):
+        assert torch.equal(KNOWN.encode([text]), KNOWN.encode(["a handwritten seven"]))
+
+    @given(st.lists(st.sampled_from(KNOWN.words), max_size=MOST_WORDS), st.sampled_from([str.lower, str.upper, str.title]))
+    def test_known_words_come_back_from_their_ids(self, words, case):
+        (ids,) = KNOWN.encode([case(" ".join(words))]).tolist()
+        assert [KNOWN.words[i - START - 1] for i in ids[1:]] == words
+
+    @given(st.text())
+    def test_any_other_text_is_refused_in_one_line(self, text):
+        words = split_words(text)
+        if set(words) <= set(KNOWN.words) and len(words) <= MOST_WORDS and (words or not text.strip()):
+            assert KNOWN.encode([text]).shape == (1, 1 + len(words))
+            return
+        with pytest.raises(InputError, match=r"^text: ") as refused:
+            KNOWN.encode([text])
+        assert len(str(refused.value).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a sevn", "text: the model was trained without the word 'sevn'; did you mean 'seven'? It knows: 0, 1, 2, "),
+            ("a zebra", "text: the model was trained without the word 'zebra'; did you mean 'zero'? It knows: 0, 1, 2, "),
+            ("qqq", "text: the model was trained without the word 'qqq'; it knows: 0, 1, 2, "),
+            ("?!", "text: '?!' holds no words; the model knows: 0, 1, 2, "),
+            ("a " * 17, "text: 17 words are too many; give at most 16"),
+        ],
+    )
+    def test_what_it_does_not_know_is_named(self, text, message):
+        with pytest.raises(InputError) as refused:
+            KNOWN.encode(["seven", text])
+        assert str(refused.value).startswith(message)
+
+    def test_of_many_words_some_are_listed(self):
+        many = Vocabulary([f"class {k}" for k in range(100, 200)])
+        with pytest.raises(InputError, match=r", 139 and 69 more$") as refused:
+            many.encode(["100 zzz"])
+        assert str(refused.value).count(",") == 39
+
+    @given(NAMES)
+    def test_all_captions_of_a_class_can_be_read(self, name):
+        vocabulary = Vocabulary([name])
+        texts = captions_of(name) + captions_of(name, unseen=True)
+        assert vocabulary.longest >= max(MOST_WORDS, *(len(split_words(text)) for text in texts))
+        assert vocabulary.encode(texts).shape[0] == len(texts)
+
+
+class TestTable:
+    @pytest.mark.parametrize("unseen", [False, True])
+    def test_a_row_is_a_caption(self, unseen):
+        table = caption_table(DIGITS, KNOWN, unseen)
+        for label, name in enumerate(DIGITS):
+            captions = captions_of(name, unseen)
+            assert table.shape[:2] == (10, len(captions))
+            expected = KNOWN.encode(captions)
+            assert torch.equal(table[label][:, : expected.shape[1]], expected)
+            assert (table[label][:, expected.shape[1] :] == PADDING).all()
+
+    def test_a_class_with_fewer_captions_repeats_its_own(self):
+        names = ["T-shirt/top", "Coat", "a, b, c"]
+        vocabulary = Vocabulary(names)
+        table = caption_table(names, vocabulary)
+        assert table.shape[1] == len(captions_of("a, b, c")) == 18
+        coats = captions_of("Coat")
+        expected = vocabulary.encode([coats[k % 6] for k in range(18)])
+        assert torch.equal(table[1][:, : expected.shape[1]], expected)
+        assert {tuple(row) for row in table[0].tolist()}.isdisjoint(map(tuple, table[1].tolist()))
+
+
+@pytest.mark.parametrize(
+    ("class_name", "expected"),
+    [
+        ("8", {"an 8", "an eight", "a picture of an eight"}),
+        ("1", {"a 1", "a one"}),
+        ("airplane", {"an airplane", "an image of an airplane"}),
+        ("eucalyptus", {"a eucalyptus"}),
+        ("cat", {"a cat"}),
+    ],
+)
+def test_an_stands_before_the_sound_of_a_vowel(class_name, expected):
+    assert expected <= set(captions_of(class_name))

@@ -1,0 +1,835 @@
+"""`python -m ddpm`: what each command writes, what it says, and that a mistake ends in one line."""
+
+import io
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+import typer
+from conftest import ROOT, diffusion
+from PIL import Image
+from test_unet import awake, settings
+
+from ddpm import runtime
+from ddpm.app import cli, options, outputs, shots, studio
+from ddpm.app.cli import COMMANDS, app, main
+from ddpm.app.images import MASKS
+from ddpm.app.machine import checkpoint_of
+from ddpm.app.sources import EDITS
+from ddpm.data.datasets import DIGITS
+from ddpm.data.prepare import prepare
+from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.diffusion.variance import VARIANCES
+from ddpm.files import InputError, read_npz, write_json
+from ddpm.networks.posthoc import WIDTHS
+from ddpm.networks.snapshots import save_snapshot
+from ddpm.networks.store import CHECKPOINTS, make_config
+from ddpm.networks.unet import UNet
+from ddpm.params import read_yaml
+from ddpm.reporting.movies import UPSCALING
+from ddpm.reporting.pictures import GAP, MARGIN
+from ddpm.runtime import DEVICES
+from ddpm.sampling.denoiser import THRESHOLDS
+from ddpm.sampling.grid import SPACINGS
+
+# As in conftest.py, of work of any name.
+PROGRESS = re.compile(r"^[^:]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
+T = 50
+MACHINE = ("--device", "cpu", "--threads", "1")
+MODELS = {"ddpm": "class", "text": "text", "mask": "mask", "plain": "none"}
+DRAWING = ("sample", "compare", "animate", "interpolate", "inpaint", "edit", "reconstruct")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A project folder with data/prepared and a model of each kind, untrained, T = 50."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        given = PrepareData(**read_yaml(ROOT / "params.yaml")["prepare_data"])
+        prepare("digits", given)
+        data = open_prepared("digits", given)
+        for name, conditioning in MODELS.items():
+            torch.manual_seed(0)
+            network = awake(UNet(settings(conditioning=conditioning), data.shape, data.class_names))
+            training = {"steps": 20, "batch_size": 8, "condition_dropout": 0.1}
+            config = make_config(settings(conditioning=conditioning), "linear", "v", diffusion(T), data.identity(), training, 4)
+            write_json(f"models/{name}/config.json", config)
+            save(Path(f"models/{name}/final.safetensors"), network)
+        for step in (10, 20):
+            weights = {key: value.clone() for key, value in network.state_dict().items()}
+            save_snapshot(Path("models/plain"), step, {WIDTHS[0]: weights, WIDTHS[1]: network.state_dict()})
+    return folder
+
+
+def save(path, network):
+    from ddpm.weights import save_weights
+
+    save_weights(path, network.state_dict())
+
+
+@pytest.fixture
+def project(built, tmp_path, monkeypatch) -> Path:
+    """A folder, made the current one, that holds what `built` does."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("data", "models"):
+        (folder / name).symlink_to(built / name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(studio, "STEPS", 5)
+    # As everywhere in the tests, whatever a command asks for.
+    monkeypatch.setattr(runtime, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    return folder
+
+
+@pytest.fixture
+def run(project, capsys):
+    """run("sample", ...): the lines that the command prints, once it has ended well."""
+
+    def run(*arguments) -> list[str]:
+        capsys.readouterr()
+        given = [str(argument) for argument in arguments]
+        status = main([*given, *(MACHINE if given[0] in DRAWING else ())])
+        printed, said = capsys.readouterr()
+        assert status == 0, said
+        assert all(PROGRESS.match(line) for line in said.splitlines()), said
+        return printed.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def error(project, capsys):
+    """error("sample", ...): the one line that refuses it."""
+
+    def run(*arguments) -> str:
+        capsys.readouterr()
+        before = listed(project)
+        status = main([str(argument) for argument in arguments])
+        printed, said = capsys.readouterr()
+        assert listed(project) == before
+        lines = [line for line in said.splitlines() if not PROGRESS.match(line)]
+        assert (status, len(lines)) == (1, 1), printed + said
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return run
+
+
+def listed(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def tile(picture, row, column, size=8, left=MARGIN, top=MARGIN):
+    """An image (H, W) of a grid that was written with tiles of its own size."""
+    with Image.open(picture) as opened:
+        array = np.asarray(opened.convert("L"))
+    y, x = top + row * (size + GAP), left + column * (size + GAP)
+    return array[y : y + size, x : x + size]
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def left_of(path, columns, size=8):
+    """Where the images of a grid begin, right of its captions."""
+    return size_of(path)[0] - MARGIN - columns * (size + GAP)
+
+
+def frames_of(path):
+    if path.suffix == ".mp4":
+        with av.open(str(path)) as film:
+            return sum(1 for _ in film.decode(video=0))
+    with Image.open(path) as film:
+        return film.n_frames
+
+
+# What is written
+
+
+WITHOUT_OPTIONS = {
+    "sample": "out/sample.png",
+    "compare": "out/compare.png",
+    "animate": "out/denoising.gif",
+    "interpolate": "out/interpolate.png",
+    "inpaint": "out/inpaint.png",
+    "edit": "out/edit.png",
+    "reconstruct": "out/reconstruct.png",
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("command", WITHOUT_OPTIONS)
+def test_each_needs_no_option(run, command, model):
+    more = ("--model", f"models/{model}", "--number", 2) if command != "reconstruct" else ("--model", f"models/{model}")
+    last = run(command, *more)[-1]
+    assert last.startswith(f"wrote {WITHOUT_OPTIONS[command]}: ")
+    with Image.open(WITHOUT_OPTIONS[command]) as picture:
+        picture.load()
+        assert min(picture.size) > 40
+    assert [path.name for path in Path("out").iterdir()] == [Path(WITHOUT_OPTIONS[command]).name]
+
+
+class TestSample:
+    def test_arrays_as_the_stages_write_them(self, run):
+        line = run("sample", "-n", 12, "--seed", 3, "--steps", 4, "--out", "new/a.npz")[0]
+        assert line.startswith("wrote new/a.npz: 12 images by DDIM, 4 network evaluations each, ")
+        arrays = read_npz("new/a.npz", "x")
+        assert set(arrays) == {"arr_0", "arr_1", "sampler"}
+        assert arrays["arr_0"].shape == (12, 8, 8, 1)
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == [*range(10), 0, 1]
+        assert arrays["sampler"].tolist() == ["DDIM"]
+
+    def test_the_seed_decides_all_and_the_batch_nothing(self, run):
+        for name, *more in (("a", "--seed", 5), ("b", "--seed", 5, "--batch", 2), ("c", "--seed", 6)):
+            run("sample", "-n", 5, "--sampler", "ddpm", "--steps", 5, "-o", f"{name}.npz", *more)
+        a, b, c = (read_npz(f"{name}.npz", "x")["arr_0"].astype(int) for name in "abc")
+        assert abs(a - b).max() <= 1
+        assert abs(a - c).max() > 20
+
+    def test_classes_in_turn(self, run):
+        run("sample", "-n", 3, "--label", "7", "--label", "2", "-o", "a.npz")
+        assert read_npz("a.npz", "x")["arr_1"].tolist() == [7, 2, 7]
+
+    def test_texts_are_kept_as_captions(self, run):
+        run("sample", "-m", "models/text", "-n", 3, "--text", "a seven", "--text", "the two", "-o", "a.npz")
+        arrays = read_npz("a.npz", "x")
+        assert arrays["captions"].tolist() == ["a seven", "the two", "a seven"]
+        assert "arr_1" not in arrays
+
+    @pytest.mark.parametrize("more", [("--guidance", 0), ("--label", "none"), ("-m", "models/plain")])
+    def test_without_classes(self, run, more):
+        run("sample", "-n", 4, "-o", "a.npz", *more)
+        assert set(read_npz("a.npz", "x")) == {"arr_0", "sampler"}
+        run("sample", "-n", 4, "--tile", 8, "-o", "a.png", *more)
+        assert size_of("a.png") == (2 * MARGIN + 4 * (8 + GAP), 2 * MARGIN + 8 + GAP)
+
+    def test_a_row_for_each_class(self, run):
+        run("sample", "-n", 7, "--label", "7", "--label", "2", "--tile", 8, "-o", "a.png")
+        run("sample", "-n", 7, "--label", "7", "--label", "2", "-o", "a.npz")
+        images = read_npz("a.npz", "x")["arr_0"][..., 0]
+        left = left_of("a.png", 4)
+        for k, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]):
+            assert np.array_equal(tile("a.png", row, column, left=left), images[k])
+
+    def test_a_folder_of_pictures(self, run, error):
+        run("sample", "-n", 3, "--label", "4", "-o", "pictures")
+        run("sample", "-n", 3, "--label", "4", "-o", "a.npz")
+        images = read_npz("a.npz", "x")["arr_0"]
+        for k in range(3):
+            with Image.open(f"pictures/{k:05d}.png") as picture:
+                assert np.array_equal(np.asarray(picture), images[k, ..., 0])
+        assert Path("pictures/labels.csv").read_text() == 'file,label\n00000.png,"4"\n00001.png,"4"\n00002.png,"4"\n'
+        assert "pictures is a folder that is there already" in error("sample", "-o", "pictures")
+
+    def test_a_failed_folder_leaves_nothing(self, run, error, monkeypatch):
+        monkeypatch.setattr(outputs, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert error("sample", "-n", 3, "-o", "pictures") == "pictures: no space left on the device: free some and run again"
+        assert not [path for path in Path().iterdir() if "pictures" in path.name]
+
+    def test_a_caption_stands_before_the_first_of_its_rows(self):
+        assert outputs.rows_of(["7", "2", "7", "7"], 2) == [("7", [0, 2]), ("", [3]), ("2", [1])]
+        assert outputs.rows_of(["a"] * 20, None) == [("a", [*range(5)]), *(("", [*range(k, k + 5)]) for k in (5, 10, 15))]
+
+    @pytest.mark.parametrize("columns", [1, 3, 10])
+    def test_columns(self, run, columns):
+        run("sample", "-m", "models/plain", "-n", 7, "--columns", columns, "--tile", 8, "-o", "a.png")
+        rows, across = -(-7 // columns), min(7, columns)
+        assert size_of("a.png") == (2 * MARGIN + across * 11, 2 * MARGIN + rows * 11)
+
+
+class TestCompare:
+    def test_each_sampler_with_each_number_of_steps(self, run):
+        lines = run("compare", "--sampler", "heun", "--sampler", "ddim", "--steps", 3, "--steps", 5, "-n", 2, "--eta", 0.5)
+        assert [line.rpartition(" network")[0].split() for line in lines[:-1]] == [
+            ["Heun,", "3", "steps", "5"],
+            ["Heun,", "5", "steps", "9"],
+            ["DDIM,", "3", "steps", "3"],
+            ["DDIM,", "5", "steps", "5"],
+        ]
+
+    def test_rows_are_the_samples_of_their_sampler(self, run):
+        run("compare", "--sampler", "ddim", "--sampler", "ddpm", "--steps", 5, "-n", 3, "--label", "1", "--tile", 8)
+        left = left_of("out/compare.png", 3)
+        for row, sampler in enumerate(("ddim", "ddpm")):
+            run("sample", "--sampler", sampler, "--steps", 5, "-n", 3, "--label", "1", "-o", "a.npz")
+            for k, image in enumerate(read_npz("a.npz", "x")["arr_0"][..., 0]):
+                found = tile("out/compare.png", row, k, left=left, top=MARGIN + 14 + MARGIN)
+                assert np.array_equal(found, image)
+
+
+class TestAnimate:
+    @pytest.mark.parametrize("what", shots.SUBJECTS)
+    @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+    def test_each_film(self, run, what, suffix):
+        out = Path(f"film{suffix}")
+        more = ("--what", what, "-m", "models/plain", "-n", 3, "--frames", 2, "--hold", 0, "--tile", 16, "--upscaling", "smooth")
+        line = run("animate", *more, "-o", out)[0]
+        assert line.startswith(f"wrote {out}: 2 frames of 3 images, ")
+        assert frames_of(out) == 2
+
+    def test_more_frames_than_steps(self, run):
+        run("animate", "-n", 2, "--steps", 4, "--frames", 30)
+        assert frames_of(Path("out/denoising.gif")) == 4
+
+    def test_the_last_frame_stays(self, run):
+        run("animate", "-n", 2, "--steps", 4, "--fps", 10, "--hold", 3)
+        with Image.open("out/denoising.gif") as film:
+            durations = [(film.seek(k), film.info["duration"])[1] for k in range(film.n_frames)]
+        assert durations == [100, 100, 100, 3000]
+
+
+class TestInterpolate:
+    def test_from_one_picture_to_the_other(self, run, built):
+        run("interpolate", "test:3", "test:8", "-n", 5, "--tile", 8)
+        images = np.load(built / "data/prepared/test_images.npy")[..., 0]
+        assert np.array_equal(tile("out/interpolate.png", 0, 0), images[3])
+        assert np.array_equal(tile("out/interpolate.png", 0, 4), images[8])
+        assert not np.array_equal(tile("out/interpolate.png", 0, 2), images[8])
+
+    @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+    def test_a_film_goes_forth_and_back(self, run, suffix):
+        run("interpolate", "-n", 6, "-o", f"a{suffix}")
+        assert frames_of(Path(f"a{suffix}")) == 10
+
+    def test_each_end_is_told_its_own(self, run):
+        assert "from seed:2 (5) to seed:7 (0) by" in run("interpolate", "-n", 2, "--label", "5", "--label", "0")[0]
+        assert "from seed:2 (5) to seed:7 (5) by" in run("interpolate", "-n", 2, "--label", "5")[0]
+        more = ("-m", "models/text", "--text", "a five", "--text", "the two")
+        assert "from seed:2 (a five) to seed:7 (the two) by" in run("interpolate", "-n", 2, *more)[0]
+
+
+class TestInpaint:
+    @pytest.mark.parametrize("model", ["ddpm", "mask"])
+    def test_what_is_known_stays(self, run, built, model):
+        line = run("inpaint", "test:5", "--mask", "left", "-n", 4, "--columns", 2, "--tile", 8, "-m", f"models/{model}")[0]
+        image = np.load(built / "data/prepared/test_images.npy")[5, ..., 0]
+        at = {"top": MARGIN + 14 + MARGIN}
+        assert np.array_equal(tile("out/inpaint.png", 0, 0, **at), image)
+        assert np.array_equal(tile("out/inpaint.png", 0, 1, **at)[:, 4:], image[:, 4:])
+        assert np.ptp(tile("out/inpaint.png", 0, 1, **at)[:, :4]) == 0
+        fills = [tile("out/inpaint.png", row, column, **at) for row in (0, 1) for column in (2, 3)]
+        assert all(np.array_equal(fill[:, 4:], image[:, 4:]) for fill in fills)
+        assert len({fill.tobytes() for fill in fills}) == 4
+        # The image stands in the first row alone.
+        assert (tile("out/inpaint.png", 1, 0, **at) == 255).all()
+        # RePaint, but for a model that sees what is known.
+        assert f", {5 if model == 'mask' else 5 + 9 * 4} network evaluations each" in line
+
+    def test_a_painted_mask(self, run, built):
+        painted = np.zeros((80, 80), np.uint8)
+        painted[:40] = 255
+        Image.fromarray(painted).save("mask.png")
+        run("inpaint", "--mask", "mask.png", "-n", 1, "--tile", 8)
+        image = np.load(built / "data/prepared/test_images.npy")[0, ..., 0]
+        fill = tile("out/inpaint.png", 0, 2, top=MARGIN + 14 + MARGIN)
+        assert np.array_equal(fill[4:], image[4:])
+        assert not np.array_equal(fill[:4], image[:4])
+
+    @pytest.mark.parametrize("sampler", ["ddpm", "heun", "dpmpp_2m"])
+    @pytest.mark.parametrize("steps", [1, 2, 5])
+    def test_there_is_room_for_the_jumps_that_nobody_asked_for(self, run, sampler, steps):
+        run("inpaint", "seed:3", "--sampler", sampler, "--steps", steps, "-n", 2)
+
+    def test_jumps_cost_what_they_walk(self, run):
+        assert ", 20 network evaluations each" in run("inpaint", "--steps", 8, "--jump", 4, "--resamples", 4, "-n", 1)[0]
+
+
+class TestEdit:
+    @pytest.mark.parametrize("method", EDITS)
+    def test_strength_0_is_the_image(self, run, built, method):
+        run("edit", "test:9", "--strength", 0, "--strength", 0.7, "--method", method, "-n", 3, "--columns", 2, "--tile", 8)
+        image = np.load(built / "data/prepared/test_images.npy")[9, ..., 0]
+        at = {"left": left_of("out/edit.png", 3), "top": MARGIN + 14 + MARGIN}
+        same = [np.array_equal(tile("out/edit.png", row, column, **at), image) for row in range(4) for column in (1, 2)]
+        assert same == [True, True, True, False, False, False, False, False]
+        assert np.array_equal(tile("out/edit.png", 0, 0, **at), image)
+
+    def test_another_class(self, run):
+        assert "test:4 (9), 1 variants" in run("edit", "test:4", "--label", "9", "-n", 1, "--strength", 0.5)[0]
+
+    def test_a_sample(self, run):
+        assert "seed:4 (4), 1 variants" in run("edit", "seed:4", "-n", 1, "--method", "latent", "--strength", 0.5)[0]
+
+
+class TestReconstruct:
+    def test_more_steps_come_back_more_exactly(self, run):
+        lines = run("reconstruct", "test:0", "seed:3", "--steps", 5, "--steps", 50, "--tile", 8)
+        assert lines[0].split() == ["steps", "evaluations", "mean", "PSNR", "lowest"]
+        rows = [line.replace("dB", "").split() for line in lines[1:3]]
+        assert [row[:2] for row in rows] == [["5", "10"], ["50", "100"]]
+        assert float(rows[1][2]) > float(rows[0][2]) > float(rows[0][3])
+
+    def test_pictures_and_test_images_together(self, run, built):
+        images = np.load(built / "data/prepared/test_images.npy")[..., 0]
+        Image.fromarray(images[7]).save("a.png")
+        run("reconstruct", "a.png", "test:2", "a.png", "--steps", 50, "--tile", 8)
+        at = {"left": left_of("out/reconstruct.png", 3), "top": MARGIN + 14 + MARGIN}
+        for column, number in enumerate((7, 2, 7)):
+            assert np.array_equal(tile("out/reconstruct.png", 0, column, **at), images[number])
+
+
+class TestInfo:
+    def test_in_words(self, run):
+        lines = dict(line.split(":", 1) for line in run("info"))
+        assert lines["data"].strip() == "digits: 8x8, gray"
+        assert lines["classes"].strip() == "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+        assert lines["conditioning"].strip() == "class, trained without it too"
+        assert lines["schedule"].strip() == "linear, T = 50"
+        assert lines["training"].strip() == "steps 20, batch size 8, seed 4"
+        assert lines["checkpoints"].strip() == "final"
+        assert lines["snapshots"].strip() == "none"
+        assert "words" not in lines
+
+    def test_as_json(self, run):
+        found = json.loads("\n".join(run("info", "--json", "-m", "models/plain")))
+        assert found["shape"] == [8, 8, 1]
+        assert found["conditioning"] == "none"
+        assert found["parameters"] == sum(p.numel() for p in UNet(settings(conditioning="none"), (8, 8, 1), DIGITS).parameters())
+        assert found["snapshots"] == 2
+        assert WIDTHS[0] <= found["ema_widths"][1] <= 0.28
+        assert "scores" not in found
+
+    def test_the_words_of_a_model_that_reads(self, run):
+        assert "seven" in json.loads("\n".join(run("info", "--json", "-m", "models/text")))["words"]
+        assert any(line.startswith("words: ") and "seven" in line for line in run("info", "-m", "models/text"))
+
+    def test_the_scores_of_the_project(self, run):
+        write_json("reports/evaluate/metrics.json", {"ddim": {"sampler": "Heun", "classifier": {"fid": 0.5}, "accuracy": 0.975}})
+        assert run("info")[-1] == "scores of Heun: FID 0.500, 97.5% of the class asked for"
+        assert json.loads("\n".join(run("info", "--json")))["scores"] == {"Heun": {"fid": 0.5, "accuracy": 0.975}}
+        assert not any("scores" in line for line in run("info", "-m", "models/plain"))
+
+
+# How it is asked
+
+
+def test_help_is_quick():
+    """Without PyTorch, for every command."""
+    code = f"""
+import sys
+from ddpm.app.cli import main
+assert [main([name, "--help"]) for name in {[name_of(command) for command in COMMANDS]}] == [0] * {len(COMMANDS)}
+assert main(["sample", "--number", "0"]) == 1
+assert main([]) == 0
+slow = {{"torch", "torchvision", "sklearn", "matplotlib", "pandas", "gradio", "av"}} & set(sys.modules)
+sys.exit(f"imported: {{slow}}" if slow else 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def name_of(command):
+    return command.__name__
+
+
+def parameters():
+    for name, command in typer.main.get_command(app).commands.items():
+        for parameter in command.params:
+            if parameter.name != "help":
+                yield pytest.param(parameter, id=f"{name} {parameter.name}")
+
+
+@pytest.mark.parametrize("parameter", parameters())
+def test_every_option_is_explained(parameter):
+    assert parameter.help
+    assert parameter.help.rstrip()[-1] in ".,)"
+    assert not parameter.required
+
+
+# Options by name, and the registries that they choose from; help must not import these.
+CHOICES = {
+    "sampler": studio.CHOICES,
+    "spacing": SPACINGS,
+    "thresholding": THRESHOLDS,
+    "variance": VARIANCES,
+    "mask": MASKS,
+    "device": DEVICES,
+    "checkpoint": CHECKPOINTS,
+    "what": shots.SUBJECTS,
+    "method": EDITS,
+    "upscaling": UPSCALING,
+}
+
+
+@pytest.mark.parametrize("parameter", [p for p in parameters() if p.values[0].name in CHOICES])
+def test_every_choice_is_named(parameter):
+    words = set(parameter.help.replace(",", " ").replace(".", " ").replace(":", " ").replace(";", " ").split())
+    assert set(CHOICES[parameter.name]) <= words
+
+
+def test_every_choice_has_an_option():
+    assert set(CHOICES) <= {p.values[0].name for p in parameters()}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=name_of)
+def test_every_help_has_an_example(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([name_of(command), "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Example: python -m ddpm {COMMANDS[command]}" in text
+    assert COMMANDS[command].startswith(name_of(command))
+    assert command.__doc__.splitlines()[0] in text
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if name_of(c) in DRAWING], ids=name_of)
+def test_every_example_works(command, run, monkeypatch):
+    """But for the films of a training, of which the model here has none."""
+    given = COMMANDS[command].split()
+    if "training" in given:
+        given += ["--model", "models/plain"]
+    if "200" in given:
+        given[given.index("200")] = str(T)
+    assert run(*given)[-1].startswith("wrote ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_alone_it_explains_itself(arguments, capsys):
+    assert main(arguments) == 0
+    text, said = capsys.readouterr()
+    assert all(name_of(command) in text for command in COMMANDS)
+    assert said == ""
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["nonsense"], 1), ([], 0)])
+def test_as_a_process(project, arguments, status):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "ddpm", *arguments], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == status, ended.stderr
+    assert len(ended.stderr.splitlines()) == status
+
+
+# Mistakes
+
+
+MISTAKES = [
+    ("smple", "No such command 'smple'. Did you mean 'sample'?"),
+    ("", "No such command ''"),
+    ("--nonsense", "No such option: --nonsense"),
+    ("sample --nmber 3", "No such option: --nmber"),
+    ("sample --number", "Option '--number' requires an argument"),
+    ("sample --number x", "--number: "),
+    ("sample --number 0", "--number: "),
+    ("sample --number 100001", "--number: "),
+    ("sample --number 1.5", "--number: "),
+    ("sample --columns 0", "--columns: "),
+    ("sample --tile 513", "--tile: "),
+    ("sample --tile 512 --number 10000 -m models/plain", "--tile: 10,000 images of 512 pixels are too large"),
+    ("sample --batch 0", "--batch: "),
+    ("sample --seed -1", "--seed: "),
+    ("sample --seed 9999999999", "--seed: "),
+    ("sample --steps 0", "--steps: "),
+    ("sample --steps 51", "--steps: 51 is out of range; this model has T = 50"),
+    ("sample --sampler ddmi", "--sampler: 'ddmi' is unknown; did you mean 'ddpm'?"),
+    ("sample --spacing even", "--spacing: 'even' is unknown"),
+    ("sample --thresholding cut", "--thresholding: 'cut' is unknown"),
+    ("sample --variance learned --sampler ddpm", "--variance: 'learned' needs a model"),
+    ("sample --eta 0.5 --sampler heun", "--eta: 0.5 has no meaning"),
+    ("sample --eta nan", "--eta: "),
+    ("sample --eta 2", "--eta: "),
+    ("sample --guidance nan", "--guidance: "),
+    ("sample --guidance 51", "--guidance: "),
+    ("sample --guidance 0 --label 3", "--guidance: 0 draws without class and text"),
+    ("sample --guidance 2 -m models/plain", "--guidance: 2.0 needs a model that takes a class"),
+    ("sample --label seven", "--label: 'seven' is unknown"),
+    ("sample --label 3 -m models/plain", "--label: this model takes no class"),
+    ("sample --text seven", "--text: this model takes no text"),
+    ("sample --text whale -m models/text", "--text: the model was trained without the word 'whale'"),
+    ("sample --text seven --label 7 -m models/text", "--text: cannot be given together with label"),
+    ("sample --checkpoint fnal", "--checkpoint: 'fnal' is unknown; did you mean 'final'?"),
+    ("sample --checkpoint best", "models/ddpm/best.safetensors: not found"),
+    ("sample --checkpoint 0.5", "--checkpoint: width 0.5 is out of range"),
+    ("sample --checkpoint nan", "--checkpoint: width nan is out of range"),
+    ("sample --checkpoint 0.1", "models/ddpm/snapshots: holds no snapshots"),
+    ("sample --device gpu", "--device: 'gpu' is unknown"),
+    ("sample --threads 0", "--threads: "),
+    ("sample --model nowhere", "nowhere/config.json: not found; make it with `dvc repro train`"),
+    ("sample --model models/ddpm/config.json", "models/ddpm/config.json/config.json: cannot be read"),
+    ("sample -o a.jpg", "--out: 'a.jpg' ends in '.jpg'; valid: .png or .npz or none, for a folder"),
+    ("sample -o data", "--out: data is a folder that is there already"),
+    ("sample -o a.png", "--out: a.png is a folder"),
+    ("sample -o .png", "--out: '.png' is no name of a file"),
+    ("sample -o taken/x.png", "--out: taken/x.png: "),
+    ("sample -o /", "--out: '/' is no name of a file"),
+    ("sample extra", "Got unexpected extra argument"),
+    ("compare --steps 0", "--steps: "),
+    ("compare --steps 51", "--steps: 51 is out of range"),
+    ("compare --sampler x", "--sampler: 'x' is unknown"),
+    ("compare --out a.gif", "--out: 'a.gif' ends in '.gif'; valid: .png"),
+    ("compare --number 51", "--number: "),
+    ("animate --what films", "--what: 'films' is unknown"),
+    ("animate --what training", "models/ddpm: holds no snapshots to make a film of"),
+    ("animate --out a.png", "--out: 'a.png' ends in '.png'; valid: .gif or .mp4"),
+    ("animate --fps nan", "--fps: "),
+    ("animate --fps 0", "--fps: "),
+    ("animate --hold 61", "--hold: "),
+    ("animate --frames 0", "--frames: "),
+    ("animate --frames 1000 --number 100 --tile 512", "--tile: "),
+    ("animate --upscaling best", "--upscaling: 'best' is unknown"),
+    ("interpolate nowhere.png", "nowhere.png: no such picture"),
+    ("interpolate test:500", "test:500: there are 500 test images"),
+    ("interpolate seed:9999999999", "seed: 9999999999 is out of range"),
+    ("interpolate --number 1", "--number: "),
+    ("interpolate --sampler ddpm", "--sampler: one that draws fresh noise"),
+    ("interpolate --label 1 --label 2 --label 3", "--label: 3 were given for two images"),
+    ("interpolate a b c", "Got unexpected extra argument"),
+    ("inpaint --mask lef", "--mask: 'lef' is no picture, nor one of left"),
+    ("inpaint --mask data/prepared/meta.json", "data/prepared/meta.json: cannot be read as an image"),
+    ("inpaint --jump 5 --steps 5", "--jump: 5 steps are no climb on a grid of 5 steps"),
+    ("inpaint --jump 0", "--jump: "),
+    ("inpaint --resamples 0", "--resamples: "),
+    ("edit --strength 1.5", "--strength: "),
+    ("edit --strength nan", "--strength: "),
+    ("edit --method other", "--method: 'other' is unknown"),
+    ("edit --method latent --eta 0.5", "--sampler: one that draws fresh noise"),
+    ("reconstruct nowhere", "nowhere: no such picture"),
+    ("reconstruct --steps 0", "--steps: "),
+    ("info --model nowhere", "nowhere/config.json: not found"),
+    ("info --json x", "Got unexpected extra argument"),
+    ("demo --port 0", "--port: "),
+    ("demo --port 70000", "--port: "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "beginning"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_ends_in_one_line(error, line, beginning):
+    Path("a.png").mkdir()
+    Path("taken").write_text("a file")
+    assert error(*(line.split() or [""])).startswith(beginning)
+
+
+@pytest.mark.parametrize(("tile", "side"), [(8, 8), (20, 24)])
+def test_the_pixels_of_a_picture_are_bounded(tile, side):
+    most = outputs.MOST_PIXELS // (side + GAP) ** 2
+    outputs.check_size((8, 8, 1), tile, most)
+    with pytest.raises(InputError, match=rf"^tile: {most + 1:,} images of {side} pixels are too large"):
+        outputs.check_size((8, 8, 1), tile, most + 1)
+
+
+def test_nan_is_no_number():
+    """Whatever typer makes of it."""
+
+    def load(width: float = 1.0) -> float:
+        return width
+
+    asked = []
+    command = options.gathered(load=load)(lambda load, strength=None: asked.append((load, strength)))
+    command(width=2.0, strength=[0.5])
+    for given in ({"width": math.nan, "strength": None}, {"width": 1.0, "strength": [0.5, math.nan]}):
+        with pytest.raises(InputError, match=r"^(width|strength): nan is no number"):
+            command(**given)
+    assert asked == [(2.0, [0.5])]
+
+
+@pytest.mark.parametrize("out", ["a\0b.png", "x" * 300 + ".png", "/proc/nowhere/a.png", "/dev/null/a.png", "", ".", ".."])
+def test_an_out_that_cannot_be(error, out):
+    error("sample", "-n", 1, "-o", out)
+
+
+def test_a_name_in_another_encoding(run):
+    assert run("sample", "-n", 1, "-o", "\udce9.png")[0].startswith("wrote \\udce9.png: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(error, project):
+    (project / "shut").mkdir(mode=0o500)
+    assert error("sample", "-o", "shut/a.png").startswith("--out: no permission to write to ")
+
+
+def test_a_device_that_is_not_here(error, monkeypatch):
+    monkeypatch.setitem(DEVICES, "mps", lambda: False)
+    assert error("sample", "--device", "mps").startswith("--device: 'mps' is not here")
+
+
+class TestBroken:
+    """A model folder that something happened to."""
+
+    @pytest.fixture
+    def broken(self, project, built, monkeypatch):
+        folder = project / "broken"
+        folder.mkdir()
+        for name in ("config.json", "final.safetensors"):
+            (folder / name).write_bytes((built / "models/ddpm" / name).read_bytes())
+        return folder
+
+    @pytest.mark.parametrize("command", [*WITHOUT_OPTIONS, "info"])
+    def test_weights_cut_off(self, error, broken, command):
+        path = broken / "final.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        assert error(command, "-m", "broken").startswith("broken/final.safetensors: damaged")
+
+    @pytest.mark.parametrize("command", ["sample", "info"])
+    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 4}'])
+    def test_a_config_that_is_none(self, error, broken, command, text):
+        (broken / "config.json").write_text(text)
+        assert error(command, "-m", "broken").startswith("broken/config.json: ")
+
+    def test_weights_of_another_network(self, error, broken, built):
+        (broken / "final.safetensors").write_bytes((built / "models/text/final.safetensors").read_bytes())
+        assert "does not fit the config beside it" in error("sample", "-m", "broken")
+
+    def test_images_that_are_not_finite(self, error, broken):
+        network = awake(UNet(settings(conditioning="class"), (8, 8, 1), DIGITS))
+        with torch.no_grad():
+            network.last.bias.fill_(float("nan"))
+        save(broken / "final.safetensors", network)
+        assert error("sample", "-m", "broken").startswith("--thresholding: without it the images are not finite")
+
+    def test_no_data(self, error, project):
+        (project / "data").unlink()
+        assert error("inpaint").startswith("data/prepared/meta.json: not found; make it with `dvc repro prepare_data`")
+
+
+# How it ends
+
+
+def test_an_interruption(project, capsys, monkeypatch):
+    def stop(*_):
+        x = torch.zeros(1, 1, 8, 8)
+        yield studio.View(1, 2, 0, 1.0, x, x, False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studio, "draw_images", stop)
+    assert main(["sample", *MACHINE]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+    assert not Path("out").exists()
+
+
+def test_no_memory(error, monkeypatch):
+    for kind in (MemoryError, torch.OutOfMemoryError):
+        monkeypatch.setattr(studio, "draw_images", lambda *_, kind=kind: (_ for _ in ()).throw(kind("too much")))
+        assert error("sample", *MACHINE).startswith("out of memory; draw fewer images at once")
+
+
+def test_a_defect_keeps_its_traceback(project, monkeypatch):
+    monkeypatch.setattr(studio, "draw_images", lambda *_: (_ for _ in ()).throw(RuntimeError("a defect")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["sample", *MACHINE])
+
+
+def test_a_reader_that_leaves(project):
+    """As `python -m ddpm info | head -1`, whose end of the pipe is closed."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-m", "ddpm", "info"], env=env, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+    )
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_a_terminal_with_few_letters(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    cli.say("wrote schön.png", stream)
+    assert stream.buffer.getvalue() == b"wrote sch\\xf6n.png\n"
+
+
+class TestDemo:
+    def test_it_is_launched_as_asked(self, project, monkeypatch):
+        asked = []
+        monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setitem(sys.modules, "ddpm.app.demo", SimpleNamespace(launch=lambda *given: asked.append(given)))
+        assert main(["demo", "-m", "models/text", "--checkpoint", "0.1", "--port", "81", "--browser", *MACHINE]) == 0
+        assert main(["demo", "--host", "0.0.0.0", *MACHINE]) == 0
+        assert asked == [
+            (Path("models/text"), 0.1, torch.device("cpu"), "127.0.0.1", 81, True),
+            (Path("models/ddpm"), "final", torch.device("cpu"), "0.0.0.0", 7860, False),
+        ]
+
+    def test_without_gradio(self, error, monkeypatch):
+        monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+        assert error("demo").endswith("is not installed; run `pip install -r requirements-demo.txt`")
+
+
+def test_checkpoints_as_people_write_them():
+    assert [checkpoint_of(text) for text in ("best", "0.1", "5e-3")] == ["best", 0.1, 0.005]
+    with pytest.raises(InputError, match=r"^checkpoint: '' is unknown"):
+        checkpoint_of("")
+
+
+# Anything that someone may type
+
+
+VALUES = [
+    *(
+        "0",
+        "1",
+        "3",
+        "7",
+        "-1",
+        "0.5",
+        "1e30",
+        "nan",
+        "inf",
+        "9" * 400,
+        "",
+        " ",
+        "x",
+        "a\nb",
+        "a\0b",
+        "ä",
+        "\udcff",
+        "%s",
+        "[red]",
+        "-",
+        "--",
+    ),
+    *(
+        "none",
+        "ddim",
+        "heun",
+        "sdedit",
+        "latent",
+        "grid",
+        "trailing",
+        "clip",
+        "dynamic",
+        "left",
+        "seven",
+        "test:1",
+        "seed:3",
+        "test:x",
+    ),
+    *("a.png", "a.gif", "b.npz", "folder", "data", "/dev/null", "models", "models/text", "models/mask"),
+]
+
+
+def some_line(rng):
+    commands = typer.main.get_command(app).commands
+    name = rng.choice([*DRAWING, *DRAWING, "info", "sample", "x"])
+    line = [name, *(rng.choice(VALUES) for _ in range(rng.choice([0, 0, 0, 1, 2])))]
+    known = [p.opts[-1] for p in commands[name].params if p.name != "help"] if name in commands else ["--number"]
+    for _ in range(rng.randint(0, 4)):
+        option = rng.choice([*known, "--nonsense"])
+        line += [option, rng.choice(VALUES)] if rng.random() < 0.9 else [option]
+    # Cheap, where nothing else was said.
+    return [*line[:1], *(["-n", "2", "--steps", "3"] if name in DRAWING and name != "reconstruct" else []), *line[1:]]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_line_ends_in_a_traceback(project, capsys, seed):
+    line = some_line(random.Random(seed))
+    status = main(line)
+    said = [text for text in capsys.readouterr().err.splitlines() if not PROGRESS.match(text)]
+    assert status in (0, 1)
+    assert len(said) == status, said
+    assert all(text.startswith("error: ") for text in said)
+    partial = [path for path in Path().rglob("*") if ".partial" in path.name]
+    assert partial == []

@@ -1,0 +1,332 @@
+"""The web page: what its jobs make of good values and bad ones."""
+
+import math
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from demo_server import MISSING, free_port, untrained_model
+from PIL import Image
+
+from ddpm.app import demo_jobs
+from ddpm.app.demo_jobs import Kept, compare, draw, inpaint, interpolate, show
+from ddpm.app.demo_values import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, painting
+from ddpm.app.images import MASKS, open_mask
+from ddpm.app.studio import draw_images, finished, make_plan, tell
+from ddpm.data.batches import to_images
+from ddpm.data.prepared import open_test
+from ddpm.files import InputError
+from ddpm.sampling.model import load
+
+DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
+FILLING = (TEST, 3, None, OWN, "left", "", 3, 4, 2, 1.0, 7)
+WAY = (SAMPLE, 2, 7, OWN, "4", 5, "ddim", 3)
+COMPARISON = (EVERY, 4, 5, 1.0, "ddim", 2, "ddpm", 3)
+VALID = {"draw": DRAWING, "inpaint": FILLING, "interpolate": WAY, "compare": COMPARISON}
+JOBS = {"draw": draw, "inpaint": inpaint, "interpolate": interpolate, "compare": compare}
+
+
+@pytest.fixture
+def loaded(workspace):
+    """loaded(conditioning): an untrained model of T = 50."""
+
+    def make(conditioning="class"):
+        untrained_model(conditioning, 50)
+        return load("final", torch.device("cpu"))
+
+    return make
+
+
+def run(job, model, folder, values):
+    """(all Moments, what the job returned)"""
+    kept = Kept(job(model, folder, *values))
+    return list(kept), kept.value
+
+
+def drawn(model, labels, count, seed, **options):
+    told, _ = tell(model, count, labels)
+    return to_images(finished(draw_images(model, make_plan(model, **options), told, count, seed)))
+
+
+def changed(values, **by_place):
+    return tuple(by_place.get(f"_{k}", value) for k, value in enumerate(values))
+
+
+# --- jobs
+
+
+def test_draw_makes_the_images_of_its_seed_as_picture_array_and_film(loaded, tmp_path):
+    model = loaded()
+    moments, made = run(draw, model, tmp_path, DRAWING)
+    arrays = np.load(made.arrays)
+    assert np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
+    assert arrays["arr_1"].tolist() == [0, 1, 2, 3]
+    assert arrays["captions"].tolist() == ["0", "1", "2", "3"]
+    with Image.open(made.film) as film:
+        assert film.n_frames > 1
+    with Image.open(made.picture) as picture:
+        assert picture.width >= 4 * 64
+    assert [moment.done for moment in moments][-1] == moments[-1].total == 3
+    assert np.array_equal(moments[-1].shown[0][1], arrays["arr_0"])
+    assert "4 images by DDIM, 3 network evaluations each" in made.note
+
+
+@pytest.mark.parametrize(("content", "labels"), [("7", [7, 7, 7, 7]), (EVERY, [0, 1, 2, 3])])
+def test_draw_shows_the_class_asked_for(loaded, tmp_path, content, labels):
+    model = loaded()
+    _, made = run(draw, model, tmp_path, changed(DRAWING, _0=content))
+    arrays = np.load(made.arrays)
+    assert arrays["arr_1"].tolist() == labels
+    assert np.array_equal(arrays["arr_0"], drawn(model, [str(k) for k in labels], 4, 5, sampler="ddim", steps=3))
+
+
+def test_no_class_differs_from_any(loaded, tmp_path):
+    model = loaded()
+    _, made = run(draw, model, tmp_path, changed(DRAWING, _0="none"))
+    arrays = dict(np.load(made.arrays))
+    assert "arr_1" not in arrays
+    assert not np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
+
+
+@pytest.mark.parametrize("conditioning", ["none", "text", "text+mask", "mask"])
+def test_every_kind_of_model_does_every_job(loaded, tmp_path, conditioning):
+    model = loaded(conditioning)
+    text = "text" in conditioning
+    every, own = ("a seven\nthe digit two" if text else "", "handwritten six" if text else "")
+    _, made = run(draw, model, tmp_path, changed(DRAWING, _0=every))
+    captions = dict(np.load(made.arrays)).get("captions", np.array([])).tolist()
+    assert captions == (["a seven", "the digit two"] * 2 if text else [])
+    moments, _ = run(inpaint, model, tmp_path, changed(FILLING, _3=own))
+    assert moments[-1].done == moments[-1].total
+    _, between = run(interpolate, model, tmp_path, changed(WAY, _3=own, _4=""))
+    assert between.strip.is_file()
+    _, compared = run(compare, model, tmp_path, changed(COMPARISON, _0=every))
+    assert compared.first.read_bytes() != compared.second.read_bytes()
+
+
+def test_inpaint_keeps_the_known_pixels_and_fills_the_others_in_several_ways(loaded, tmp_path):
+    model = loaded()
+    moments, made = run(inpaint, model, tmp_path, FILLING)
+    fills, original = moments[-1].shown[0][1], open_test()[1].images[3]
+    known = open_mask("left", model.shape)[0, 0].bool().numpy()
+    assert fills.shape == (3, 8, 8, 1)
+    assert (fills[:, known] == original[known]).all()
+    assert len({fill.tobytes() for fill in fills}) == 3
+    # The picture has the fills in its last row, enlarged: each of their pixels is found in it.
+    with Image.open(made.picture) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert (pixels == demo_jobs.UNKNOWN).all(-1).sum() == (~known).sum() * 8 * 8
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_painted_mask_is_the_one_of_its_name(loaded, tmp_path, name):
+    model = loaded()
+    painted = painting(model, name)
+    assert len(painted) == 64
+    _, by_name = run(inpaint, model, tmp_path, changed(FILLING, _4=name, _6=1))
+    expected = by_name.picture.read_bytes()
+    _, by_brush = run(inpaint, model, tmp_path, changed(FILLING, _4=BRUSH, _5=painted, _6=1))
+    assert by_brush.picture.read_bytes() == expected
+
+
+def test_a_sample_can_be_inpainted_and_is_the_one_that_draw_makes(loaded, tmp_path):
+    model = loaded()
+    shown = Kept(show(model, SAMPLE, 3, None, OWN))
+    assert len(list(shown)) >= 1
+    assert np.array_equal(shown.value, drawn(model, ["3"], 1, 3)[0])
+    moments, _ = run(inpaint, model, tmp_path, changed(FILLING, _0=SAMPLE))
+    known = open_mask("left", model.shape)[0, 0].bool().numpy()
+    assert (moments[-1].shown[0][1][:, known] == shown.value[known]).all()
+
+
+def test_an_upload_is_fitted_to_the_model(loaded, tmp_path):
+    model = loaded()
+    Image.new("RGB", (40, 30), (200, 200, 200)).save(tmp_path / "a.png")
+    shown = Kept(show(model, UPLOAD, 0, {"path": str(tmp_path / "a.png")}, OWN))
+    assert list(shown) == []
+    assert (shown.value == 200).all()
+    assert shown.value.shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no picture at all", r"^upload: bad.png: cannot be read as a picture"), (b"", r"^upload: bad.png: cannot be read")],
+)
+def test_an_upload_that_is_no_picture_is_refused_without_a_path_of_the_server(loaded, tmp_path, content, message):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(InputError, match=message) as refused:
+        list(show(loaded(), UPLOAD, 0, {"path": str(tmp_path / "bad.png")}, OWN))
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_damaged_upload_is_refused_without_a_path_of_the_server(loaded, tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "half.png")
+    whole = (tmp_path / "half.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"half\.png") as refused:
+        list(show(loaded(), UPLOAD, 0, {"path": str(tmp_path / "half.png")}, OWN))
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_an_upload_of_too_many_pixels_is_refused_before_it_is_read(loaded, tmp_path):
+    Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match=r"^upload: 25,005,000 pixels are too many; choose a picture of at most 20,000,000$"):
+        list(show(loaded(), UPLOAD, 0, {"path": str(tmp_path / "large.png")}, OWN))
+
+
+def test_interpolation_leads_from_one_sample_to_the_other_and_repeats(loaded, tmp_path):
+    model = loaded()
+    moments, made = run(interpolate, model, tmp_path, WAY)
+    images = moments[-1].shown[0][1]
+    assert np.array_equal(images[0], drawn(model, ["2"], 1, 2, sampler="ddim", steps=3)[0])
+    assert np.array_equal(images[-1], drawn(model, ["4"], 1, 7, sampler="ddim", steps=3)[0])
+    with Image.open(made.film) as film:
+        assert film.n_frames == 2 * len(images) - 2
+        assert film.info["loop"] == 0
+
+
+def test_interpolation_of_test_images_ends_at_them(loaded, tmp_path):
+    moments, _ = run(interpolate, loaded(), tmp_path, changed(WAY, _0=TEST, _4=OWN))
+    images, test = moments[-1].shown[0][1], open_test()[1].images
+    assert np.array_equal(images[[0, -1]], test[[2, 7]])
+
+
+def test_compare_draws_one_seed_by_both_samplers(loaded, tmp_path):
+    model = loaded()
+    moments, made = run(compare, model, tmp_path, COMPARISON)
+    (first, left), (second, right) = moments[-1].shown
+    assert (first, second) == ("DDIM, 2 steps", "DDPM, 3 steps")
+    assert np.array_equal(left, drawn(model, [], 4, 5, sampler="ddim", steps=2))
+    assert np.array_equal(right, drawn(model, [], 4, 5, sampler="ddpm", steps=3))
+    assert [moment.done for moment in moments] == [1, 2, 3, 5]
+    assert {moment.total for moment in moments} == {5}
+    assert "DDIM, 2 network evaluations each" in made.notes[0]
+    assert "DDPM, 3 network evaluations each" in made.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("job", "places", "message"),
+    [
+        ("draw", {"_1": 0}, r"^number: 0 must be .*allowed: >= 1 and <= 64"),
+        ("draw", {"_1": 65}, r"^number: 65 must be"),
+        ("draw", {"_1": 2.5}, r"^number: 2.5 must be an integer"),
+        ("draw", {"_1": None}, r"^number: None must be an integer"),
+        ("draw", {"_3": 0}, r"^steps: 0 must be"),
+        ("draw", {"_3": 51}, r"^steps: 51 is out of range; this model has T = 50"),
+        ("draw", {"_3": 1e30}, r"^steps: 10+.* is out of range"),
+        ("draw", {"_2": "dddim"}, r"^sampler: 'dddim' is unknown; did you mean 'ddim'"),
+        ("draw", {"_4": math.nan}, r"^eta: nan must be a finite number"),
+        ("draw", {"_5": 51.0}, r"^guidance: 51.0 must be .*<= 50"),
+        ("draw", {"_6": -1}, r"^seed: -1 must be"),
+        ("draw", {"_6": 2**31}, r"^seed: 2147483648 must be"),
+        ("draw", {"_6": True}, r"^seed: True must be an integer"),
+        ("draw", {"_0": "eleven"}, r"^label: 'eleven' is unknown"),
+        ("draw", {"_0": ["7"]}, r"^content: \['7'\] must be a string"),
+        ("draw", {"_0": "x" * 1001}, r"^content: 'x.*1000 characters"),
+        ("draw", {"_2": "ddpm", "_4": 0.5}, r"^eta: 0.5 has no meaning for sampler 'ddpm'"),
+        ("inpaint", {"_0": "a test image"}, r"^source: 'a test image' is unknown"),
+        ("inpaint", {"_0": UPLOAD}, r"^upload: there is no picture yet; choose one$"),
+        ("inpaint", {"_0": UPLOAD, "_2": "/etc/passwd"}, r"^upload: there is no picture yet"),
+        ("inpaint", {"_1": 100_000}, r"^test:100000: there are \d+ test images"),
+        ("inpaint", {"_4": "params.yaml"}, r"^mask: 'params.yaml' is unknown.*left, right"),
+        ("inpaint", {"_4": BRUSH, "_5": ""}, r"^mask: nothing is painted"),
+        ("inpaint", {"_4": BRUSH, "_5": None}, r"^mask: nothing is painted"),
+        ("inpaint", {"_4": BRUSH, "_5": "0" * 64}, r"^mask: nothing is painted"),
+        ("inpaint", {"_4": BRUSH, "_5": "1" * 63}, r"^mask: 63 characters are no painting; give .* 8 x 8"),
+        ("inpaint", {"_4": BRUSH, "_5": "12" * 32}, r"^mask: 64 characters are no painting"),
+        ("inpaint", {"_6": 17}, r"^number_of_fills: 17 must be"),
+        ("interpolate", {"_0": UPLOAD}, r"^ends: 'my picture' is unknown"),
+        ("interpolate", {"_5": 1}, r"^number: 1 must be"),
+        ("interpolate", {"_6": "ddpm"}, r"^sampler: one that draws fresh noise"),
+        ("compare", {"_4": "ddpm++"}, r"^first_sampler: 'ddpm\+\+' is unknown"),
+        ("compare", {"_7": -3}, r"^second_steps: -3 must be"),
+    ],
+)
+def test_bad_values_are_refused_by_name_before_any_work(loaded, tmp_path, job, places, message):
+    model = loaded()
+    model.network.register_forward_hook(lambda *_: pytest.fail("the network was asked"))
+    with pytest.raises(InputError, match=message) as refused:
+        list(JOBS[job](model, tmp_path, *changed(VALID[job], **places)))
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_numbers_may_come_as_floats(loaded, tmp_path):
+    _, made = run(draw, loaded(), tmp_path, (EVERY, 4.0, "ddim", 3.0, 0, 1, 5.0))
+    assert "3 network evaluations" in made.note
+
+
+def test_an_abandoned_job_asks_the_network_no_more(loaded, tmp_path, monkeypatch):
+    model, asked = loaded(), []
+    model.network.register_forward_hook(lambda *_: asked.append(1))
+    monkeypatch.setattr(demo_jobs, "REFRESH_SECONDS", 0.0)
+    job = draw(model, tmp_path, *changed(DRAWING, _3=50))
+    assert [next(job).done, next(job).done] == [1, 2]
+    job.close()
+    assert len(asked) <= 3  # a View is one evaluation ahead
+    assert list(tmp_path.glob("sample*")) == []
+
+
+def test_a_job_that_takes_too_long_ends(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_jobs, "MOST_SECONDS", -1)
+    with pytest.raises(InputError, match=r"^steps: .* seconds were not enough; ask for fewer steps or images$"):
+        list(draw(loaded(), tmp_path, *DRAWING))
+
+
+# --- parts of the page
+
+
+def parts():
+    pytest.importorskip("gradio", reason=f"Gradio is not installed: {MISSING}")
+    from ddpm.app import demo_parts
+
+    return demo_parts
+
+
+def page():
+    pytest.importorskip("gradio", reason=f"Gradio is not installed: {MISSING}")
+    from ddpm.app import demo
+
+    return demo
+
+
+def test_messages_are_short_and_hold_no_markup():
+    message = parts().message_of(InputError("label: '" + "<img src=x>" * 1000 + "\ud800'\nsecond; valid: a <= b"))
+    assert len(message) < 2000
+    assert "<img" not in message
+    assert "\n" not in message
+    assert message.endswith("valid: a <= b")
+    message.encode()
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1/a.png", " HTTPS://x/y", "file:///etc/passwd", "ftp://x"])
+def test_no_address_is_fetched(path):
+    with pytest.raises(InputError, match="an address cannot be fetched"):
+        parts().refuse_addresses([1, [{"a": {"path": path}}]])
+
+
+@pytest.mark.parametrize(
+    "value", [None, "http://a", {"path": "/tmp/a.png", "url": "http://127.0.0.1/a.png"}, {"path": None}, [[]]]
+)
+def test_what_the_page_sends_is_no_address(value):
+    parts().refuse_addresses(value)
+
+
+# --- where it is served
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", None), ("no such host", 7860), ("127.0.0.1", 70_000), ("a" * 99, 1)])
+def test_an_address_that_cannot_be_had_is_one_line(host, port):
+    launch = page().launch
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port or taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^{host}:{port}: cannot be served there .*; choose another --host or --port$"):
+            launch(Path("models/ddpm"), "final", torch.device("cpu"), host, port)
+
+
+def test_a_model_that_is_not_there_is_one_line(workspace):
+    launch = page().launch
+    with pytest.raises(InputError, match=r"config\.json: not found"):
+        launch(Path("models/ddpm"), "final", torch.device("cpu"), port=free_port())

@@ -1,0 +1,184 @@
+"""The web page as strangers meet it: over HTTP, with whatever they send."""
+
+import io
+import json
+import math
+import random
+import re
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from demo_server import ask, events, progress, send
+from demo_server import server as server
+from PIL import Image
+
+from ddpm.app.demo_values import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD
+
+pytestmark = pytest.mark.slow
+DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
+FILLING = (TEST, 3, None, OWN, "left", "", 3, 4, 2, 1.0, 7)
+WAY = (SAMPLE, 2, 7, OWN, "4", 5, "ddim", 3)
+COMPARISON = (EVERY, 4, 5, 1.0, "ddim", 2, "ddpm", 3)
+VALID = {"draw": DRAWING, "inpaint": FILLING, "interpolate": WAY, "compare": COMPARISON, "show": FILLING[:4]}
+JSON = {"content-type": "application/json"}
+
+
+def changed(values, **by_place):
+    return tuple(by_place.get(f"_{k}", value) for k, value in enumerate(values))
+
+
+@pytest.fixture
+def web(server):
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        yield client
+
+
+def files(found):
+    """Addresses of the files among the values of a job."""
+    return [value["url"] for value in found if isinstance(value, dict) and "url" in value]
+
+
+def test_the_page_names_its_endpoints_and_asks_for_nothing_elsewhere(server, web):
+    assert set(web.get(f"{server.url}/gradio_api/info").json()["named_endpoints"]) == {f"/{name}" for name in VALID}
+    page = web.get(server.url).text
+    linked = re.findall(r"<(?:script|link)[^>]+(?:src|href)=[\"'](https?://[^\"']+)", page)
+    assert [address for address in linked if not address.startswith(server.url)] == []
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_a_stranger_gets_every_job(server, web, name):
+    kind, found = ask(web, server, name, list(VALID[name]))
+    assert kind == "complete", found
+    for address in files(found):
+        assert web.get(address).status_code == 200
+    assert len(files(found)) == {"draw": 4, "inpaint": 1, "interpolate": 2, "compare": 2, "show": 0}[name]
+
+
+def test_what_is_downloaded_is_what_was_drawn(server, web):
+    _, found = ask(web, server, "draw", list(DRAWING))
+    picture, png, npz, gif = (web.get(address).content for address in files(found))
+    with np.load(io.BytesIO(npz)) as arrays:
+        assert arrays["arr_0"].shape == (4, 8, 8, 1)
+        assert arrays["arr_1"].tolist() == [0, 1, 2, 3]
+    assert picture == png
+    assert Image.open(io.BytesIO(png)).format == "PNG"
+    assert Image.open(io.BytesIO(gif)).format == "GIF"
+
+
+def test_progress_is_shown_while_a_job_runs(server, web):
+    number = send(web, server, "draw", list(changed(DRAWING, _1=16, _3=600)))
+    shown = [found[0] for kind, found in events(web, server, "draw", number) if kind == "generating" and found[0]]
+    counts = [progress(status)[0] for status in shown if " of " in status]
+    assert len(counts) >= 3
+    assert all(before < after for before, after in pairwise(counts))
+    pictures = [re.findall(r"base64,([^\"]+)", status) for status in shown]
+    assert all(len(pair) == 2 for pair in pictures)
+    assert len({pair[0] for pair in pictures}) >= 3
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "params.yaml", "models/ddpm/config.json", "../../../etc/passwd", "log"])
+def test_no_file_of_the_server_can_be_read(server, web, path):
+    for address in (path, str(server.log.parent / path)):
+        assert web.get(f"{server.url}/gradio_api/file={address}").status_code in (403, 404)
+    for upload in ({"path": path}, {"path": str(server.log.parent / path), "meta": {"_type": "gradio.FileData"}}):
+        kind, message = ask(web, server, "show", [UPLOAD, 0, upload, OWN])
+        assert kind == "error"
+        assert message.startswith(("request: ", "upload: "))
+
+
+def test_an_upload_is_used_and_one_that_is_too_large_is_refused(server, web):
+    picture = io.BytesIO()
+    Image.new("L", (16, 16), 255).save(picture, "PNG")
+    path = web.post(f"{server.url}/gradio_api/upload", files={"files": ("a.png", picture.getvalue())}).json()[0]
+    upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    kind, found = ask(web, server, "inpaint", list(changed(FILLING, _0=UPLOAD, _2=upload)))
+    assert kind == "complete", found
+    answer = web.post(f"{server.url}/gradio_api/upload", files={"files": ("b.png", b"0" * (9 << 20))})
+    assert answer.status_code == 413
+
+
+def nasty(rng):
+    """Something that no page sends."""
+    path = rng.choice(["/etc/passwd", "params.yaml", "http://127.0.0.1:1/a.png", "", "\0", "models/ddpm/final.safetensors"])
+    return rng.choice(
+        [
+            None, True, False, -1, 0, 0.5, -0.0, 1e30, -1e308, 10**400, math.nan, math.inf, -math.inf, "", " ", "none", "0", "7",
+            "x" * 100_000, "1" * 64, "<script>alert(1)</script>", "é漢字🎲\u202e", "\ud800", "\0", "../../etc/passwd", "seed:1",
+            [], [[]], [[[[["deep"]]]]], [1] * 1000, {}, {"path": path}, {"path": path, "meta": {"_type": "gradio.FileData"}},
+            {"path": [1], "meta": {"_type": "gradio.FileData"}}, {"value": 3}, {"__type__": "update", "value": 1}, path,
+            "ddpm", "heun", EVERY, OWN, BRUSH, TEST, SAMPLE, UPLOAD, "left", rng.random() * 100, rng.randint(-5, 70),
+        ]
+    )  # fmt: skip
+
+
+def strange_requests(seed, count):
+    rng = random.Random(seed)
+    for _ in range(count):
+        name = rng.choice(list(VALID))
+        values = list(VALID[name])
+        for _ in range(rng.randint(1, 3)):
+            values[rng.randrange(len(values))] = nasty(rng)
+        if rng.random() < 0.05:
+            values = values[: rng.randrange(len(values))]
+        yield name, values
+
+
+def test_whatever_is_sent_ends_with_a_result_or_one_line(server, web):
+    log = len(server.log.read_text())
+    ends = {"complete": 0, "error": 0}
+    for name, values in strange_requests(0, 200):
+        kind, found = ask(web, server, name, values)
+        ends[kind] += 1
+        if kind == "error":
+            assert re.match(r"[\w:.]+: .", found), (name, values, found)
+            assert "\n" not in found
+            assert len(found) < 1000
+            assert "Traceback" not in found
+    assert ends["error"] > 60
+    assert ends["complete"] > 10
+    assert "Traceback" not in server.log.read_text()[log:]
+    assert ask(web, server, "draw", list(DRAWING))[0] == "complete"
+
+
+def test_requests_to_nothing_are_refused_without_a_traceback(server, web):
+    api = f"{server.url}/gradio_api"
+    for path, body in [
+        ("call/nothing", {"data": []}), ("call/v2/nothing", {}), ("call/draw", {"data": "x"}), ("run/draw", {"data": [1]}),
+        ("queue/join", {"data": [], "fn_index": 9999, "session_hash": "a"}),
+        ("component_server", {"data": [1], "component_id": 9999, "fn_name": "__init__", "session_hash": "a"}),
+    ]:  # fmt: skip
+        answer = web.post(f"{api}/{path}", content=json.dumps(body), headers=JSON)
+        assert 400 <= answer.status_code < 500, (path, answer.text)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_what_the_page_alone_calls_takes_anything_too(server, web):
+    """Handlers without a name are reached by their number."""
+    config, rng = web.get(f"{server.url}/config").json(), random.Random(1)
+    unnamed = [d for d in config["dependencies"] if d["backend_fn"] and d["api_name"] not in VALID]
+    assert len(unnamed) >= 4
+    for dependency in unnamed:
+        for k in range(3):
+            session = f"stranger{dependency['id']}_{k}"
+            body = {"data": [nasty(rng) for _ in dependency["inputs"]], "fn_index": dependency["id"], "session_hash": session}
+            answer = web.post(f"{server.url}/gradio_api/queue/join", content=json.dumps(body), headers=JSON)
+            assert answer.status_code == 200, answer.text
+            with web.stream("GET", f"{server.url}/gradio_api/queue/data?session_hash={session}") as stream:
+                assert any("process_completed" in line for line in stream.iter_lines())
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_an_abandoned_job_makes_room_for_the_next(server, web):
+    long = list(changed(FILLING, _6=16, _7=1000, _8=20))
+    stream = events(web, server, "inpaint", send(web, server, "inpaint", long))
+    for kind, found in stream:
+        done, total, seconds = progress(found[0]) if kind == "generating" and found[0] else (0, 0, 0)
+        if done > 50:
+            break
+    stream.close()
+    start = time.monotonic()
+    assert ask(web, server, "draw", list(DRAWING))[0] == "complete"
+    assert time.monotonic() - start < 0.3 * seconds / done * (total - done)

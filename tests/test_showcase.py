@@ -1,0 +1,121 @@
+"""The stage `edit`: what it shows of a model, and how it judges inpainting."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import edit_params
+from test_sweep import judge, snapshots  # noqa: F401 (fixtures)
+
+from ddpm.app import inpainting
+from ddpm.app.inpainting import score_inpainting
+from ddpm.app.showcase import BETWEEN, EVERY, of_classes
+from ddpm.data.prepared import Split
+from ddpm.files import read_npz
+from ddpm.judge.classifier import load_classifier
+from ddpm.sampling.model import load
+
+MAIN = "stages.edit"
+CPU = torch.device("cpu")
+
+
+def run():
+    import_module(MAIN).main()
+    return read_npz("samples/edits.npz", "edit"), json.loads(Path("reports/edit/metrics.json").read_text())["inpaint"]
+
+
+def test_what_must_be_given_back_is(snapshots, data, judge):  # noqa: F811
+    arrays, scores = run()
+    images = data.test.images[of_classes(data.test, 3)]
+    assert np.array_equal(arrays["inpaint_image"], images)
+    assert np.array_equal(arrays["edit_image"], images)
+    fills = [name for name in arrays if name.startswith("inpaint_filled_")]
+    assert len(fills) == 4
+    for name in fills:
+        assert np.array_equal(arrays[name][:, :, :4], images[:, :, :4]), "known pixels"
+        assert not np.array_equal(arrays[name][:, :, 4:], images[:, :, 4:])
+    assert (arrays["inpaint_known"][:, :, 4:] == 128).all(), "nothing is seen of what is missing"
+    for name in ("image_1", "image_2", "image_3", "sample_1"):
+        film, strip = arrays[f"interpolate_film_{name}"], arrays[f"interpolate_{name}"]
+        assert len(film) == BETWEEN
+        assert np.array_equal(strip, film[::EVERY])
+        assert np.array_equal(strip[-1], film[-1])
+    numbers = of_classes(data.test, 10)
+    for k, (a, b) in enumerate(((0, 1), (2, 7), (4, 9)), 1):
+        assert np.array_equal(arrays[f"interpolate_image_{k}"][[0, -1]], data.test.images[numbers[[a, b]]])
+    assert arrays["training_step"].tolist() == [700, 1000], "two of three snapshots, the last one among them"
+    assert arrays["training_images"].shape == (2, 20, 8, 8, 1)
+    assert not np.array_equal(*arrays["training_images"])
+    assert scores["n"] == 10
+    assert set(scores) == {"n", "accuracy_real", "replaced", "RePaint"}
+    assert (scores["replaced"]["nfe"], scores["RePaint"]["nfe"]) == (5, 9), (
+        "climbs from the last two even steps, of two steps each"
+    )
+
+
+def test_without_snapshots_there_is_no_film(model, judge):  # noqa: F811
+    arrays, _ = run()
+    assert len(arrays["training_step"]) == len(arrays["training_images"]) == 0
+
+
+@pytest.mark.parametrize("conditioning", ["none", "text", "class+mask"])
+def test_it_runs_whatever_the_network_is_told(workspace, conditioning, request):
+    edit_params(**{"model.conditioning": conditioning})
+    for name in ("data", "model", "judge"):
+        request.getfixturevalue(name)
+    _, scores = run()
+    assert ("shown to the network" in scores) == ("mask" in conditioning)
+
+
+def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, data, judge, monkeypatch):  # noqa: F811
+    network, known = load("final", CPU), {}
+
+    def fill(with_image):
+        def run(model, plan, x0, mask, labels, seed, shown):
+            known["labels"] = labels
+            yield x0 if with_image else x0 * mask - (1 - mask)
+
+        monkeypatch.setattr(inpainting, "inpaint_images", run)
+        monkeypatch.setattr(inpainting, "finished", next)
+        return score_inpainting(network, data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
+
+    whole, blank = fill(True), fill(False)
+    assert whole["RePaint"]["psnr"] == 100
+    assert whole["RePaint"]["accuracy"] == whole["accuracy_real"]
+    assert 0 < blank["RePaint"]["psnr"] < 20
+    # This network was never trained without the class, so it must be told.
+    assert known["labels"] is not None
+
+
+def test_psnr_is_that_of_the_filled_pixels_alone(model, data, judge, monkeypatch):  # noqa: F811
+    def run(model, plan, x0, mask, labels, seed, shown):
+        yield torch.where(mask == 1, x0, x0 + 0.2)
+
+    monkeypatch.setattr(inpainting, "inpaint_images", run)
+    monkeypatch.setattr(inpainting, "finished", next)
+    scores = score_inpainting(load("final", CPU), data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
+    assert scores["replaced"]["psnr"] == pytest.approx(20.0, abs=1e-4)
+
+
+def test_images_of_all_classes_come_in_turn():
+    split = Split(np.zeros((6, 1, 1, 1), np.uint8), np.array([5, 5, 0, 0, 0, 3]))
+    assert of_classes(split, 10).tolist() == [2, 5, 0, 3, 1, 4]
+    assert of_classes(split, 2).tolist() == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        ({"edit.steps": 51}, "edit.steps: 51 is more than the model's T = 50 steps"),
+        ({"edit.jump": 5}, "edit.jump: 5 must be less than edit.steps, 5"),
+        ({"edit.images": 65}, "edit.images: 65 must be less than or equal to 64"),
+        ({"edit.film_frames": -1}, "edit.film_frames: -1 must be greater than or equal to 0"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_drawn(model, judge, refused, edits, expected):  # noqa: F811
+    edit_params(**edits)
+    assert expected in refused(import_module(MAIN).main)
+    assert not Path("samples/edits.npz").exists()
