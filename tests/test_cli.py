@@ -21,7 +21,7 @@ from PIL import Image
 from test_unet import awake, settings
 
 from ddpm import runtime
-from ddpm.app import cli, options, outputs, shots, studio
+from ddpm.app import cli, options, orders, outputs, shots, studio, views
 from ddpm.app.cli import COMMANDS, app, main
 from ddpm.app.images import MASKS
 from ddpm.app.machine import checkpoint_of
@@ -86,7 +86,7 @@ def project(built, tmp_path, monkeypatch) -> Path:
     for name in ("data", "models"):
         (folder / name).symlink_to(built / name)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(studio, "STEPS", 5)
+    monkeypatch.setattr(orders, "STEPS", 5)
     # As everywhere in the tests, whatever a command asks for.
     monkeypatch.setattr(runtime, "usable_cpus", lambda: 1)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
@@ -453,7 +453,7 @@ def test_every_option_is_explained(parameter):
 
 # Options by name, and the registries that they choose from; help must not import these.
 CHOICES = {
-    "sampler": studio.CHOICES,
+    "sampler": orders.CHOICES,
     "spacing": SPACINGS,
     "thresholding": THRESHOLDS,
     "variance": VARIANCES,
@@ -702,7 +702,7 @@ class TestBroken:
 def test_an_interruption(project, capsys, monkeypatch):
     def stop(*_):
         x = torch.zeros(1, 1, 8, 8)
-        yield studio.View(1, 2, 0, 1.0, x, x, False)
+        yield views.View(1, 2, 0, 1.0, x, x, False)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(studio, "draw_images", stop)

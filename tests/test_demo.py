@@ -14,7 +14,9 @@ from ddpm.app import demo_jobs
 from ddpm.app.demo_jobs import Kept, compare, draw, inpaint, interpolate, show
 from ddpm.app.demo_values import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, painting
 from ddpm.app.images import MASKS, open_mask
-from ddpm.app.studio import draw_images, finished, make_plan, tell
+from ddpm.app.orders import make_plan, tell
+from ddpm.app.studio import draw_images
+from ddpm.app.views import finished
 from ddpm.data.batches import to_images
 from ddpm.data.prepared import open_test
 from ddpm.files import InputError

@@ -12,26 +12,11 @@ from test_unet import IDENTITY, awake, settings
 
 from ddpm.app.films import Recorder, models_of_training
 from ddpm.app.images import MASKS, known_where, open_image, open_mask, read_picture
+from ddpm.app.orders import CHOICES, MOST_SEED, class_number, image_noise, latent_of, make_plan, tell
 from ddpm.app.outputs import pictures
 from ddpm.app.sources import EDITS, source_image, stacked
-from ddpm.app.studio import (
-    CHOICES,
-    MOST_SEED,
-    Source,
-    View,
-    class_number,
-    draw_images,
-    edit_images,
-    finished,
-    image_noise,
-    inpaint_images,
-    interpolate_images,
-    latent_of,
-    make_plan,
-    reconstruct_images,
-    tell,
-    vary_images,
-)
+from ddpm.app.studio import Source, draw_images, edit_images, inpaint_images, interpolate_images, reconstruct_images, vary_images
+from ddpm.app.views import View, finished
 from ddpm.data.batches import to_images
 from ddpm.files import InputError
 from ddpm.networks.conditioning import CONDITIONINGS

@@ -27,16 +27,9 @@ from ddpm.app.demo_values import (
 )
 from ddpm.app.films import Recorder
 from ddpm.app.images import Named, open_image
-from ddpm.app.studio import (
-    NO_CLASS,
-    View,
-    draw_images,
-    finished,
-    inpaint_images,
-    interpolate_images,
-    make_plan,
-    tell,
-)
+from ddpm.app.orders import NO_CLASS, make_plan, tell
+from ddpm.app.studio import draw_images, inpaint_images, interpolate_images
+from ddpm.app.views import View, finished
 from ddpm.data.batches import to_images, to_model_range, to_tensor
 from ddpm.files import InputError, write_npz
 from ddpm.reporting.movies import denoising_frames, strip_film, write_film

@@ -30,7 +30,7 @@ from ddpm.app.demo_values import (
     painting,
 )
 from ddpm.app.images import MASKS
-from ddpm.app.studio import CHOICES, MOST_SEED, NO_CLASS, STEPS
+from ddpm.app.orders import CHOICES, MOST_SEED, NO_CLASS, STEPS
 from ddpm.data.prepared import open_test
 from ddpm.files import InputError
 from ddpm.params import Section

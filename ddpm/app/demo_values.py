@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ddpm.app.images import MASKS, known_where, open_mask
-from ddpm.app.studio import CHOICES, MOST_GUIDANCE, MOST_SEED
+from ddpm.app.orders import CHOICES, MOST_GUIDANCE, MOST_SEED
 from ddpm.files import InputError
 from ddpm.params import OneOf, Section, make
 from ddpm.sampling.model import DiffusionModel

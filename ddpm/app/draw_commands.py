@@ -37,11 +37,11 @@ def sample(
     load: Callable,
 ) -> None:  # fmt: skip
     """Draw new images with the trained model."""
-    from ddpm.app import outputs, studio
+    from ddpm.app import orders, outputs, studio
 
     suffix, model = outputs.check_out(out, outputs.SAMPLES), load()
-    made = studio.make_plan(model, **plan)
-    told, captions = studio.tell(model, number, label or [], text or [])
+    made = orders.make_plan(model, **plan)
+    told, captions = orders.tell(model, number, label or [], text or [])
     if not made.conditional:
         if label or text:
             raise InputError("guidance: 0 draws without class and text; leave them out, or give more guidance")
@@ -83,17 +83,17 @@ def compare(
     load: Callable,
 ) -> None:  # fmt: skip
     """Draw the same images, from the same noise, by several samplers and numbers of steps, to see what each is worth."""
-    from ddpm.app import outputs, studio
+    from ddpm.app import orders, outputs, studio
 
     outputs.check_out(out, [".png"])
     model = load()
-    told, captions = studio.tell(model, number, label or [], text or [])
+    told, captions = orders.tell(model, number, label or [], text or [])
     pairs = [(name, count) for name in sampler or ["ddim", "dpmpp_2m", "ddpm"] for count in steps or [10, 20, 50]]
     if not sampler and not steps:
         pairs = [(name, min(count, model.schedule.steps)) for name, count in COMPARED]
     # eta and variance are each of one sampler.
     plans = [
-        studio.make_plan(model, sampler=name, steps=count, **{**style, "eta": style["eta"] if name == "ddim" else 0.0})
+        orders.make_plan(model, sampler=name, steps=count, **{**style, "eta": style["eta"] if name == "ddim" else 0.0})
         for name, count in dict.fromkeys(pairs)
     ]
     outputs.check_size(model.shape, tile, number * len(plans))
@@ -141,7 +141,7 @@ def animate(
     load: Callable,
 ) -> None:  # fmt: skip
     """Make a film of noise that becomes images, or of a model that learns to draw."""
-    from ddpm.app import outputs, shots, studio
+    from ddpm.app import orders, outputs, shots
     from ddpm.params import lookup
     from ddpm.reporting.movies import FILMS, UPSCALING, write_film
 
@@ -150,7 +150,7 @@ def animate(
     out = out.with_name(out.name.replace("WHAT", what))
     outputs.check_out(out, FILMS)
     model, number = load(), number or subject.number
-    told, _ = studio.tell(model, number, label or [], text or [])
+    told, _ = orders.tell(model, number, label or [], text or [])
     shot = shots.Shot(number, told, seed, frames, columns or min(number, 10), tile, upscaling)
     outputs.check_size(model.shape, tile, subject.copies * number * frames, outputs.MOST_FILM_PIXELS)
     clock = outputs.Clock()

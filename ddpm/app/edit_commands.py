@@ -41,7 +41,7 @@ def edit(
     load: Callable,
 ) -> None:  # fmt: skip
     """Draw variants of an image, more or less like it; with another class or text, turn it into that."""
-    from ddpm.app import outputs, studio
+    from ddpm.app import orders, outputs
     from ddpm.app.images import open_image
     from ddpm.app.sources import EDITS, source_image
     from ddpm.data.batches import to_images
@@ -51,7 +51,7 @@ def edit(
     vary = lookup(EDITS, method, "method")
     model, strengths = load(), list(dict.fromkeys(strength or [0.2, 0.4, 0.6, 0.8]))
     outputs.check_size(model.shape, tile, (number + 1) * len(strengths))
-    named, made = open_image(model, image, label, text), studio.make_plan(model, **plan)
+    named, made = open_image(model, image, label, text), orders.make_plan(model, **plan)
     clock = outputs.Clock()
     whole = source_image(model, named.source)
     source = named.source._replace(image=whole)
@@ -88,7 +88,7 @@ def reconstruct(
     load: Callable,
 ) -> None:  # fmt: skip
     """Encode images to noise and back, to see what the model keeps of them (PSNR in dB, higher is better)."""
-    from ddpm.app import outputs, studio
+    from ddpm.app import orders, outputs, studio, views
     from ddpm.app.images import open_image
     from ddpm.app.sources import stacked
     from ddpm.data.batches import to_images
@@ -97,7 +97,7 @@ def reconstruct(
     outputs.check_out(out, [".png"])
     model, names = load(), image or [f"test:{k}" for k in range(8)]
     counts = steps or [min(count, model.schedule.steps) for count in (10, 20, 50, 100)]
-    plans = {count: studio.make_plan(model, steps=count, spacing=spacing) for count in counts}
+    plans = {count: orders.make_plan(model, steps=count, spacing=spacing) for count in counts}
     outputs.check_size(model.shape, tile, len(names) * (1 + len(plans)))
     named = [open_image(model, name, label, text) for name in names]
     images, groups = stacked(model, [given.source for given in named])
@@ -106,8 +106,8 @@ def reconstruct(
     for count, plan in plans.items():
         back = images.clone()
         for chosen, labels in groups:
-            views = studio.reconstruct_images(model, plan, images[chosen], labels)
-            back[chosen] = studio.finished(outputs.shown(f"{count:,} steps", views))
+            work = studio.reconstruct_images(model, plan, images[chosen], labels)
+            back[chosen] = views.finished(outputs.shown(f"{count:,} steps", work))
         found = psnr(back, images)
         say(f"{count:>5,}{2 * plan.nfe:>14,}{found.mean():>9.2f} dB{found.min():>7.2f} dB")
         rows.append(list(to_images(back)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpm.app.studio import View
+from ddpm.app.views import View
 from ddpm.data.batches import to_images
 from ddpm.files import InputError
 from ddpm.networks.posthoc import WIDTHS

@@ -49,7 +49,7 @@ def interpolate(
     load: Callable,
 ) -> None:  # fmt: skip
     """Lead from one image to another, through images that lie between them for the model."""
-    from ddpm.app import outputs, studio
+    from ddpm.app import orders, outputs, studio
     from ddpm.app.images import open_image
     from ddpm.params import lookup
     from ddpm.reporting.movies import FILMS, UPSCALING, strip_film, write_film
@@ -65,9 +65,9 @@ def interpolate(
     ends = [
         open_image(model, name, label and label[k % len(label)], text and text[k % len(text)]) for k, name in enumerate((a, b))
     ]
-    made, clock = studio.make_plan(model, **plan), outputs.Clock()
-    views = studio.interpolate_images(model, made, ends[0].source, ends[1].source, number)
-    images = outputs.pictures(made.label, views)
+    made, clock = orders.make_plan(model, **plan), outputs.Clock()
+    work = studio.interpolate_images(model, made, ends[0].source, ends[1].source, number)
+    images = outputs.pictures(made.label, work)
     if film:
         write_film(out, strip_film(images, 1, tile, upscaling), fps, 0.0)
     else:
@@ -113,7 +113,7 @@ def inpaint(
     load: Callable,
 ) -> None:  # fmt: skip
     """Let the model fill a part of an image in several ways; the rest stays as it is."""
-    from ddpm.app import outputs, studio
+    from ddpm.app import orders, outputs, studio
     from ddpm.app.images import open_image, open_mask
     from ddpm.app.sources import repeated, source_image
     from ddpm.data.batches import to_images
@@ -122,15 +122,15 @@ def inpaint(
     outputs.check_out(out, [".png"])
     model = load()
     named, known = open_image(model, image, label, text), open_mask(mask, model.shape)
-    plain = studio.make_plan(model, **plan)
+    plain = orders.make_plan(model, **plan)
     room = len(set(plain.grid.tolist())) - 2
     resamples = resamples or (1 if model.network.masked or room < 1 else 10)
     change = partial(jumped, jump=jump or min(10, max(1, room)), resamples=resamples)
-    made, clock = studio.make_plan(model, change, **plan), outputs.Clock()
+    made, clock = orders.make_plan(model, change, **plan), outputs.Clock()
     outputs.check_size(model.shape, tile, number + 2)
     x0 = source_image(model, named.source)
-    views = studio.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, repeated(named.source.labels, number), seed)
-    fills = outputs.pictures(made.label, views)
+    work = studio.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, repeated(named.source.labels, number), seed)
+    fills = outputs.pictures(made.label, work)
     whole = to_images(x0)[0]
     outputs.write_beside(out, [("image", whole), ("known", outputs.tinted(whole, known))], [("", fills)], columns, tile)
     say(

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm.app.studio import NO_CLASS, Source, latent_of, tell
+from ddpm.app.orders import NO_CLASS, latent_of, tell
+from ddpm.app.studio import Source
 from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.folder import LazyPictures
 from ddpm.data.prepared import open_test

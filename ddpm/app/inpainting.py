@@ -7,7 +7,9 @@ from torch import Tensor
 
 from ddpm import distributed
 from ddpm.app.images import open_mask
-from ddpm.app.studio import finished, inpaint_images, make_plan
+from ddpm.app.orders import make_plan
+from ddpm.app.studio import inpaint_images
+from ddpm.app.views import finished
 from ddpm.data.batches import to_images
 from ddpm.data.prepared import Prepared
 from ddpm.evaluation.pairs import held_out

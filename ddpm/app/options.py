@@ -127,7 +127,7 @@ def style(
         typer.Option(metavar="NAME", rich_help_panel=HOW, help="Of the steps of sampler ddpm: small, large or learned."),
     ] = "small",
 ) -> dict[str, Any]:
-    """Options of `studio.make_plan` that say how to draw, but for sampler and steps."""
+    """Options of `orders.make_plan` that say how to draw, but for sampler and steps."""
     return locals()
 
 
@@ -147,7 +147,7 @@ def plan(
     ] = None,
     **rest: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Options of `studio.make_plan`."""
+    """Options of `orders.make_plan`."""
     return {"sampler": sampler, "steps": steps, **style(**rest)}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm.app.studio import View
+from ddpm.app.views import View
 from ddpm.data.batches import to_images
 from ddpm.files import InputError, write_npz, write_text, writing
 from ddpm.params import lookup
@@ -86,7 +86,7 @@ def shown(name: str, views: Iterator[View]) -> Iterator[View]:
 
 
 class Drawn(NamedTuple):
-    """Samples: images uint8 (N, H, W, C), a caption for each, what the network was told, as `studio.tell` has it, and how."""
+    """Samples: images uint8 (N, H, W, C), a caption for each, what the network was told, as `orders.tell` has it, and how."""
 
     images: np.ndarray
     captions: Sequence[str]

@@ -9,8 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.app.films import Recorder, models_of_training
+from ddpm.app.orders import make_plan
 from ddpm.app.outputs import pictures
-from ddpm.app.studio import draw_images, finished, make_plan
+from ddpm.app.studio import draw_images
+from ddpm.app.views import finished
 from ddpm.data.batches import to_images
 from ddpm.networks.snapshots import list_snapshots
 from ddpm.reporting.movies import denoising_frames, grid_frames, training_frames
@@ -32,7 +34,7 @@ class Shot(NamedTuple):
 
 
 def denoising_film(model: DiffusionModel, plan: dict, shot: Shot, folder: Path) -> list[Image.Image]:
-    """x_t above the prediction of x0, on the way from noise to images. plan: options of `studio.make_plan`."""
+    """x_t above the prediction of x0, on the way from noise to images. plan: options of `orders.make_plan`."""
     found = _recorded(model, plan, shot)
     return denoising_frames(found.x, found.x0, found.levels, shot.tile, upscaling=shot.upscaling)
 

@@ -13,18 +13,9 @@ from torch import Tensor
 from ddpm.app.films import models_of_training
 from ddpm.app.images import open_mask
 from ddpm.app.inpainting import MASK, inpaint_methods
-from ddpm.app.studio import (
-    STEPS,
-    Source,
-    draw_images,
-    edit_images,
-    finished,
-    inpaint_images,
-    interpolate_images,
-    latent_of,
-    make_plan,
-    vary_images,
-)
+from ddpm.app.orders import STEPS, latent_of, make_plan
+from ddpm.app.studio import Source, draw_images, edit_images, inpaint_images, interpolate_images, vary_images
+from ddpm.app.views import finished
 from ddpm.data.batches import to_images, to_model_range, to_tensor
 from ddpm.data.prepared import Split
 from ddpm.files import InputError

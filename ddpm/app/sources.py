@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ddpm.app.studio import Source, View, edit_images, finished, make_plan, vary_images
+from ddpm.app.orders import make_plan
+from ddpm.app.studio import Source, edit_images, vary_images
+from ddpm.app.views import View, finished
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import Plan
 

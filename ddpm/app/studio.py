@@ -4,140 +4,26 @@ Work is a generator of Views, one after each evaluation of the network, so that 
 sees, or stop. The last View of each batch holds its finished images. All images are (N, C, H, W) in [-1, 1].
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.app.orders import image_noise
+from ddpm.app.views import View, views_of
 from ddpm.files import InputError
 from ddpm.networks.conditioning import known_pixels
-from ddpm.params import lookup, make
 from ddpm.sampling import morph
 from ddpm.sampling.denoiser import Denoiser, blended
 from ddpm.sampling.editing import decode, image_to_image, inpainting, invert
 from ddpm.sampling.grid import evaluations, from_strength
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.noise import ImageNoise
-from ddpm.sampling.samplers import SAMPLERS, Frame, Sampler, ancestral_step, sample
-from ddpm.sampling.settings import GridChange, Plan, SampleDDIM, SampleDDPM
+from ddpm.sampling.samplers import sample
+from ddpm.sampling.settings import Plan
 
-STEPS = 50
-MOST_GUIDANCE = 50.0
-MOST_SEED = 2**31 - 1
 BATCH = 100
-CHOICES: dict[str, Sampler] = {"ddpm": Sampler("DDPM", ancestral_step, ("variance",), stochastic=True), **SAMPLERS}
-NO_CLASS = "none"
-
-
-class View(NamedTuple):
-    """A moment of some work: evaluations done and in all, the number of the first image in x, the level that x is at, x and the
-    prediction of x0 (B, C, H, W), and whether x is finished."""
-
-    done: int
-    total: int
-    first: int
-    position: float
-    x: Tensor
-    x0: Tensor
-    last: bool
-
-
-def make_plan(
-    model: DiffusionModel,
-    change: GridChange | None = None,
-    *,
-    sampler: str = "ddim",
-    steps: int | None = None,
-    eta: float = 0.0,
-    variance: str = "small",
-    spacing: str = "trailing",
-    guidance: float = 1.0,
-    thresholding: str = "clip",
-) -> Plan:
-    """How to draw from a model. steps: None is all T for ddpm, and up to 50 for others; eta is ddim's, variance ddpm's; change:
-    what is done to the grid (`jumped`).
-
-    Raises InputError, beginning with the option, for one that is unknown, out of range, or not possible with this model.
-    """
-    lookup(CHOICES, sampler, "sampler")
-    total = model.schedule.steps
-    if steps is not None and not 1 <= steps <= total:
-        raise InputError(f"steps: {steps} is out of range; this model has T = {total}, so give 1 to {total}")
-    if not guidance <= MOST_GUIDANCE:
-        raise InputError(f"guidance: {guidance} is out of range; give 0 to {MOST_GUIDANCE:g}")
-    common = {
-        "samples": 1, "batch_size": 1, "checkpoint": "final", "thresholding": thresholding, "threshold_quantile": 0.995,
-        "guidance": float(guidance), "guidance_interval": "all",
-    }  # fmt: skip
-    if sampler == "ddpm":
-        if eta:
-            raise InputError(f"eta: {eta} has no meaning for sampler 'ddpm', only for ddim; leave it out")
-        return make(SampleDDPM, variance=variance, **common).plan(model, steps, change)
-    chosen = {"sampler": sampler, "steps": steps or min(STEPS, total), "eta": float(eta), "spacing": spacing, "churn": 0.0}
-    return make(SampleDDIM, **chosen, **common).plan(model, change)
-
-
-def class_number(model: DiffusionModel, name: str) -> int:
-    """The number of a class by its name, in whatever case, or by the number itself. Raises InputError for an unknown one."""
-    names = model.data["class_names"]
-    for k, known in enumerate(names):
-        if name.strip().lower() == known.lower():
-            return k
-    number = name.strip()
-    # Python refuses to read numbers of thousands of digits.
-    if number.isdecimal() and len(number) < 10 and int(number) < len(names):
-        return int(number)
-    return names.index(lookup(dict.fromkeys(names), name, "label"))
-
-
-def tell(
-    model: DiffusionModel, count: int, labels: Sequence[str] = (), texts: Sequence[str] = ()
-) -> tuple[Tensor | None, list[str]]:
-    """What the network is told of `count` images, and what to write beside each: labels (names or numbers of classes) or texts,
-    in turn; without either, every class in turn. The label `none` is no class, and so is an empty text.
-
-    Raises InputError for what the model does not take or know.
-    """
-    if labels and texts:
-        raise InputError("text: cannot be given together with label; a text says what to draw by itself")
-    if texts:
-        read = model.read(texts)
-        turns = torch.arange(count) % len(texts)
-        return read[turns.to(read.device)], [texts[k] for k in turns.tolist()]
-    names = model.data["class_names"]
-    if not labels:
-        numbers = model.balanced_labels(count)
-        return numbers, [""] * count if numbers is None else [names[k] for k in numbers.tolist()]
-    if not model.network.conditional:
-        raise InputError("label: this model takes no class (model.conditioning); leave it out")
-    if set(labels) == {NO_CLASS}:
-        _check_knows_no_class(model)
-        return None, [""] * count
-    if NO_CLASS in labels:
-        raise InputError(f"label: {NO_CLASS!r} cannot be mixed with classes; draw twice")
-    numbers = [class_number(model, name) for name in labels]
-    chosen = [numbers[k % len(numbers)] for k in range(count)]
-    return torch.tensor(chosen, device=model.device), [names[k] for k in chosen]
-
-
-def _check_knows_no_class(model: DiffusionModel) -> None:
-    if not model.knows_no_class:
-        raise InputError("label: 'none' needs a model that was also trained without its class (train.condition_dropout above 0)")
-
-
-def image_noise(model: DiffusionModel, seed: int, count: int, draws: int, first: int = 0) -> ImageNoise:
-    """All the noise of images first .. first + count - 1 of a seed. Raises InputError for a seed that is none."""
-    if not 0 <= seed <= MOST_SEED:
-        raise InputError(f"seed: {seed} is out of range; give 0 to {MOST_SEED}")
-    height, width, channels = model.shape
-    return ImageNoise(model.device, (count, channels, height, width), first, draws, "studio", seed)
-
-
-def latent_of(model: DiffusionModel, seed: int) -> Tensor:
-    """The noise (1, C, H, W) that image 0 of a seed is drawn from."""
-    return image_noise(model, seed, 1, 1)()
 
 
 def draw_images(
@@ -151,7 +37,7 @@ def draw_images(
         noise = image_noise(model, seed, size, len(plan.grid) if plan.stochastic else 1, first)
         denoiser = plan.denoiser(None if labels is None else labels[first : first + size])
         frames = sample(denoiser, plan.rule, model.schedule, plan.grid, noise(), noise)
-        yield from _views(frames, k * work, len(starts) * work, first)
+        yield from views_of(frames, k * work, len(starts) * work, first)
 
 
 def inpaint_images(
@@ -170,7 +56,7 @@ def inpaint_images(
         shown = model.network.masked
     denoiser = plan.denoiser(labels, known_pixels(x0, mask) if shown else None)
     rule = inpainting(plan.rule, x0, mask, noise)
-    yield from _views(sample(denoiser, rule, model.schedule, plan.grid, noise(), noise), 0, evaluations(plan.grid))
+    yield from views_of(sample(denoiser, rule, model.schedule, plan.grid, noise(), noise), 0, evaluations(plan.grid))
 
 
 def edit_images(
@@ -180,7 +66,7 @@ def edit_images(
     noise = image_noise(model, seed, len(x0), len(plan.grid))
     work = evaluations(from_strength(plan.grid, model.schedule, strength))
     frames = image_to_image(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, x0, strength, noise)
-    yield from _views(frames, 0, max(1, work))
+    yield from views_of(frames, 0, max(1, work))
 
 
 class Source(NamedTuple):
@@ -206,7 +92,7 @@ def interpolate_images(model: DiffusionModel, plan: Plan, a: Source, b: Source, 
     if a.image is None and b.image is None:
         start = morph.slerp(a.latent, b.latent, fractions)
         frames = sample(_between(plan.denoiser, a, b, fractions), plan.rule, model.schedule, plan.grid, start, _no_noise)
-        yield from _views(frames, 0, evaluations(plan.grid))
+        yield from views_of(frames, 0, evaluations(plan.grid))
         return
     grid = _plain(plan.grid)
     work = evaluations(grid)
@@ -214,7 +100,7 @@ def interpolate_images(model: DiffusionModel, plan: Plan, a: Source, b: Source, 
     first, done = yield from _encoded(model, plan, a, 0, total)
     second, done = yield from _encoded(model, plan, b, done, total)
     frames = morph.interpolate(_between(model.denoiser, a, b, fractions), model.schedule, grid, first, second, fractions)
-    yield from _views(frames, done, total)
+    yield from views_of(frames, done, total)
 
 
 def vary_images(model: DiffusionModel, plan: Plan, source: Source, amount: float, count: int, seed: int) -> Iterator[View]:
@@ -228,13 +114,13 @@ def vary_images(model: DiffusionModel, plan: Plan, source: Source, amount: float
     if source.image is None:
         start = morph.vary(source.latent, fresh, amount)
         frames = sample(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, start, _no_noise)
-        yield from _views(frames, 0, evaluations(plan.grid))
+        yield from views_of(frames, 0, evaluations(plan.grid))
         return
     grid = _plain(plan.grid)
     total = 3 * evaluations(grid)
     encoded, done = yield from _encoded(model, plan, source, 0, total)
     frames = morph.variations(model.denoiser(labels), model.schedule, grid, encoded, fresh, amount)
-    yield from _views(frames, done, total)
+    yield from views_of(frames, done, total)
 
 
 def reconstruct_images(model: DiffusionModel, plan: Plan, x0: Tensor, labels: Tensor | None) -> Iterator[View]:
@@ -242,35 +128,8 @@ def reconstruct_images(model: DiffusionModel, plan: Plan, x0: Tensor, labels: Te
     `position` is the grid's start."""
     grid, denoiser = _plain(plan.grid), model.denoiser(labels)
     total = 2 * evaluations(grid)
-    latent = yield from _views(invert(denoiser, model.schedule, grid, x0), 0, total, final=False)
-    yield from _views(decode(denoiser, model.schedule, grid, latent.x), total // 2, total)
-
-
-def finished(views: Iterator[View], on_view: Callable[[View], object] = lambda view: None) -> Tensor:
-    """Run some work to its end: its finished images (N, C, H, W); each View is handed to `on_view`.
-
-    Raises InputError if an image is not finite, which a picture would hide.
-    """
-    images = []
-    for view in views:
-        on_view(view)
-        if view.last:
-            images.append(view.x)
-    images = torch.cat(images)
-    if not images.isfinite().all():
-        raise InputError("thresholding: without it the images are not finite; use 'clip', or less guidance")
-    return images
-
-
-def _views(frames: Iterator[Frame], done: int, total: int, first: int = 0, final: bool = True) -> Iterator[View]:
-    """Frames as Views, `done` evaluations of `total` having been made; returns the last Frame."""
-    ahead = next(frames)
-    for frame in frames:
-        done += 1
-        yield View(done, total, first, ahead.position, ahead.x, ahead.x0, False)
-        ahead = frame
-    yield View(done + 1, total, first, ahead.position, ahead.x, ahead.x0, final)
-    return ahead
+    latent = yield from views_of(invert(denoiser, model.schedule, grid, x0), 0, total, final=False)
+    yield from views_of(decode(denoiser, model.schedule, grid, latent.x), total // 2, total)
 
 
 def _encoded(model: DiffusionModel, plan: Plan, source: Source, done: int, total: int) -> Iterator[View]:
@@ -279,10 +138,10 @@ def _encoded(model: DiffusionModel, plan: Plan, source: Source, done: int, total
     work = evaluations(grid)
     if image is None:
         frames = sample(plan.denoiser(source.labels), plan.rule, model.schedule, plan.grid, source.latent, _no_noise)
-        image = (yield from _views(frames, done, total, final=False)).x
+        image = (yield from views_of(frames, done, total, final=False)).x
         done += work
-    latent = (yield from _views(invert(denoiser, model.schedule, grid, image), done, total, final=False)).x
-    decoded = (yield from _views(decode(denoiser, model.schedule, grid, latent), done + work, total, final=False)).x
+    latent = (yield from views_of(invert(denoiser, model.schedule, grid, image), done, total, final=False)).x
+    decoded = (yield from views_of(decode(denoiser, model.schedule, grid, latent), done + work, total, final=False)).x
     return morph.Encoded(image, latent, image - decoded), done + 2 * work
 
 
