@@ -286,6 +286,19 @@ class TestAnimate:
         run("animate", "-n", 2, "--steps", 4, "--frames", 30)
         assert frames_of(Path("out/denoising.gif")) == 4
 
+    @pytest.mark.parametrize("what", ["denoising", "grid"])
+    def test_moments_in_one_picture(self, run, what):
+        drawn = ("-m", "models/plain", "-n", 3, "--steps", 4)
+        line = run("animate", "--what", what, *drawn, "--tile", 8, "-o", "way.png")[0]
+        assert line.startswith("wrote way.png: 3 images on their way, ")
+        run("sample", *drawn, "-o", "a.npz")
+        side = (size_of("way.png")[0] - 2 * MARGIN) // 4 - GAP
+        assert side % 8 == 0
+        top = size_of("way.png")[1] - MARGIN - 3 * (side + GAP)
+        for k, image in enumerate(read_npz("a.npz", "x")["arr_0"][..., 0]):
+            # The last of the four columns is what was drawn.
+            assert np.array_equal(tile("way.png", k, 3, side, top=top), np.kron(image, np.ones((side // 8, side // 8), np.uint8)))
+
     def test_the_last_frame_stays(self, run):
         run("animate", "-n", 2, "--steps", 4, "--fps", 10, "--hold", 3)
         with Image.open("out/denoising.gif") as film:
@@ -575,7 +588,8 @@ MISTAKES = [
     ("compare --number 51", "--number: "),
     ("animate --what films", "--what: 'films' is unknown"),
     ("animate --what training", "models/ddpm: holds no snapshots to make a film of"),
-    ("animate --out a.png", "--out: 'a.png' ends in '.png'; valid: .gif or .mp4"),
+    ("animate --out a.jpg", "--out: 'a.jpg' ends in '.jpg'; valid: .gif or .mp4 or .png"),
+    ("animate --what training --out a.png", "--out: 'a.png' ends in '.png'; valid: .gif or .mp4"),
     ("animate --fps nan", "--fps: "),
     ("animate --fps 0", "--fps: "),
     ("animate --hold 61", "--hold: "),

@@ -11,6 +11,7 @@ from ddpm.app.options import OUT, WHAT, Columns, Labels, Seed, Texts, Tile, gath
 from ddpm.app.terminal import say
 from ddpm.files import InputError
 
+MOMENTS = 10  # in a picture, at most: more would be too small to see
 # What `compare` draws if nobody says: pairs of sampler and steps.
 COMPARED = [("ddim", 10), ("ddim", 20), ("ddim", 50), ("dpmpp_2m", 10), ("ddpm", 100)]
 
@@ -123,7 +124,9 @@ def animate(
     label: Labels = None,
     text: Texts = None,
     seed: Seed = 0,
-    out: Annotated[Path, options.out("A .gif or an .mp4.", show_default="out/WHAT.gif")] = Path("out/WHAT.gif"),
+    out: Annotated[
+        Path, options.out("A .gif or an .mp4; a .png shows moments in a row.", show_default="out/WHAT.gif")
+    ] = Path("out/WHAT.gif"),
     frames: Annotated[
         int, typer.Option(min=1, max=1000, metavar="NUMBER", rich_help_panel=OUT, help="At most so many frames.")
     ] = 48,
@@ -144,16 +147,21 @@ def animate(
     from ddpm.app import orders, outputs, shots
     from ddpm.params import lookup
     from ddpm.reporting.movies import FILMS, UPSCALING, write_film
+    from ddpm.reporting.pictures import save
 
     subject = lookup(shots.SUBJECTS, what, "what")
     lookup(UPSCALING, upscaling, "upscaling")
     out = out.with_name(out.name.replace("WHAT", what))
-    outputs.check_out(out, FILMS)
+    still = outputs.check_out(out, {**FILMS, ".png": save} if subject.still else FILMS) == ".png"
     model, number = load(), number or subject.number
     told, _ = orders.tell(model, number, label or [], text or [])
     shot = shots.Shot(number, told, seed, frames, columns or min(number, 10), tile, upscaling)
     outputs.check_size(model.shape, tile, subject.copies * number * frames, outputs.MOST_FILM_PIXELS)
     clock = outputs.Clock()
+    if still:
+        save(out, subject.still(model, plan, shot._replace(frames=min(frames, MOMENTS))))
+        say(f"wrote {out}: {number:,} images on their way, {clock}")
+        return
     shots = subject.film(model, plan, shot, load.folder)
     write_film(out, shots, fps, hold)
     say(f"wrote {out}: {len(shots)} frames of {number:,} images, {clock}")

@@ -15,7 +15,7 @@ from ddpm.app.studio import draw_images
 from ddpm.app.views import finished
 from ddpm.data.batches import to_images
 from ddpm.networks.snapshots import list_snapshots
-from ddpm.reporting.movies import denoising_frames, grid_frames, training_frames
+from ddpm.reporting.movies import denoising_frames, grid_frames, progressive_picture, training_frames
 from ddpm.runtime import Progress
 from ddpm.sampling.grid import evaluations
 from ddpm.sampling.model import DiffusionModel
@@ -45,6 +45,12 @@ def grid_film(model: DiffusionModel, plan: dict, shot: Shot, folder: Path) -> li
     return grid_frames(found.x, found.levels, shot.columns, shot.tile, shot.upscaling)
 
 
+def moments(model: DiffusionModel, plan: dict, shot: Shot) -> Image.Image:
+    """A picture of the way from noise to images: a row for each image, a column for each frame."""
+    found = _recorded(model, plan, shot)
+    return progressive_picture(found.x, found.levels, shot.tile, shot.number, shot.frames, shot.upscaling)
+
+
 def _recorded(model: DiffusionModel, plan: dict, shot: Shot) -> Recorder:
     made = make_plan(model, **plan)
     recorder = Recorder(evaluations(made.grid), shot.frames)
@@ -65,15 +71,17 @@ def training_film(model: DiffusionModel, plan: dict, shot: Shot, folder: Path) -
 
 
 class Subject(NamedTuple):
-    """Something to film: how, of how many images if nobody says, and how often each stands in a frame."""
+    """Something to film: how, of how many images if nobody says, and how often each stands in a frame; and how it is shown in
+    one picture, if it can be."""
 
     film: Callable[[DiffusionModel, dict, Shot, Path], list[Image.Image]]
     number: int
     copies: int = 1
+    still: Callable[[DiffusionModel, dict, Shot], Image.Image] | None = None
 
 
 SUBJECTS: dict[str, Subject] = {
-    "denoising": Subject(denoising_film, 8, 2),
-    "grid": Subject(grid_film, 50),
+    "denoising": Subject(denoising_film, 8, 2, moments),
+    "grid": Subject(grid_film, 50, still=moments),
     "training": Subject(training_film, 50),
 }
