@@ -19,13 +19,13 @@ def main() -> None:
     judge, _ = load_classifier(data, device)
     model = load(p.edit.checkpoint, device)
     check_data(model.data, data.identity())
-    p.edit.check(model)
-    jumps = p.edit.steps, p.edit.jump, p.edit.resamples
-    scores = {"inpaint": score_inpainting(model, data, judge, p.edit.scored_images, *jumps, p.seed)}
+    settings = p.edit.fitted(model)
+    jumps = settings.steps, settings.jump, settings.resamples
+    scores = {"inpaint": score_inpainting(model, data, judge, settings.scored_images, *jumps, p.seed)}
     if not distributed.is_first():
         return
-    arrays = make_edits(model, data.test, p.edit, p.seed)
-    arrays |= make_training_film(model, FOLDER, p.edit.film_frames, p.seed)
+    arrays = make_edits(model, data.test, settings, p.seed)
+    arrays |= make_training_film(model, FOLDER, settings.film_frames, p.seed)
     write_npz("samples/edits.npz", arrays)
     write_json("reports/edit/metrics.json", scores)
     for name, found in scores["inpaint"].items():

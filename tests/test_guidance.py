@@ -68,6 +68,15 @@ def test_where_there_is_no_guidance_it_says_why(model, judge, edits, training, r
     assert f"no scales of guidance are compared: {reason}" in capsys.readouterr().out
 
 
+def test_too_few_samples_are_named_before_any_is_drawn(model, judge, refused):  # noqa: F811
+    trained_with(condition_dropout=0.1)
+    edit_params(**{"guidance.samples": 5})
+    said = refused(import_module("stages.guidance").main)
+    assert said.startswith(
+        "guidance: sets of 5 images are too few for 5 neighbours of each; use at least 6 samples (guidance.samples)"
+    )
+
+
 @pytest.mark.parametrize("conditioning", ["none", "mask"])
 def test_without_classes_there_is_none(workspace, conditioning, request):
     edit_params(**{"model.conditioning": conditioning})

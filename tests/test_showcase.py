@@ -10,9 +10,10 @@ import torch
 from conftest import edit_params
 from test_sweep import judge, snapshots  # noqa: F401 (fixtures)
 
+from ddpm import params
 from ddpm.app import inpainting
 from ddpm.app.inpainting import score_inpainting
-from ddpm.app.showcase import BETWEEN, EVERY, of_classes
+from ddpm.app.showcase import BETWEEN, EVERY, Edit, make_edits, of_classes
 from ddpm.data.prepared import Split
 from ddpm.files import read_npz
 from ddpm.judge.classifier import load_classifier
@@ -43,15 +44,15 @@ def test_what_must_be_given_back_is(snapshots, data, judge):  # noqa: F811
         assert len(film) == BETWEEN
         assert np.array_equal(strip, film[::EVERY])
         assert np.array_equal(strip[-1], film[-1])
-    numbers = of_classes(data.test, 10)
-    for k, (a, b) in enumerate(((0, 1), (2, 7), (4, 9)), 1):
-        assert np.array_equal(arrays[f"interpolate_image_{k}"][[0, -1]], data.test.images[numbers[[a, b]]])
+    numbers = of_classes(data.test, 6)
+    for k in range(3):
+        assert np.array_equal(arrays[f"interpolate_image_{k + 1}"][[0, -1]], data.test.images[numbers[[2 * k, 2 * k + 1]]])
     assert arrays["training_step"].tolist() == [700, 1000], "two of three snapshots, the last one among them"
     assert arrays["training_images"].shape == (2, 20, 8, 8, 1)
     assert not np.array_equal(*arrays["training_images"])
     assert scores["n"] == 10
-    assert set(scores) == {"n", "accuracy_real", "replaced", "RePaint"}
-    assert (scores["replaced"]["nfe"], scores["RePaint"]["nfe"]) == (5, 9), (
+    assert set(scores) == {"n", "told", "accuracy_real", "replacement", "RePaint"}
+    assert (scores["replacement"]["nfe"], scores["RePaint"]["nfe"]) == (5, 9), (
         "climbs from the last two even steps, of two steps each"
     )
 
@@ -67,7 +68,7 @@ def test_it_runs_whatever_the_network_is_told(workspace, conditioning, request):
     for name in ("data", "model", "judge"):
         request.getfixturevalue(name)
     _, scores = run()
-    assert ("shown to the network" in scores) == ("mask" in conditioning)
+    assert ("mask_network" in scores) == ("mask" in conditioning)
 
 
 def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, data, judge, monkeypatch):  # noqa: F811
@@ -88,6 +89,10 @@ def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, da
     assert 0 < blank["RePaint"]["psnr"] < 20
     # This network was never trained without the class, so it must be told.
     assert known["labels"] is not None
+    assert whole["told"]
+    network = network._replace(knows_no_class=True)
+    assert not fill(True)["told"]
+    assert known["labels"] is None
 
 
 def test_psnr_is_that_of_the_filled_pixels_alone(model, data, judge, monkeypatch):  # noqa: F811
@@ -97,7 +102,7 @@ def test_psnr_is_that_of_the_filled_pixels_alone(model, data, judge, monkeypatch
     monkeypatch.setattr(inpainting, "inpaint_images", run)
     monkeypatch.setattr(inpainting, "finished", next)
     scores = score_inpainting(load("final", CPU), data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
-    assert scores["replaced"]["psnr"] == pytest.approx(20.0, abs=1e-4)
+    assert scores["replacement"]["psnr"] == pytest.approx(20.0, abs=1e-4)
 
 
 def test_images_of_all_classes_come_in_turn():
@@ -106,11 +111,37 @@ def test_images_of_all_classes_come_in_turn():
     assert of_classes(split, 2).tolist() == [2, 5]
 
 
+def test_pairs_are_of_different_images_however_few_classes_there_are(workspace, request):
+    for name in ("data", "model", "judge"):
+        request.getfixturevalue(name)
+    network, test = load("final", CPU), request.getfixturevalue("data").test
+    two = Split(test.images[test.labels < 2], test.labels[test.labels < 2])
+    settings = params.load(edit=Edit).edit
+    arrays = make_edits(network, two, settings.fitted(network), 0)
+    ends = [arrays[f"interpolate_image_{k}"][end].tobytes() for k in (1, 2, 3) for end in (0, -1)]
+    assert len(set(ends)) == 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "fitted"),
+    [((60, 10, 10), (50, 10, 10)), ((5, 10, 10), (5, 4, 10)), ((1, 10, 10), (1, 1, 1)), ((20, 5, 1), (20, 5, 1))],
+)
+def test_steps_and_jumps_fit_the_model(model, asked, fitted):
+    settings = params.load(edit=Edit).edit.model_copy(update=dict(zip(("steps", "jump", "resamples"), asked, strict=True)))
+    found = settings.fitted(load("final", CPU))
+    assert (found.steps, found.jump, found.resamples) == fitted
+
+
+def test_the_largest_seed_is_no_limit(model, judge):  # noqa: F811
+    edit_params(seed=2**31 - 1)
+    run()
+
+
 @pytest.mark.parametrize(
     ("edits", "expected"),
     [
-        ({"edit.steps": 51}, "edit.steps: 51 is more than the model's T = 50 steps"),
-        ({"edit.jump": 5}, "edit.jump: 5 must be less than edit.steps, 5"),
+        ({"edit.steps": 0}, "edit.steps: 0 must be greater than or equal to 1"),
+        ({"edit.jump": 0}, "edit.jump: 0 must be greater than or equal to 1"),
         ({"edit.images": 65}, "edit.images: 65 must be less than or equal to 64"),
         ({"edit.film_frames": -1}, "edit.film_frames: -1 must be greater than or equal to 0"),
     ],

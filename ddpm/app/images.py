@@ -17,12 +17,11 @@ from ddpm.data.batches import to_model_range, to_tensor
 from ddpm.data.folder import LazyPictures
 from ddpm.data.prepared import open_test
 from ddpm.files import InputError
-from ddpm.networks.store import check_data
 from ddpm.sampling.model import DiffusionModel
 
 
 def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """Any picture as an image of a model, uint8 (H, W, C) of `shape`: its colours converted, its middle scaled to the size."""
+    """Any picture as an image of a model, uint8 (H, W, C) of `shape`: its colours converted, its middle cut out and scaled."""
     height, width, channels = shape
     converted = picture.convert("L" if channels == 1 else "RGB")
     return np.asarray(ImageOps.fit(converted, (width, height), Image.Resampling.BICUBIC)).reshape(shape)
@@ -48,11 +47,13 @@ class Named(NamedTuple):
         return f"{self.name} ({self.caption})" if self.caption else self.name
 
 
-def open_image(model: DiffusionModel, name: str, label: str | None = None, text: str | None = None) -> Named:
+def open_image(
+    model: DiffusionModel, name: str, label: str | None = None, text: str | None = None, guidance: float = 1.0
+) -> Named:
     """The image of a name: `test:12` of the test split, `seed:7` the sample of a seed, else the path of a picture.
 
     The network is told `label` or `text`; without either, the class of a test image, class S of `seed:S` (S modulo their
-    number), and no class for a picture. Raises InputError for a name, label or text that is none.
+    number), and no class for a picture; with guidance 0 nothing. Raises InputError for a name, label or text that is none.
     """
     kind, _, number = name.partition(":")
     classes = model.data["class_names"]
@@ -66,17 +67,21 @@ def open_image(model: DiffusionModel, name: str, label: str | None = None, text:
     else:
         default = [NO_CLASS]
         image, latent = _tensor(model, read_picture(Path(name), model.shape)), None
-    if not given and not text and model.network.conditional:
+    if not given and not text and model.network.conditional and guidance != 0:
         if default == [NO_CLASS] and not model.knows_no_class:
             raise InputError(f"label: this model must be told what {name} shows; give its class: {', '.join(classes[:20])}")
         given = default
-    labels, captions = tell(model, 1, given, [text] if text else [])
+    labels, captions = tell(model, 1, given, [text] if text else [], guidance)
     return Named(name, Source(image, latent, labels), captions[0])
 
 
 def _test_image(model: DiffusionModel, number: int) -> tuple[np.ndarray, int]:
     meta, test = open_test()
-    check_data(model.data, {key: meta[key] for key in model.data})
+    if any(meta.get(key) != value for key, value in model.data.items()):
+        raise InputError(
+            f"test:{number}: data/prepared holds other data than this model was trained on; name a picture, or a sample such as "
+            "'seed:7'"
+        )
     if number >= len(test.images):
         raise InputError(f"test:{number}: there are {len(test.images):,} test images; give 0 to {len(test.images) - 1}")
     return test.images[number], int(test.labels[number])

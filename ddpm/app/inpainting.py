@@ -20,7 +20,7 @@ from ddpm.sampling.model import DiffusionModel
 
 BATCH = 100
 MASK = "right"
-REPLACED, REPAINT, SHOWN = "replaced", "RePaint", "shown to the network"
+REPLACED, REPAINT, SHOWN = "replacement", "RePaint", "mask_network"
 
 
 def inpaint_methods(model: DiffusionModel, resamples: int) -> dict[str, tuple[int, bool]]:
@@ -32,18 +32,23 @@ def inpaint_methods(model: DiffusionModel, resamples: int) -> dict[str, tuple[in
     return methods | ({SHOWN: (1, True)} if model.network.masked else {})
 
 
+def told_of(model: DiffusionModel, labels: Tensor | None) -> Tensor | None:
+    """The labels only where the network cannot do without them: told the class, it need not look at what is known."""
+    return None if model.knows_no_class or not model.network.conditional else labels
+
+
 def score_inpainting(
     model: DiffusionModel, data: Prepared, judge: Classifier, count: int, steps: int, jump: int, resamples: int, seed: int
 ) -> dict:
-    """{n, accuracy_real, METHOD: {nfe, accuracy, psnr}} of up to `count` test images whose right half is filled by DDIM.
+    """{n, told, accuracy_real, METHOD: {nfe, accuracy, psnr}} of up to `count` test images whose right half is filled by DDIM.
 
     accuracy: share that the judge sees as their class, which the network is not told where it can do without; accuracy_real is
     that of the whole images. psnr: in dB, of the mean squared error over the filled pixels of all images.
     """
     x0, labels = held_out(data, count, seed, model.device)
-    told = None if model.knows_no_class or not model.network.conditional else labels
+    told = told_of(model, labels)
     mask = open_mask(MASK, model.shape).to(model.device)
-    scores = {"n": len(x0), "accuracy_real": _accuracy(judge, x0, labels)}
+    scores = {"n": len(x0), "told": told is not None, "accuracy_real": _accuracy(judge, x0, labels)}
     for name, (times, shown) in inpaint_methods(model, resamples).items():
         plan = make_plan(model, partial(jumped, jump=jump, resamples=times), steps=steps)
 

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ddpm.app.films import models_of_training
 from ddpm.app.images import open_mask
-from ddpm.app.inpainting import MASK, inpaint_methods
-from ddpm.app.orders import STEPS, latent_of, make_plan
+from ddpm.app.inpainting import MASK, inpaint_methods, told_of
+from ddpm.app.orders import latent_of, make_plan
 from ddpm.app.studio import Source, draw_images, edit_images, inpaint_images, interpolate_images, vary_images
 from ddpm.app.views import finished
 from ddpm.data.batches import to_images, to_model_range, to_tensor
 from ddpm.data.prepared import Split
-from ddpm.files import InputError
 from ddpm.networks.snapshots import list_snapshots
 from ddpm.networks.store import CheckpointName
 from ddpm.params import Section
@@ -27,7 +26,7 @@ from ddpm.sampling.model import DiffusionModel
 
 Count = Annotated[int, Field(ge=1)]
 STRENGTHS, AMOUNTS = (0.25, 0.5, 0.75), (0.2, 0.4)
-PAIRS = ((0, 1), (2, 7), (4, 9))  # of classes, modulo their number
+PAIRS = 3
 BETWEEN, EVERY = 25, 3  # images of an interpolation; every third stands in the strip
 FILM_IMAGES, FILM_STEPS = 20, 20
 
@@ -37,18 +36,17 @@ class Edit(Section):
 
     images: Annotated[int, Field(ge=1, le=64)]
     scored_images: Annotated[int, Field(ge=1)]
-    steps: Annotated[int, Field(ge=2)]
+    steps: Count
     jump: Count
     resamples: Count
     film_frames: Annotated[int, Field(ge=0, le=1_000)]
     checkpoint: CheckpointName
 
-    def check(self, model: DiffusionModel) -> None:
-        """Raises InputError for steps that the model does not have, or jumps longer than those."""
-        if self.steps > model.schedule.steps:
-            raise InputError(f"params.yaml: edit.steps: {self.steps} is more than the model's T = {model.schedule.steps} steps")
-        if self.resamples > 1 and self.jump >= self.steps:
-            raise InputError(f"params.yaml: edit.jump: {self.jump} must be less than edit.steps, {self.steps}")
+    def fitted(self, model: DiffusionModel) -> "Edit":
+        """With no more steps than the model has, and jumps that they have room for."""
+        steps = min(self.steps, model.schedule.steps)
+        jump = min(self.jump, max(1, steps - 1))
+        return self.model_copy(update={"steps": steps, "jump": jump, "resamples": self.resamples if jump < steps else 1})
 
 
 def of_classes(test: Split, count: int) -> np.ndarray:
@@ -77,31 +75,29 @@ def make_edits(model: DiffusionModel, test: Split, settings: Edit, seed: int) ->
 
 
 def _fills(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings: Edit, seed: int) -> dict[str, Tensor]:
-    mask = open_mask(MASK, model.shape).to(model.device)
+    mask, told = open_mask(MASK, model.shape).to(model.device), told_of(model, labels)
     # What is missing is shown gray.
     arrays = {"inpaint_image": x0, "inpaint_known": x0 * mask}
     for name, (times, shown) in inpaint_methods(model, settings.resamples).items():
         plan = make_plan(model, partial(jumped, jump=settings.jump, resamples=times), steps=settings.steps)
         for k in (1, 2):
-            filled = finished(inpaint_images(model, plan, x0, mask, labels, seed + k, shown))
+            filled = finished(inpaint_images(model, plan, x0, mask, told, seed + k, shown))
             arrays[f"inpaint_filled_{name}_{k}"] = filled
     return arrays
 
 
 def _between(model: DiffusionModel, test: Split, steps: int, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Interpolations between samples, and between test images, of several pairs of classes."""
-    plan, classes = make_plan(model, steps=steps), len(model.data["class_names"])
-    numbers = of_classes(test, classes)
+    plan = make_plan(model, steps=steps)
+    numbers = np.resize(of_classes(test, 2 * PAIRS), 2 * PAIRS)
     images = to_model_range(to_tensor(test.images[numbers], model.device))
     labels = torch.tensor(test.labels[numbers], device=model.device) if model.network.conditional else None
-    for k, pair in enumerate(PAIRS, 1):
-        drawn, real = [], []
-        for end, label in enumerate(pair):
-            told = torch.tensor([label % classes], device=model.device) if model.network.conditional else None
-            drawn.append(Source(None, latent_of(model, seed + 2 * k + end), told))
-            real.append(_source(images, labels, label % len(images)))
-        yield f"sample_{k}", finished(interpolate_images(model, plan, *drawn, BETWEEN))
-        yield f"image_{k}", finished(interpolate_images(model, plan, *real, BETWEEN))
+    for k in range(PAIRS):
+        real = [_source(images, labels, 2 * k + end) for end in (0, 1)]
+        # Samples of the same classes.
+        drawn = [Source(None, latent_of(model, seed + 2 * k + end), source.labels) for end, source in enumerate(real)]
+        yield f"sample_{k + 1}", finished(interpolate_images(model, plan, *drawn, BETWEEN))
+        yield f"image_{k + 1}", finished(interpolate_images(model, plan, *real, BETWEEN))
 
 
 def _source(images: Tensor, labels: Tensor | None, k: int) -> Source:
@@ -121,7 +117,7 @@ def make_training_film(model: DiffusionModel, folder: Path, frames: int, seed: i
         }
     steps, images = [], []
     for step, then in models_of_training(model, folder, frames):
-        plan = make_plan(then, steps=min(FILM_STEPS, STEPS, then.schedule.steps))
+        plan = make_plan(then, steps=min(FILM_STEPS, then.schedule.steps))
         steps.append(step)
         images.append(to_images(finished(draw_images(then, plan, then.balanced_labels(FILM_IMAGES), FILM_IMAGES, seed))))
     return {"training_images": np.stack(images), "training_step": np.asarray(steps)}

@@ -7,11 +7,10 @@ sees, or stop. The last View of each batch holds its finished images. All images
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.app.orders import image_noise
+from ddpm.app.orders import CHOICES, image_noise
 from ddpm.app.views import View, views_of
 from ddpm.files import InputError
 from ddpm.networks.conditioning import known_pixels
@@ -51,7 +50,7 @@ def inpaint_images(
     # Nothing of a missing pixel may be seen, whatever the image holds there.
     mask = mask.to(x0).expand(len(x0), -1, -1, -1)
     x0 = x0 * mask
-    noise = image_noise(model, seed, len(x0), 2 * len(plan.grid))
+    noise = image_noise(model, seed, len(x0), 2 * len(plan.grid), use="fill")
     if shown is None:
         shown = model.network.masked
     denoiser = plan.denoiser(labels, known_pixels(x0, mask) if shown else None)
@@ -63,7 +62,7 @@ def edit_images(
     model: DiffusionModel, plan: Plan, x0: Tensor, strength: float, labels: Tensor | None, seed: int
 ) -> Iterator[View]:
     """Image to image (SDEdit): the images noised to level strength * T and drawn from there."""
-    noise = image_noise(model, seed, len(x0), len(plan.grid))
+    noise = image_noise(model, seed, len(x0), len(plan.grid), use="edit")
     work = evaluations(from_strength(plan.grid, model.schedule, strength))
     frames = image_to_image(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, x0, strength, noise)
     yield from views_of(frames, 0, max(1, work))
@@ -94,12 +93,11 @@ def interpolate_images(model: DiffusionModel, plan: Plan, a: Source, b: Source, 
         frames = sample(_between(plan.denoiser, a, b, fractions), plan.rule, model.schedule, plan.grid, start, _no_noise)
         yield from views_of(frames, 0, evaluations(plan.grid))
         return
-    grid = _plain(plan.grid)
-    work = evaluations(grid)
-    total = work * (5 + (a.image is None) + (b.image is None))
+    _check_plain(plan)
+    total = evaluations(plan.grid) * (5 + (a.image is None) + (b.image is None))
     first, done = yield from _encoded(model, plan, a, 0, total)
     second, done = yield from _encoded(model, plan, b, done, total)
-    frames = morph.interpolate(_between(model.denoiser, a, b, fractions), model.schedule, grid, first, second, fractions)
+    frames = morph.interpolate(_between(model.denoiser, a, b, fractions), model.schedule, plan.grid, first, second, fractions)
     yield from views_of(frames, done, total)
 
 
@@ -109,32 +107,32 @@ def vary_images(model: DiffusionModel, plan: Plan, source: Source, amount: float
     Raises InputError for a stochastic sampler, and for an amount out of range.
     """
     _check_deterministic(plan)
-    fresh = image_noise(model, seed, count, 1)()
+    fresh = image_noise(model, seed, count, 1, use="vary")()
     labels = None if source.labels is None else source.labels.expand(count, *source.labels.shape[1:])
     if source.image is None:
         start = morph.vary(source.latent, fresh, amount)
         frames = sample(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, start, _no_noise)
         yield from views_of(frames, 0, evaluations(plan.grid))
         return
-    grid = _plain(plan.grid)
-    total = 3 * evaluations(grid)
+    _check_plain(plan)
+    total = 3 * evaluations(plan.grid)
     encoded, done = yield from _encoded(model, plan, source, 0, total)
-    frames = morph.variations(model.denoiser(labels), model.schedule, grid, encoded, fresh, amount)
+    frames = morph.variations(model.denoiser(labels), model.schedule, plan.grid, encoded, fresh, amount)
     yield from views_of(frames, done, total)
 
 
 def reconstruct_images(model: DiffusionModel, plan: Plan, x0: Tensor, labels: Tensor | None) -> Iterator[View]:
     """Encode images to noise by DDIM inversion over the plan's grid, and decode them again; the latents are in the View whose
-    `position` is the grid's start."""
-    grid, denoiser = _plain(plan.grid), model.denoiser(labels)
-    total = 2 * evaluations(grid)
-    latent = yield from views_of(invert(denoiser, model.schedule, grid, x0), 0, total, final=False)
-    yield from views_of(decode(denoiser, model.schedule, grid, latent.x), total // 2, total)
+    `position` is the grid's start. Raises InputError for a plan other than DDIM without guidance."""
+    _check_plain(plan)
+    denoiser, total = model.denoiser(labels), 2 * evaluations(plan.grid)
+    latent = yield from views_of(invert(denoiser, model.schedule, plan.grid, x0), 0, total, final=False)
+    yield from views_of(decode(denoiser, model.schedule, plan.grid, latent.x), total // 2, total)
 
 
 def _encoded(model: DiffusionModel, plan: Plan, source: Source, done: int, total: int) -> Iterator[View]:
     """Views of an image being encoded, after being drawn if it is a latent; returns (Encoded, evaluations done)."""
-    grid, denoiser, image = _plain(plan.grid), model.denoiser(source.labels), source.image
+    grid, denoiser, image = plan.grid, model.denoiser(source.labels), source.image
     work = evaluations(grid)
     if image is None:
         frames = sample(plan.denoiser(source.labels), plan.rule, model.schedule, plan.grid, source.latent, _no_noise)
@@ -156,9 +154,12 @@ def _between(denoiser: Callable[..., Denoiser], a: Source, b: Source, fractions:
     return of(a) if same else blended(of(a), of(b), fractions)
 
 
-def _plain(grid: np.ndarray) -> np.ndarray:
-    """The levels of a grid, each once, falling: without the stays of samplers that evaluate twice."""
-    return np.unique(grid)[::-1]
+def _check_plain(plan: Plan) -> None:
+    """Real images are encoded by the inverse of DDIM without guidance, which nothing else decodes."""
+    if plan.label != CHOICES["ddim"].label or plan.stochastic or plan.nfe != evaluations(plan.grid):
+        raise InputError(
+            "sampler: real images are encoded and decoded by ddim with eta 0 and guidance 1; leave these options out"
+        )
 
 
 def _check_deterministic(plan: Plan) -> None:

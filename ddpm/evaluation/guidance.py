@@ -44,10 +44,13 @@ def compare_scales(
 
     method: by what the classes were asked for; a network that reads is asked a second time, by captions that it never saw. NaN
     where there are fewer than three sets of samples (fid_sd), and no class is told (accuracy at scale 0).
+
+    Raises InputError for fewer than 6 samples or test images.
     """
     rows: list[dict] = []
     if why_none(model, settings):
         return rows
+    judges.check_enough("guidance", "guidance.samples")
     for told in (CAPTIONS, UNSEEN) if model.network.reads else (CLASSES,):
         for scale in sorted(set(settings.scales)):
             if told == UNSEEN and scale == 0:  # nothing is told

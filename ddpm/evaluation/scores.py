@@ -77,6 +77,14 @@ class Judges:
     def diversity(self) -> Diversity:
         return Diversity(self.judge, self.data.test.images, self.sizes.n, self.seed, self.device)
 
+    def check_enough(self, stage: str, settings: str) -> None:
+        """Raises InputError, naming a stage and its settings, if sets are too small for neighbours."""
+        if self.sizes.n < LEAST:
+            raise InputError(
+                f"{stage}: sets of {self.sizes.n} images are too few for {LEAST - 1} neighbours of each; use at least {LEAST} "
+                f"samples ({settings}) and test images"
+            )
+
     def fid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
         """{fid, fid_sd, accuracy} of samples as in `examine`, by the classifier alone: what many sets are compared by."""
         check_samples(images, self.data.shape, name)
@@ -100,11 +108,7 @@ class Judges:
         Raises InputError if the samples are not of the data's shape and type, or fewer than 6 to a set.
         """
         check_samples(images, self.data.shape, name)
-        if self.sizes.n < LEAST:
-            raise InputError(
-                f"evaluate: sets of {self.sizes.n} images are too few for {LEAST - 1} neighbours of each; use at least {LEAST} "
-                "samples (sample_ddpm.samples, sample_ddim.samples) and test images"
-            )
+        self.check_enough("evaluate", "sample_ddpm.samples, sample_ddim.samples")
         judged = Judged(*predict(self.judge, images, self.device))
         seen = judged.probabilities.argmax(1)
         scores = {"classifier": self.classifier.score(judged, name), "inception": MISSING}

@@ -10,7 +10,7 @@ from ddpm.reporting.tables import number, percent, table
 # Picture -> arrays (K, H, W, C) of samples/edits.npz that are its rows, with the caption of each. Of a name that ends with a
 # star all arrays are taken that begin with it; the rest of their names stands in the caption.
 PICTURES: dict[str, dict[str, str]] = {
-    "inpainting": {"inpaint_image": "test image", "inpaint_known": "known", "inpaint_filled_*": "filled, {}"},
+    "inpainting": {"inpaint_image": "test image", "inpaint_known": "known", "inpaint_filled_*": "by {}"},
     "editing": {"edit_image": "test image", "edit_strength_*": "strength {}", "edit_varied_*": "varied, {}"},
     "interpolation": {"interpolate_sample_*": "samples {}", "interpolate_image_*": "test images {}"},
 }
@@ -43,7 +43,7 @@ def edits_section(arrays: dict[str, np.ndarray], scores: dict) -> list[str]:
     filled = scores["inpaint"]
     methods = [name for name in filled if isinstance(filled[name], dict)]
     return [
-        "## Editing, without training for it",
+        "## Editing",
         "Inpainting fills the right half of test images; known pixels come back exactly.",
         "![test images, what is known of them, and how it was filled](report/inpainting.png)",
         *_inpainting_table(filled, methods),
@@ -63,7 +63,8 @@ def _inpainting_table(filled: dict, methods: list[str]) -> list[str]:
         for name in methods
     ]
     return [
-        f"Of {filled['n']:,} test images, filled without being told the class: how many the judge sees as what they were "
+        f"Of {filled['n']:,} test images, how many the judge sees as what they were, filled by a network that is "
+        f"{'' if filled['told'] else 'not '}told the class "
         f"({percent(filled['accuracy_real'])} of the whole images), and PSNR in the filled half.",
         table(["filled by", "NFE", "accuracy ↑", "PSNR in dB ↑"], rows),
     ]
