@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 from conftest import ROOT, diffusion
-from PIL import Image
+from PIL import Image, ImageFont
 from test_unet import awake, settings
 
 from ddpm import runtime
@@ -26,6 +26,7 @@ from ddpm.app.cli import COMMANDS, app, main
 from ddpm.app.images import MASKS
 from ddpm.app.machine import checkpoint_of
 from ddpm.app.sources import EDITS
+from ddpm.data import prepared
 from ddpm.data.datasets import DIGITS
 from ddpm.data.prepare import prepare
 from ddpm.data.prepared import PrepareData, open_prepared
@@ -37,7 +38,7 @@ from ddpm.networks.store import CHECKPOINTS, make_config
 from ddpm.networks.unet import UNet
 from ddpm.params import read_yaml
 from ddpm.reporting.movies import UPSCALING
-from ddpm.reporting.pictures import GAP, MARGIN
+from ddpm.reporting.pictures import FONT_SIZE, GAP, MARGIN
 from ddpm.runtime import DEVICES
 from ddpm.sampling.denoiser import THRESHOLDS
 from ddpm.sampling.grid import SPACINGS
@@ -218,6 +219,12 @@ class TestSample:
         run("sample", "-n", 4, "--tile", 8, "-o", "a.png", *more)
         assert size_of("a.png") == (2 * MARGIN + 4 * (8 + GAP), 2 * MARGIN + 8 + GAP)
 
+    def test_the_captions_of_the_told_alone(self, run):
+        run("sample", "-n", 2, "-o", "told")
+        run("sample", "-n", 2, "--guidance", 0, "-o", "untold")
+        assert Path("told/labels.csv").is_file()
+        assert not Path("untold/labels.csv").exists()
+
     def test_a_row_for_each_class(self, run):
         run("sample", "-n", 7, "--label", "7", "--label", "2", "--tile", 8, "-o", "a.png")
         run("sample", "-n", 7, "--label", "7", "--label", "2", "-o", "a.npz")
@@ -271,6 +278,49 @@ class TestCompare:
                 found = tile("out/compare.png", row, k, left=left, top=MARGIN + 14 + MARGIN)
                 assert np.array_equal(found, image)
 
+    def test_each_uses_the_options_that_are_its_own(self, run):
+        style = {"--eta": 0.5, "--spacing": "log_snr", "--variance": "large"}
+        given = [word for option in style.items() for word in option]
+        drawn = ("--steps", 5, "-n", 2, "--label", "1")
+        uses = {"ddim": ["--eta", "--spacing"], "heun": ["--spacing"], "ddpm": ["--variance"]}
+        run("compare", *(word for name in uses for word in ("--sampler", name)), *drawn, *given, "--tile", 8)
+        left = left_of("out/compare.png", 2)
+        for row, (sampler, own) in enumerate(uses.items()):
+            run("sample", "--sampler", sampler, *drawn, *(word for name in own for word in (name, style[name])), "-o", "a.npz")
+            for k, image in enumerate(read_npz("a.npz", "x")["arr_0"][..., 0]):
+                assert np.array_equal(tile("out/compare.png", row, k, left=left, top=MARGIN + 14 + MARGIN), image)
+
+    def test_without_guidance_there_are_no_captions(self, run):
+        run("compare", "--sampler", "ddim", "--steps", 2, "-n", 3, "--guidance", 0, "--tile", 8)
+        assert size_of("out/compare.png")[1] == 2 * MARGIN + 8 + GAP
+
+    def test_captions_do_not_touch(self, run):
+        drawn = ("--sampler", "ddim", "--steps", 1, "-n", 4, "--tile", 48)
+        run("compare", "-m", "models/text", "--text", "a handwritten seven", *drawn)
+        with Image.open("out/compare.png") as opened:
+            band = np.asarray(opened.convert("L"))[: MARGIN + 14 + MARGIN]
+        left = left_of("out/compare.png", 4, 48)
+        for k in range(4):
+            x = left + k * (48 + GAP)
+            assert (band[:, x : x + 48] < 128).any()
+            assert (band[:, x - GAP : x] == 255).all()
+
+
+class TestCaptions:
+    @pytest.mark.parametrize("text", ["", "7", "T-shirt/top", "a handwritten seven", "w" * 500, "two\nlines"])
+    @pytest.mark.parametrize("width", [8, 28, 64, 84, 1000])
+    def test_a_caption_fits_above_its_image(self, text, width):
+        found, font = outputs.fitting(text, width), ImageFont.load_default(FONT_SIZE)
+        assert font.getlength(found) <= width or len(found) == 1
+        assert bool(found) == bool(text)
+        if found != outputs.short(text):
+            assert outputs.short(text).startswith(found.removesuffix("..."))
+            assert font.getlength(outputs.short(text)) > width
+
+    def test_what_fits_stays(self):
+        assert outputs.fitting("Ankle boot", 84) == "Ankle boot"
+        assert outputs.fitting("a handwritten seven", 64).endswith("...")
+
 
 class TestAnimate:
     @pytest.mark.parametrize("what", shots.SUBJECTS)
@@ -299,6 +349,19 @@ class TestAnimate:
             # The last of the four columns is what was drawn.
             assert np.array_equal(tile("way.png", k, 3, side, top=top), np.kron(image, np.ones((side // 8, side // 8), np.uint8)))
 
+    def test_a_name_of_its_own_is_kept(self, run):
+        run("animate", "-n", 1, "--steps", 2, "-o", "WHAT/WHAT.gif")
+        assert Path("WHAT/WHAT.gif").is_file()
+
+    def test_without_guidance_it_is_told_nothing(self, run, monkeypatch):
+        told = []
+        real = shots.Shot
+        monkeypatch.setattr(shots, "Shot", lambda number, labels, *rest: (told.append(labels), real(number, labels, *rest))[1])
+        run("animate", "-n", 1, "--steps", 2, "--guidance", 0)
+        run("animate", "-n", 1, "--steps", 2, "--label", 4)
+        assert told[0] is None
+        assert told[1].tolist() == [4]
+
     def test_the_last_frame_stays(self, run):
         run("animate", "-n", 2, "--steps", 4, "--fps", 10, "--hold", 3)
         with Image.open("out/denoising.gif") as film:
@@ -322,6 +385,7 @@ class TestInterpolate:
     def test_each_end_is_told_its_own(self, run):
         assert "from seed:2 (5) to seed:7 (0) by" in run("interpolate", "-n", 2, "--label", "5", "--label", "0")[0]
         assert "from seed:2 (5) to seed:7 (5) by" in run("interpolate", "-n", 2, "--label", "5")[0]
+        assert "from seed:2 to seed:7 by" in run("interpolate", "-n", 2, "--guidance", 0)[0]
         more = ("-m", "models/text", "--text", "a five", "--text", "the two")
         assert "from seed:2 (a five) to seed:7 (the two) by" in run("interpolate", "-n", 2, *more)[0]
 
@@ -358,6 +422,10 @@ class TestInpaint:
     def test_there_is_room_for_the_jumps_that_nobody_asked_for(self, run, sampler, steps):
         run("inpaint", "seed:3", "--sampler", sampler, "--steps", steps, "-n", 2)
 
+    def test_without_guidance_no_class_is_named(self, run):
+        assert ": test:5 (3), " in run("inpaint", "test:5", "--label", "3", "-n", 1)[0]
+        assert ": test:5, " in run("inpaint", "test:5", "--guidance", 0, "-n", 1)[0]
+
     def test_jumps_cost_what_they_walk(self, run):
         assert ", 20 network evaluations each" in run("inpaint", "--steps", 8, "--jump", 4, "--resamples", 4, "-n", 1)[0]
 
@@ -375,8 +443,26 @@ class TestEdit:
     def test_another_class(self, run):
         assert "test:4 (9), 1 variants" in run("edit", "test:4", "--label", "9", "-n", 1, "--strength", 0.5)[0]
 
-    def test_a_sample(self, run):
-        assert "seed:4 (4), 1 variants" in run("edit", "seed:4", "-n", 1, "--method", "latent", "--strength", 0.5)[0]
+    def test_without_guidance_no_class_is_named(self, run):
+        assert "test:4, 1 variants" in run("edit", "test:4", "--guidance", 0, "-n", 1, "--strength", 0.5)[0]
+
+    @pytest.mark.parametrize("more", [("--sampler", "heun"), ("--guidance", 3), ("--spacing", "karras")])
+    def test_a_sample_is_varied_from_the_latent_that_draws_it(self, run, more):
+        drawn = ("--steps", 4, *more)
+        run("sample", "--seed", 4, "-n", 1, "--label", "4", *drawn, "-o", "a.npz")
+        line = run("edit", "seed:4", "-n", 1, "--method", "latent", "--strength", 0, "--strength", 0.5, "--tile", 8, *drawn)[0]
+        assert f"seed:4 (4), 1 variants of each strength by {'Heun' if 'heun' in more else 'DDIM'}, " in line
+        image, at = read_npz("a.npz", "x")["arr_0"][0, ..., 0], {"left": left_of("out/edit.png", 2), "top": MARGIN + 14 + MARGIN}
+        # The image itself, that of strength 0, and that of 0.5.
+        same = [np.array_equal(tile("out/edit.png", row, column, **at), image) for row, column in ((0, 0), (0, 1), (1, 1))]
+        assert same == [True, True, False]
+
+    def test_a_sample_is_an_image_to_add_noise_to(self, run):
+        run("edit", "seed:4", "-n", 1, "--sampler", "heun", "--steps", 4, "--strength", 0, "--tile", 8)
+        run("sample", "--seed", 4, "-n", 1, "--label", "4", "-o", "a.npz")
+        at = {"left": left_of("out/edit.png", 2), "top": MARGIN + 14 + MARGIN}
+        for column in (0, 1):
+            assert np.array_equal(tile("out/edit.png", 0, column, **at), read_npz("a.npz", "x")["arr_0"][0, ..., 0])
 
 
 class TestReconstruct:
@@ -386,6 +472,12 @@ class TestReconstruct:
         rows = [line.replace("dB", "").split() for line in lines[1:3]]
         assert [row[:2] for row in rows] == [["5", "10"], ["50", "100"]]
         assert float(rows[1][2]) > float(rows[0][2]) > float(rows[0][3])
+
+    @pytest.mark.parametrize(("there", "shown"), [(3, 3), (500, 8)])
+    def test_as_many_test_images_as_there_are(self, run, monkeypatch, there, shown):
+        meta, test = prepared.open_test()
+        monkeypatch.setattr(prepared, "open_test", lambda: (meta, test._replace(images=test.images[:there])))
+        assert run("reconstruct", "--steps", 2)[-1].startswith(f"wrote out/reconstruct.png: {shown} images, ")
 
     def test_pictures_and_test_images_together(self, run, built):
         images = np.load(built / "data/prepared/test_images.npy")[..., 0]
@@ -558,7 +650,10 @@ MISTAKES = [
     ("sample --eta 2", "--eta: "),
     ("sample --guidance nan", "--guidance: "),
     ("sample --guidance 51", "--guidance: "),
-    ("sample --guidance 0 --label 3", "--guidance: 0 draws without class and text"),
+    ("sample --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
+    ("sample --guidance 0 --text seven -m models/text", "--guidance: 0 draws without class or text"),
+    ("sample --spacing karras --sampler ddpm", "--spacing: 'karras' has no meaning"),
+    ("sample --variance large", "--variance: 'large' has no meaning"),
     ("sample --guidance 2 -m models/plain", "--guidance: 2.0 needs a model that takes a class"),
     ("sample --label seven", "--label: 'seven' is unknown"),
     ("sample --label 3 -m models/plain", "--label: this model takes no class"),
@@ -586,8 +681,16 @@ MISTAKES = [
     ("compare --sampler x", "--sampler: 'x' is unknown"),
     ("compare --out a.gif", "--out: 'a.gif' ends in '.gif'; valid: .png"),
     ("compare --number 51", "--number: "),
+    ("compare --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
+    ("compare --sampler heun --eta 0.5", "--eta: 0.5 has no meaning"),
+    ("compare --sampler ddpm --spacing karras", "--spacing: 'karras' has no meaning"),
+    ("compare --sampler ddim --variance large", "--variance: 'large' has no meaning"),
+    ("compare --variance largest", "--variance: 'largest' is unknown"),
+    ("compare --spacing even", "--spacing: 'even' is unknown"),
     ("animate --what films", "--what: 'films' is unknown"),
     ("animate --what training", "models/ddpm: holds no snapshots to make a film of"),
+    ("animate --what training --checkpoint latest -m models/plain", "--checkpoint: a film of the training shows its snapshots"),
+    ("animate --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
     ("animate --out a.jpg", "--out: 'a.jpg' ends in '.jpg'; valid: .gif or .mp4 or .png"),
     ("animate --what training --out a.png", "--out: 'a.png' ends in '.png'; valid: .gif or .mp4"),
     ("animate --fps nan", "--fps: "),
@@ -598,7 +701,9 @@ MISTAKES = [
     ("animate --upscaling best", "--upscaling: 'best' is unknown"),
     ("interpolate nowhere.png", "nowhere.png: no such picture"),
     ("interpolate test:500", "test:500: there are 500 test images"),
-    ("interpolate seed:9999999999", "seed: 9999999999 is out of range"),
+    ("interpolate test:0 test:1 --sampler heun", "--sampler: real images are encoded and decoded by ddim"),
+    ("interpolate seed:0 test:1 --guidance 2", "--sampler: real images are encoded and decoded by ddim"),
+    ("interpolate --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
     ("interpolate --number 1", "--number: "),
     ("interpolate --sampler ddpm", "--sampler: one that draws fresh noise"),
     ("interpolate --label 1 --label 2 --label 3", "--label: 3 were given for two images"),
@@ -607,10 +712,14 @@ MISTAKES = [
     ("inpaint --mask data/prepared/meta.json", "data/prepared/meta.json: cannot be read as an image"),
     ("inpaint --jump 5 --steps 5", "--jump: 5 steps are no climb on a grid of 5 steps"),
     ("inpaint --jump 0", "--jump: "),
+    ("inpaint --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
     ("inpaint --resamples 0", "--resamples: "),
     ("edit --strength 1.5", "--strength: "),
     ("edit --strength nan", "--strength: "),
     ("edit --method other", "--method: 'other' is unknown"),
+    ("edit --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
+    ("edit --method latent --sampler heun", "--sampler: real images are encoded and decoded by ddim"),
+    ("edit seed:3 --method latent --sampler ddpm", "--sampler: one that draws fresh noise"),
     ("edit --method latent --eta 0.5", "--sampler: one that draws fresh noise"),
     ("reconstruct nowhere", "nowhere: no such picture"),
     ("reconstruct --steps 0", "--steps: "),

@@ -1,25 +1,31 @@
 """The web page: what its jobs make of good values and bad ones."""
 
+import json
 import math
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from demo_server import MISSING, free_port, untrained_model
+from demo_server import MISSING, environment, free_port, untrained_model
 from PIL import Image
 
 from ddpm.app import demo_jobs
 from ddpm.app.demo_jobs import Kept, compare, draw, inpaint, interpolate, show
-from ddpm.app.demo_values import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, painting
+from ddpm.app.demo_values import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, has_test_images, painting
 from ddpm.app.images import MASKS, open_mask
 from ddpm.app.orders import make_plan, tell
+from ddpm.app.outputs import TINT
 from ddpm.app.studio import draw_images
 from ddpm.app.views import finished
 from ddpm.data.batches import to_images
 from ddpm.data.prepared import open_test
 from ddpm.files import InputError
+from ddpm.reporting.pictures import FONT_SIZE, GAP, MARGIN
 from ddpm.sampling.model import load
 
 DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
@@ -92,6 +98,59 @@ def test_no_class_differs_from_any(loaded, tmp_path):
     assert not np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
 
 
+def test_without_guidance_no_class_is_named(loaded, tmp_path):
+    model = loaded()
+    _, made = run(draw, model, tmp_path, changed(DRAWING, _5=0.0))
+    arrays = dict(np.load(made.arrays))
+    assert set(arrays) == {"arr_0", "seed", "sampler"}
+    assert np.array_equal(arrays["arr_0"], drawn(model, ["none"], 4, 5, sampler="ddim", steps=3))
+    with Image.open(made.picture) as picture:
+        assert picture.height == 2 * MARGIN + 64 + GAP
+    moments, _ = run(compare, model, tmp_path, changed(COMPARISON, _3=0.0))
+    assert np.array_equal(moments[-1].shown[0][1], drawn(model, ["none"], 4, 5, sampler="ddim", steps=2))
+
+
+def test_a_fill_without_guidance_is_of_the_image_that_was_painted_on(loaded, tmp_path):
+    model = loaded()
+    shown = Kept(show(model, SAMPLE, 3, None, OWN))
+    list(shown)
+    fills = {}
+    for guidance in (0.0, 1.0):
+        moments, _ = run(inpaint, model, tmp_path, changed(FILLING, _0=SAMPLE, _9=guidance))
+        fills[guidance] = moments[-1].shown[0][1]
+        known = open_mask("left", model.shape)[0, 0].bool().numpy()
+        assert (fills[guidance][:, known] == shown.value[known]).all()
+    assert not np.array_equal(fills[0.0], fills[1.0])
+
+
+@pytest.mark.parametrize(
+    ("lines", "of_columns"), [(["seven", "seven", "two"], [[0, 1, 3, 4], [2, 5]]), (["two", "seven"], [[0, 2, 4], [1, 3, 5]])]
+)
+def test_a_text_that_is_given_twice_stands_above_its_images(loaded, tmp_path, lines, of_columns):
+    _, made = run(draw, loaded("text"), tmp_path, changed(DRAWING, _0="\n".join(lines), _1=6))
+    arrays = np.load(made.arrays)
+    with Image.open(made.picture) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    for column, group in enumerate(of_columns):
+        assert len({arrays["captions"][k] for k in group}) == 1
+        for row, k in enumerate(group):
+            y, x = 2 * MARGIN + FONT_SIZE + row * (64 + GAP), MARGIN + column * (64 + GAP)
+            assert np.array_equal(pixels[y : y + 64 : 8, x : x + 64 : 8], arrays["arr_0"][k, ..., 0])
+
+
+def test_long_texts_stand_before_rows_of_their_images(loaded, tmp_path):
+    lines = ["a handwritten seven", "a handwritten two", "a handwritten seven"]
+    _, made = run(draw, loaded("text"), tmp_path, changed(DRAWING, _0="\n".join(lines), _1=6))
+    images = np.load(made.arrays)["arr_0"][..., 0]
+    with Image.open(made.picture) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    left = pixels.shape[1] - MARGIN - 4 * (64 + GAP)
+    for row, group in enumerate(([0, 2, 3, 5], [1, 4])):
+        for column, k in enumerate(group):
+            y, x = MARGIN + row * (64 + GAP), left + column * (64 + GAP)
+            assert np.array_equal(pixels[y : y + 64 : 8, x : x + 64 : 8], images[k])
+
+
 @pytest.mark.parametrize("conditioning", ["none", "text", "text+mask", "mask"])
 def test_every_kind_of_model_does_every_job(loaded, tmp_path, conditioning):
     model = loaded(conditioning)
@@ -119,7 +178,7 @@ def test_inpaint_keeps_the_known_pixels_and_fills_the_others_in_several_ways(loa
     # The picture has the fills in its last row, enlarged: each of their pixels is found in it.
     with Image.open(made.picture) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    assert (pixels == demo_jobs.UNKNOWN).all(-1).sum() == (~known).sum() * 8 * 8
+    assert (pixels == TINT).all(-1).sum() == (~known).sum() * 8 * 8
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -190,7 +249,8 @@ def test_interpolation_leads_from_one_sample_to_the_other_and_repeats(loaded, tm
 
 
 def test_interpolation_of_test_images_ends_at_them(loaded, tmp_path):
-    moments, _ = run(interpolate, loaded(), tmp_path, changed(WAY, _0=TEST, _4=OWN))
+    moments, made = run(interpolate, loaded(), tmp_path, changed(WAY, _0=TEST, _4=OWN))
+    assert made.note.startswith("5 images by DDIM, 3 steps, ")
     images, test = moments[-1].shown[0][1], open_test()[1].images
     assert np.array_equal(images[[0, -1]], test[[2, 7]])
 
@@ -242,6 +302,11 @@ def test_compare_draws_one_seed_by_both_samplers(loaded, tmp_path):
         ("interpolate", {"_0": UPLOAD}, r"^ends: 'my picture' is unknown"),
         ("interpolate", {"_5": 1}, r"^number: 1 must be"),
         ("interpolate", {"_6": "ddpm"}, r"^sampler: one that draws fresh noise"),
+        ("interpolate", {"_0": TEST, "_6": "heun"}, r"^sampler: real images are encoded and decoded by ddim"),
+        ("draw", {"_0": "7", "_5": 0.0}, r"^guidance: 0 draws without class or text"),
+        ("inpaint", {"_3": "7", "_9": 0.0}, r"^guidance: 0 draws without class or text"),
+        ("inpaint", {"_0": SAMPLE, "_3": "7", "_9": 0.0}, r"^guidance: 0 draws without class or text"),
+        ("compare", {"_0": "7", "_3": 0.0}, r"^guidance: 0 draws without class or text"),
         ("compare", {"_4": "ddpm++"}, r"^first_sampler: 'ddpm\+\+' is unknown"),
         ("compare", {"_7": -3}, r"^second_steps: -3 must be"),
     ],
@@ -314,6 +379,48 @@ def test_no_address_is_fetched(path):
 )
 def test_what_the_page_sends_is_no_address(value):
     parts().refuse_addresses(value)
+
+
+# Gradio leaves an event loop open.
+OFFERS = """
+import json, shutil, torch
+from ddpm.app.demo import build
+from ddpm.sampling.model import load
+model = load("final", torch.device("cpu"))
+for prepare in (lambda: None, lambda: shutil.rmtree("data")):
+    prepare()
+    components = build(model, "").config["components"]
+    props = [component["props"] for component in components if component["type"] == "radio"]
+    print(json.dumps({found["label"]: [name for name, _ in found["choices"]] for found in props}))
+"""
+
+
+@pytest.mark.slow
+def test_test_images_are_offered_where_they_are(loaded):
+    page()
+    loaded()
+    command = [sys.executable, "-c", OFFERS]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=True)
+    there, gone = map(json.loads, ended.stdout.splitlines())
+    assert there == {"Image": [TEST, SAMPLE, UPLOAD], "Between": [SAMPLE, TEST]}
+    assert gone == {"Image": [SAMPLE, UPLOAD], "Between": [SAMPLE]}
+
+
+def test_test_images_are_those_that_the_model_was_trained_beside(loaded):
+    model = loaded()
+    assert has_test_images(model)
+    assert not has_test_images(model._replace(data={**model.data, "sha256": "of other data"}))
+    shutil.rmtree("data")
+    assert not has_test_images(model)
+
+
+def test_test_images_are_led_between_by_ddim_alone():
+    page()
+    from ddpm.app.demo_tabs import _sampler_of
+
+    assert (_sampler_of(TEST)["value"], _sampler_of(TEST)["interactive"]) == ("ddim", False)
+    assert _sampler_of(SAMPLE)["interactive"]
+    assert "value" not in _sampler_of(["nonsense"])
 
 
 # --- where it is served

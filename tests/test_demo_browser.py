@@ -209,6 +209,18 @@ def test_an_interpolation_appears_with_its_film(visit):
     visit.get_by_text(re.compile("16 images by DDIM, 4 steps")).wait_for()
 
 
+def test_test_images_are_led_between_by_ddim_alone(visit):
+    visit.get_by_role("tab", name="Interpolate").click()
+    choose(visit, "Sampler", "Heun")
+    visit.get_by_label("test image").locator("visible=true").click()
+    visit.wait_for_function("() => [...document.querySelectorAll('input')].some((i) => i.disabled && i.value === 'DDIM')")
+    set_to(visit, "number input for Steps", 4)
+    press(visit, "Interpolate")
+    visit.get_by_text(re.compile("16 images by DDIM, 4 steps")).wait_for()
+    visit.get_by_label("sample of a seed").locator("visible=true").click()
+    choose(visit, "Sampler", "Heun")
+
+
 def test_two_samplers_are_compared(visit):
     visit.get_by_role("tab", name="Compare").click()
     press(visit, "Compare")

@@ -6,6 +6,7 @@ Section of `demo_values`, as anyone may send them.
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +29,13 @@ from ddpm.app.demo_values import (
 from ddpm.app.films import Recorder
 from ddpm.app.images import Named, open_image
 from ddpm.app.orders import NO_CLASS, make_plan, tell
-from ddpm.app.studio import draw_images, inpaint_images, interpolate_images
+from ddpm.app.outputs import rows_of, table, tinted
+from ddpm.app.studio import draw_images, inpaint_images, interpolate_images, repeated
 from ddpm.app.views import View, finished
 from ddpm.data.batches import to_images, to_model_range, to_tensor
 from ddpm.files import InputError, write_npz
 from ddpm.reporting.movies import denoising_frames, strip_film, write_film
-from ddpm.reporting.pictures import captioned, save
+from ddpm.reporting.pictures import save
 from ddpm.sampling.grid import evaluations, jumped
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import Plan
@@ -43,8 +45,8 @@ MOST_SECONDS = 900
 REFRESH_SECONDS = 0.2
 JUMP = 10
 TILE, FILM_TILE, FILM_FRAMES, FILMED = 64, 64, 40, 8
-SHORT = 12  # letters of a caption that fits above an image
-UNKNOWN = (120, 160, 215)  # the colour of what is to be filled
+ACROSS = 8  # images in a row
+SHORT, MOST_NAMES = 12, 16  # letters of a caption that stands above a column, and captions that stand beside each other
 
 
 class Moment(NamedTuple):
@@ -86,7 +88,7 @@ def draw(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Moment,
     """Images by the values of a Drawing, in its order."""
     asked = asked_for(Drawing, values)
     plan = make_plan(model, sampler=asked.sampler, steps=asked.steps, eta=asked.eta, guidance=asked.guidance)
-    labels, captions = _told(model, asked.number, asked.content)
+    labels, captions = _told(model, asked.number, asked.content, asked.guidance)
     record = Recorder(evaluations(plan.grid), FILM_FRAMES, FILMED)
     images, seconds = yield from _followed(draw_images(model, plan, labels, asked.number, asked.seed), record)
     note = _cost(plan, len(images), seconds)
@@ -114,16 +116,14 @@ def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Mome
     jump = min(JUMP, asked.steps - 1)
     change = (lambda grid: jumped(grid, jump, asked.resamples)) if jump and asked.resamples > 1 else None
     plan = make_plan(model, change, sampler="ddim", steps=asked.steps, eta=1.0, guidance=asked.guidance)
-    opened = _opened(model, asked)
-    x0 = yield from _image(model, asked, opened)
-    labels = opened.source.labels
-    labels = None if labels is None else labels.expand(count, *labels.shape[1:])
+    labels = repeated(_opened(model, asked, asked.guidance).source.labels, count)
+    # The image that is painted on was drawn without any guidance.
+    x0 = yield from _image(model, asked, _opened(model, asked))
     fills, seconds = yield from _followed(inpaint_images(model, plan, x0.expand(count, -1, -1, -1), known, labels, asked.seed))
     result = Filled(folder / "inpainting.png", _cost(plan, count, seconds))
     image = to_images(x0)[0]
-    seen = np.where(known[0, 0].numpy()[..., None] > 0, image, np.array(UNKNOWN, np.uint8))
-    rows = [[image, seen], *(list(fills[k : k + 8]) for k in range(0, count, 8))]
-    save(result.picture, captioned(rows, ["given", "filled", *[""] * (len(rows) - 2)], [], TILE))
+    rows = [[image, tinted(image, known)], *(list(fills[k : k + ACROSS]) for k in range(0, count, ACROSS))]
+    save(result.picture, table(rows, ["given", "filled", *[""] * (len(rows) - 2)], [], TILE))
     return result
 
 
@@ -139,7 +139,7 @@ def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Generator[
     images, seconds = yield from _followed(views)
     note = f"{len(images)} images by {plan.label}, {asked.steps:,} steps, {seconds:.1f} s"
     result = Between(folder / "strip.png", folder / "strip.gif", note)
-    save(result.strip, _rows(images, 8))
+    save(result.strip, _rows(images, ACROSS))
     write_film(result.film, strip_film(images, 1, 4 * TILE), fps=10, hold=0)
     return result
 
@@ -149,7 +149,7 @@ def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Mome
     asked = asked_for(Comparison, values)
     ways = ((asked.first_sampler, asked.first_steps), (asked.second_sampler, asked.second_steps))
     plans = [make_plan(model, sampler=sampler, steps=steps, guidance=asked.guidance) for sampler, steps in ways]
-    labels, _ = _told(model, asked.number, asked.content)
+    labels, _ = _told(model, asked.number, asked.content, asked.guidance)
     work = [evaluations(plan.grid) for plan in plans]
     made: list[tuple[Path, str]] = []
     before: list[tuple[str, np.ndarray]] = []
@@ -176,23 +176,23 @@ class Kept:
         self.value = yield from self.generator
 
 
-def _told(model: DiffusionModel, count: int, content: str) -> tuple[Tensor | None, list[str]]:
+def _told(model: DiffusionModel, count: int, content: str, guidance: float) -> tuple[Tensor | None, list[str]]:
     """What the network is told of images to be drawn: a class, or texts in turn, one per line."""
     if model.network.reads:
-        return tell(model, count, (), [line for line in content.splitlines() if line.strip()])
-    return tell(model, count, [] if content in ("", EVERY) else [content])
+        return tell(model, count, (), [line for line in content.splitlines() if line.strip()], guidance)
+    return tell(model, count, [] if content in ("", EVERY) else [content], (), guidance)
 
 
-def _named(model: DiffusionModel, name: str, content: str) -> Named:
+def _named(model: DiffusionModel, name: str, content: str, guidance: float = 1.0) -> Named:
     own = not content.strip() or content == OWN
     told = {} if own else {"text": content} if model.network.reads and content != NO_CLASS else {"label": content}
-    return open_image(model, name, **told)
+    return open_image(model, name, **told, guidance=guidance)
 
 
-def _opened(model: DiffusionModel, asked: Shown) -> Named:
+def _opened(model: DiffusionModel, asked: Shown, guidance: float = 1.0) -> Named:
     name = NAMES[asked.source](asked.number, asked.upload)
     try:
-        return _named(model, name, asked.content)
+        return _named(model, name, asked.content, guidance)
     except InputError as error:
         # Where the server keeps an upload is nobody's business.
         raise InputError(str(error).replace(name, Path(name).name)) from None
@@ -226,18 +226,22 @@ def _followed(
 
 
 def _table(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
-    """A grid of images; where they show several things in turn, a column for each if their names are short, else a row."""
-    kinds = list(dict.fromkeys(captions))
-    if not 1 < len(kinds) <= 16:
-        return _rows(images, 8)
-    if max(map(len, kinds)) > SHORT:
-        return captioned([list(images[k :: len(kinds)]) for k in range(len(kinds))], kinds, [], TILE)
-    return _rows(images, len(kinds), kinds)
+    """A grid of images; where they show several things, a column for each if their names are short, else rows."""
+    groups = rows_of(captions, len(captions))
+    names = [caption for caption, _ in groups]
+    if not 1 < len(names) <= MOST_NAMES:
+        return _rows(images, ACROSS)
+    if max(map(len, names)) > SHORT:
+        groups = rows_of(captions, ACROSS)
+        return table([list(images[group]) for _, group in groups], [caption for caption, _ in groups], [], TILE)
+    paper = np.full_like(images[0], 255)
+    rows = list(zip_longest(*(images[group] for _, group in groups), fillvalue=paper))
+    return table(rows, [""] * len(rows), names, TILE)
 
 
-def _rows(images: np.ndarray, across: int, captions: Sequence[str] = ()) -> Image.Image:
+def _rows(images: np.ndarray, across: int) -> Image.Image:
     rows = [list(images[k : k + across]) for k in range(0, len(images), across)]
-    return captioned(rows, [""] * len(rows), captions, TILE)
+    return table(rows, [""] * len(rows), [], TILE)
 
 
 def _cost(plan: Plan, images: int, seconds: float) -> str:

@@ -189,9 +189,14 @@ read();
 
 
 def board(shape: Sequence[int], **options: Any) -> gr.HTML:
-    """A board to paint a mask on: its `picture` is the address of the image, its value the mask (`demo_jobs.known_by`)."""
+    """A board to paint a mask on: its `picture` is the address of the image, its value the mask (`demo_values.known_by`)."""
     sized = BOARD.replace("HEIGHT", str(shape[0])).replace("WIDTH", str(shape[1]))
     return gr.HTML("", html_template=sized, js_on_load=BOARD_SCRIPT, picture="", **options)
+
+
+def framed(label: str) -> gr.Image:
+    """Where a result appears, its buttons above it."""
+    return gr.Image(label=label, type="filepath", interactive=False, buttons=["download", "fullscreen"], elem_classes="framed")
 
 
 STYLE = """

@@ -10,7 +10,7 @@ import gradio as gr
 import torch
 
 from ddpm.app import demo_jobs as jobs
-from ddpm.app.demo_parts import Page, board, plain_picture, progress_line, stopped_line
+from ddpm.app.demo_parts import Page, board, framed, plain_picture, progress_line, stopped_line
 from ddpm.app.demo_values import (
     BRUSH,
     EVERY,
@@ -18,6 +18,7 @@ from ddpm.app.demo_values import (
     MOST_FILLS,
     MOST_IMAGES,
     MOST_RESAMPLES,
+    NAMES,
     OWN,
     SAMPLE,
     TEST,
@@ -27,12 +28,12 @@ from ddpm.app.demo_values import (
     Filling,
     Shown,
     Way,
+    has_test_images,
     painting,
 )
 from ddpm.app.images import MASKS
-from ddpm.app.orders import CHOICES, MOST_SEED, NO_CLASS, STEPS
-from ddpm.data.prepared import open_test
-from ddpm.files import InputError
+from ddpm.app.options import MOST_SEED
+from ddpm.app.orders import CHOICES, NO_CLASS, STEPS
 from ddpm.params import Section
 from ddpm.sampling.model import DiffusionModel
 
@@ -76,10 +77,6 @@ def _seed() -> gr.Number:
 def _status(button: str) -> gr.HTML:
     hint = f"Press {button}: what the network sees will appear here."
     return gr.HTML(f'<div class="job"><div class="count">{hint}</div></div>', label="progress", min_height=60)
-
-
-def _image(label: str) -> gr.Image:
-    return gr.Image(label=label, type="filepath", interactive=False, buttons=["download", "fullscreen"], elem_classes="framed")
 
 
 def _runs(
@@ -135,7 +132,7 @@ def draw_tab(model: DiffusionModel) -> None:
             guidance, seed = _guidance(model), _seed()
             place = gr.Column()
         with gr.Column(scale=3, min_width=300):
-            status, result = _status("Draw"), _image("Images")
+            status, result = _status("Draw"), framed("Images")
             with gr.Row():
                 files = [gr.DownloadButton(name, size="sm", interactive=False, min_width=80) for name in ("PNG", "NPZ", "GIF")]
 
@@ -155,11 +152,7 @@ def _eta_of(sampler: Any) -> dict:
 
 
 def inpaint_tab(model: DiffusionModel, page: Page) -> None:
-    sources = [TEST, SAMPLE, UPLOAD]
-    try:
-        open_test()
-    except InputError:
-        sources.remove(TEST)
+    sources = [name for name in NAMES if name != TEST or has_test_images(model)]
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             source = gr.Radio(sources, value=sources[0], label="Image")
@@ -179,14 +172,13 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
             seed = _seed()
             place = gr.Column()
         with gr.Column(scale=3, min_width=300):
-            status, result = _status("Fill"), _image("Fills")
+            status, result = _status("Fill"), framed("Fills")
 
     def show(*values: Any) -> dict:
         if values[1] is None or (values[0] == UPLOAD and values[2] is None):
             return gr.skip()  # not yet chosen
         moments = jobs.Kept(jobs.show(model, *values))
-        for _ in moments:
-            pass
+        list(moments)
         return gr.update(picture=plain_picture(moments.value))
 
     show.__signature__, show.__doc__ = _signature(Shown), jobs.show.__doc__
@@ -210,7 +202,7 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
 def interpolate_tab(model: DiffusionModel) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            ends = gr.Radio([SAMPLE, TEST], value=SAMPLE, label="Between")
+            ends = gr.Radio([SAMPLE, TEST] if has_test_images(model) else [SAMPLE], value=SAMPLE, label="Between")
             with gr.Row():
                 with gr.Column(min_width=130):
                     first = gr.Number(2, label="First number", precision=0, minimum=0, maximum=MOST_SEED)
@@ -224,11 +216,17 @@ def interpolate_tab(model: DiffusionModel) -> None:
             place = gr.Column()
         with gr.Column(scale=3, min_width=300):
             status = _status("Interpolate")
-            strip, film = _image("From one to the other"), _image("As a film")
+            strip, film = framed("From one to the other"), framed("As a film")
     with place:
         inputs = [ends, first, second, first_content, second_content, count, sampler, steps]
         run = _runs(model, jobs.interpolate, Way, 2, lambda made: (made.note, [str(made.strip), str(made.film)]))
         _button("Interpolate", run, inputs, status, [strip, film], "interpolate")
+    ends.change(_sampler_of, ends, sampler, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _sampler_of(ends: Any) -> dict:
+    """Test images are encoded, which DDIM alone does."""
+    return gr.update(value="ddim", interactive=False) if ends == TEST else gr.update(interactive=True)
 
 
 def compare_tab(model: DiffusionModel) -> None:
@@ -246,7 +244,7 @@ def compare_tab(model: DiffusionModel) -> None:
         with gr.Column(scale=3, min_width=300):
             status = _status("Compare")
             with gr.Row():
-                results = [_image("First"), _image("Second")]
+                results = [framed("First"), framed("Second")]
     with place:
         run = _runs(model, jobs.compare, Comparison, 2, lambda made: ("\n".join(made.notes), [str(made.first), str(made.second)]))
         _button("Compare", run, [content, count, seed, guidance, *ways], status, results, "compare")

@@ -12,8 +12,9 @@ from PIL import Image
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ddpm.app.images import MASKS, known_where, open_mask
-from ddpm.app.orders import CHOICES, MOST_GUIDANCE, MOST_SEED
+from ddpm.app.images import MASKS, known_where, open_image, open_mask
+from ddpm.app.options import MOST_SEED
+from ddpm.app.orders import CHOICES, MOST_GUIDANCE
 from ddpm.files import InputError
 from ddpm.params import OneOf, Section, make
 from ddpm.sampling.model import DiffusionModel
@@ -54,6 +55,15 @@ NAMES: dict[str, Callable[[int, Any], str]] = {
     SAMPLE: lambda number, upload: f"seed:{number}",
     UPLOAD: lambda number, upload: _path(upload),
 }
+
+
+def has_test_images(model: DiffusionModel) -> bool:
+    """Whether the data that the model was trained on is there."""
+    try:
+        open_image(model, "test:0")
+    except InputError:
+        return False
+    return True
 
 
 class Drawing(Section):

@@ -1,8 +1,8 @@
 """Commands that draw: `sample`, `compare` and `animate`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,11 +42,7 @@ def sample(
 
     suffix, model = outputs.check_out(out, outputs.SAMPLES), load()
     made = orders.make_plan(model, **plan)
-    told, captions = orders.tell(model, number, label or [], text or [])
-    if not made.conditional:
-        if label or text:
-            raise InputError("guidance: 0 draws without class and text; leave them out, or give more guidance")
-        told, captions = None, [""] * number
+    told, captions = orders.tell(model, number, label or [], text or [], plan["guidance"])
     if suffix == ".png":
         outputs.check_size(model.shape, tile, sum(len(row) for _, row in outputs.rows_of(captions, columns)))
     clock = outputs.Clock()
@@ -88,24 +84,33 @@ def compare(
 
     outputs.check_out(out, [".png"])
     model = load()
-    told, captions = orders.tell(model, number, label or [], text or [])
+    told, captions = orders.tell(model, number, label or [], text or [], style["guidance"])
     pairs = [(name, count) for name in sampler or ["ddim", "dpmpp_2m", "ddpm"] for count in steps or [10, 20, 50]]
     if not sampler and not steps:
         pairs = [(name, min(count, model.schedule.steps)) for name, count in COMPARED]
-    # eta and variance are each of one sampler.
-    plans = [
-        orders.make_plan(model, sampler=name, steps=count, **{**style, "eta": style["eta"] if name == "ddim" else 0.0})
-        for name, count in dict.fromkeys(pairs)
-    ]
+    pairs = list(dict.fromkeys(pairs))
+    styles = _styles([name for name, _ in pairs], style)
+    plans = [orders.make_plan(model, sampler=name, steps=count, **styles[name]) for name, count in pairs]
     outputs.check_size(model.shape, tile, number * len(plans))
     rows, names = [], []
-    for (_, count), plan in zip(dict.fromkeys(pairs), plans, strict=True):
+    for (_, count), plan in zip(pairs, plans, strict=True):
         name, clock = f"{plan.label}, {count:,} steps", outputs.Clock()
         rows.append(outputs.pictures(name, studio.draw_images(model, plan, told, number, seed)))
         names.append(name)
         say(f"{name:<34}{plan.nfe:>6,} network evaluations each{clock!s:>9}")
     outputs.write_table(out, rows, names, captions, tile)
     say(f"wrote {out}: {number:,} images by {len(rows)} samplings of the same noise")
+
+
+def _styles(samplers: Sequence[str], style: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The style of each sampler: without the options that only others of them use. Raises InputError for an unknown one."""
+    from ddpm.app.orders import CHOICES
+    from ddpm.params import lookup
+
+    used = {name: {*lookup(CHOICES, name, "sampler").options} | ({"spacing"} if name != "ddpm" else set()) for name in samplers}
+    # What none of them uses stays, to be refused.
+    of_some = set().union(*used.values())
+    return {name: {key: value for key, value in style.items() if key not in of_some - own} for name, own in used.items()}
 
 
 @gathered(plan=options.plan, load=options.machine)
@@ -125,8 +130,8 @@ def animate(
     text: Texts = None,
     seed: Seed = 0,
     out: Annotated[
-        Path, options.out("A .gif or an .mp4; a .png shows moments in a row.", show_default="out/WHAT.gif")
-    ] = Path("out/WHAT.gif"),
+        Path | None, options.out("A .gif or an .mp4; a .png shows moments in a row.", show_default="out/WHAT.gif")
+    ] = None,
     frames: Annotated[
         int, typer.Option(min=1, max=1000, metavar="NUMBER", rich_help_panel=OUT, help="At most so many frames.")
     ] = 48,
@@ -151,10 +156,12 @@ def animate(
 
     subject = lookup(shots.SUBJECTS, what, "what")
     lookup(UPSCALING, upscaling, "upscaling")
-    out = out.with_name(out.name.replace("WHAT", what))
+    if subject.of_snapshots and load.checkpoint != "final":
+        raise InputError(f"checkpoint: a film of the training shows its snapshots, not {load.checkpoint!r}; leave it out")
+    out = out or Path(f"out/{what}.gif")
     still = outputs.check_out(out, {**FILMS, ".png": save} if subject.still else FILMS) == ".png"
     model, number = load(), number or subject.number
-    told, _ = orders.tell(model, number, label or [], text or [])
+    told, _ = orders.tell(model, number, label or [], text or [], plan["guidance"])
     shot = shots.Shot(number, told, seed, frames, columns or min(number, 10), tile, upscaling)
     outputs.check_size(model.shape, tile, subject.copies * number * frames, outputs.MOST_FILM_PIXELS)
     clock = outputs.Clock()

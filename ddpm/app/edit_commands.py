@@ -10,6 +10,8 @@ from ddpm.app import options
 from ddpm.app.options import IMAGE_HELP, WHAT, Columns, Image, Label, Seed, Text, Tile, gathered
 from ddpm.app.terminal import say
 
+IMAGES = 8  # test images that `reconstruct` begins with, if nobody names others
+
 
 @gathered(plan=options.plan, load=options.machine)
 def edit(
@@ -48,18 +50,15 @@ def edit(
     from ddpm.params import lookup
 
     outputs.check_out(out, [".png"])
-    vary = lookup(EDITS, method, "method")
+    way = lookup(EDITS, method, "method")
     model, strengths = load(), list(dict.fromkeys(strength or [0.2, 0.4, 0.6, 0.8]))
     outputs.check_size(model.shape, tile, (number + 1) * len(strengths))
-    named, made = open_image(model, image, label, text), orders.make_plan(model, **plan)
+    made, named = orders.make_plan(model, **plan), open_image(model, image, label, text, plan["guidance"])
     clock = outputs.Clock()
-    whole = source_image(model, named.source)
-    source = named.source._replace(image=whole)
+    whole = source_image(model, named.source, made if way.of_latents else None)
+    source = named.source if way.of_latents else named.source._replace(image=whole)
     rows = [
-        (
-            f"{value:g}",
-            outputs.pictures(f"strength {value:g}", vary(model, made, source, value, number, seed)),
-        )
+        (f"{value:g}", outputs.pictures(f"strength {value:g}", way.vary(model, made, source, value, number, seed)))
         for value in strengths
     ]
     outputs.write_beside(out, [("image", to_images(whole)[0])], rows, columns, tile)
@@ -92,10 +91,11 @@ def reconstruct(
     from ddpm.app.images import open_image
     from ddpm.app.sources import stacked
     from ddpm.data.batches import to_images
+    from ddpm.data.prepared import open_test
     from ddpm.evaluation.reconstruction import psnr
 
     outputs.check_out(out, [".png"])
-    model, names = load(), image or [f"test:{k}" for k in range(8)]
+    model, names = load(), image or [f"test:{k}" for k in range(min(IMAGES, len(open_test()[1].images)))]
     counts = steps or [min(count, model.schedule.steps) for count in (10, 20, 50, 100)]
     plans = {count: orders.make_plan(model, steps=count, spacing=spacing) for count in counts}
     outputs.check_size(model.shape, tile, len(names) * (1 + len(plans)))
@@ -112,5 +112,5 @@ def reconstruct(
         say(f"{count:>5,}{2 * plan.nfe:>14,}{found.mean():>9.2f} dB{found.min():>7.2f} dB")
         rows.append(list(to_images(back)))
         captions.append(f"{count:,} steps, {found.mean():.1f} dB")
-    outputs.write_table(out, rows, captions, [outputs.short(given.caption or given.name, 8) for given in named], tile)
+    outputs.write_table(out, rows, captions, [given.caption or given.name for given in named], tile)
     say(f"wrote {out}: {len(named):,} images, encoded and decoded by DDIM, {clock}")

@@ -62,10 +62,12 @@ def interpolate(
     lookup(UPSCALING, upscaling, "upscaling")
     model, number = load(), number or (48 if film else 12)
     outputs.check_size(model.shape, tile, number, outputs.MOST_FILM_PIXELS // 2 if film else outputs.MOST_PIXELS)
+    made = orders.make_plan(model, **plan)
     ends = [
-        open_image(model, name, label and label[k % len(label)], text and text[k % len(text)]) for k, name in enumerate((a, b))
+        open_image(model, name, label and label[k % len(label)], text and text[k % len(text)], plan["guidance"])
+        for k, name in enumerate((a, b))
     ]
-    made, clock = orders.make_plan(model, **plan), outputs.Clock()
+    clock = outputs.Clock()
     work = studio.interpolate_images(model, made, ends[0].source, ends[1].source, number)
     images = outputs.pictures(made.label, work)
     if film:
@@ -115,21 +117,23 @@ def inpaint(
     """Let the model fill a part of an image in several ways; the rest stays as it is."""
     from ddpm.app import orders, outputs, studio
     from ddpm.app.images import open_image, open_mask
-    from ddpm.app.sources import repeated, source_image
+    from ddpm.app.sources import source_image
     from ddpm.data.batches import to_images
     from ddpm.sampling.grid import jumped
 
     outputs.check_out(out, [".png"])
     model = load()
-    named, known = open_image(model, image, label, text), open_mask(mask, model.shape)
     plain = orders.make_plan(model, **plan)
+    named, known = open_image(model, image, label, text, plan["guidance"]), open_mask(mask, model.shape)
     room = len(set(plain.grid.tolist())) - 2
     resamples = resamples or (1 if model.network.masked or room < 1 else 10)
     change = partial(jumped, jump=jump or min(10, max(1, room)), resamples=resamples)
     made, clock = orders.make_plan(model, change, **plan), outputs.Clock()
     outputs.check_size(model.shape, tile, number + 2)
     x0 = source_image(model, named.source)
-    work = studio.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, repeated(named.source.labels, number), seed)
+    work = studio.inpaint_images(
+        model, made, x0.expand(number, -1, -1, -1), known, studio.repeated(named.source.labels, number), seed
+    )
     fills = outputs.pictures(made.label, work)
     whole = to_images(x0)[0]
     outputs.write_beside(out, [("image", whole), ("known", outputs.tinted(whole, known))], [("", fills)], columns, tile)

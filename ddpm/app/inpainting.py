@@ -32,11 +32,6 @@ def inpaint_methods(model: DiffusionModel, resamples: int) -> dict[str, tuple[in
     return methods | ({SHOWN: (1, True)} if model.network.masked else {})
 
 
-def told_of(model: DiffusionModel, labels: Tensor | None) -> Tensor | None:
-    """The labels only where the network cannot do without them: told the class, it need not look at what is known."""
-    return None if model.knows_no_class or not model.network.conditional else labels
-
-
 def score_inpainting(
     model: DiffusionModel, data: Prepared, judge: Classifier, count: int, steps: int, jump: int, resamples: int, seed: int
 ) -> dict:
@@ -46,7 +41,8 @@ def score_inpainting(
     that of the whole images. psnr: in dB, of the mean squared error over the filled pixels of all images.
     """
     x0, labels = held_out(data, count, seed, model.device)
-    told = told_of(model, labels)
+    # Told the class, the network need not look at what is known.
+    told = None if model.knows_no_class or not model.network.conditional else labels
     mask = open_mask(MASK, model.shape).to(model.device)
     scores = {"n": len(x0), "told": told is not None, "accuracy_real": _accuracy(judge, x0, labels)}
     for name, (times, shown) in inpaint_methods(model, resamples).items():

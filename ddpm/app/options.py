@@ -100,14 +100,7 @@ def style(
             min=0, max=1, metavar="NUMBER", rich_help_panel=HOW, help="Noise in each step of ddim: 0 none, 1 as in DDPM."
         ),
     ] = 0.0,
-    spacing: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=HOW,
-            help="Which noise levels are visited: trailing, leading, linspace, quadratic, log_snr or karras.",
-        ),
-    ] = "trailing",
+    spacing: Spacing = "trailing",
     guidance: Annotated[
         float,
         typer.Option(

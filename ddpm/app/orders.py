@@ -17,7 +17,6 @@ from ddpm.sampling.settings import GridChange, Plan, SampleDDIM, SampleDDPM
 
 STEPS = 50
 MOST_GUIDANCE = 50.0
-MOST_SEED = 2**31 - 1
 CHOICES: dict[str, Sampler] = {"ddpm": Sampler("DDPM", ancestral_step, ("variance",), stochastic=True), **SAMPLERS}
 NO_CLASS = "none"
 
@@ -54,7 +53,7 @@ def make_plan(
     if sampler == "ddpm":
         for name, value, usual in (("eta", eta, 0.0), ("spacing", spacing, "trailing")):
             if value != usual:
-                raise InputError(f"{name}: {value} has no meaning for sampler 'ddpm'; leave it out")
+                raise InputError(f"{name}: {value!r} has no meaning for sampler 'ddpm'; leave it out")
         return make(SampleDDPM, variance=variance, **common).plan(model, steps, change)
     if variance != "small":
         raise InputError(f"variance: {variance!r} has no meaning for sampler {sampler!r}, only for ddpm; leave it out")

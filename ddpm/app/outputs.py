@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
-from ddpm.app.views import View
+from ddpm.app.views import View, finished
 from ddpm.data.batches import to_images
 from ddpm.files import InputError, write_npz, write_text, writing
 from ddpm.params import lookup
 from ddpm.reporting.movies import UPSCALING
-from ddpm.reporting.pictures import GAP, captioned, save
+from ddpm.reporting.pictures import FONT_SIZE, GAP, captioned, save
 from ddpm.runtime import Progress
 
 MOST_PIXELS = 64_000_000
@@ -62,15 +62,14 @@ def check_size(shape: tuple[int, int, int], tile: int, images: int, most: int = 
 def pictures(name: str, views: Iterator[View], on_view: Callable[[View], object] = lambda view: None) -> np.ndarray:
     """Run some work to its end, showing how far it is: its finished images, uint8 (N, H, W, C).
 
-    Raises InputError if an image is not finite, which uint8 would hide.
+    Raises InputError as `finished` does.
     """
     images = []
     for view in shown(name, views):
         on_view(view)
         if view.last:
-            if not view.x.isfinite().all():
-                raise InputError("thresholding: without it the images are not finite; use 'clip', or less guidance")
-            images.append(to_images(view.x))
+            # Batch by batch: as floats, thousands of images need much memory.
+            images.append(to_images(finished(iter([view]))))
     return np.concatenate(images)
 
 
@@ -157,9 +156,10 @@ def rows_of(captions: Sequence[str], columns: int | None) -> list[tuple[str, lis
 def table(
     tiles: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str], tile: int, upscaling: str = "nearest"
 ) -> Image.Image:
-    """`pictures.captioned`, its captions each in one line of bounded length."""
+    """`pictures.captioned`, its captions each in one line: of bounded length before rows, as wide as an image above columns."""
     enlarge = lookup(UPSCALING, upscaling, "upscaling")
-    return captioned(tiles, [short(text) for text in rows], [short(text) for text in columns], tile, enlarge)
+    width = enlarge(tiles[0][0], tile).width
+    return captioned(tiles, [short(text) for text in rows], [fitting(text, width) for text in columns], tile, enlarge)
 
 
 def write_table(
@@ -197,6 +197,13 @@ def short(text: str, most: int = LONGEST_CAPTION) -> str:
     """A text in one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def fitting(text: str, width: int) -> str:
+    """A text in one line that is no wider in a caption than so many pixels, but for its first letter."""
+    line, width_of = short(text), ImageFont.load_default(FONT_SIZE).getlength
+    shorter = (line[:end].rstrip() + "..." for end in range(len(line) - 1, 0, -1))
+    return next((found for found in (line, *shorter, line[:2]) if width_of(found) <= width), line[:1])
 
 
 class Clock:

@@ -71,17 +71,18 @@ def training_film(model: DiffusionModel, plan: dict, shot: Shot, folder: Path) -
 
 
 class Subject(NamedTuple):
-    """Something to film: how, of how many images if nobody says, and how often each stands in a frame; and how it is shown in
-    one picture, if it can be."""
+    """Something to film: how, of how many images if nobody says, and how often each stands in a frame; how it is shown in one
+    picture, if it can be; and whether the weights are those of the snapshots, whatever the checkpoint."""
 
     film: Callable[[DiffusionModel, dict, Shot, Path], list[Image.Image]]
     number: int
     copies: int = 1
     still: Callable[[DiffusionModel, dict, Shot], Image.Image] | None = None
+    of_snapshots: bool = False
 
 
 SUBJECTS: dict[str, Subject] = {
     "denoising": Subject(denoising_film, 8, 2, moments),
     "grid": Subject(grid_film, 50, still=moments),
-    "training": Subject(training_film, 50),
+    "training": Subject(training_film, 50, of_snapshots=True),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.app.films import models_of_training
 from ddpm.app.images import open_mask
-from ddpm.app.inpainting import MASK, inpaint_methods, told_of
+from ddpm.app.inpainting import MASK, inpaint_methods
 from ddpm.app.orders import latent_of, make_plan
 from ddpm.app.studio import Source, draw_images, edit_images, inpaint_images, interpolate_images, vary_images
 from ddpm.app.views import finished
@@ -75,13 +75,13 @@ def make_edits(model: DiffusionModel, test: Split, settings: Edit, seed: int) ->
 
 
 def _fills(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings: Edit, seed: int) -> dict[str, Tensor]:
-    mask, told = open_mask(MASK, model.shape).to(model.device), told_of(model, labels)
+    mask = open_mask(MASK, model.shape).to(model.device)
     # What is missing is shown gray.
     arrays = {"inpaint_image": x0, "inpaint_known": x0 * mask}
     for name, (times, shown) in inpaint_methods(model, settings.resamples).items():
         plan = make_plan(model, partial(jumped, jump=settings.jump, resamples=times), steps=settings.steps)
         for k in (1, 2):
-            filled = finished(inpaint_images(model, plan, x0, mask, told, seed + k, shown))
+            filled = finished(inpaint_images(model, plan, x0, mask, labels, seed + k, shown))
             arrays[f"inpaint_filled_{name}_{k}"] = filled
     return arrays
 

@@ -1,26 +1,22 @@
 """Images that commands begin with: drawn where they are samples, stacked where they are several, and varied."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm.app.orders import make_plan
-from ddpm.app.studio import Source, edit_images, vary_images
+from ddpm.app.studio import Source, edit_images, repeated, vary_images
 from ddpm.app.views import View, finished
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import Plan
 
 
-def source_image(model: DiffusionModel, source: Source) -> Tensor:
-    """The image (1, C, H, W) of a source: its own, or what its latent draws by DDIM."""
+def source_image(model: DiffusionModel, source: Source, plan: Plan | None = None) -> Tensor:
+    """The image (1, C, H, W) of a source: its own, or what its latent draws by a deterministic plan; None: by DDIM."""
     # The latent, not varied at all.
-    return finished(vary_images(model, make_plan(model), source, 0.0, 1, 0)) if source.image is None else source.image
-
-
-def repeated(labels: Tensor | None, count: int) -> Tensor | None:
-    """What the network is told of one image (1, ...), for `count` of them."""
-    return None if labels is None else labels.expand(count, *labels.shape[1:])
+    return finished(vary_images(model, plan or make_plan(model), source, 0.0, 1, 0)) if source.image is None else source.image
 
 
 def stacked(model: DiffusionModel, sources: Sequence[Source]) -> tuple[Tensor, list[tuple[list[int], Tensor | None]]]:
@@ -38,8 +34,12 @@ def _noised(model: DiffusionModel, plan: Plan, source: Source, strength: float, 
     return edit_images(model, plan, images, strength, repeated(source.labels, count), seed)
 
 
-# Ways to vary a source that has an image: (model, plan, source, how much, how many, seed) -> Views.
-EDITS: dict[str, Callable[[DiffusionModel, Plan, Source, float, int, int], Iterator[View]]] = {
-    "sdedit": _noised,
-    "latent": vary_images,
-}
+class Method(NamedTuple):
+    """A way to vary a source: (model, plan, source, how much, how many, seed) -> Views; and whether it begins with the latent,
+    where the source is one, rather than with its image."""
+
+    vary: Callable[[DiffusionModel, Plan, Source, float, int, int], Iterator[View]]
+    of_latents: bool = False
+
+
+EDITS: dict[str, Method] = {"sdedit": Method(_noised), "latent": Method(vary_images, of_latents=True)}

@@ -77,6 +77,11 @@ class Source(NamedTuple):
     labels: Tensor | None
 
 
+def repeated(labels: Tensor | None, count: int) -> Tensor | None:
+    """What the network is told of one image (1, ...), for `count` of them."""
+    return None if labels is None else labels.expand(count, *labels.shape[1:])
+
+
 def interpolate_images(model: DiffusionModel, plan: Plan, a: Source, b: Source, count: int) -> Iterator[View]:
     """`count` images from one to the other, both included: latents along the arc between them, drawn deterministically.
 
@@ -108,7 +113,7 @@ def vary_images(model: DiffusionModel, plan: Plan, source: Source, amount: float
     """
     _check_deterministic(plan)
     fresh = image_noise(model, seed, count, 1, use="vary")()
-    labels = None if source.labels is None else source.labels.expand(count, *source.labels.shape[1:])
+    labels = repeated(source.labels, count)
     if source.image is None:
         start = morph.vary(source.latent, fresh, amount)
         frames = sample(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, start, _no_noise)
@@ -147,8 +152,7 @@ def _between(denoiser: Callable[..., Denoiser], a: Source, b: Source, fractions:
     """The denoiser of images between two sources, told of both where they differ."""
 
     def of(source: Source) -> Denoiser:
-        labels = source.labels
-        return denoiser(None if labels is None else labels.expand(len(fractions), *labels.shape[1:]))
+        return denoiser(repeated(source.labels, len(fractions)))
 
     same = a.labels is b.labels or (a.labels is not None and b.labels is not None and torch.equal(a.labels, b.labels))
     return of(a) if same else blended(of(a), of(b), fractions)

@@ -38,13 +38,13 @@ def films(arrays: dict[str, np.ndarray], tile: int) -> dict[str, list[Image.Imag
     }
 
 
-def edits_section(arrays: dict[str, np.ndarray], scores: dict) -> list[str]:
-    """The paragraphs of the page. scores: reports/edit/metrics.json."""
+def edits_section(scores: dict, told: bool) -> list[str]:
+    """The paragraphs of the page. scores: reports/edit/metrics.json; told: whether the network takes a class or text."""
     filled = scores["inpaint"]
     methods = [name for name in filled if isinstance(filled[name], dict)]
     return [
         "## Editing",
-        "Inpainting fills the right half of test images; known pixels come back exactly.",
+        f"Inpainting fills the right half of test images{', told their class' if told else ''}; known pixels come back exactly.",
         "![test images, what is known of them, and how it was filled](report/inpainting.png)",
         *_inpainting_table(filled, methods),
         "Image to image ([SDEdit](https://arxiv.org/abs/2108.01073)): noise up to `strength` of T, then down again. Variations "
@@ -63,7 +63,7 @@ def _inpainting_table(filled: dict, methods: list[str]) -> list[str]:
         for name in methods
     ]
     return [
-        f"Of {filled['n']:,} test images, how many the judge sees as what they were, filled by a network that is "
+        f"How many of {filled['n']:,} test images the judge sees as what they were, filled by a network that is "
         f"{'' if filled['told'] else 'not '}told the class "
         f"({percent(filled['accuracy_real'])} of the whole images), and PSNR in the filled half.",
         table(["filled by", "NFE", "accuracy ↑", "PSNR in dB ↑"], rows),

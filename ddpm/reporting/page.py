@@ -50,7 +50,7 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], chosen: 
     asked = any(f"{name}_asked" in arrays for name in SAMPLERS)
     given = [
         *guidance_section(guidance),
-        *edits_section(edits, read_json(REPORTS / "edit/metrics.json", "edit")),
+        *edits_section(read_json(REPORTS / "edit/metrics.json", "edit"), asked),
     ]
     write_text(REPORTS / "index.md", _page(scores, cost, meta, chosen, asked, given, training_section(edits)))
 
