@@ -81,7 +81,7 @@ def test_guidance_keeps_to_its_interval():
 @pytest.mark.parametrize("count", [1, 5])
 def test_labels_must_be_one_per_image(count):
     denoise = network_denoiser(nonlinear_network, "eps", torch.zeros(count, dtype=torch.int64))
-    with pytest.raises(InputError, match=rf"labels: shape \({count},\) does not fit 4 images; give one class per image"):
+    with pytest.raises(InputError, match=rf"labels: shape \({count},\) does not fit 4 images; give one per image"):
         denoise(images(), LINEAR[10])
 
 

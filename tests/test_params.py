@@ -8,10 +8,12 @@ from conftest import ROOT, edit_params
 from pydantic import Field
 
 from ddpm import params
+from ddpm.app.showcase import Edit
 from ddpm.data.datasets import DATASETS, DatasetName
 from ddpm.data.prepared import PrepareData
 from ddpm.diffusion.parameterization import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
+from ddpm.evaluation.guidance import Guidance
 from ddpm.evaluation.scores import Evaluate
 from ddpm.evaluation.sweep import Sweep
 from ddpm.files import InputError
@@ -34,6 +36,8 @@ EVERYTHING = {
     "train": Train,
     "sample_ddpm": SampleDDPM,
     "sample_ddim": SampleDDIM,
+    "guidance": Guidance,
+    "edit": Edit,
     "evaluate": Evaluate,
     "sweep": Sweep,
     "report": Report,
