@@ -151,7 +151,7 @@ class TestFilms:
             raise RuntimeError("in the middle")
 
         # Not at once: something of the new film has been written by then.
-        monkeypatch.setattr(av.VideoFrame, "from_image", fail)
+        monkeypatch.setattr(av, "VideoFrame", SimpleNamespace(from_image=fail))
         monkeypatch.setattr("PIL.GifImagePlugin._write_frame_data", fail)
         with pytest.raises(RuntimeError, match="in the middle"):
             write_film(path, plain(RED, BLUE), fps=5)
