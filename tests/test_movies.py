@@ -4,6 +4,7 @@ import math
 import resource
 from contextlib import contextmanager
 from itertools import chain, pairwise
+from types import SimpleNamespace
 
 import av
 import numpy as np
