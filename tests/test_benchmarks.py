@@ -18,6 +18,7 @@ def small(monkeypatch):
     monkeypatch.setattr(peers, "INSTALLED", known)
 
 
+@pytest.mark.slow
 def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
     pytest.importorskip("diffusers")
     threads = torch.get_num_threads()

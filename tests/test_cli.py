@@ -846,6 +846,7 @@ def test_a_defect_keeps_its_traceback(project, monkeypatch):
         main(["sample", *MACHINE])
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves(project):
     """As `python -m ddpm info | head -1`, whose end of the pipe is closed."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}

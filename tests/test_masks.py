@@ -79,6 +79,7 @@ def test_boxes_are_small_and_large_and_strokes_have_ends():
     assert sum(bool(edge.all()) for edge in edges) > 0.02 * len(edges)
 
 
+@pytest.mark.slow
 def test_the_share_that_is_known_does_not_depend_on_the_size():
     shares = [float(drawn(4000, *size).mean()) for size in ((8, 8), (16, 48), (64, 64))]
     assert shares == pytest.approx([shares[0]] * 3, abs=0.03)

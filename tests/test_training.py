@@ -140,6 +140,7 @@ class TestWhatIsTold:
         assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_known_pixels_make_the_loss_smaller():
     """Of noise images nothing can be guessed but what is shown."""
     options = {"steps": 150, "dropout": 0.0, "log_every": 50, "validate_every": 150, "learning_rate": 5e-3, "ema_decay": 0.9}
@@ -236,7 +237,7 @@ def test_the_loss_falls_on_images_with_structure():
     assert trainer.history[-1]["validation_loss"] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize("learned_variance", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("levels", LEVEL_DRAWS)
 @pytest.mark.parametrize(("prediction", "weight"), [("eps", "simple"), ("x0", "min_snr"), ("v", "p2"), ("flow", "v")])
 def test_the_loss_falls_whatever_is_predicted_weighted_and_drawn(prediction, weight, levels, learned_variance):
@@ -315,7 +316,7 @@ def test_float16_trains_with_a_scaler_that_finds_its_scale():
     assert again.scaler.state_dict() == state
 
 
-@pytest.mark.parametrize("parts", [2, 3, 16])
+@pytest.mark.parametrize("parts", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("levels", LEVEL_DRAWS)
 def test_a_batch_in_parts_gives_the_same_weights(parts, levels, monkeypatch):
     """Gradient accumulation: k parts of b images equal one batch of k b, averages and all."""

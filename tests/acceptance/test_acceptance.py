@@ -43,6 +43,8 @@ PROFILE = {
     },
     "sample_ddpm": {"samples": 40, "batch_size": 20},
     "sample_ddim": {"samples": 40, "batch_size": 20, "steps": 5},
+    "guidance": {"samples": 40, "steps": 3},
+    "edit": {"scored_images": 20, "steps": 5, "jump": 2, "resamples": 2, "film_frames": 2},
     "evaluate": {"reconstruction_images": 50},
     "report": {"columns": 4},
     "runtime": {"threads": 1},
@@ -255,7 +257,7 @@ def test_sampling_code(project):
     with open(project.folder / "ddpm/sampling/samplers.py", "a", encoding="utf-8") as file:
         file.write("# changed\n")
     changed = set(re.findall(r"^(\w+):$", project.dvc("status"), re.M))
-    assert changed == {"sample_ddpm", "sample_ddim", "evaluate"}
+    assert changed == {"sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate"}
     output = project.dvc("repro", "sample_ddpm", "sample_ddim")
     assert "Stage 'train' didn't change, skipping" in output
     assert "Running stage 'sample_ddpm'" in output
@@ -282,7 +284,8 @@ def test_two_runs_give_the_same(project):
     output = project.dvc("repro", "-f")
     assert all(f"Running stage '{stage}'" in output for stage in ("train", "sample_ddpm", "sample_ddim", "evaluate"))
     assert hashes() == before
-    assert set(before) == {"models/classifier", "models/ddpm", "samples/ddpm.npz", "samples/ddim.npz", "samples/judged"}
+    samples = {f"samples/{name}" for name in ("ddpm.npz", "ddim.npz", "edits.npz", "judged")}
+    assert set(before) == {"models/classifier", "models/ddpm", *samples}
     # Only how long things took may differ.
     changed = {line.split()[1] for line in project.git("status", "--porcelain").splitlines()}
     assert changed <= {"dvc.lock", *TIMED}
