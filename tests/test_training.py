@@ -140,7 +140,6 @@ class TestWhatIsTold:
         assert losses[0] == losses[1]
 
 
-@pytest.mark.slow
 def test_known_pixels_make_the_loss_smaller():
     """Of noise images nothing can be guessed but what is shown."""
     options = {"steps": 150, "dropout": 0.0, "log_every": 50, "validate_every": 150, "learning_rate": 5e-3, "ema_decay": 0.9}
