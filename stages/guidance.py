@@ -29,9 +29,8 @@ def main() -> None:
 
     def say(row: dict) -> None:
         if distributed.is_first():
-            print(
-                f"guidance {row['scale']:g} by {row['method']}: FID {row['fid']:.4f}, accuracy {row['accuracy']:.2%}", flush=True
-            )
+            seen = f", {row['accuracy']:.1%} of the class asked for" if row["scale"] > 0 else ""
+            print(f"guidance {row['scale']:g} by {row['method']}: FID {row['fid']:.4f}{seen}", flush=True)
 
     rows = compare_scales(model, judges, p.guidance, p.seed, Precision(p.runtime, device).autocast, say)
     if not distributed.is_first():
