@@ -487,7 +487,7 @@ def test_a_plan_knows_whether_it_draws_noise(changes, stochastic):
 def test_a_real_unet_runs_through_the_driver_and_yields_every_level():
     model = UNetSettings(
         channels=8, channel_mults=[1, 2], blocks_per_level=1, attention_levels=[1], middle_attention=True, heads=2,
-        dropout=0.0, conditioning="class",
+        time_embedding="auto", dropout=0.0, conditioning="class",
     )  # fmt: skip
     network = UNet(model, (8, 8, 1), DIGITS).eval()
     denoiser = thresholded(network_denoiser(network, "v", torch.arange(4)))

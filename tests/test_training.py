@@ -142,7 +142,7 @@ class TestWhatIsTold:
 
 def test_known_pixels_make_the_loss_smaller():
     """Of noise images nothing can be guessed but what is shown."""
-    options = {"steps": 150, "dropout": 0.0, "log_every": 50, "validate_every": 150, "learning_rate": 5e-3, "ema_decay": 0.9}
+    options = {"steps": 120, "dropout": 0.0, "log_every": 60, "validate_every": 120, "learning_rate": 5e-3, "ema_decay": 0.9}
     blind, shown = (run(make_trainer(conditioning=name, prediction="x0", **options)) for name in ("none", "mask"))
     assert shown.history[-1]["validation_loss"] < 0.93 * blind.history[-1]["validation_loss"]
 
@@ -324,7 +324,8 @@ def test_a_batch_in_parts_gives_the_same_weights(parts, levels, monkeypatch):
     split = run(make_trainer(dropout=0.0, levels=levels, accumulation=parts))
     for key in ("network", "ema"):
         for name, value in whole.state_dict()[key].items():
-            torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-4, atol=2e-6)
+            # Adam divides by the size of the gradient, so where that is almost 0 its rounding shows.
+            torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-4, atol=2e-5)
     for a, b in zip(whole.history, split.history, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 

@@ -13,12 +13,12 @@ from ddpm.files import InputError
 from ddpm.networks import convolution
 from ddpm.networks.convolution import Conv, Grow
 from ddpm.networks.store import CHECKPOINTS, CONFIG, load_model, make_config
-from ddpm.networks.unet import UNet, UNetSettings, group_norm, time_embedding
+from ddpm.networks.unet import Details, UNet, UNetSettings, norm_groups, time_embedding
 from ddpm.weights import save_weights
 
 SMALL = {
     "channels": 8, "channel_mults": [1, 2], "blocks_per_level": 1, "attention_levels": [], "middle_attention": False,
-    "heads": 2, "dropout": 0.0, "conditioning": "class",
+    "heads": 2, "time_embedding": "auto", "dropout": 0.0, "conditioning": "class",
 }  # fmt: skip
 IDENTITY = {"dataset": "digits", "shape": [8, 8, 1], "class_names": list("0123456789"), "sha256": {}}
 
@@ -68,12 +68,49 @@ def test_the_paper_s_cifar10_network_has_its_35_7_million_parameters():
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 7, 10, 16, 30, 48, 64, 96, 128, 512])
 def test_group_count_divides_the_channels(channels):
-    norm = group_norm(channels)
-    assert channels % norm.num_groups == 0
-    assert norm.num_groups <= 32
-    assert norm(torch.randn(2, channels, 4, 4)).isfinite().all()
+    groups = norm_groups(channels)
+    assert channels % groups == 0
+    assert groups <= 32
     if channels >= 128:
-        assert norm.num_groups == 32
+        assert groups == 32
+
+
+def test_all_group_norms_of_a_network_have_as_many_groups():
+    network = UNet(settings(channels=24, channel_mults=[1, 3], attention_levels=[1], middle_attention=True), (8, 8, 1), DIGITS)
+    assert {norm.num_groups for norm in network.modules() if isinstance(norm, torch.nn.GroupNorm)} == {6}
+
+
+def test_the_width_of_the_time_embedding_is_a_setting():
+    automatic, wide = (UNet(settings(time_embedding=width), (8, 8, 1), DIGITS) for width in ("auto", 50))
+    assert [layer.out_features for layer in automatic.time if hasattr(layer, "out_features")] == [32, 32]
+    assert [layer.out_features for layer in wide.time if hasattr(layer, "out_features")] == [50, 50]
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 30.0])
+    assert awake(wide)(x, t).shape == x.shape
+
+
+def test_details_of_networks_trained_elsewhere():
+    shape, kind = (8, 8, 1), settings(channels=8, attention_levels=[1])
+    details = Details(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4)
+    network, ours = (awake(UNet(kind, shape, DIGITS, details=given)) for given in (details, Details()))
+    assert {(n.num_groups, n.eps) for n in network.modules() if isinstance(n, torch.nn.GroupNorm)} == {(4, 1e-6)}
+    assert network.down[1].attentions[0].heads == 4
+    x = torch.randn(2, 8, 6, 6)
+    shrink, usual = network.shrink[0], ours.shrink[0]
+    expected = F.conv2d(F.pad(x, (0, 1, 0, 1)), shrink.weight, shrink.bias, stride=2)
+    torch.testing.assert_close(shrink(x), expected)
+    torch.testing.assert_close(usual(x), F.conv2d(x, usual.weight, usual.bias, stride=2, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("details", "message"),
+    [
+        ({"norm_groups": 3}, "norm_groups: 3 does not divide the 8 channels"),
+        ({"head_channels": 5}, "head_channels: 5 does not divide the 16 channels"),
+    ],
+)
+def test_details_that_do_not_fit_are_refused(details, message):
+    with pytest.raises(InputError, match=message):
+        UNet(settings(middle_attention=True), (8, 8, 1), DIGITS, details=Details(**details))
 
 
 def test_time_embedding_is_the_papers():

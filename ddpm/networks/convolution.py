@@ -77,3 +77,15 @@ class Grow(Conv):
             return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         kernel = F.avg_pool2d(self.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
         return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)
+
+
+class Shrink(Conv):
+    """A 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H / 2, W / 2), for even sides. Zeros stand all around the image, or,
+    for `corner`, right and below of it."""
+
+    def __init__(self, channels: int, corner: bool):
+        super().__init__(channels, channels, 3, stride=2, padding=0 if corner else 1)
+        self.corner = corner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.corner else x)

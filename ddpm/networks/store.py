@@ -20,12 +20,12 @@ from ddpm.networks.captions import Vocabulary
 from ddpm.networks.conditioning import CONDITIONINGS, TextContent
 from ddpm.networks.posthoc import NARROWEST, WIDEST
 from ddpm.networks.snapshots import SNAPSHOTS, rebuild
-from ddpm.networks.unet import Size, UNet, UNetSettings
+from ddpm.networks.unet import OURS, Details, Size, UNet, UNetSettings
 from ddpm.params import lookup
 from ddpm.weights import load_weights, put_weights
 
 CONFIG = "config.json"
-FORMAT = 4
+FORMAT = 5
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 
 
@@ -60,6 +60,7 @@ class _Config(BaseModel):
     model: UNetSettings
     diffusion: _Levels
     data: _Data
+    details: Details = OURS
 
 
 def make_config(
@@ -77,9 +78,15 @@ def make_config(
     }
 
 
-def make_network(model: UNetSettings, diffusion: Diffusion, shape: tuple[int, int, int], class_names: Sequence[str]) -> UNet:
+def make_network(
+    model: UNetSettings,
+    diffusion: Diffusion,
+    shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    details: Details = OURS,
+) -> UNet:
     """The network of these settings for images (H, W, C). Raises InputError for sizes that do not fit together."""
-    return UNet(model, shape, class_names, outputs=shape[2] * (2 if diffusion.learned_variance else 1))
+    return UNet(model, shape, class_names, shape[2] * (2 if diffusion.learned_variance else 1), details)
 
 
 def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> tuple[UNet, dict]:
@@ -97,7 +104,7 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
         )
     try:
         known = _Config.model_validate(config)
-        network = make_network(known.model, known.diffusion, tuple(known.data.shape), known.data.class_names)
+        network = make_network(known.model, known.diffusion, tuple(known.data.shape), known.data.class_names, known.details)
     except (ValidationError, InputError) as error:
         reason = _first_mistake(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{folder / CONFIG}: describes no network ({reason}); make it again with `dvc repro -f train`") from None

@@ -1,7 +1,8 @@
 """The U-Net of DDPM (Ho et al. 2020, app. B), with every size a setting."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from ddpm.files import InputError
 from ddpm.networks.conditioning import CONDITIONINGS, Nothing, TextContent
-from ddpm.networks.convolution import Conv, Grow
-from ddpm.params import OneOf, Section
+from ddpm.networks.convolution import Conv, Grow, Shrink
+from ddpm.params import OneOf, OrWord, Section
 
 Size = Annotated[int, Field(ge=1)]
+Norm = Callable[[int], nn.GroupNorm]
 
 
 class UNetSettings(Section):
@@ -26,8 +28,26 @@ class UNetSettings(Section):
     attention_levels: list[Annotated[int, Field(ge=0)]]
     middle_attention: bool
     heads: Size
+    time_embedding: Annotated[Size | None, OrWord("auto")]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     conditioning: Annotated[str, OneOf(CONDITIONINGS)]
+
+
+class Details(Section):
+    """In what networks that were trained elsewhere differ from ours, where params.yaml offers no choice.
+
+    norm_groups: groups of every group norm; None: `norm_groups`. norm_eps: what it adds to the variance. corner_padding: where
+    the image is halved, zeros stand right and below of it, as in TensorFlow and so in Ho et al. 2020, not all around.
+    head_channels: channels of an attention head, in place of the number of heads.
+    """
+
+    norm_groups: Size | None = None
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    corner_padding: bool = False
+    head_channels: Size | None = None
+
+
+OURS = Details()
 
 
 def time_embedding(t: Tensor, size: int) -> Tensor:
@@ -38,10 +58,10 @@ def time_embedding(t: Tensor, size: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the largest number of groups up to 32 that divides the channels, at least 4 channels in each if it can."""
-    fitting = [g for g in range(1, 33) if channels % g == 0 and (channels // g >= 4 or g == 1)]
-    return nn.GroupNorm(fitting[-1], channels)
+def norm_groups(channels: int) -> int:
+    """Groups of all group norms of a network whose first level has these channels: the largest number up to 32 that divides
+    them, so that of every level too, and leaves 4 channels in each if it can."""
+    return max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 4 or g == 1))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -53,10 +73,10 @@ class ResidualBlock(nn.Module):
     """Two normalized convolutions with a shift of each image's channels between them, which carries the embedding:
     (B, C_in, H, W), (B, C_out, 1, 1) -> (B, C_out, H, W)."""
 
-    def __init__(self, inputs: int, outputs: int, dropout: float):
+    def __init__(self, inputs: int, outputs: int, dropout: float, norm: Norm):
         super().__init__()
-        self.norm1, self.conv1 = group_norm(inputs), Conv(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = group_norm(outputs), Conv(outputs, outputs, 3, padding=1)
+        self.norm1, self.conv1 = norm(inputs), Conv(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = norm(outputs), Conv(outputs, outputs, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
         self.skip = Conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         zero_init(self.conv2)
@@ -70,10 +90,10 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over the pixels, with a residual connection: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int, heads: int):
+    def __init__(self, channels: int, heads: int, norm: Norm):
         super().__init__()
         self.heads = heads
-        self.norm, self.qkv = group_norm(channels), Conv(channels, 3 * channels, 1)
+        self.norm, self.qkv = norm(channels), Conv(channels, 3 * channels, 1)
         self.out = zero_init(Conv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,10 +107,10 @@ class Attention(nn.Module):
 class Resolution(nn.Module):
     """The blocks of one resolution; each may be followed by attention."""
 
-    def __init__(self, widths: list[tuple[int, int]], dropout: float, heads: int | None):
+    def __init__(self, widths: list[tuple[int, int]], dropout: float, heads: int | None, norm: Norm):
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(i, o, dropout) for i, o in widths)
-        self.attentions = nn.ModuleList(Attention(o, heads) if heads else nn.Identity() for _, o in widths)
+        self.blocks = nn.ModuleList(ResidualBlock(i, o, dropout, norm) for i, o in widths)
+        self.attentions = nn.ModuleList(Attention(o, heads, norm) if heads else nn.Identity() for _, o in widths)
 
 
 class UNet(nn.Module):
@@ -103,13 +123,19 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, settings: UNetSettings, shape: tuple[int, int, int], class_names: Sequence[str], outputs: int | None = None
+        self,
+        settings: UNetSettings,
+        shape: tuple[int, int, int],
+        class_names: Sequence[str],
+        outputs: int | None = None,
+        details: Details = OURS,
     ):
         super().__init__()
-        check_sizes(settings, shape)
+        check_sizes(settings, shape, details)
         image_channels, self.outputs = shape[2], outputs or shape[2]
         widths = [settings.channels * mult for mult in settings.channel_mults]
-        base, embedding = settings.channels, 4 * settings.channels
+        base, embedding = settings.channels, settings.time_embedding or 4 * settings.channels
+        norm = partial(nn.GroupNorm, details.norm_groups or norm_groups(base), eps=details.norm_eps)
         self.base = base
         self.time = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         conditioning = CONDITIONINGS[settings.conditioning]
@@ -118,8 +144,8 @@ class UNet(nn.Module):
         self.first = Conv(image_channels + (image_channels + 1) * self.masked, base, 3, padding=1)
 
         def level(pairs: list[tuple[int, int]], index: int) -> Resolution:
-            heads = settings.heads if index in settings.attention_levels else None
-            return Resolution(pairs, settings.dropout, heads)
+            attended = index in settings.attention_levels
+            return Resolution(pairs, settings.dropout, _heads(settings, details, widths[index]) if attended else None, norm)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         skips, current, last = [base], base, len(widths) - 1
@@ -127,12 +153,13 @@ class UNet(nn.Module):
             pairs = [(current if j == 0 else width, width) for j in range(settings.blocks_per_level)]
             self.down.append(level(pairs, i))
             skips += [width] * settings.blocks_per_level + ([width] if i < last else [])
-            self.shrink.append(Conv(width, width, 3, stride=2, padding=1) if i < last else nn.Identity())
+            self.shrink.append(Shrink(width, details.corner_padding) if i < last else nn.Identity())
             current = width
 
-        self.middle1 = ResidualBlock(current, current, settings.dropout)
-        self.middle_attention = Attention(current, settings.heads) if settings.middle_attention else nn.Identity()
-        self.middle2 = ResidualBlock(current, current, settings.dropout)
+        self.middle1 = ResidualBlock(current, current, settings.dropout, norm)
+        heads = _heads(settings, details, current)
+        self.middle_attention = Attention(current, heads, norm) if settings.middle_attention else nn.Identity()
+        self.middle2 = ResidualBlock(current, current, settings.dropout, norm)
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
@@ -143,7 +170,7 @@ class UNet(nn.Module):
             self.up.append(level(pairs, i))
             self.grow.append(Grow(width) if i > 0 else nn.Identity())
 
-        self.norm, self.last = group_norm(current), zero_init(Conv(current, self.outputs, 3, padding=1))
+        self.norm, self.last = norm(current), zero_init(Conv(current, self.outputs, 3, padding=1))
         # One linear layer for the shifts of all blocks, in the order of `forward`: many small ones cost more than they compute.
         self.widths = [block.conv1.out_channels for block in self.modules() if isinstance(block, ResidualBlock)]
         self.embed = nn.Linear(embedding, sum(self.widths))
@@ -191,8 +218,12 @@ def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def check_sizes(settings: UNetSettings, shape: tuple[int, int, int]) -> None:
-    """Raises InputError if the image (H, W, C) or the attention does not fit the depth and the widths."""
+def _heads(settings: UNetSettings, details: Details, width: int) -> int:
+    return width // details.head_channels if details.head_channels else settings.heads
+
+
+def check_sizes(settings: UNetSettings, shape: tuple[int, int, int], details: Details) -> None:
+    """Raises InputError if the image (H, W, C), the attention or the group norm does not fit the depth and the widths."""
     levels = len(settings.channel_mults)
     factor = 2 ** (levels - 1)
     if shape[0] % factor or shape[1] % factor:
@@ -205,9 +236,13 @@ def check_sizes(settings: UNetSettings, shape: tuple[int, int, int]) -> None:
             raise InputError(f"params.yaml: model.attention_levels: {level} does not exist; the levels are 0 to {levels - 1}")
     attended = [settings.channel_mults[i] for i in settings.attention_levels]
     attended += [settings.channel_mults[-1]] * settings.middle_attention
+    name, parts = ("head_channels", details.head_channels) if details.head_channels else ("model.heads", settings.heads)
     for mult in attended:
-        if settings.channels * mult % settings.heads:
+        if settings.channels * mult % parts:
             raise InputError(
-                f"params.yaml: model.heads: {settings.heads} does not divide the {settings.channels * mult} channels "
-                "of a level with attention"
+                f"params.yaml: {name}: {parts} does not divide the {settings.channels * mult} channels of a level with attention"
             )
+    if details.norm_groups and settings.channels % details.norm_groups:
+        raise InputError(
+            f"norm_groups: {details.norm_groups} does not divide the {settings.channels} channels of the first level"
+        )

@@ -95,7 +95,7 @@ def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
     torch.manual_seed(0)
     settings = UNetSettings(
         channels=case.channels, channel_mults=case.mults, blocks_per_level=case.blocks, attention_levels=case.attention,
-        middle_attention=True, heads=case.heads, dropout=0.0, conditioning="none",
+        middle_attention=True, heads=case.heads, time_embedding="auto", dropout=0.0, conditioning="none",
     )  # fmt: skip
     network = UNet(settings, case.shape, [""]).to(device, memory_format=torch.channels_last).train(not case.steps)
     schedule = make_schedule("linear", LEVELS)
