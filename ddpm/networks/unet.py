@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,22 +38,24 @@ class Details(Section):
 
     norm_groups: groups of every group norm; None: `norm_groups`. norm_eps: what it adds to the variance. corner_padding: where
     the image is halved, zeros stand right and below of it, as in TensorFlow and so in Ho et al. 2020, not all around.
-    head_channels: channels of an attention head, in place of the number of heads.
+    head_channels: channels of an attention head, in place of the number of heads. frequency_shift: of `time_embedding`.
     """
 
     norm_groups: Size | None = None
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     corner_padding: bool = False
     head_channels: Size | None = None
+    frequency_shift: Literal[0, 1] = 1
 
 
 OURS = Details()
 
 
-def time_embedding(t: Tensor, size: int) -> Tensor:
-    """Sinusoidal embedding [sin, cos] of t (B,) -> (B, size), wavelengths from 2 pi to 20,000 pi (Ho et al. 2020's code)."""
+def time_embedding(t: Tensor, size: int, shift: int = 1) -> Tensor:
+    """Sinusoidal embedding [sin, cos] of t (B,) -> (B, size), wavelengths from 2 pi to 20,000 pi (Ho et al. 2020's code); with
+    shift 0 the longest is one step shorter, as in Vaswani et al. 2017."""
     half = size // 2
-    frequency = torch.exp(-math.log(10_000) / max(half - 1, 1) * torch.arange(half, device=t.device, dtype=torch.float32))
+    frequency = torch.exp(-math.log(10_000) / max(half - shift, 1) * torch.arange(half, device=t.device, dtype=torch.float32))
     angle = t.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
@@ -136,7 +138,7 @@ class UNet(nn.Module):
         widths = [settings.channels * mult for mult in settings.channel_mults]
         base, embedding = settings.channels, settings.time_embedding or 4 * settings.channels
         norm = partial(nn.GroupNorm, details.norm_groups or norm_groups(base), eps=details.norm_eps)
-        self.base = base
+        self.base, self.frequency_shift = base, details.frequency_shift
         self.time = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         conditioning = CONDITIONINGS[settings.conditioning]
         self.masked = conditioning.masked
@@ -186,7 +188,7 @@ class UNet(nn.Module):
         return isinstance(self.condition, TextContent)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        embedding = F.silu(self.condition(self.time(time_embedding(t, self.base).to(x.dtype)), labels))
+        embedding = F.silu(self.condition(self.time(time_embedding(t, self.base, self.frequency_shift).to(x.dtype)), labels))
         shifts = iter(self.embed(embedding)[:, :, None, None].split(self.widths, dim=1))
         if self.masked:
             if known is None:

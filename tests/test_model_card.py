@@ -1,0 +1,229 @@
+"""The model card of an export: what hubs read, code that runs, and scores that are what they say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import diffusion
+from PIL import Image
+from test_unet import IDENTITY, awake, settings
+
+from ddpm.app.bridge.card import Facts, steps_of, write_card
+from ddpm.app.cli import main
+from ddpm.files import write_json
+from ddpm.networks.store import make_config, make_network
+from ddpm.weights import save_weights
+
+ModelCard = pytest.importorskip("huggingface_hub").ModelCard
+T = 20
+METRICS = {
+    "n": 500,
+    "ddpm": {
+        "sampler": "DDPM", "accuracy": 0.98765, "cost": {"nfe": 1000},
+        "classifier": {"fid": 0.08162, "fid_sd": 0.006, "fid_floor": 0.0847}, "inception": {"status": "weights missing"},
+    },
+    "ddim": {
+        "sampler": "Heun", "accuracy": 0.9, "cost": {"nfe": 50},
+        "classifier": {"fid": 0.123, "fid_sd": 0.006, "fid_floor": 0.0847}, "inception": {"fid": 12.34567},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def config_of(conditioning="class", names=None, learned=False, shape=(8, 8, 1), dataset="digits"):
+    data = {"dataset": dataset, "shape": list(shape), "class_names": names or IDENTITY["class_names"], "sha256": {}}
+    training = {"steps": 500, "batch_size": 8, "learning_rate": 0.002, "condition_dropout": 0.1, "loss_weight": None}
+    kind, levels = settings(conditioning=conditioning), diffusion(T, learned_variance=learned)
+    return make_config(kind, "linear", "v", levels, data, training, 4)
+
+
+def card(*arguments, scores=None, params=None, samples=0, **changes) -> str:
+    """The README.md that an export of a random network has."""
+    torch.manual_seed(0)
+    config = config_of(**changes)
+    kind, levels = (
+        settings(conditioning=config["model"]["conditioning"]),
+        diffusion(T, learned_variance=changes.get("learned", False)),
+    )
+    network = make_network(kind, levels, tuple(config["data"]["shape"]), config["data"]["class_names"])
+    write_json("models/ddpm/config.json", config)
+    save_weights(Path("models/ddpm/final.safetensors"), awake(network).state_dict())
+    save_weights(Path("models/ddpm/best.safetensors"), network.state_dict())
+    if scores:
+        write_json("reports/evaluate/metrics.json", scores)
+    if params:
+        Path("params.yaml").write_text(params)
+    assert main(["export", "--device", "cpu", "--threads", "1", "--samples", str(samples), *arguments]) == 0
+    return Path("out/diffusers/README.md").read_text(encoding="utf-8")
+
+
+def results(text):
+    """The metrics of its metadata, by name."""
+    return {result.metric_name: result for result in ModelCard(text).data.eval_results or []}
+
+
+@pytest.mark.parametrize("conditioning", ["class", "none"])
+def test_hubs_read_its_metadata(conditioning):
+    read = ModelCard.load(Path("out/diffusers/README.md")) if card(conditioning=conditioning) else None
+    found = read.data.to_dict()
+    assert (found["license"], found["library_name"]) == ("mit", "diffusers")
+    assert found["pipeline_tag"] == "unconditional-image-generation"
+    assert {"ddpm", "diffusers"} <= set(found["tags"])
+    assert "datasets" not in found  # no hub's
+    assert "model-index" not in found
+
+
+def test_a_data_set_that_hubs_have_is_linked():
+    text = card(scores=METRICS, dataset="mnist", conditioning="none", shape=(8, 8, 1))
+    assert ModelCard(text).data.datasets == ["ylecun/mnist"]
+    assert {result.dataset_type for result in results(text).values()} == {"ylecun/mnist"}
+    assert "images like those of MNIST" in text
+
+
+def test_scores_have_the_name_of_what_was_measured():
+    found = results(card("--keep-classes", scores=METRICS))
+    values = {name: (result.metric_type, result.metric_value) for name, result in found.items()}
+    judged = "FID in the features of the project's own classifier, not comparable with papers"
+    asked = "samples that the project's own classifier sees as the class asked for"
+    assert values == {
+        f"{judged} (DDPM, 1,000 steps)": ("fid-own-classifier", 0.082),
+        f"{asked} (DDPM, 1,000 steps)": ("accuracy", 0.9877),
+        "FID (Heun, 50 steps)": ("fid", 12.346),
+        f"{judged} (Heun, 50 steps)": ("fid-own-classifier", 0.123),
+        f"{asked} (Heun, 50 steps)": ("accuracy", 0.9),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "params"),
+    [
+        (["--label", "7"], None),
+        ([], None),
+        (["--keep-classes", "--checkpoint", "best"], None),
+        (["--keep-classes", "--thresholding", "none"], None),
+        (["--keep-classes"], "sample_ddpm: {guidance: 2.0}\nsample_ddim: {checkpoint: best}\n"),
+    ],
+)
+def test_scores_of_other_samples_are_no_metadata(arguments, params):
+    text = card(*arguments, scores=METRICS, params=params)
+    assert results(text) == {}
+    assert "| DDPM | 1,000 | 0.082 ± 0.006 | 0.085 | 98.8% |" in text
+    assert ("told every class in turn, which this export is not" in text) == ("--keep-classes" not in arguments)
+
+
+def test_other_models_have_no_scores_of_the_project(monkeypatch):
+    card(scores=METRICS)
+    Path("models/ddpm").rename("models/other")
+    assert main(["export", "-m", "models/other", "-o", "other", "--samples", "0", "--device", "cpu", "--threads", "1"]) == 0
+    assert "## Scores" not in Path("other/README.md").read_text()
+
+
+def run_code(text, monkeypatch):
+    """Run the card's block of Python where it stands; what it leaves."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir("out/diffusers")
+    left = {}
+    exec(code, left)
+    return left
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 12, 3)])
+@pytest.mark.parametrize(("arguments", "learned"), [([], False), (["--variance", "learned"], True)])
+def test_its_code_draws(arguments, learned, shape, monkeypatch):
+    left = run_code(card(*arguments, learned=learned, shape=shape), monkeypatch)
+    assert len(left["images"]) == 4
+    with Image.open("image.png") as picture:
+        assert picture.size == shape[1::-1]
+        assert picture.mode == ("L" if shape[2] == 1 else "RGB")
+        assert np.asarray(picture).std() > 0
+
+
+@pytest.mark.parametrize(("arguments", "learned"), [([], False), (["--variance", "learned"], True)])
+def test_its_code_draws_classes(arguments, learned, monkeypatch):
+    left = run_code(card("--keep-classes", *arguments, learned=learned, shape=(8, 12, 3)), monkeypatch)
+    assert left["images"].shape == (2, 3, 8, 12)
+    assert left["images"].std() > 0
+
+
+@pytest.mark.parametrize(("arguments", "pictures"), [(["--keep-classes"], 10), (["--label", "3"], 12)])
+def test_its_picture_is_beside_it(arguments, pictures):
+    text = card(*arguments, samples=pictures)
+    assert f"![samples, drawn by DDIM in {T} steps](samples.png)" in text
+    with Image.open("out/diffusers/samples.png") as picture:
+        assert picture.width * picture.height > pictures * 48 * 48
+    assert "samples.png" not in card()
+    assert not Path("out/diffusers/samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "conditioning", "said"),
+    [
+        (["--label", "7"], "class", "it is told `7`, at every step"),
+        (["--text", "the digit 3"], "text", "it is told `the digit 3`, at every step"),
+        ([], "class", "it is told nothing: that is part of the weights"),
+        ([], "none", "It was trained on images alone"),
+        ([], "mask", "here no pixel is known"),
+        (["--keep-classes"], "class", "0 to 9: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`; 10 means no class"),
+    ],
+)
+def test_it_says_what_is_told(arguments, conditioning, said):
+    assert said in card(*arguments, conditioning=conditioning)
+
+
+def test_no_class_is_offered_to_networks_alone_that_know_it():
+    config = config_of()
+    facts = Facts("final", True, False, True, "small", "mit", [])
+    assert "10 means no class" in write_card(config, facts)
+    assert "Guidance is a second" in write_card(config, facts)
+    config["training"]["condition_dropout"] = 0.0
+    assert "no class" not in write_card(config, facts)
+
+
+def test_it_says_how_the_model_was_trained():
+    text = card("--checkpoint", "best")
+    for row in (
+        "| noise | linear, T = 20 |",
+        "| steps | 500 |",
+        "| learning rate | 0.002 |",
+        "| checkpoint | best |",
+        "| seed | 4 |",
+    ):
+        assert row in text
+    assert "loss weight" not in text
+
+
+def test_names_of_classes_do_no_harm():
+    names = ["`x` | y", "# big\nline", "---", *(f"class {k}" for k in range(30))]
+    text = card("--keep-classes", names=names)
+    assert "`'x' / y`, `# big line`, `---`" in text
+    assert "and 13 more" in text
+    assert ModelCard(text).data.license == "mit"
+    assert "\n# big" not in text
+
+
+def test_the_license_is_ours_to_give_or_not():
+    assert ModelCard(card("--license", "cc-by-4.0")).data.license == "cc-by-4.0"
+    foreign = config_of(dataset="imported", conditioning="none", names=["image"])
+    facts = Facts("final", False, False, False, "small", None, [])
+    text = write_card(foreign, facts)
+    assert ModelCard(text).data.license is None
+    assert "under the license of where they come from" in text
+    assert "like those of" not in text
+
+
+def test_an_imported_model_is_exported_without_a_license():
+    card()
+    assert main(["import"]) == 0
+    assert main(["export", "-m", "models/imported", "-o", "again", "--samples", "0", "--device", "cpu", "--threads", "1"]) == 0
+    assert ModelCard.load(Path("again/README.md")).data.license is None
+
+
+@pytest.mark.parametrize(("timesteps", "steps"), [(1000, 50), (20, 20), (97, 1), (4000, 50), (120, 40)])
+def test_steps_divide_t(timesteps, steps):
+    assert steps_of(timesteps) == steps
