@@ -9,6 +9,7 @@ from ddpm.data.prepared import PrepareData, open_prepared
 from ddpm.judge.weights import PretrainedJudges, get_weights
 from ddpm.reporting.pictures import first_images
 from ddpm.runtime import Runtime, run_stage, setup, usable_cpus
+from ddpm.scratch import dvc_forces
 
 PICTURE = Path("reports/prepare_data/first_images.png")
 
@@ -18,7 +19,7 @@ def main() -> None:
     setup(p.runtime)
     # Found missing here, a weights file costs no training.
     get_weights(p.evaluate)
-    meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus())
+    meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus(), fresh=dvc_forces())
     data = open_prepared(p.dataset, p.prepare_data)
     first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
     size = "x".join(map(str, meta["shape"]))

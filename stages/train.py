@@ -11,7 +11,8 @@ from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.networks.store import make_config, make_network
 from ddpm.networks.unet import UNetSettings
 from ddpm.runtime import Precision, Runtime, compiled, run_stage, seed_of, setup
-from ddpm.training.checkpoint import ResumeState, dvc_forces, stage_fingerprint, surroundings
+from ddpm.scratch import dvc_forces
+from ddpm.training.checkpoint import ResumeState, stage_fingerprint, surroundings
 from ddpm.training.loop import Hooks, train
 from ddpm.training.outputs import Outputs
 from ddpm.training.settings import Train

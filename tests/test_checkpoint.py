@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from test_training import SETTINGS
 
 from ddpm.networks.posthoc import reach
+from ddpm.scratch import dvc_forces, is_forced
 from ddpm.training import checkpoint
-from ddpm.training.checkpoint import ResumeState, dvc_forces, is_forced, surroundings
+from ddpm.training.checkpoint import ResumeState, surroundings
 from ddpm.training.pruning import kept_snapshots
 from ddpm.training.settings import Train
 

@@ -22,7 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from ddpm.data import fit
+from ddpm.data import batches, fit
 from ddpm.data.batches import Batches, to_model_range, to_tensor, to_uint8
 from ddpm.data.datasets import DATASETS, Source, raw_root
 from ddpm.data.idx import IDX_FILES, find_idx_folder
@@ -35,7 +35,10 @@ CPU = torch.device("cpu")
 
 
 def settings(**changes) -> PrepareData:
-    defaults = {"image_size": None, "fit": "pad", "channels": "native", "folder": "pictures", "test_share": 0.25}
+    defaults = {
+        "image_size": None, "fit": "pad", "channels": "native", "folder": "pictures", "label": None, "test_share": 0.25,
+        "skip_bad": False,
+    }  # fmt: skip
     return PrepareData(**{**defaults, **changes})
 
 
@@ -490,10 +493,12 @@ def test_data_from_other_params_is_refused(tmp_path):
     message = refused(open_prepared, "mnist", settings(), tmp_path)
     assert message == f"{tmp_path}: was made with dataset = 'digits', but params.yaml has 'mnist'; run `dvc repro prepare_data`"
     changes = {"image_size": 16, "fit": "resize", "channels": "rgb", "folder": "other", "test_share": 0.5}
-    assert changes.keys() == PrepareData.model_fields.keys()
+    # The others are read by data sets of their own.
+    assert changes.keys() == PrepareData.model_fields.keys() - {"label", "skip_bad"}
     for key, value in changes.items():
         message = refused(open_prepared, "digits", settings(**{key: value}), tmp_path)
         assert f"was made with {key} = {getattr(settings(), key)!r}, but params.yaml has {value!r}" in message
+    assert len(open_prepared("digits", settings(label="Smiling", skip_bad=True), tmp_path).train.images) == 1297
 
 
 def test_missing_and_damaged_arrays_are_refused(tmp_path):
@@ -587,16 +592,45 @@ def test_images_that_stay_on_disk_give_the_same_batches(few, size, seen, seed, f
         assert all(torch.equal(a, b) for a, b in zip(streamed.batch(start, size), expected, strict=True))
 
 
-def test_images_on_disk_are_read_while_the_last_ones_are_used(few):
-    streamed = Batches(few.images, few.labels, 0, CPU, preload=False)
+@pytest.fixture(params=[0, 1024], ids=["from the file", "through the map"])
+def mapped(few, tmp_path, monkeypatch, request):
+    """The same images, memory-mapped."""
+    monkeypatch.setattr(batches, "SMALL", request.param)
+    np.save(tmp_path / "images.npy", few.images)
+    return np.load(tmp_path / "images.npy", mmap_mode="r")
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(2, 5)])
+def test_mapped_images_give_the_same_batches(few, mapped, part):
+    resident = Batches(few.images, few.labels, 0, CPU, preload=True)
+    # Of a part of a memory map, what it says of its place in the file is that of the whole.
+    for images, labels in ((mapped, few.labels), (mapped[3:], few.labels[3:])):
+        resident = Batches(np.array(images), labels, 0, CPU, preload=True)
+        streamed = Batches(images, labels, 0, CPU, preload=False)
+        for seen in (0, 7, 14, 21, 4, 11, 40):
+            found, expected = streamed.batch(seen, 7, part), resident.batch(seen, 7, part)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_images_on_disk_are_read_while_the_last_ones_are_used(few, mapped):
+    streamed = Batches(mapped, few.labels, 0, CPU, preload=False)
     streamed.batch(0, 4)
-    streamed.images.read.result()
-    first, streamed.images._rows = streamed.images.read, None  # whatever is read from here on was read before
-    try:
-        streamed.images.reader.submit = lambda *_: first
-        streamed.batch(4, 4)
-    finally:
-        del streamed.images.reader.submit
+    read, streamed.images.copy = list(streamed.images.ahead), None  # whatever is read from here on would fail
+    for reading in read:
+        reading.wait()
+    expected = Batches(few.images, few.labels, 0, CPU, preload=True)
+    for i in range(len(read)):
+        assert torch.equal(streamed.images.ahead[0].wait(), to_uint8(expected.batch(4 + 4 * i, 4)[0]).permute(0, 2, 3, 1))
+        streamed.images.ahead.popleft()
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("mapped", [0], indirect=True)  # through a map, the system kills the process
+def test_an_array_that_is_cut_off_while_it_is_read_is_named(few, mapped):
+    streamed = Batches(mapped, few.labels, 0, CPU, preload=False)
+    os.truncate(mapped.filename, 200)
+    message = refused(streamed.batch, 0, 11)
+    assert message == f"{mapped.filename}: is cut off; run `dvc repro -f prepare_data`"
 
 
 @pytest.mark.parametrize("preload", [True, False])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddpm.app.orders import NO_CLASS, latent_of, tell
 from ddpm.app.studio import Source
+from ddpm.data import decode
 from ddpm.data.batches import to_model_range, to_tensor
-from ddpm.data.folder import LazyPictures
 from ddpm.data.prepared import open_test
 from ddpm.files import InputError
 from ddpm.sampling.model import DiffusionModel
@@ -31,7 +31,7 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """A picture on disk as an image of a model, uint8 (H, W, C). Raises InputError, naming it, if it cannot be read."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such picture; name a file, a test image such as 'test:3', or a sample such as 'seed:7'")
-    array = LazyPictures([path], "L" if shape[2] == 1 else "RGB")[0]
+    array = decode.read_picture(path, "L" if shape[2] == 1 else "RGB")
     return fit_picture(Image.fromarray(array[..., 0] if shape[2] == 1 else array), shape)
 
 

@@ -1,7 +1,12 @@
 """Training batches, in an order that is a function of (seed, images seen), from images on the device or on disk."""
 
+import mmap
+import os
+import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -9,10 +14,14 @@ import torch
 from torch import Tensor
 
 from ddpm import distributed
+from ddpm.files import InputError
 from ddpm.runtime import seed_of
 
 # Share of the device's free memory that the training images may take; the rest is for the network and what it remembers.
 SHARE = 0.25
+# Of images that stay on disk: threads that read, and batches that are read ahead. A disk is fast when several wait for it.
+READERS, AHEAD = 8, 2
+SMALL = 1024  # bytes of an image, of which many lie in a page that the system reads
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -42,37 +51,83 @@ def fits(size: int, device: torch.device) -> bool:
     return size < SHARE * free
 
 
+# Gives the index (B,) of the k-th batch after the current one.
+Following = Callable[[int], Tensor]
+
+
 class Resident:
     """Images (N, H, W, C), all on the device as uint8."""
 
     def __init__(self, images: np.ndarray, device: torch.device):
         self.images = torch.from_numpy(np.array(images)).to(device)
 
-    def __call__(self, index: Tensor, following: Callable[[], Tensor]) -> Tensor:
+    def __call__(self, index: Tensor, following: Following) -> Tensor:
         """uint8 (B, H, W, C) at index (B,)."""
         return self.images[index]
 
 
+class Reading(NamedTuple):
+    """A batch that is being read: its index (B,), the rows uint8 (B, H, W, C), and the threads that fill them."""
+
+    index: Tensor
+    rows: Tensor
+    parts: list[Future]
+
+    def wait(self) -> Tensor:
+        for part in self.parts:
+            part.result()
+        return self.rows
+
+
 class Streamed:
-    """Images (N, H, W, C) that stay on disk, memory-mapped; a thread reads the next batch while this one is computed on."""
+    """Images (N, H, W, C) that stay on disk, memory-mapped; threads read the next batches while this one is computed on."""
 
     def __init__(self, images: np.ndarray, device: torch.device):
         self.images, self.device = images, device
-        self.reader = ThreadPoolExecutor(1, "batches")
-        self.expected, self.read = torch.empty(0, dtype=torch.int64), Future()
+        self.readers = ThreadPoolExecutor(READERS, "batches")
+        self.ahead: deque[Reading] = deque()
+        self.copy = _copier(images)
 
-    def __call__(self, index: Tensor, following: Callable[[], Tensor]) -> Tensor:
-        """uint8 (B, H, W, C) at index (B,), on the device; `following` gives the index of the batch to read meanwhile."""
-        rows = self.read.result() if torch.equal(index, self.expected) else self._rows(index)
-        self.expected = following()
-        self.read = self.reader.submit(self._rows, self.expected)
-        return rows.to(self.device, non_blocking=True)
+    def __call__(self, index: Tensor, following: Following) -> Tensor:
+        """uint8 (B, H, W, C) at index (B,), on the device; `following` gives the batches to read meanwhile."""
+        while self.ahead and not torch.equal(self.ahead[0].index, index):
+            self.ahead.popleft()
+        current = self.ahead.popleft() if self.ahead else self._start(index)
+        while len(self.ahead) < AHEAD:
+            self.ahead.append(self._start(following(len(self.ahead) + 1)))
+        return current.wait().to(self.device, non_blocking=True)
 
-    def _rows(self, index: Tensor) -> Tensor:
+    def _start(self, index: Tensor) -> Reading:
+        """Have a batch read, in the order in which its images lie, in which disks are fastest."""
         # From pinned memory a GPU fetches by itself, and nothing waits.
         rows = torch.empty(len(index), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        np.take(self.images, index.numpy(), axis=0, out=rows.numpy())
-        return rows
+        parts = np.array_split(index.argsort().numpy(), READERS)
+        futures = [self.readers.submit(self.copy, index.numpy()[part], rows.numpy(), part) for part in parts if len(part)]
+        return Reading(index, rows, futures)
+
+
+def _copier(images: np.ndarray) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    """A function (index, rows, places) that sets rows[places] = images[index], from the images' file if they have one.
+
+    What is not in memory is read in one piece for an image so; through the memory map it would come page by page.
+    """
+    size = images[0].nbytes
+    whole = isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap)
+    if size < SMALL or not whole or not hasattr(os, "preadv"):
+
+        def copy(index: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+            rows[places] = images[index]
+
+        return copy
+    file = os.open(images.filename, os.O_RDONLY)
+
+    def read(index: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        for image, place in zip(index.tolist(), places.tolist(), strict=True):
+            if os.preadv(file, [rows[place]], images.offset + image * size) != size:
+                raise InputError(f"{images.filename}: is cut off; run `dvc repro -f prepare_data`")
+
+    weakref.finalize(read, os.close, file)
+    return read
 
 
 class Batches:
@@ -124,7 +179,7 @@ class Batches:
         """Of the batch of `count` images after the first `seen`, this part; each image is flipped left to right with
         probability 1/2 if `flip` is set."""
         index = self.indices(seen, count)[part]
-        rows = self.images(index, lambda: self.indices(seen + count, count)[part])
+        rows = self.images(index, lambda k: self.indices(seen + k * count, count)[part])
         # (B, H, W, C) in memory is what PyTorch calls channels_last.
         images = to_model_range(rows.permute(0, 3, 1, 2))
         if self.flip:

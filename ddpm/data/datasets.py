@@ -10,8 +10,11 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from ddpm.data.celeba import read_celeba
 from ddpm.data.folder import read_image_folder
+from ddpm.data.huggingface import read_huggingface
 from ddpm.data.idx import IDX_FILES, find_idx_folder, read_idx_split
+from ddpm.data.pictures import Files, Pictures
 from ddpm.files import InputError
 from ddpm.params import OneOf
 
@@ -22,7 +25,7 @@ DIGITS_TEST = 500
 
 
 class Images(Protocol):
-    """A sequence of uint8 (H, W, C) images: an array (N, H, W, C), or a list read lazily from disk."""
+    """A sequence of uint8 (H, W, C) images: an array (N, H, W, C), or pictures that are read when they are asked for."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> np.ndarray: ...
@@ -36,17 +39,20 @@ class Raw(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Both splits of a data set, and the name of each class in the order of the labels."""
+    """Both splits of a data set, and the name of each class in the order of the labels; the files of its pictures if it
+    consists of files."""
 
     train: Raw
     test: Raw
     class_names: Sequence[str]
+    files: Files | None = None
 
 
 class FolderSettings(Protocol):
-    """The part of the prepare_data section that image_folder reads."""
+    """The part of the prepare_data section that is read here."""
 
     folder: str
+    label: str | None
     channels: str
     test_share: float
 
@@ -103,9 +109,25 @@ def cifar10(settings: FolderSettings) -> Source:
 
 
 def image_folder(settings: FolderSettings) -> Source:
-    """Any folder of class folders, at prepare_data.folder below the raw folder."""
-    train, test, names = read_image_folder(raw_root() / settings.folder, CHANNELS[settings.channels], settings.test_share)
-    return Source(Raw(*train), Raw(*test), names)
+    """Any folder or archive of class folders, at prepare_data.folder below the raw folder."""
+    path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
+    return _of_files(*read_image_folder(path, mode, settings.test_share))
+
+
+def celeba(settings: FolderSettings) -> Source:
+    """CelebA's aligned faces, in the folder celeba of the raw folder; prepare_data.label names the attribute."""
+    return _of_files(*read_celeba(raw_root(), settings.label, CHANNELS[settings.channels]))
+
+
+def huggingface(settings: FolderSettings) -> Source:
+    """A data set that `datasets` wrote, at prepare_data.folder below the raw folder."""
+    path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
+    return _of_files(*read_huggingface(path, settings.label, mode, settings.test_share))
+
+
+def _of_files(files: Files, class_names: Sequence[str]) -> Source:
+    train, test = (Raw(Pictures(files, split), files.listing.labels(split)) for split in (0, 1))
+    return Source(train, test, class_names, files)
 
 
 def _download(name: str, files: str, download: Callable[[], object]) -> None:
@@ -123,10 +145,12 @@ def _download(name: str, files: str, download: Callable[[], object]) -> None:
 
 
 class Dataset(NamedTuple):
-    """How to load a data set, and the test accuracy that its judge must reach to be trusted (None: not known)."""
+    """How to load a data set, the test accuracy that its judge must reach to be trusted (None: not known), and which settings
+    it reads that others ignore."""
 
     load: Callable[[FolderSettings], Source]
     judge_accuracy: float | None
+    reads: tuple[str, ...] = ()
 
 
 DATASETS: dict[str, Dataset] = {
@@ -135,6 +159,8 @@ DATASETS: dict[str, Dataset] = {
     "fashion_mnist": Dataset(_mnist_like("fashion_mnist", torchvision.datasets.FashionMNIST), 0.90),
     "kmnist": Dataset(_mnist_like("kmnist", torchvision.datasets.KMNIST), None),
     "cifar10": Dataset(cifar10, 0.85),
-    "image_folder": Dataset(image_folder, None),
+    "celeba": Dataset(celeba, None, ("label", "skip_bad")),
+    "image_folder": Dataset(image_folder, None, ("skip_bad",)),
+    "huggingface": Dataset(huggingface, None, ("label", "skip_bad")),
 }
 DatasetName = Annotated[str, OneOf(DATASETS)]

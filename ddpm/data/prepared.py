@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from ddpm.data.datasets import CHANNELS, DatasetName
+from ddpm.data.datasets import CHANNELS, DATASETS, DatasetName
 from ddpm.data.fit import FITS
 from ddpm.files import InputError, read_json
 from ddpm.params import OneOf, OrWord, Section
@@ -28,7 +28,13 @@ class PrepareData(Section):
     fit: Annotated[str, OneOf(FITS)]
     channels: Annotated[str, OneOf(CHANNELS)]
     folder: str
+    label: Annotated[str | None, OrWord("auto")]
     test_share: Annotated[float, Field(gt=0, lt=1)]
+    skip_bad: bool
+
+
+# Settings that only some data sets read.
+SPECIAL = ("label", "skip_bad")
 
 
 class Split(NamedTuple):
@@ -83,7 +89,8 @@ def open_test(folder: Path = FOLDER) -> tuple[dict, Split]:
 
 def made_with(dataset: DatasetName, settings: PrepareData) -> dict:
     """The settings that decide what is in the arrays."""
-    return {"dataset": dataset, **settings.model_dump()}
+    ignored = {key for key in SPECIAL if key not in DATASETS[dataset].reads}
+    return {"dataset": dataset, **settings.model_dump(exclude=ignored)}
 
 
 def _open_split(folder: Path, meta: dict, name: str) -> Split:

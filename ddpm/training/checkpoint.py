@@ -11,29 +11,20 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 
-import psutil
 import torch
-from filelock import FileLock, Timeout
 
 from ddpm import distributed
-from ddpm.files import InputError, atomic, remove_partial, sha256_tree, writing
+from ddpm.files import atomic, remove_partial, sha256_tree, writing
 from ddpm.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
+from ddpm.scratch import hold, scratch_root
 
 STATE = "state.pt"
 # Of the content of state.pt; raised when older code's states cannot be gone on from.
 FORMAT = 3
-
-
-def scratch_root() -> Path:
-    """DDPM_SCRATCH, or .scratch in the main checkout: --temp and queue runs work elsewhere and find their state there too."""
-    if root := os.environ.get("DDPM_SCRATCH"):
-        return Path(root).expanduser()
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".scratch"
 
 
 def stage_fingerprint(stage: str) -> str:
@@ -43,23 +34,6 @@ def stage_fingerprint(stage: str) -> str:
     values = {name: params.get(name) for name in declared["params"]}
     content = sha256_tree(declared["deps"]) + json.dumps(values, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def dvc_forces() -> bool:
-    """Whether the dvc that runs this stage was started with -f: whoever says so wants a training from step 0."""
-    try:
-        commands = [process.cmdline() for process in psutil.Process().parents()]
-    except psutil.Error:
-        return False
-    return any(is_forced(command) for command in commands)
-
-
-def is_forced(command: list[str]) -> bool:
-    """Whether a command line is `dvc repro` or `dvc exp run` with -f, --force, or -f among other short options without value."""
-    starts = [i for i, word in enumerate(command[:4]) if Path(word).name in ("dvc", "dvc.exe")]
-    if not starts or not {"repro", "run"} & set(command[starts[0] + 1 :]):
-        return False
-    return any(word == "--force" or re.fullmatch(r"-[hqvismpPRk]*f[hqvismpPRk]*", word) for word in command[starts[0] + 1 :])
 
 
 def surroundings(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict[str, str]:
@@ -87,18 +61,7 @@ class ResumeState:
         self.fingerprint, self.surroundings = fingerprint, surroundings
         self.folder = (root or scratch_root()) / "train" / fingerprint
         self.path = self.folder / STATE
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the folder, not in it: who removes a folder with the lock in it lets two others in.
-            self._lock = FileLock(self.folder.with_suffix(".lock"))
-            self._lock.acquire(timeout=0)
-            self.folder.mkdir(exist_ok=True)
-        except Timeout:
-            raise InputError(
-                f"{self.folder}: another training with the same params, data and code is running; wait for it, or stop it"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); set DDPM_SCRATCH to another folder") from None
+        self._lock = hold(self.folder, "another training with the same params, data and code")
         remove_partial(self.folder)
 
     def load(self, fresh: bool = False) -> dict | None:

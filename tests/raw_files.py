@@ -1,0 +1,60 @@
+"""Raw pictures for tests, and what preparing them says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm.data.datasets import DATASETS, Source
+from ddpm.data.prepared import PrepareData
+from ddpm.files import InputError
+
+ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
+
+
+def enter(folder: Path, monkeypatch) -> Path:
+    """Make an empty raw folder in this one, which becomes the current one, as it does for scratch files."""
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("DDPM_SCRATCH", str(folder / "scratch"))
+    monkeypatch.setenv("DDPM_DATA_ROOT", str(folder / "raw"))
+    (folder / "raw").mkdir()
+    return folder / "raw"
+
+
+def settings(**changes) -> PrepareData:
+    """The prepare_data section, with changes."""
+    defaults = {
+        "image_size": None, "fit": "pad", "channels": "native", "folder": "pictures", "label": None, "test_share": 0.25,
+        "skip_bad": False,
+    }  # fmt: skip
+    return PrepareData(**{**defaults, **changes})
+
+
+def load(dataset: str, **changes) -> Source:
+    return DATASETS[dataset].load(settings(**changes))
+
+
+def refused(call, *arguments, **options) -> str:
+    """The message of the InputError, which is one line."""
+    with pytest.raises(InputError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def colours(path: Path, count: int, first: int = 0, size: tuple[int, int] = (6, 5), suffix: str = ".png") -> None:
+    """Pictures 00, 01, ... of one colour each, which no other has."""
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", size, (first + i, 255 - i, first)).save(path / f"{i:02}{suffix}")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of the prepared arrays."""
+    return {name: (folder / name).read_bytes() for name in ARRAYS}
+
+
+def arrays(folder: Path) -> list[np.ndarray]:
+    return [np.load(folder / name) for name in ARRAYS]

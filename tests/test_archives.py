@@ -1,0 +1,391 @@
+"""Archives read in place: the arrays are those of the unpacked folder, nothing leads out of them, damage is named."""
+
+import io
+import os
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from raw_files import arrays, colours, contents, enter, load, refused, settings
+
+from ddpm.data import pictures, tars
+from ddpm.data.archives import ARCHIVES
+from ddpm.data.prepare import prepare
+from ddpm.data.tars import list_tar
+from ddpm.data.zips import list_zip
+
+REAL = os.environ.get("DDPM_DATA_ROOT")
+KINDS = list(ARCHIVES)
+TAR_MODES = {
+    ".tar": "w",
+    ".tar.gz": "w:gz",
+    ".tgz": "w:gz",
+    ".tar.xz": "w:xz",
+    ".txz": "w:xz",
+    ".tar.bz2": "w:bz2",
+    ".tbz2": "w:bz2",
+}
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    return enter(tmp_path, monkeypatch)
+
+
+def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
+    """An archive of these members, in this order, of the kind that its name says; a name that ends with "/" is a folder."""
+    kind = next(kind for kind in KINDS if archive.name.endswith(kind))
+    if kind == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, data in members:
+                file.writestr(name, data)
+    else:
+        with tarfile.open(archive, TAR_MODES[kind]) as file:
+            for name, data in members:
+                member = tarfile.TarInfo(name.rstrip("/"))
+                member.size = len(data)
+                member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+                file.addfile(member, io.BytesIO(data))
+    return archive
+
+
+def files_of(folder: Path) -> list[tuple[str, bytes]]:
+    """All files below a folder, in an order that is neither sorted nor by class."""
+    found = [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in folder.rglob("*") if path.is_file()]
+    return sorted(found, key=lambda item: item[0][::-1])
+
+
+@pytest.fixture
+def folder(raw) -> Path:
+    """Class folders "cat" and "dog", one of them with a folder inside."""
+    colours(raw / "folder" / "dog", 7, first=100)
+    colours(raw / "folder" / "dog" / "deep", 3, first=50)
+    colours(raw / "folder" / "cat", 6)
+    return raw / "folder"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_arrays_are_those_of_the_unpacked_folder(raw, folder, tmp_path, kind):
+    expected = prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
+    pack(raw / f"archive{kind}", files_of(folder))
+    found = prepare("image_folder", settings(folder=f"archive{kind}"), tmp_path / "found", workers=2)
+    assert contents(tmp_path / "found") == contents(tmp_path / "expected")
+    assert found["sha256"] == expected["sha256"]
+    assert found["class_names"] == ["cat", "dog"]
+    # Nothing was unpacked.
+    assert not [path for path in tmp_path.rglob("*.png") if not path.is_relative_to(folder)]
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.xz"])
+def test_train_and_test_folders_inside_a_common_one(raw, tmp_path, kind):
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog"):
+            colours(raw / "folder" / part / name, count, first=10 * count + len(name))
+    prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
+    members = [(f"./photos/{name}", data) for name, data in files_of(raw / "folder")]
+    pack(
+        raw / f"photos{kind}", [("photos/", b""), ("photos/readme.txt", b"hello"), *members, ("__MACOSX/photos/._0.png", b"fork")]
+    )
+    assert prepare("image_folder", settings(folder=f"photos{kind}"), tmp_path / "found")["counts"] == {"train": 8, "test": 4}
+    assert contents(tmp_path / "found") == contents(tmp_path / "expected")
+
+
+def test_a_single_class_is_no_common_folder(raw, folder):
+    pack(raw / "one.zip", [(f"cat/{name}", data) for name, data in files_of(folder / "cat")])
+    assert load("image_folder", folder="one.zip").class_names == ["cat"]
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
+def test_layouts_are_refused_as_those_of_folders_are(raw, kind):
+    data = Path(raw / "x.png")
+    Image.new("L", (2, 2)).save(data)
+    data = data.read_bytes()
+
+    def message(*names: str) -> str:
+        pack(raw / f"a{kind}", [(name, b"" if name.endswith("/") else data) for name in names])
+        return refused(load, "image_folder", folder=f"a{kind}")
+
+    where = raw / f"a{kind}"
+    assert message("readme.txt") == f"{where}: holds no class folders; every class needs a folder with its images"
+    assert message("a.png", "b.png").startswith(f"{where}: holds no class folders")
+    assert message("cat/0.png", "cat/1.png", "dog/notes.txt").startswith(f"{where}/dog: holds no images; add some")
+    assert message("cat/0.png", "dog/").startswith(f"{where}/dog: holds no images; add some")
+    assert message("train/cat/0.png", "test/cow/0.png").startswith(f"{where}/test/cow: is no class of {where}/train")
+    assert message("train/cat/0.png", "test/cat/x.txt").startswith(f"{where}/test: holds no images")
+    assert "its 2 images cannot be split" in message("cat/0.png", "dog/0.png")
+
+
+# --- what must not be read
+
+
+def png(colour: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (2, 2), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+GOOD = [(f"{name}/{i}.png", png(i)) for name in ("cat", "dog") for i in range(4)]
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.xz"])
+@pytest.mark.parametrize("name", ["../dog/9.png", "/dog/9.png", "dog/../../9.png", "C:/dog/9.png", "\\dog\\9.png", "cat/.."])
+def test_names_that_lead_out_are_left_alone_and_named(raw, tmp_path, capsys, kind, name):
+    pack(raw / f"a{kind}", [*GOOD[:3], (name, png(9)), *GOOD[3:]])
+    meta = prepare("image_folder", settings(folder=f"a{kind}"), tmp_path / "out")
+    assert meta["counts"] == {"train": 6, "test": 2}
+    assert max(images.max() for images in arrays(tmp_path / "out")[::2]) < 9
+    said = capsys.readouterr().out
+    assert (f"a{kind}: left alone: {ascii(name)[1:-1]} (leads out of the archive)" in said) == name.endswith(".png")
+
+
+def test_links_and_devices_are_left_alone_and_named(raw, tmp_path, capsys):
+    secret = raw / "secret.png"
+    secret.write_bytes(png(77))
+    with tarfile.open(raw / "a.tar", "w") as file:
+        for name, data in GOOD:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+        for i, (kind, target) in enumerate(
+            [(tarfile.SYMTYPE, str(secret)), (tarfile.LNKTYPE, "cat/0.png"), (tarfile.CHRTYPE, ""), (tarfile.FIFOTYPE, "")]
+        ):
+            member = tarfile.TarInfo(f"cat/link{i}.png")
+            member.type, member.linkname = kind, target
+            file.addfile(member)
+    assert prepare("image_folder", settings(folder="a.tar"), tmp_path / "out")["counts"] == {"train": 6, "test": 2}
+    said = capsys.readouterr().out
+    assert "left alone: cat/link0.png (no regular file), cat/link1.png (no regular file), cat/link2.png (no reg" in said
+    assert "and 1 others" in said
+
+    with zipfile.ZipFile(raw / "a.zip", "w") as file:
+        for name, data in GOOD:
+            file.writestr(name, data)
+        link = zipfile.ZipInfo("cat/link.png")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        file.writestr(link, str(secret))
+    assert prepare("image_folder", settings(folder="a.zip"), tmp_path / "out")["counts"] == {"train": 6, "test": 2}
+    assert "a.zip: left alone: cat/link.png (no regular file)" in capsys.readouterr().out
+
+
+def test_of_two_members_of_one_name_the_later_counts_as_it_does_unpacked(raw, tmp_path):
+    for kind in (".tar", ".tar.gz"):
+        pack(raw / f"a{kind}", [("train/cat/0.png", png(1)), ("test/cat/0.png", png(3)), ("./train/cat/0.png", png(2))])
+        prepare("image_folder", settings(folder=f"a{kind}"), tmp_path / "out")
+        assert arrays(tmp_path / "out")[0].tolist() == np.full((1, 2, 2, 1), 2).tolist()
+
+
+def set_bit(archive: Path, name: bytes, offset: int, value: bytes) -> None:
+    """Overwrite bytes of a member's directory entry in a ZIP archive."""
+    data = bytearray(archive.read_bytes())
+    at = data.rindex(name) - 46 + offset
+    assert data[at - offset : at - offset + 4] == b"PK\1\2"
+    data[at : at + len(value)] = value
+    archive.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "reason"),
+    [
+        (8, b"\1\0", "it is encrypted"),
+        (10, b"\x0c\0", "it is compressed by method 12; only 8 (deflate) can be read"),
+        (16, b"\0\0\0\0", "its archive is damaged: it does not match its checksum"),
+        (24, struct.pack("<I", 1 << 29), "its 536,870,912 bytes are more than the 268,435,456 that are read of a picture"),
+        (24, b"\1\0\0\0", "its archive is damaged: it does not match its checksum"),
+        (20, b"\1\0\0\0", "its archive is damaged: it does not match its checksum"),
+        (42, b"\xff\xff\xff\x00", "its archive is damaged: "),
+    ],
+)
+def test_a_member_of_a_zip_that_cannot_be_read_is_named_and_can_be_left_out(raw, tmp_path, offset, value, reason):
+    pack(raw / "a.zip", GOOD)
+    set_bit(raw / "a.zip", b"dog/2.png", offset, value)
+    message = refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
+    assert message.startswith(f"{raw / 'a.zip'}/dog/2.png: cannot be read as an image ({reason}")
+    meta = prepare("image_folder", settings(folder="a.zip", skip_bad=True), tmp_path / "out")
+    assert sum(meta["counts"].values()) == 7
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
+def test_members_larger_than_any_picture_are_not_read(raw, tmp_path, kind, monkeypatch):
+    pack(raw / f"a{kind}", [*GOOD, ("dog/big.png", png() + bytes(5000))])
+    monkeypatch.setattr(pictures, "LARGEST", 4000)
+    message = refused(prepare, "image_folder", settings(folder=f"a{kind}"), tmp_path / "out")
+    assert "dog/big.png: cannot be read as an image (its 5,0" in message
+    assert "are more than the 4,000 that are read of a picture" in message
+
+
+def test_a_bomb_is_not_inflated_beyond_its_listed_size(raw, tmp_path):
+    with zipfile.ZipFile(raw / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in GOOD:
+            file.writestr(name, data)
+        file.writestr("dog/bomb.png", bytes(300 << 20), compresslevel=9)
+    set_bit(raw / "a.zip", b"dog/bomb.png", 24, struct.pack("<I", 1000))
+    tracemalloc.start()
+    try:
+        message = refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "dog/bomb.png: cannot be read as an image (its archive is damaged: it does not match its checksum)" in message
+    assert peak < 20 << 20
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0, 0.02, 0.3, 0.6, 0.97])
+def test_an_archive_that_was_cut_off_is_named_before_anything_is_prepared(raw, tmp_path, kind, share):
+    archive = pack(raw / f"a{kind}", [(name, data + os.urandom(3000)) for name, data in GOOD])
+    data = archive.read_bytes().rstrip(b"\0") if kind == ".tar" else archive.read_bytes()
+    archive.write_bytes(data[: int(share * len(data))])
+    message = refused(prepare, "image_folder", settings(folder=archive.name), tmp_path / "out")
+    assert message.startswith(f"{archive}: is damaged, or no {'ZIP' if kind == '.zip' else 'TAR'} archive (")
+    assert message.endswith("; replace it")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != ".tar"])  # which has no checksum of what is in it
+def test_an_archive_with_wrong_bytes_is_named(raw, tmp_path, kind):
+    archive = pack(raw / f"a{kind}", [(name, data + os.urandom(3000)) for name, data in GOOD])
+    data = bytearray(archive.read_bytes())
+    for i in range(len(data) // 2, len(data) // 2 + 600):
+        data[i] ^= 0x5A
+    archive.write_bytes(data)
+    message = refused(prepare, "image_folder", settings(folder=archive.name), tmp_path / "out")
+    if kind == ".zip":
+        assert f"{archive}/" in message
+        assert "its archive is damaged" in message
+    else:
+        assert message.startswith(f"{archive}: is damaged, or no TAR archive (")
+
+
+def test_a_tar_with_a_wrong_header_in_its_middle_is_named(raw):
+    """Where tarfile itself sees the end of the archive, and nothing wrong."""
+    archive = pack(raw / "a.tar", GOOD)
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"dog/1.png") + 110] ^= 1  # of the owner's number, which the header's checksum covers
+    archive.write_bytes(data)
+    with tarfile.open(archive) as file:
+        assert len(file.getnames()) == 5
+    assert refused(load, "image_folder", folder="a.tar") == (
+        f"{archive}: is damaged, or no TAR archive (it ends too early); replace it"
+    )
+
+
+def test_a_compressed_archive_that_is_damaged_behind_its_end_is_named_too(raw, tmp_path):
+    archive = pack(raw / "a.tar.gz", GOOD)
+    data = bytearray(archive.read_bytes())
+    data[-6] ^= 1  # of the checksum
+    archive.write_bytes(data)
+    assert "is damaged" in refused(load, "image_folder", folder="a.tar.gz")
+
+
+def test_an_archive_that_changes_while_it_is_read_is_named(raw, tmp_path, monkeypatch):
+    archive = pack(raw / "a.tar.gz", GOOD)
+    source = load("image_folder", folder="a.tar.gz")
+    archive.write_bytes(archive.read_bytes()[:60])
+    assert refused(source.train.images.__getitem__, 0).startswith(f"{archive}: is damaged (")
+
+
+# --- against zipfile and tarfile
+
+
+def test_zip_members_are_those_of_zipfile(raw):
+    path = raw / "a.zip"
+    with open(path, "wb") as file:
+        file.write(b"#!/bin/sh\nexit\n")  # as a program that unpacks itself begins
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.comment = b"PK\5 a comment"
+            for name, method, large in [
+                ("a/b.png", 0, False), ("ä/ü.png", 8, True), ("a/", 0, False), ("large.png", 8, True), ("empty.png", 0, False)
+            ]:  # fmt: skip
+                entry = zipfile.ZipInfo(name)
+                entry.compress_type, entry.comment = method, b"of a member"
+                with archive.open(entry, "w", force_zip64=large) as member:
+                    member.write(b"" if name[-1] == "/" or name == "empty.png" else name.encode() * 50)
+    with zipfile.ZipFile(path) as archive:
+        expected = [(info.filename, info.file_size, info.CRC + 1) for info in archive.infolist()]
+    assert [(entry.name, entry.length, entry.stamp) for entry, _ in list_zip(path)] == expected
+
+
+def test_zip_members_beyond_4_gigabytes(raw, monkeypatch):
+    """Written as if a few kilobytes were as much."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 2000)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    path = pack(raw / "a.zip", [(name, data + os.urandom(3000)) for name, data in GOOD])
+    assert b"PK\6\6" in path.read_bytes()
+    source = load("image_folder", folder="a.zip")
+    assert sorted(int(image.max()) for split in source[:2] for image in split.images) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_tar_members_are_those_of_tarfile(raw):
+    path = raw / "a.tar.gz"
+    long = "d/" * 60 + "x" * 120 + ".png"
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        with tarfile.open(path, "w:gz", format=form) as archive:
+            for i, name in enumerate(["a.png", *([] if form == tarfile.USTAR_FORMAT else [long, "ä.png"]), "b.png"]):
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime = 700 * i, i
+                archive.addfile(member, io.BytesIO(bytes(700 * i)))
+        with tarfile.open(path) as archive:
+            expected = [(member.name, member.offset_data, member.size) for member in archive]
+        assert [entry[:3] for entry, _ in list_tar(path, ".gz")] == expected
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
+def test_the_memory_for_a_member_is_none(raw, kind):
+    def peak(count: int) -> int:
+        path = pack(raw / f"{count}{kind}", [(f"class/{i:06}.png", b"") for i in range(count)])
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in ARCHIVES[kind].listed(path)) == count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10)
+    assert peak(6000) < peak(600) + 100_000
+
+
+def test_a_listing_of_tar_shows_its_progress(raw, capsys, monkeypatch):
+    monkeypatch.setattr(tars, "MEGABYTE", 1 << 10)
+    archive = pack(raw / "a.tar.gz", [(name, os.urandom(5000)) for name, _ in GOOD])
+    list(list_tar(archive, ".gz"))
+    size = archive.stat().st_size // 1024 + 1
+    assert f"listing: {size}/{size} MB (100%)" in capsys.readouterr().err
+
+
+# --- real ones, where they are
+
+
+def real(name: str):
+    there = REAL is not None and (Path(REAL) / name).exists()
+    return pytest.mark.skipif(not there, reason=f"DDPM_DATA_ROOT does not name a folder with {name}")
+
+
+@real("imagenet_sample.zip")
+def test_a_real_zip_and_its_folder(raw, tmp_path):
+    (raw / "a.zip").symlink_to(Path(REAL) / "imagenet_sample.zip")
+    with zipfile.ZipFile(raw / "a.zip") as archive:
+        archive.extractall(raw / "folder")
+    fitted = {"image_size": 128, "fit": "resize", "channels": "rgb"}
+    for name in ("a.zip", "folder"):
+        prepare("image_folder", settings(folder=name, **fitted), tmp_path / f"of {name}", workers=2)
+    assert contents(tmp_path / "of a.zip") == contents(tmp_path / "of folder")
+
+
+@pytest.mark.slow
+@real("cifar10_jpeg.tar.xz")
+def test_a_real_tar_xz_and_its_folder(raw, tmp_path):
+    (raw / "a.tar.xz").symlink_to(Path(REAL) / "cifar10_jpeg.tar.xz")
+    with tarfile.open(raw / "a.tar.xz") as archive:
+        archive.extractall(raw / "folder", filter="data")
+    for name in ("a.tar.xz", "folder"):
+        meta = prepare("image_folder", settings(folder=name), tmp_path / f"of {name}", workers=2)
+        assert meta["counts"] == {"train": 50_000, "test": 10_000}
+    assert contents(tmp_path / "of a.tar.xz") == contents(tmp_path / "of folder")

@@ -1,0 +1,323 @@
+"""Folders of pictures of all kinds: how each is decoded, in which order they come, and how they are split."""
+
+import os
+import struct
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from raw_files import colours, enter, load, refused, settings
+from sklearn.model_selection import train_test_split
+
+from ddpm.data.decode import EXTENSIONS, UPRIGHT, Unreadable, decode, read_picture
+from ddpm.data.listing import Entry, Listing, Wanted
+from ddpm.data.prepare import prepare
+from ddpm.data.splits import stratified
+
+
+def saved(picture: Image.Image, kind: str, **options) -> BytesIO:
+    file = BytesIO()
+    picture.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+# --- decoding
+
+# Four pixels of which none is like another: dark, red / green, bright.
+CORNERS = np.array([[[10, 10, 10], [250, 0, 0]], [[0, 200, 0], [240, 240, 240]]], np.uint8)
+# What a camera that was held this way writes down, as a function of the picture as it should be seen.
+AS_STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", AS_STORED)
+def test_pictures_are_turned_as_their_camera_was_held(orientation, kind):
+    upright = np.kron(np.concatenate([CORNERS, CORNERS[:1]]), np.ones((16, 16, 1), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    stored = Image.fromarray(np.ascontiguousarray(AS_STORED[orientation](upright)))
+    found = decode(saved(stored, kind, exif=exif, **lossless), None)
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).max() <= (12 if kind == "JPEG" else 0)
+
+
+def test_every_orientation_but_the_usual_one_turns_something():
+    assert set(UPRIGHT) == set(AS_STORED) - {1}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0",
+    ],
+)
+def test_damaged_or_unknown_orientations_leave_a_picture_as_it_is(exif):
+    file = saved(Image.fromarray(CORNERS.repeat(8, 0).repeat(8, 1)), "JPEG", exif=exif)
+    assert decode(file, None).shape == (16, 16, 3)
+
+
+def test_a_palette_becomes_its_colours():
+    picture = Image.fromarray(CORNERS).quantize(4)
+    assert picture.mode == "P"
+    np.testing.assert_array_equal(decode(saved(picture, "PNG"), None), CORNERS)
+    gray = decode(saved(picture, "PNG"), "L")
+    np.testing.assert_array_equal(gray[..., 0], np.asarray(Image.fromarray(CORNERS).convert("L")))
+
+
+def test_what_is_transparent_is_black_like_padding():
+    red = Image.new("RGBA", (2, 1), (200, 100, 50, 0))
+    red.putpixel((1, 0), (200, 100, 50, 255))
+    for kind in ("PNG", "TIFF"):
+        assert decode(saved(red, kind), None).tolist() == [[[0, 0, 0], [200, 100, 50]]]
+    half = Image.new("RGBA", (1, 1), (200, 100, 50, 128))
+    assert np.abs(decode(saved(half, "PNG"), None)[0, 0] - np.array([100, 50, 25])).max() <= 1
+    # A palette of which one colour, or each in part, is transparent.
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 100, 50, 9, 8, 7])
+    palette.putpixel((1, 0), 1)
+    assert decode(saved(palette, "PNG", transparency=0), None).tolist() == [[[0, 0, 0], [9, 8, 7]]]
+    assert decode(saved(palette, "GIF", transparency=1), None).tolist() == [[[200, 100, 50], [0, 0, 0]]]
+    found = decode(saved(palette, "PNG", transparency=bytes([128, 255])), None)
+    assert np.abs(found[0, 0] - np.array([100, 50, 25])).max() <= 1
+    # A colour of a picture without a palette.
+    plain = Image.new("RGB", (2, 1), (1, 2, 3))
+    plain.putpixel((1, 0), (9, 9, 9))
+    assert decode(saved(plain, "PNG", transparency=(9, 9, 9)), None).tolist() == [[[1, 2, 3], [0, 0, 0]]]
+
+
+def test_gray_with_transparency_stays_gray():
+    picture = Image.new("LA", (2, 1), (180, 0))
+    picture.putpixel((1, 0), (180, 255))
+    assert decode(saved(picture, "PNG"), None).tolist() == [[[0], [180]]]
+    assert decode(saved(picture, "PNG"), "RGB").tolist() == [[[0, 0, 0], [180, 180, 180]]]
+
+
+def test_cmyk_as_adobe_stores_it_and_as_others_do():
+    inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    jpeg = saved(inks, "JPEG", quality=95)
+    # The marker, and by its custom inverted values: without inverting them back this would be cyan.
+    assert b"Adobe" in jpeg.getvalue()
+    assert np.abs(decode(jpeg, None) - np.array([255, 0, 0])).max() <= 3
+    assert decode(saved(inks, "TIFF"), None)[0, 0].tolist() == [255, 0, 0]
+    assert decode(saved(Image.new("CMYK", (1, 1), (0, 0, 0, 128)), "TIFF"), None).tolist() == [[[127, 127, 127]]]
+
+
+def png16(values: np.ndarray) -> BytesIO:
+    """A PNG of 16 bits per channel, uint16 (H, W, 3), which Pillow cannot write."""
+    from zlib import compress, crc32
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    height, width, channels = values.shape
+    head = struct.pack(">2I5B", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b""))
+
+
+def tiff16(values: np.ndarray) -> BytesIO:
+    """An uncompressed TIFF of 16 bits per channel, uint16 (H, W, 3)."""
+    height, width, channels = values.shape
+    data = values.astype("<u2").tobytes()
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8 + len(data)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
+        (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
+    ]  # fmt: skip
+    bits = struct.pack("<3H", 16, 16, 16)
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<2H2I", *entry) for entry in entries) + bytes(4)
+    return BytesIO(b"II*\0" + struct.pack("<I", 8 + len(data) + len(bits)) + data + bits + directory)
+
+
+RANGE16 = np.arange(0, 65536, 65536 // 48, dtype=np.uint16)[:48].reshape(4, 4, 3)
+
+
+@pytest.mark.parametrize("make", [png16, tiff16])
+def test_16_bit_colours_keep_their_range(make):
+    found = decode(make(RANGE16), None)
+    assert np.abs(found.astype(int) - (RANGE16 >> 8)).max() <= 1
+    assert found.max() > 240
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_gray_keeps_its_range(kind):
+    gray = RANGE16[..., 0]
+    found = decode(saved(Image.fromarray(gray), kind), None)
+    np.testing.assert_array_equal(found, (gray >> 8)[..., None])
+
+
+HALF = saved(Image.new("RGB", (99, 99)), "JPEG").getvalue()[:500]
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", HALF])
+def test_what_is_no_picture_says_why(content, tmp_path):
+    with pytest.raises(Unreadable) as error:
+        decode(BytesIO(content), None)
+    assert str(error.value)
+    assert "0x" not in str(error.value)
+    (tmp_path / "bad.png").write_bytes(content)
+    message = refused(read_picture, tmp_path / "bad.png", "RGB")
+    assert message == f"{tmp_path / 'bad.png'}: cannot be read as an image ({error.value}); repair or remove it"
+    assert "No such file or directory" in refused(read_picture, tmp_path / "none.png", None)
+
+
+# --- which pictures, in which order
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    return enter(tmp_path, monkeypatch)
+
+
+def test_the_order_is_that_of_names_and_not_of_the_disk(raw):
+    names = [
+        "b/2.png",
+        "b/10.png",
+        "b/z/0.png",
+        "b/a/1.png",
+        "b/a b/1.png",
+        "b/a/c/1.png",
+        "b/é.png",
+        "b/Z.png",
+        "a/9.png",
+        "a/A/x.PNG",
+    ]
+    for part in ("train", "test"):
+        for name in names:
+            colours((raw / "pictures" / part / name).parent, 0)
+            Image.new("L", (2, 2)).save(raw / "pictures" / part / name)
+    source = load("image_folder")
+    expected = [
+        "a/9.png", "a/A/x.PNG", "b/10.png", "b/2.png", "b/Z.png", "b/é.png", "b/a/1.png", "b/a/c/1.png", "b/a b/1.png",
+        "b/z/0.png",
+    ]  # fmt: skip
+    for part, split in (("train", source.train), ("test", source.test)):
+        assert split.images.paths == [raw / "pictures" / part / name for name in expected]
+        assert split.labels.tolist() == [0, 0] + [1] * 8
+    # As walking through sorted folders has it.
+    walked = []
+    for parent, folders, files in os.walk(raw / "pictures" / "train" / "b"):
+        folders.sort()
+        walked += [os.path.join(parent, file) for file in sorted(files)]
+    assert [str(path) for path in source.train.images.paths[2:]] == walked
+
+
+def test_what_is_no_picture_is_left_alone(raw):
+    colours(raw / "pictures" / "cat", 4)
+    (raw / "pictures" / "cat" / "._00.png").write_bytes(b"what macOS lays beside a file")
+    (raw / "pictures" / "cat" / "notes.txt").write_text("no picture")
+    colours(raw / "pictures" / ".hidden", 1)
+    colours(raw / "pictures" / "__MACOSX", 1)
+    (raw / "pictures" / "loose.png").write_bytes(b"of no class")
+    colours(raw / "elsewhere", 1)
+    (raw / "pictures" / "cat" / "link").symlink_to(raw / "elsewhere", target_is_directory=True)
+    (raw / "pictures" / "cat" / "folder.png").symlink_to(raw / "elsewhere", target_is_directory=True)
+    source = load("image_folder")
+    assert source.class_names == ["cat"]
+    assert len(source.train.images) + len(source.test.images) == 4
+
+
+def test_names_of_any_bytes(raw, tmp_path):
+    colours(raw / "pictures" / "cat", 4)
+    strange = os.fsencode(raw / "pictures" / "cat") + b"/\xff\n.png"
+    os.rename(raw / "pictures" / "cat" / "00.png", strange)
+    assert prepare("image_folder", settings(), tmp_path / "out")["counts"] == {"train": 3, "test": 1}
+    with open(strange, "wb") as file:
+        file.write(b"no picture")
+    message = refused(prepare, "image_folder", settings(), tmp_path / "out")
+    assert r"/cat/\udcff\n.png': cannot be read as an image" in message
+
+
+def test_a_folder_that_may_not_be_read(raw):
+    colours(raw / "pictures" / "cat", 2)
+    (raw / "pictures" / "cat" / "deep").mkdir(mode=0)
+    try:
+        if os.access(raw / "pictures" / "cat" / "deep", os.R_OK):
+            pytest.skip("this user may read everything")
+        assert "cat/deep/: cannot be read (Permission denied)" in refused(load, "image_folder")
+    finally:
+        (raw / "pictures" / "cat" / "deep").chmod(0o700)
+
+
+def test_a_file_that_is_no_archive(raw):
+    (raw / "pictures.rar").write_bytes(b"Rar!")
+    message = refused(load, "image_folder", folder="pictures.rar")
+    assert message.startswith(f"{raw / 'pictures.rar'}: is neither a folder nor an archive (.zip, .tar, .tar.gz")
+
+
+def test_all_endings_are_found(raw):
+    for i, ending in enumerate(sorted(EXTENSIONS)):
+        colours(raw / "pictures" / "cat", 0)
+        Image.new("L", (2, 2), i).save(raw / "pictures" / "cat" / f"{i}{ending.upper() if i % 2 else ending}")
+    source = load("image_folder")
+    assert len(source.train.images) + len(source.test.images) == len(EXTENSIONS)
+
+
+# --- the list
+
+
+def test_a_listing_keeps_the_last_of_one_name_and_says_what_is_missing():
+    listing = Listing()
+    listing.add([Entry("b", 1, 10, 5), Entry("a", 2, 20, 6), Entry("b", 3, 30, 7)])
+    assert set(listing.names()) == {"a", "b"}
+    assert listing.arrange([Wanted("c", 0, 0, b"")]) == ["c"]
+    listing = Listing()
+    listing.add([Entry("b", 1, 10, 5), Entry("a", 2, 20, 6), Entry("b", 3, 30, 7), Entry("unwanted", 4, 1, 1)])
+    assert listing.arrange([Wanted("a", 1, 4, b"z"), Wanted("b", 1, 3, b"y")]) == []
+    assert listing.counts == (0, 2)
+    assert [picture[:5] for picture in listing.pictures()] == [(1, 0, 3, "b", 3), (1, 1, 4, "a", 2)]
+    assert [picture.name for picture in listing.pictures(by_place=True)] == ["a", "b"]
+    assert listing.labels(1).tolist() == [3, 4]
+    assert listing.at(1, 1).stamp == 6
+    with pytest.raises(IndexError):
+        listing.at(0, 0)
+
+
+def test_a_disk_without_room_for_the_list(raw):
+    listing = Listing()
+    listing.table.execute("PRAGMA max_page_count = 10")
+    message = refused(listing.add, (Entry(f"{i:0200}", i, 1, 1) for i in range(10_000)))
+    assert message.startswith("the list of pictures cannot be written (database or disk is full); free some disk space")
+
+
+# --- the split
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    share=st.floats(0.02, 0.98),
+    shuffled=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_the_split_is_that_of_scikit_learn(counts, share, shuffled, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    if shuffled:
+        np.random.default_rng(0).shuffle(labels)
+    try:
+        _, expected = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"a class has only one|to train on and"):
+            stratified(labels, share, seed)
+        return
+    np.testing.assert_array_equal(np.flatnonzero(stratified(labels, share, seed)), np.sort(expected))
+
+
+def test_a_class_that_no_image_has_does_not_change_the_split():
+    labels = np.repeat([0, 2, 7], [10, 20, 30])
+    np.testing.assert_array_equal(stratified(labels, 0.3), stratified(np.repeat([0, 1, 2], [10, 20, 30]), 0.3))

@@ -1,0 +1,398 @@
+"""Preparing pictures: a killed run is gone on with, to the same bytes; bad pictures are named or left out; full disks."""
+
+import errno
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from raw_files import arrays, colours, contents, enter, load, refused, settings
+
+from ddpm.data import filling, unfinished
+from ddpm.data import prepare as preparing
+from ddpm.data.filling import AHEAD, in_threads
+from ddpm.data.prepare import prepare
+from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.data.unfinished import Unfinished
+from ddpm.files import InputError
+from ddpm.scratch import hold
+
+FIT = {"image_size": 4, "fit": "resize", "channels": "rgb"}
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """16 pictures in two classes; every row is saved at once, and not waited for: no test cuts off the power."""
+    raw = enter(tmp_path, monkeypatch)
+    colours(raw / "pictures" / "cat", 6)
+    colours(raw / "pictures" / "dog", 10, first=60)
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+    return raw
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the pictures that were decoded, as they are."""
+    names = []
+    real = filling.decode
+    monkeypatch.setattr(filling, "decode", lambda file, mode: (names.append(getattr(file, "name", "")), real(file, mode))[1])
+    return names
+
+
+def uninterrupted(tmp_path, **changes) -> dict[str, bytes]:
+    prepare("image_folder", settings(**{**FIT, **changes}), tmp_path / "uninterrupted", fresh=True)
+    return contents(tmp_path / "uninterrupted")
+
+
+def killed(*moment, **changes) -> None:
+    """Prepare in a fork of this process, which is killed at the count-th call of owner.name, before it or after it."""
+    owner, name, count, before = moment
+    child = os.fork()
+    if child == 0:
+        calls, real = [0], getattr(owner, name)
+
+        def dies(*arguments, **options):
+            calls[0] += 1
+            if calls[0] == count and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*arguments, **options)
+            if calls[0] == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, dies)
+        try:
+            prepare("image_folder", settings(**{**FIT, **changes}))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it ended before the moment came"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+MOMENTS = {
+    "before anything is written": ((Unfinished, "begin", 1, True), 0),
+    "when the files are made": ((unfinished, "write_json", 1, True), 0),
+    "before a row": ((Unfinished, "write", 13, True), 12),
+    "before a row is marked": ((os, "fsync", 20, True), 9),
+    "after a row": ((Unfinished, "write", 13, False), 13),
+    "after the last row": ((Unfinished, "write", 16, False), 16),
+    "before the arrays are named": ((preparing, "_publish", 1, True), 16),
+    "between the arrays": ((preparing, "_publish", 1, False), 16),
+    "before meta.json": ((preparing, "write_json", 1, True), 16),
+    "after meta.json": ((preparing, "write_json", 1, False), 16),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_after_a_kill_it_goes_on_to_the_same_bytes(raw, tmp_path, capsys, decoded, moment):
+    expected = uninterrupted(tmp_path)
+    where, done = MOMENTS[moment]
+    killed(*where)
+    decoded.clear()
+    capsys.readouterr()
+    meta = prepare("image_folder", settings(**FIT))
+    assert contents(tmp_path / "data" / "prepared") == expected
+    assert meta["sha256"] == open_prepared("image_folder", settings(**FIT)).meta["sha256"]
+    said = capsys.readouterr().out
+    assert len(decoded) == 16 - done
+    assert (f"{done} of 16 images were prepared before; going on from there" in said) == (done > 0)
+    # Nothing is left, and nothing is gone on with that is complete.
+    assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    prepare("image_folder", settings(**FIT))
+    assert len(decoded) == 32 - done
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_several_kills_and_dvcs_removal_of_the_outputs(raw, tmp_path, decoded):
+    expected = uninterrupted(tmp_path)
+    for _ in range(3):
+        killed(Unfinished, "write", 4, False)
+        for path in (tmp_path / "data" / "prepared").iterdir():
+            path.unlink()
+    decoded.clear()
+    prepare("image_folder", settings(**FIT))
+    assert len(decoded) == 16 - 12
+    assert contents(tmp_path / "data" / "prepared") == expected
+
+
+def other_code(monkeypatch, raw):
+    monkeypatch.setattr(unfinished, "sha256", lambda path: "other")
+
+
+def another_picture(monkeypatch, raw):
+    colours(raw / "pictures" / "cat", 7)
+
+
+def no_rows(monkeypatch, raw):
+    next((raw.parent / "scratch").rglob("train_images.npy")).unlink()
+
+
+def no_marks(monkeypatch, raw):
+    next((raw.parent / "scratch").rglob("done.npy")).write_bytes(b"damaged")
+
+
+def no_state(monkeypatch, raw):
+    next((raw.parent / "scratch").rglob("state.json")).write_bytes(b"{")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("change", [other_code, another_picture, no_rows, no_marks, no_state])
+def test_what_is_not_the_same_any_more_starts_afresh(raw, tmp_path, decoded, monkeypatch, change):
+    killed(Unfinished, "write", 13, False)
+    change(monkeypatch, raw)
+    decoded.clear()
+    meta = prepare("image_folder", settings(**FIT))
+    assert len(decoded) == sum(meta["counts"].values())
+    assert contents(tmp_path / "data" / "prepared") == uninterrupted(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_other_settings_and_force_start_afresh(raw, decoded, capsys):
+    killed(Unfinished, "write", 13, False)
+    prepare("image_folder", settings(**{**FIT, "image_size": 3}))
+    assert len(decoded) == 16
+    prepare("image_folder", settings(**FIT), fresh=True)
+    assert len(decoded) == 32
+    assert "starting afresh, as -f asks" in capsys.readouterr().out
+    assert "starting" not in (prepare("image_folder", settings(**FIT), fresh=True), capsys.readouterr().out)[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_picture_that_has_changed_is_read_again_and_no_other(raw, tmp_path, decoded):
+    killed(Unfinished, "write", 16, False)
+    Image.new("RGB", (6, 5), (1, 2, 3)).save(raw / "pictures" / "dog" / "07.png")
+    decoded.clear()
+    prepare("image_folder", settings(**FIT))
+    assert decoded == ["07.png"]
+    assert contents(tmp_path / "data" / "prepared") == uninterrupted(tmp_path)
+
+
+def test_two_preparations_of_the_same_are_not_run_at_once(raw, tmp_path, monkeypatch):
+    held = []
+    real = preparing.hold if hasattr(preparing, "hold") else hold
+    monkeypatch.setattr(unfinished, "hold", lambda *arguments: held.append(real(*arguments)) or held[-1])
+    prepare("image_folder", settings(**FIT))
+    held[0].acquire()
+    try:
+        message = refused(prepare, "image_folder", settings(**FIT))
+        assert message.endswith(
+            "another preparation of the same images with the same settings is running; wait for it, or stop it"
+        )
+        prepare("image_folder", settings(**{**FIT, "image_size": 3}))
+    finally:
+        held[0].release()
+    prepare("image_folder", settings(**FIT))
+
+
+def test_digits_need_no_scratch_folder(tmp_path, monkeypatch):
+    enter(tmp_path, monkeypatch)
+    prepare("digits", settings())
+    assert not (tmp_path / "scratch").exists()
+
+
+# --- pictures that cannot be read
+
+
+def spoil(raw, *names: str) -> list[str]:
+    paths = [raw / "pictures" / name for name in names]
+    for path in paths:
+        path.write_bytes(b"no picture")
+    return [str(path) for path in paths]
+
+
+def test_all_pictures_that_cannot_be_read_are_named_at_the_end(raw, tmp_path, decoded):
+    bad = spoil(raw, *(f"dog/{i:02}.png" for i in range(2, 10)))
+    message = refused(prepare, "image_folder", settings(**FIT))
+    assert len(decoded) == 16
+    listed = next((tmp_path / "scratch").rglob("unreadable.txt"))
+    reason = "no format that Pillow knows"
+    # In the order in which they are read: training pictures, then test pictures.
+    lines = listed.read_text().splitlines()
+    assert sorted(lines) == [f"{path}: {reason}" for path in bad]
+    first = ", ".join(f"{line.split(': ')[0]} ({reason})" for line in lines[:5])
+    assert message == (
+        f"8 of 16 images cannot be read: {first}, and 3 others, all named in {listed}; prepare_data.skip_bad: true leaves them "
+        "out; or repair or remove them"
+    )
+    assert not (tmp_path / "data" / "prepared" / "meta.json").exists()
+
+
+def test_a_picture_that_was_good_and_is_not_any_more_is_left_out(raw, tmp_path, capsys):
+    spoil(raw, "cat/03.png")
+    refused(prepare, "image_folder", settings(**FIT))
+    spoil(raw, "dog/04.png")
+    meta = prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
+    assert meta["left_out"] == 2
+    assert sum(meta["counts"].values()) == 14
+    assert "14 of 16 images were prepared before" in capsys.readouterr().out
+
+
+def test_repaired_pictures_alone_are_read_again(raw, tmp_path, decoded):
+    expected = uninterrupted(tmp_path)
+    good = (raw / "pictures" / "cat" / "03.png").read_bytes()
+    bad = spoil(raw, "cat/03.png", "cat/05.png")
+    assert "2 of 16 images cannot be read" in refused(prepare, "image_folder", settings(**FIT))
+    (raw / "pictures" / "cat" / "03.png").write_bytes(good)
+    decoded.clear()
+    assert refused(prepare, "image_folder", settings(**FIT)).startswith(f"{bad[1]}: cannot be read as an image (no format")
+    assert sorted(decoded) == ["03.png", "05.png"]
+    Image.new("RGB", (6, 5), (5, 250, 0)).save(bad[1])
+    prepare("image_folder", settings(**FIT))
+    assert contents(tmp_path / "data" / "prepared") == expected
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_bad_pictures_can_be_left_out_and_then_the_rest_is_as_it_was(raw, tmp_path, decoded, capsys, monkeypatch, linked):
+    whole = prepare("image_folder", settings(**FIT), tmp_path / "whole")
+    source = load("image_folder")
+    bad = spoil(raw, "cat/03.png", "dog/00.png", "dog/09.png")
+    monkeypatch.setattr(preparing, "BLOCK", 4 * 4 * 3 * 5)  # more blocks than one
+    if not linked:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "another file system")))
+    refused(prepare, "image_folder", settings(**FIT), tmp_path / "out")
+    decoded.clear()
+    meta = prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
+    # The setting changes no image, so those that are there are gone on with.
+    assert sorted(decoded) == ["00.png", "03.png", "09.png"]
+    assert meta["left_out"] == 3
+    assert (tmp_path / "out" / "left_out.txt").read_text().count("\n") == 3
+    assert sum(meta["counts"].values()) == 13
+    assert "left_out" not in whole
+    kept = [np.array([str(path) not in bad for path in split.images.paths]) for split in source[:2]]
+    expected = arrays(tmp_path / "whole")
+    for found, array, mask in zip(arrays(tmp_path / "out"), expected, [kept[0], kept[0], kept[1], kept[1]], strict=True):
+        np.testing.assert_array_equal(found, array[mask])
+    assert meta["mean"] == pytest.approx((expected[0][kept[0]].mean((0, 1, 2)) / 255).tolist(), abs=1e-6)
+    data = open_prepared("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
+    assert len(data.train.images) == meta["counts"]["train"]
+    assert f"image_folder: 3 images that cannot be read are left out; {tmp_path / 'out' / 'left_out.txt'} names them" in (
+        capsys.readouterr().out
+    )
+    # Data without bad pictures has no such list.
+    for path in (tmp_path / "raw").rglob("*.png"):
+        Image.new("RGB", (6, 5)).save(path)
+    assert "left_out" not in prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
+    assert not (tmp_path / "out" / "left_out.txt").exists()
+
+
+def test_data_with_pictures_left_out_is_not_taken_for_the_whole(raw, tmp_path):
+    prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
+    message = refused(open_prepared, "image_folder", settings(**FIT), tmp_path / "out")
+    assert "was made with skip_bad = True, but params.yaml has False" in message
+
+
+def test_where_no_picture_is_left_over(raw, tmp_path):
+    spoil(raw, *(f"cat/{i:02}.png" for i in range(6)))
+    message = refused(prepare, "image_folder", settings(**FIT, skip_bad=True))
+    assert message.startswith("image_folder: no image of class 'cat' can be read; repair some of those that ")
+    spoil(raw, *(f"dog/{i:02}.png" for i in range(10)))
+    assert refused(prepare, "image_folder", settings(**FIT, skip_bad=True)).startswith("16 of 16 images cannot be read: ")
+    for part, good in (("train", True), ("test", False)):
+        colours(raw / "parts" / part / "cat", 2)
+        if not good:
+            (raw / "parts" / part / "cat" / "00.png").write_bytes(b"")
+            (raw / "parts" / part / "cat" / "01.png").write_bytes(b"")
+    message = refused(prepare, "image_folder", settings(**FIT, skip_bad=True, folder="parts"))
+    assert message.startswith("image_folder: no image of the test split can be read")
+
+
+def test_another_size_is_said_at_once_and_what_was_done_is_forgotten(raw, tmp_path, decoded):
+    first = load("image_folder").train.images.paths[0]
+    Image.new("RGB", (9, 9)).save(first)
+    message = refused(prepare, "image_folder", settings(), workers=1)
+    assert ": is 5x6, the first image 9x9; give all one size with prepare_data.image_size" in message
+    assert len(decoded) < 16
+    # The first picture was the one to be repaired.
+    Image.new("RGB", (6, 5)).save(first)
+    assert prepare("image_folder", settings())["shape"] == [5, 6, 3]
+
+
+# --- threads, room, and what is written where
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_threads_change_nothing(raw, tmp_path, workers):
+    prepare("image_folder", settings(**FIT), tmp_path / "out", workers)
+    assert contents(tmp_path / "out") == uninterrupted(tmp_path)
+
+
+def test_threads_work_ahead_but_not_far():
+    lock, started = threading.Lock(), []
+    first = threading.Event()
+
+    def work(item: int) -> int:
+        with lock:
+            started.append(item)
+        if item == 0:
+            first.wait(5)
+        return -item
+
+    found = in_threads(work, iter(range(100)), 2)
+    threading.Timer(0.2, first.set).start()
+    assert next(found) == 0
+    # The others went on while the first took its time, as far as they may.
+    assert 2 < max(started) < 2 * AHEAD
+    assert list(found) == [-i for i in range(1, 100)]
+
+
+def test_an_error_ends_the_threads():
+    def work(item: int) -> int:
+        if item == 3:
+            raise InputError("no")
+        return item
+
+    with pytest.raises(InputError):
+        list(in_threads(work, iter(range(10**9)), 2))
+
+
+def test_a_full_disk_is_named_and_gone_on_from(raw, tmp_path, monkeypatch, decoded):
+    expected = uninterrupted(tmp_path)
+    calls = [0]
+
+    def full(number):
+        calls[0] += 1
+        if calls[0] == 15:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refused(prepare, "image_folder", settings(**FIT))
+    assert message.endswith("_images.npy: no space left on the device: free some and run again")
+    decoded.clear()
+    prepare("image_folder", settings(**FIT))
+    assert 0 < len(decoded) < 16
+    assert contents(tmp_path / "data" / "prepared") == expected
+
+
+def test_an_output_folder_that_cannot_be_is_said_before_the_work(raw, tmp_path, decoded):
+    (tmp_path / "data").write_text("in the way")
+    assert "a part of the path is a file" in refused(prepare, "image_folder", settings(**FIT))
+    assert not decoded
+
+
+def test_a_scratch_folder_that_cannot_be_is_said_before_the_work(raw, tmp_path, decoded, monkeypatch):
+    (tmp_path / "blocked").write_text("in the way")
+    monkeypatch.setenv("DDPM_SCRATCH", str(tmp_path / "blocked"))
+    assert "set DDPM_SCRATCH to another folder" in refused(prepare, "image_folder", settings(**FIT))
+    assert not decoded
+
+
+def test_arrays_are_moved_not_copied_where_that_is_possible(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing.shutil, "copyfile", None)
+    prepare("image_folder", settings(**FIT))
+    assert (tmp_path / "data" / "prepared" / "train_images.npy").stat().st_nlink == 1
+
+
+def test_every_setting_that_decides_is_remembered():
+    fields = set(PrepareData.model_fields)
+    for dataset, ignored in {
+        "digits": {"label", "skip_bad"},
+        "image_folder": {"label"},
+        "celeba": set(),
+        "huggingface": set(),
+    }.items():
+        assert fields - set(preparing.made_with(dataset, settings())) == ignored

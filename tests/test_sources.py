@@ -1,0 +1,357 @@
+"""Data sets that come as files in a layout of their own: CelebA, and image data sets of Hugging Face's `datasets`."""
+
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from raw_files import contents, enter, load, refused, settings
+
+from ddpm.data.prepare import prepare
+from ddpm.data.prepared import open_prepared
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    return enter(tmp_path, monkeypatch)
+
+
+def png(colour: int, size=(4, 4)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (colour, 0, 255)).save(file, "PNG")
+    return file.getvalue()
+
+
+# --- CelebA
+
+ATTRIBUTES = ["5_o_Clock_Shadow", "Male", "Smiling"]
+# Partition, and the attributes of each face.
+FACES = [(0, -1, 1, -1), (0, -1, -1, 1), (1, 1, 1, 1), (2, -1, -1, -1), (0, 1, 1, 1), (2, 1, 1, -1), (1, -1, -1, -1)]
+
+
+@pytest.fixture
+def celeba(raw) -> Path:
+    """Seven faces in torchvision's layout; the colour of each is its number."""
+    folder = raw / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    names = [f"{i + 1:06}.jpg" for i in range(len(FACES))]
+    for i, name in enumerate(names):
+        (folder / "img_align_celeba" / name).write_bytes(png(10 * i, (6, 8)))
+    parts = [f"{name} {face[0]}\n" for name, face in zip(names, FACES, strict=True)]
+    (folder / "list_eval_partition.txt").write_text("".join(parts))
+    rows = [f"{name} " + " ".join(f"{value:2}" for value in face[1:]) for name, face in zip(names, FACES, strict=True)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(len(rows)), " ".join(ATTRIBUTES), *rows, ""]))
+    return folder
+
+
+def zipped(celeba: Path) -> None:
+    with zipfile.ZipFile(celeba / "img_align_celeba.zip", "w") as archive:
+        for path in sorted((celeba / "img_align_celeba").iterdir(), reverse=True):
+            archive.write(path, f"img_align_celeba/{path.name}")
+            path.unlink()
+    (celeba / "img_align_celeba").rmdir()
+
+
+@pytest.mark.parametrize("archived", [False, True], ids=["folder", "zip"])
+def test_celeba_has_its_official_partition_and_a_class_by_an_attribute(celeba, archived):
+    if archived:
+        zipped(celeba)
+    source = load("celeba")
+    assert source.class_names == ["female", "male"]
+    assert [image[0, 0, 0] for image in source.train.images] == [0, 10, 40]
+    assert source.train.labels.tolist() == [1, 0, 1]
+    # The validation pictures, 2 and 6, are in neither.
+    assert [image[0, 0, 0] for image in source.test.images] == [30, 50]
+    assert source.test.labels.tolist() == [0, 1]
+    smiling = load("celeba", label="Smiling")
+    assert (smiling.class_names, smiling.train.labels.tolist()) == (["not smiling", "smiling"], [0, 1, 1])
+    assert load("celeba", label="5_o_Clock_Shadow").class_names == ["not 5 o clock shadow", "5 o clock shadow"]
+
+
+def test_celeba_folder_and_zip_give_the_same_arrays(celeba, tmp_path):
+    fitted = {"image_size": 4, "fit": "resize"}
+    assert prepare("celeba", settings(**fitted), tmp_path / "folder")["shape"] == [4, 4, 3]
+    zipped(celeba)
+    prepare("celeba", settings(**fitted), tmp_path / "zip")
+    assert contents(tmp_path / "zip") == contents(tmp_path / "folder")
+    message = refused(open_prepared, "celeba", settings(**fitted, label="Smiling"), tmp_path / "zip")
+    assert "was made with label = None, but params.yaml has 'Smiling'" in message
+
+
+def test_celeba_that_is_not_there(raw, celeba):
+    zipped(celeba)
+    for name in ("img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"):
+        (celeba / name).rename(raw / "aside")
+        message = refused(load, "celeba")
+        assert message.startswith(f"{celeba}: CelebA is not there; put img_align_celeba/ or img_align_celeba.zip, list_eval_part")
+        (raw / "aside").rename(celeba / name)
+    assert load("celeba").files.listing.counts == (3, 2)
+
+
+def test_an_attribute_that_celeba_does_not_have(celeba):
+    message = refused(load, "celeba", label="male")
+    assert message.startswith("params.yaml: prepare_data.label: 'male' is no attribute of ")
+    assert message.endswith("it has 5_o_Clock_Shadow, Male, Smiling")
+
+
+def edited(path: Path, number: int, line: str) -> None:
+    lines = path.read_text().splitlines()
+    lines[number - 1 : number] = [line] if line else []
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "line", "expected"),
+    [
+        ("list_eval_partition.txt", 3, "000003.jpg 5", "list_eval_partition.txt line 3: does not match"),
+        ("list_eval_partition.txt", 3, "000003.jpg", "list_eval_partition.txt line 3: does not match"),
+        ("list_eval_partition.txt", 7, "", "list_eval_partition.txt line 7: does not match"),
+        ("list_attr_celeba.txt", 5, "000004.jpg 1 1 1", "line 3: does not match"),
+        ("list_attr_celeba.txt", 5, "000003.jpg 1 1", "line 3: does not match"),
+        ("list_attr_celeba.txt", 5, "000003.jpg 1 x 1", "list_attr_celeba.txt line 5: Male is 'x', not 1 or -1"),
+        ("list_attr_celeba.txt", 9, "", "line 7: does not match"),
+        ("list_eval_partition.txt", 1, "\ud8ff", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_wrong_lists_of_celeba_are_named_with_their_line(celeba, name, number, line, expected):
+    if line == "\ud8ff":
+        (celeba / name).write_bytes(b"\xff\xfe\xff")
+    else:
+        edited(celeba / name, number, line)
+    assert expected in refused(load, "celeba")
+
+
+def test_a_face_that_is_missing(celeba):
+    (celeba / "img_align_celeba" / "000005.jpg").unlink()
+    message = refused(load, "celeba")
+    assert message.startswith(f"{celeba}/img_align_celeba/000005.jpg: is in list_eval_partition.txt, but not there; ")
+
+
+def test_a_partition_without_one_of_the_classes(celeba):
+    text = (celeba / "list_eval_partition.txt").read_text()
+    (celeba / "list_eval_partition.txt").write_text(text.replace("2.jpg 0", "2.jpg 1"))
+    assert "leaves no pictures of one of female, male, or none to test" in refused(load, "celeba")
+
+
+# --- Hugging Face
+
+
+def test_without_the_library_one_line_says_what_to_install(raw, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    message = refused(load, "huggingface")
+    assert message.startswith("dataset: huggingface needs a library that is missing (")
+    assert message.endswith("; pip install datasets")
+
+
+@pytest.fixture
+def hub(raw, monkeypatch):
+    """The library, which must not reach for the network."""
+    library = pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    return library
+
+
+def rows(library, count: int, first: int = 0, classes=("cat", "dog"), **columns):
+    """A data set whose picture i has the colour first + i, of class i % 2."""
+    features = {"image": library.Image(), "label": library.ClassLabel(names=list(classes))}
+    values = {
+        "image": [{"bytes": png(first + i), "path": None} for i in range(count)],
+        "label": [i % len(classes) for i in range(count)],
+    }
+    features |= {name: kind for name, (kind, _) in columns.items()}
+    values |= {name: value for name, (_, value) in columns.items()}
+    return library.Dataset.from_dict(values, features=library.Features(features))
+
+
+def reds(images) -> list[int]:
+    return [int(image[0, 0, 0]) for image in images]
+
+
+def check_split(source, train=20, test=6):
+    assert source.class_names == ["cat", "dog"]
+    assert reds(source.train.images) == list(range(train))
+    assert reds(source.test.images) == list(range(100, 100 + test))
+    assert source.train.labels.tolist() == [i % 2 for i in range(train)]
+    assert source.test.labels.tolist() == [i % 2 for i in range(test)]
+
+
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_what_save_to_disk_wrote(hub, raw, name):
+    hub.DatasetDict({"train": rows(hub, 20), name: rows(hub, 6, 100)}).save_to_disk(str(raw / "pictures"))
+    check_split(load("huggingface"))
+
+
+@pytest.mark.parametrize("place", [".", "data"])
+def test_parquet_files(hub, raw, tmp_path, place):
+    folder = raw / "pictures" / place
+    folder.mkdir(parents=True)
+    whole = rows(hub, 20)
+    for i in range(2):
+        whole.select(range(10 * i, 10 * i + 10)).to_parquet(str(folder / f"train-0000{i}-of-00002-abc.parquet"), batch_size=4)
+    rows(hub, 6, 100).to_parquet(str(folder / "test-00000-of-00001.parquet"))
+    check_split(load("huggingface"))
+    prepare("huggingface", settings(), tmp_path / "parquet")
+    hub.DatasetDict({"train": whole, "test": rows(hub, 6, 100)}).save_to_disk(str(raw / "saved"))
+    prepare("huggingface", settings(folder="saved"), tmp_path / "saved", workers=3)
+    assert contents(tmp_path / "parquet") == contents(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("how", ["saved", "parquet"])
+def test_a_single_split_is_split_stratified(hub, raw, tmp_path, how):
+    (raw / "pictures").mkdir()
+    if how == "saved":
+        rows(hub, 20).save_to_disk(str(raw / "pictures"))
+    else:
+        rows(hub, 20).to_parquet(str(raw / "pictures" / "all.parquet"))
+    source = load("huggingface", test_share=0.2)
+    assert sorted(reds(source.train.images) + reds(source.test.images)) == list(range(20))
+    assert np.bincount(source.test.labels).tolist() == [2, 2]
+    assert [red % 2 for red in reds(source.test.images)] == source.test.labels.tolist()
+    prepare("huggingface", settings(test_share=0.2), tmp_path / "out")
+    assert reds(np.load(tmp_path / "out" / "test_images.npy")) == reds(source.test.images)
+
+
+def test_parquet_files_of_other_programs(hub, raw):
+    import pyarrow
+    from pyarrow import parquet
+
+    (raw / "pictures").mkdir()
+    data = [png(i) for i in range(8)]
+    for name, column in (("train", data), ("test", [{"bytes": value, "path": "x.png"} for value in data])):
+        table = pyarrow.table({"picture": column if name == "train" else data, "label": ["b", "a"] * 4})
+        parquet.write_table(table, raw / "pictures" / f"{name}.parquet")
+    source = load("huggingface")
+    assert source.class_names == ["a", "b"]
+    assert source.train.labels.tolist() == [1, 0] * 4
+    assert reds(source.train.images) == list(range(8))
+    parquet.write_table(pyarrow.table({"img": [{"bytes": v, "path": ""} for v in data], "label": [3, 5] * 4}), raw / "x.parquet")
+    for name in ("train", "test"):
+        (raw / "pictures" / f"{name}.parquet").write_bytes((raw / "x.parquet").read_bytes())
+    assert load("huggingface").class_names == ["3", "5"]
+
+
+def test_the_column_of_the_class(hub, raw):
+    kind = hub.ClassLabel(names=["red", "blue", "green"])
+    both = rows(hub, 12, fine=(kind, [i % 3 for i in range(12)])).rename_column("label", "coarse")
+    both.save_to_disk(str(raw / "pictures"))
+    message = refused(load, "huggingface")
+    assert message == f"{raw / 'pictures'}: has several columns of classes (coarse, fine); name one in prepare_data.label"
+    assert load("huggingface", label="fine").class_names == ["red", "blue", "green"]
+    message = refused(load, "huggingface", label="size")
+    assert message.startswith("params.yaml: prepare_data.label: 'size' is no column of ")
+    assert message.endswith("it has image, coarse, fine")
+    both.remove_columns(["coarse"]).save_to_disk(str(raw / "one"))
+    assert load("huggingface", folder="one").class_names == ["red", "blue", "green"]
+
+
+def test_without_a_column_of_classes_all_are_of_one(hub, raw, capsys):
+    rows(hub, 8).remove_columns(["label"]).save_to_disk(str(raw / "pictures"))
+    source = load("huggingface")
+    assert source.class_names == ["image"]
+    assert source.train.labels.tolist() == [0] * 6
+    assert "no column of classes; all images are of one class" in capsys.readouterr().out
+
+
+def test_classes_that_no_image_has_are_dropped(hub, raw):
+    rows(hub, 8, classes=("cat", "dog")).cast_column("label", hub.ClassLabel(names=["cat", "dog", "cow"])).save_to_disk(
+        str(raw / "pictures")
+    )
+    assert load("huggingface").class_names == ["cat", "dog"]
+
+
+def test_rows_without_a_class_are_named(hub, raw):
+    unlabelled = rows(hub, 4, 100).remove_columns(["label"]).add_column("label", [-1] * 4)
+    unlabelled = unlabelled.cast_column("label", hub.ClassLabel(names=["cat", "dog"]))
+    hub.DatasetDict({"train": rows(hub, 8), "test": unlabelled}).save_to_disk(str(raw / "pictures"))
+    assert "column label of test holds -1, which is no class; leave those rows out" in refused(load, "huggingface")
+    measured = rows(hub, 8, size=(hub.Value("float32"), [0.5] * 8))
+    measured.save_to_disk(str(raw / "floats"))
+    assert "column size of all holds 0.5, which is no class" in refused(load, "huggingface", folder="floats", label="size")
+    text = hub.Value("string")
+    train, test = rows(hub, 8, name=(text, ["a"] * 8)), rows(hub, 4, name=(text, ["b"] * 4))
+    hub.DatasetDict({"train": train, "test": test}).save_to_disk(str(raw / "names"))
+    assert "test has the class 'b', train has not" in refused(load, "huggingface", folder="names", label="name")
+
+
+def test_the_column_of_the_images(hub, raw):
+    again = rows(hub, 6, other=(hub.Image(), [{"bytes": png(i), "path": None} for i in range(6)]))
+    again.save_to_disk(str(raw / "pictures"))
+    assert reds(load("huggingface").train.images)[0] < 6
+    again.rename_column("image", "first").save_to_disk(str(raw / "two"))
+    message = refused(load, "huggingface", folder="two")
+    assert "has several columns of images (first, other) among first, label, other" in message
+    again.remove_columns(["image", "other"]).save_to_disk(str(raw / "none"))
+    assert "has no column of images among label" in refused(load, "huggingface", folder="none")
+
+
+def test_rows_that_hold_no_picture_can_be_left_out(hub, raw, tmp_path):
+    values = [{"bytes": png(i), "path": None} for i in range(12)]
+    values[4], values[7] = {"bytes": b"no picture", "path": None}, None
+    table = rows(hub, 12).remove_columns(["image"]).add_column("image", values).cast_column("image", hub.Image())
+    table.save_to_disk(str(raw / "pictures"))
+    message = refused(prepare, "huggingface", settings(), tmp_path / "out")
+    assert message.startswith("2 of 12 images cannot be read: ")
+    assert f"{raw / 'pictures'}/all row 4 (no format that Pillow knows)" in message
+    assert f"{raw / 'pictures'}/all row 7 (its row holds no picture, or only the path of one)" in message
+    assert prepare("huggingface", settings(skip_bad=True), tmp_path / "out")["left_out"] == 2
+
+
+def test_folders_that_hold_no_data_set(hub, raw):
+    assert f"{raw / 'pictures'}: holds no training split" in refused(load, "huggingface")
+    (raw / "pictures").mkdir()
+    rows(hub, 4).to_parquet(str(raw / "pictures" / "test.parquet"))
+    assert f"{raw / 'pictures'}: holds no training split" in refused(load, "huggingface")
+    (raw / "pictures" / "train.parquet").write_bytes(b"PAR1 and so on")
+    assert refused(load, "huggingface").startswith(f"{raw / 'pictures'}: is damaged, or no data set of Hugging Face (")
+    rows(hub, 4).save_to_disk(str(raw / "saved"))
+    arrow = next((raw / "saved").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    assert refused(load, "huggingface", folder="saved").startswith(f"{raw / 'saved'}: is damaged")
+    (raw / "saved" / "state.json").write_text(json.dumps({}))
+    assert refused(load, "huggingface", folder="saved").startswith(f"{raw / 'saved'}: is damaged")
+
+
+def test_a_parquet_file_that_is_damaged_inside(hub, raw, tmp_path):
+    (raw / "pictures").mkdir()
+    path = raw / "pictures" / "train.parquet"
+    rows(hub, 30).to_parquet(str(path))
+    data = bytearray(path.read_bytes())
+    data[4:600] = bytes(596)
+    path.write_bytes(data)
+    message = refused(prepare, "huggingface", settings(), tmp_path / "out")
+    assert message.startswith(f"{raw / 'pictures'}: is damaged")
+
+
+def test_what_was_read_before_is_skipped(hub, raw, tmp_path, monkeypatch):
+    from ddpm.data import rows as reading
+    from ddpm.data.unfinished import Unfinished
+
+    (raw / "pictures").mkdir()
+    rows(hub, 40).to_parquet(str(raw / "pictures" / "train.parquet"), batch_size=10)
+    rows(hub, 6, 100).to_parquet(str(raw / "pictures" / "test.parquet"))
+    prepare("huggingface", settings(), tmp_path / "expected")
+
+    real = Unfinished.write
+
+    def stops(self, picture, image):
+        if picture.position == 25:
+            raise InterruptedError
+        real(self, picture, image)
+
+    monkeypatch.setattr(Unfinished, "write", stops)
+    with pytest.raises(InterruptedError):
+        prepare("huggingface", settings(), tmp_path / "out")
+    monkeypatch.setattr(Unfinished, "write", real)
+    seen, load_one = [], reading._load
+    monkeypatch.setattr(reading, "_load", lambda value, picture: (seen.append(picture.place), load_one(value, picture))[1])
+    prepare("huggingface", settings(), tmp_path / "out")
+    assert seen == list(range(25, 46))
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
