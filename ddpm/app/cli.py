@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.app import draw_commands, edit_commands, image_commands, options
+from ddpm.app import draw_commands, edit_commands, exchange_commands, image_commands, options, recipe_commands
 from ddpm.app.options import WHAT, gathered
 from ddpm.app.terminal import say
 from ddpm.files import InputError
@@ -94,8 +94,13 @@ COMMANDS: dict[Callable, str] = {
     image_commands.inpaint: "inpaint test:5 --mask left --number 10",
     edit_commands.edit: "edit test:4 --label 9 --strength 0.5 --strength 0.8",
     edit_commands.reconstruct: "reconstruct test:0 seed:3 --steps 20 --steps 200",
+    exchange_commands.export: "export --label 7 --out out/sevens",
+    exchange_commands.import_model: "import out/sevens --out models/sevens",
     info: "info --json",
     experiments: "experiments --rev main -n 3",
+    recipe_commands.recipe: "recipe mnist_fast",
+    recipe_commands.record: "record mnist_cpu --seed 0 --seed 1",
+    recipe_commands.results: "results --check",
     demo: "demo --port 8000 --browser",
 }
 for command, example in COMMANDS.items():

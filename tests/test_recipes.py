@@ -1,0 +1,416 @@
+"""Recipes: what their files say is true, DVC reads what is printed, and a small version of each goes through the pipeline."""
+
+import hashlib
+import pickle
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY, edit
+from dvc.utils.hydra import apply_overrides
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from ddpm.app import recipe as recipes
+from ddpm.app.cli import main
+from ddpm.app.recipe import full_params, options, read_changes, read_recipe, recipe_names
+from ddpm.app.runs import stage_order
+from ddpm.app.sections import Everything
+from ddpm.data.batches import Batches
+from ddpm.data.datasets import DIGITS
+from ddpm.data.idx import IDX_FILES
+from ddpm.files import InputError, read_json
+from ddpm.networks.store import make_network
+from ddpm.networks.unet import UNet
+from ddpm.params import make, read_yaml
+from ddpm.training.trainer import Trainer
+
+PARAMS = ROOT / "params.yaml"
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+CPU = torch.device("cpu")
+NAMES = recipe_names()
+# Sizes and classes as they were published; image_folder has what prepare_data makes of it.
+NATIVE = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "image_folder": (0, 0, 3),
+}
+IMAGENET = [f"n{k:08}" for k in range(100)]
+CLASSES = dict.fromkeys(("imagenet100", "imagenet100_128"), IMAGENET) | {"imagenet_sample": IMAGENET[:17]}  # others: ten
+T = 32
+LARGE = 10_000_000  # parameters from which a step takes seconds
+# What stays of a recipe in its small version: all but sizes and counts.
+QUICK = ("mnist_cpu",)
+SMALLER = {"imagenet100": 16, "imagenet100_128": 16, "imagenet_sample": 16}
+# On top of TINY: networks of several levels with attention take longer than the one that it is made for.
+TINIER = {
+    "diffusion.timesteps": T,
+    "sample_ddpm.samples": 12,
+    "sample_ddim.samples": 12,
+    "evaluate.reconstruction_images": 6,
+    "evaluate.likelihood_images": 4,
+    "evaluate.round_trip_images": 2,
+    "guidance.samples": 12,
+    "guidance.scales": [0.0, 2.0],
+    "edit.images": 1,
+    "edit.scored_images": 2,
+    "edit.steps": 3,
+    "sweep.samples": 12,
+    "sweep.full_length": False,
+    "report.tile": 8,
+    "report.columns": 2,
+}
+
+
+def settings_of(name):
+    return make(Everything, **full_params(read_recipe(name), params=PARAMS))
+
+
+def shape_of(settings):
+    height, width, channels = NATIVE[settings.dataset]
+    size = settings.prepare_data.image_size
+    return size or height, size or width, channels
+
+
+def class_names_of(name):
+    return CLASSES.get(name, DIGITS)
+
+
+def marked(quick):
+    """Recipes, the ones that `quick` denies for -m slow."""
+    return [pytest.param(name, marks=[] if quick(name) else pytest.mark.slow) for name in NAMES]
+
+
+# The files
+
+
+def test_what_was_promised_is_there():
+    assert {
+        "digits", "mnist_unet_mini", "mnist_attention", "mnist_ddim_comparison", "fashion_mnist", "imagenet100", "cifar10",
+        "mnist_fast", "mnist_cpu",
+    } <= set(NAMES)  # fmt: skip
+    assert read_recipe("cifar10").content.parameters == 35_746_307
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_network_has_the_parameters_that_the_recipe_states(name):
+    settings = settings_of(name)
+    outputs = shape_of(settings)[2] * (2 if settings.diffusion.learned_variance else 1)
+    with torch.device("meta"):
+        network = UNet(settings.model, shape_of(settings), class_names_of(name), outputs)
+    assert sum(p.numel() for p in network.parameters()) == read_recipe(name).content.parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_fit_together(name):
+    """What a stage would refuse hours after the start, and what would fill the disk."""
+    s = settings_of(name)
+    schedule = s.diffusion.make(s.schedule)
+    assert (s.sample_ddim.steps or 1) <= schedule.steps
+    assert max(*s.sweep.evaluations, s.sweep.ema_steps) <= schedule.steps
+    s.train.check_share(1)
+    assert s.train.batch_size % s.train.accumulation == 0
+    for every in (s.train.log_every, s.train.validate_every, s.train.preview_every, s.train.checkpoint_every):
+        assert 2 <= s.train.steps / every <= 1000
+    # Between two checkpoints, more snapshots than are kept lie on the disk.
+    assert s.train.checkpoint_every * s.train.batch_size / s.train.snapshot_every <= 10
+    snapshots = 8 * read_recipe(name).content.parameters * s.train.snapshots
+    assert snapshots < 3e9, "bytes"
+    assert s.train.snapshots >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dvc_reads_what_is_printed(name, tmp_path):
+    """Values, types and comments; through a shell that splits an unquoted $(...) and expands patterns."""
+    line = " ".join(options(read_recipe(name).content.overrides))
+    for shell in filter(shutil.which, ("sh", "bash", "zsh")):
+        split = subprocess.run([shell, "-c", f"printf '%s\\n' $(printf %s {shlex.quote(line)})"], capture_output=True, text=True)
+        assert split.stdout.split("\n")[:-1] == (line.split(" ") if line else [""])
+    copied = tmp_path / "params.yaml"
+    shutil.copy(PARAMS, copied)
+    apply_overrides(copied, line.split(" ")[1::2])
+    arrived, wanted = read_yaml(copied), full_params(read_recipe(name), params=PARAMS)
+    assert arrived == wanted
+    assert typed(arrived) == typed(wanted)
+    assert copied.read_text().count("#") == PARAMS.read_text().count("#")
+
+
+def typed(tree):
+    """Values with their types; an int stands for the float that it equals."""
+    if isinstance(tree, dict):
+        return {key: typed(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [typed(value) for value in tree]
+    return (type(tree).__name__.replace("int", "float"), tree)
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder, made the current one, with params.yaml."""
+    shutil.copy(PARAMS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    status = main(list(arguments))
+    return status, *capsys.readouterr()
+
+
+def test_the_list_has_a_line_for_each(folder, capsys):
+    status, out, err = run(capsys, "recipe")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == NAMES
+    assert all(f"{read_recipe(line.split()[0]).content.parameters:,}" in line for line in out.splitlines())
+
+
+def test_the_list_is_quick():
+    code = "import sys; from ddpm.app.cli import main; main(['recipe']); sys.exit('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_words_are_on_standard_output(folder, capsys, name):
+    status, out, err = run(capsys, "recipe", name)
+    assert status == 0
+    assert out == " ".join(options(read_recipe(name).content.overrides)) + "\n"
+    content = read_recipe(name).content
+    assert len(err.splitlines()) == bool(content.needs) + len(content.extra)
+
+
+def test_a_recipe_file_of_ones_own(folder, capsys):
+    Path("mine.yaml").write_text(
+        "about: mine\nparameters: 1\noverrides:\n  train:\n    learning_rate: 1e-4\n    flip: true\n    loss_weight: auto\n"
+        "  model:\n    channel_mults: [1, 2, 4]\n    conditioning: class+mask\n  diffusion:\n    cosine:\n      s: 0.01\n"
+    )
+    status, out, err = run(capsys, "recipe", "mine.yaml")
+    assert (status, err) == (0, "")
+    assert out == (
+        "-S train.learning_rate=0.0001 -S train.flip=true -S train.loss_weight=auto -S model.channel_mults=[1,2,4] "
+        "-S model.conditioning=class+mask -S diffusion.cosine.s=0.01\n"
+    )
+
+
+def own(overrides="{}", **lines):
+    given = {"about": "mine", "parameters": "1", "overrides": overrides, **lines}
+    Path("mine.yaml").write_text("".join(f"{key}: {value}\n" for key, value in given.items() if value is not None))
+
+
+MISTAKES = [
+    (
+        {"overrides": "{train: {stesp: 3}}"},
+        "mine.yaml: overrides.train: 'stesp' is unknown; did you mean 'steps'? Valid: steps, ",
+    ),
+    ({"overrides": "{trian: {steps: 3}}"}, "mine.yaml: overrides: 'trian' is unknown; did you mean 'train'?"),
+    ({"overrides": "{diffusion: {cosine: {t: 3}}}"}, "mine.yaml: overrides.diffusion.cosine: 't' is unknown"),
+    ({"overrides": "{train: 3}"}, "mine.yaml: overrides: 'train' is a section: write keys below it"),
+    ({"overrides": "{schedule: {name: cosine}}"}, "mine.yaml: overrides: 'schedule' is no section: it has no keys"),
+    ({"overrides": "{schedule: cosin}"}, "mine.yaml: schedule: 'cosin' is unknown; did you mean 'cosine'?"),
+    ({"overrides": "{train: {steps: 0}}"}, "mine.yaml: train.steps: 0 must be greater than or equal to 1"),
+    ({"overrides": "{train: {flip: 1}}"}, "mine.yaml: train.flip: 1 must be a boolean"),
+    ({"overrides": "{train: {steps: null}}"}, "train.steps: None cannot be handed to DVC"),
+    ({"overrides": "{prepare_data: {folder: my pictures}}"}, "prepare_data.folder: 'my pictures' cannot be handed to DVC"),
+    ({"overrides": "{prepare_data: {folder: 'null'}}"}, "prepare_data.folder: 'null' cannot be handed to DVC"),
+    ({"overrides": "{prepare_data: {folder: '12'}}"}, "prepare_data.folder: '12' cannot be handed to DVC"),
+    ({"overrides": "[1]"}, "mine.yaml: overrides: [1] must be a dictionary"),
+    ({"parameters": "many"}, "mine.yaml: parameters: 'many' must be an integer"),
+    ({"about": None}, "mine.yaml: about: missing"),
+    ({"abuot": "x"}, "mine.yaml: abuot: unknown key; did you mean 'about'?"),
+    ({"extra": "[1]"}, "mine.yaml: extra.0: 1 must be a string"),
+    ({"about": "'"}, "mine.yaml line "),
+    ({1: "x"}, "mine.yaml: "),
+]
+
+
+@pytest.mark.parametrize(("lines", "said"), MISTAKES, ids=str)
+def test_a_mistake_in_a_recipe_gets_one_line(folder, capsys, lines, said):
+    own(**{str(key): value for key, value in lines.items()})
+    status, out, err = run(capsys, "recipe", "mine.yaml")
+    assert (status, out, len(err.splitlines())) == (1, "", 1), err
+    assert err.startswith(f"error: {said}")
+
+
+def test_an_unknown_recipe_and_a_missing_file(folder, capsys):
+    assert "error: recipe: 'mnist_fats' is unknown; did you mean 'mnist_fast'? Valid: " in run(capsys, "recipe", "mnist_fats")[2]
+    assert run(capsys, "recipe", "nowhere.yaml")[2].startswith("error: nowhere.yaml: cannot be read")
+    Path("params.yaml").unlink()
+    assert run(capsys, "recipe", "digits")[2].startswith("error: params.yaml: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        (["train.steps=5", "train.learning_rate=1e-4"], {"train": {"steps": 5, "learning_rate": 1e-4}}),
+        (["model.channel_mults=[1,2]"], {"model": {"channel_mults": [1, 2]}}),
+        (["schedule=cosine", "train.flip=true"], {"schedule": "cosine", "train": {"flip": True}}),
+        (["diffusion.edm.rho=7"], {"diffusion": {"edm": {"rho": 7}}}),
+        (["a=b=c"], {"a": "b=c"}),
+        ([], {}),
+    ],
+)
+def test_changes_as_people_write_them(given, changes):
+    assert read_changes(given) == changes
+
+
+@pytest.mark.parametrize("given", [["train.steps"], ["=5"], ["train.=5"], ["a=1", "a.b=2"], ["a=[1"], ["train.steps=1: 2: 3"]])
+def test_what_is_no_change_is_refused(given):
+    with pytest.raises(InputError, match=r"^set_param: [^\n]*write `-S train.steps=100`$"):
+        read_changes(given)
+
+
+# Training
+
+
+@pytest.mark.parametrize("name", marked(lambda name: read_recipe(name).content.parameters <= LARGE))
+def test_one_step_of_the_real_network(name):
+    """Of random images, in as many parts as the recipe asks for, up to two."""
+    settings = settings_of(name)
+    shape, rng = shape_of(settings), np.random.default_rng(0)
+    parts = min(settings.train.accumulation, 2)
+    images, labels = rng.integers(0, 256, (4, *shape), np.uint8), np.arange(4)
+    torch.manual_seed(0)
+    network = make_network(settings.model, settings.diffusion, shape, class_names_of(name))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    train = settings.train.model_copy(update={"batch_size": 2, "accumulation": parts, "snapshots": 0})
+    batches = Batches(images, labels, 0, CPU, train.flip)
+    schedule = settings.diffusion.make(settings.schedule)
+    trainer = Trainer(network, schedule, settings.prediction, batches, train, 0)
+    trainer.train_step()
+    trainer.guard.check()
+    assert trainer.step == 1
+    assert any(not torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+# The whole pipeline, small
+
+
+def put_mnist(raw, name, rng):
+    arrays = {
+        "images": lambda n: rng.integers(0, 256, (n, 28, 28), np.uint8),
+        "labels": lambda n: (np.arange(n) % 10).astype(np.uint8),
+    }
+    (raw / name).mkdir(parents=True)
+    for (split, kind), file in IDX_FILES.items():
+        array = arrays[kind](60 if split == "train" else 30)
+        (raw / name / file).write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+def put_cifar10(raw, rng, monkeypatch):
+    folder = raw / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        content = {"data": rng.integers(0, 256, (20, 3072), np.uint8), "labels": [k % 10 for k in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / CIFAR10.meta["filename"]).write_bytes(pickle.dumps({"label_names": [f"class {k}" for k in range(10)]}))
+
+    def checksum(name):
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, attribute, [[name, checksum(name)] for name, _ in getattr(CIFAR10, attribute)])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksum(CIFAR10.meta["filename"])})
+
+
+def put_pictures(raw, name, rng):
+    """A folder of pictures of four classes, or an archive of it by the same name."""
+    folder = name.removesuffix(".zip")
+    for split, count in (("train", 12), ("val", 6)):
+        for label in IMAGENET[:4]:
+            (raw / folder / split / label).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (40, 50 + k, 3), np.uint8)
+                # One is gray, as some of ImageNet are.
+                Image.fromarray(pixels if k else pixels[..., 0]).save(raw / folder / split / label / f"{k}.JPEG")
+    if name != folder:
+        shutil.make_archive(str(raw / folder), "zip", raw / folder)
+        shutil.rmtree(raw / folder)
+
+
+def put_raw(name, dataset, monkeypatch):
+    raw, rng = Path("raw"), np.random.default_rng(0)
+    if dataset in ("mnist", "fashion_mnist"):
+        put_mnist(raw, dataset, rng)
+    elif dataset == "cifar10":
+        put_cifar10(raw, rng, monkeypatch)
+    elif dataset == "image_folder":
+        put_pictures(raw, read_recipe(name).content.overrides["prepare_data"]["folder"], rng)
+
+
+def small(name):
+    """params.yaml by the recipe, and then small; levels, attention, schedule, sampler, conditioning and accumulation stay."""
+    recipe = full_params(read_recipe(name), params=PARAMS)
+    tree = edit(full_params(read_recipe(name), params=PARAMS), **TINY | TINIER)
+    tree["model"] |= {"channels": 4, "heads": recipe["model"]["heads"]}
+    tree["train"] |= {"batch_size": max(8, recipe["train"]["accumulation"]), "snapshot_every": 8, "snapshots": 3}
+    tree["prepare_data"]["image_size"] = SMALLER.get(name, recipe["prepare_data"]["image_size"])
+    for kept in ("schedule", "prediction", "dataset"):
+        assert tree[kept] == recipe[kept]
+    return tree
+
+
+@pytest.mark.parametrize("name", marked(lambda name: name in QUICK))
+def test_a_small_version_goes_through_the_whole_pipeline(name, workspace, monkeypatch):
+    tree = small(name)
+    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    put_raw(name, tree["dataset"], monkeypatch)
+    for folder in ("ddpm", "stages"):  # the training is named after the content of its code
+        Path(folder).symlink_to(ROOT / folder)
+    for stage in stage_order(STAGES):
+        import_module(f"stages.{stage}").main()
+    if "python -m stages.sweep" in read_recipe(name).content.extra:
+        import_module("stages.sweep").main()
+        assert Path("reports/sweep/fid.png").is_file()
+    scores = read_json("reports/evaluate/metrics.json", "evaluate")
+    conditional = tree["model"]["conditioning"] != "none"
+    for sampler, nfe in (("ddpm", T), ("ddim", 5)):
+        assert scores[sampler]["cost"]["nfe"] == nfe
+        assert scores[sampler]["classifier"]["fid"] > 0
+        assert ("accuracy" in scores[sampler]) == conditional
+    config = read_json("models/ddpm/config.json", "train")
+    assert all(config["model"][key] == value for key, value in tree["model"].items() if value != "auto")
+    assert config["training"]["accumulation"] == read_recipe(name).content.overrides.get("train", {}).get("accumulation", 1)
+    page = Path("reports/index.md").read_text()
+    for picture in re.findall(r"\]\((report/[^)]+)\)", page):
+        assert (Path("reports") / picture).is_file()
+
+
+def test_recipes_are_no_part_of_any_stage():
+    """Else a new recipe would make every result stale."""
+    folder = recipes.FOLDER.relative_to(ROOT).as_posix()
+    for stage in STAGES.values():
+        assert not any(folder.startswith(dep) for dep in stage["deps"])
+
+
+def test_stages_run_in_an_order_that_their_outputs_allow():
+    order = stage_order(STAGES)
+    assert set(order) == {name for name, stage in STAGES.items() if not stage.get("frozen")}
+    before = [("prepare_data", "train_classifier"), ("prepare_data", "train"), ("train", "sample_ddpm"), ("train", "sample_ddim"),
+              ("train_classifier", "evaluate"), ("sample_ddpm", "evaluate"), ("sample_ddim", "evaluate"), ("train", "guidance"),
+              ("train", "edit"), ("evaluate", "report"), ("guidance", "report"), ("edit", "report")]  # fmt: skip
+    assert all(order.index(first) < order.index(then) for first, then in before)
+    assert stage_order(dict(reversed(STAGES.items()))).index("report") == len(order) - 1
+    for made, read in (("a", "a/b"), ("a/b", "a")):
+        reader, maker = {"deps": [read]}, {"deps": [], "plots": [{made: {"cache": False}}]}
+        assert stage_order({"reader": reader, "maker": maker}) == ["maker", "reader"]
+    assert stage_order({"x": {"deps": ["ab"]}, "y": {"deps": [], "outs": ["a"]}}) == ["x", "y"]
+
+
+def test_everything_in_params_is_checked():
+    assert set(Everything.model_fields) == set(read_yaml(PARAMS))

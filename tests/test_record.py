@@ -1,0 +1,558 @@
+"""Records of recipes: runs through DVC and without it, what is kept of them, and the table in the README."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from conftest import ROOT
+
+from ddpm.app import record, runs
+from ddpm.app.cli import main
+from ddpm.app.recipe import full_params, read_recipe
+from ddpm.app.record import describe_machine, training_seconds, write_record
+from ddpm.files import InputError
+from ddpm.params import make, read_yaml
+from ddpm.reporting.results import BEGIN, END, duration, machine, results_section, update, with_table
+from ddpm.runtime import Runtime
+
+RUNTIME = {**read_yaml(ROOT / "params.yaml")["runtime"], "device": "cpu"}
+SPEEDS = "step,images_per_second,data_ms\n100,640,1\n200,320,1\n250,320,1\n"  # at 64 a step: 10 s, 20 s, 10 s
+
+
+def scores(fid=0.1, accuracy=0.98, n=500):
+    """metrics.json of a run, as far as it is read."""
+    of_sampler = {"classifier": {"fid": fid, "fid_floor": 0.08, "precision": 0.81, "recall": 0.7}, "accuracy": accuracy}
+    ddpm = {**of_sampler, "sampler": "DDPM", "cost": {"nfe": 1000, "seconds": 5.0}}
+    return {"n": n, "ddpm": ddpm, "ddim": {**ddpm, "sampler": "DDIM", "cost": {"nfe": 50, "seconds": 1.0}}}
+
+
+def put_run(folder, **changes):
+    """A folder as a run leaves it."""
+    files = {
+        "params.yaml": "seed: 0\n",
+        "reports/train/metrics.json": json.dumps({"parameters": 160401, "best_validation_loss": 0.2}),
+        "reports/train/speed.csv": SPEEDS,
+        "reports/train/training.png": "curves",
+        "reports/evaluate/metrics.json": json.dumps(scores(**changes)),
+        "reports/report/ddpm_grid.png": "grid",
+        "reports/report/bits.png": "not kept",
+        "reports/report/ddpm_denoising.gif": "film",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+ABOUT = {"recipe": "digits", "dataset": "digits", "machine": {"gpu": None, "gpus": 0, "cpu": "Z80", "cores": 2}}
+
+
+def put_record(records, name="digits", fids=(0.1,), training=40.0, **changes):
+    """A record of a run for each FID, as `record` writes it."""
+    kept = []
+    for seed, fid in enumerate(fids):
+        kept.append({"seed": seed, "parameters": 160401, "training_seconds": training})
+        write_record(records / name, put_run(records / "run", fid=fid), {**ABOUT, "recipe": name, **changes}, kept)
+    shutil.rmtree(records / "run")
+    return records / name
+
+
+# What is kept
+
+
+def test_a_record_holds_what_was_run(tmp_path):
+    folder = put_record(tmp_path, fids=(0.1, 0.2))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ddpm_denoising.gif", "ddpm_grid.png", "metrics-seed-1.json", "metrics.json", "params.yaml", "run.json", "training.png"
+    ]  # fmt: skip
+    run = json.loads((folder / "run.json").read_text())
+    assert [(of["seed"], of["metrics"]) for of in run["runs"]] == [(0, "metrics.json"), (1, "metrics-seed-1.json")]
+    assert json.loads((folder / "metrics-seed-1.json").read_text())["ddpm"]["classifier"]["fid"] == 0.2
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"], "nothing half-written beside it"
+
+
+def test_the_first_run_replaces_an_older_record(tmp_path):
+    (put_record(tmp_path, fids=(0.1, 0.2)) / "guidance.png").write_text("of another run")
+    folder = put_record(tmp_path)
+    assert not (folder / "guidance.png").exists()
+    assert not (folder / "metrics-seed-1.json").exists()
+
+
+def test_a_run_without_reports_leaves_the_older_record(tmp_path):
+    folder = put_record(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        write_record(folder, tmp_path / "empty", ABOUT, [{"seed": 0}])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "empty"]
+
+
+def test_large_figures_are_left_out_and_those_of_extra_commands_kept(tmp_path):
+    folder = put_run(tmp_path)
+    (folder / "reports/report/ddpm_denoising.gif").write_bytes(bytes(record.LARGEST + 1))
+    for name in ("reports/sweep/fid.png", "out/compare.png"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("x")
+    kept = record.figures(folder)
+    assert [path.name for path in kept] == ["ddpm_grid.png", "training.png", "fid.png", "compare.png"]
+    write_record(tmp_path / "r", folder, ABOUT, [{"seed": 0}])
+    assert (tmp_path / "r/sweep_fid.png").exists()
+
+
+def test_seconds_of_training_are_those_of_its_steps(tmp_path):
+    (tmp_path / "speed.csv").write_text(SPEEDS)
+    assert training_seconds(tmp_path / "speed.csv", 64) == pytest.approx(40)
+    for text in ("step\n5\n", "step,images_per_second\n5,0\n", "step,images_per_second\nx,3\n"):
+        (tmp_path / "speed.csv").write_text(text)
+        with pytest.raises(InputError, match=r"speed.csv: cannot be read"):
+            training_seconds(tmp_path / "speed.csv", 64)
+
+
+@pytest.mark.parametrize(("seconds", "reused"), [(47.0, False), (45.0, True)])
+def test_a_run_that_took_less_than_its_parts_was_taken_from_the_cache(tmp_path, seconds, reused):
+    params = {"train": {"batch_size": 64, "steps": 250}}
+    found = record.summary(put_run(tmp_path), params, seconds)
+    assert found["reused"] == reused
+    assert found["training_seconds"] == 40
+    assert found["images_per_second"] == 400
+    assert found["parameters"] == 160401
+
+
+def test_the_machine():
+    found = describe_machine(make(Runtime, **{**RUNTIME, "threads": 3}))
+    assert (found["gpu"], found["gpus"], found["cores"]) == (None, 0, 3)
+    assert found["cpu"]
+    assert describe_machine(make(Runtime, **RUNTIME))["cores"] == len(os.sched_getaffinity(0))
+
+
+def test_the_command_as_people_type_it():
+    digits = read_recipe("digits")
+    assert record.typed(digits, [], 1, True) == "dvc exp run $(python -m ddpm recipe digits) -S seed=1"
+    given = ["model.channel_mults=[1,2]"]
+    assert record.typed(digits, given, 0, True).endswith(" digits) -S 'model.channel_mults=[1,2]' -S seed=0")
+    assert record.typed(digits, [], 2, False) == "python -m ddpm record digits --without-dvc --seed 2"
+
+
+# Which runs are made
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A project folder without Git, made the current one, and the orders that reach the runner, which puts a run there."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    monkeypatch.chdir(folder)
+    for name in ("DVC_ROOT", "DDPM_SCRATCH", "DDPM_DATA_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    asked = []
+
+    def run(order, seed, place, extra):
+        if seed == 13:
+            raise InputError("stage train: ended with status 1")
+        asked.append((order, seed, list(extra)))
+        put_run(place)
+        return runs.Ran(100.0, "there")
+
+    monkeypatch.setattr(record, "RUNNERS", {True: run, False: run})
+    monkeypatch.setattr(record, "check_clean", lambda: "abc")
+    return asked
+
+
+def said(capsys, *arguments):
+    capsys.readouterr()
+    status = main(list(arguments))
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == (status != 0), err
+    return err.removeprefix("error: ").rstrip("\n") if status else out
+
+
+def test_a_run_for_each_seed(made, capsys):
+    out = said(capsys, "record", "mnist_ddim_comparison", "--seed", "3", "--seed", "1", "--seed", "3", "-S", "train.steps=500",
+               "--note", "hm")  # fmt: skip
+    order = made[0][0]
+    assert [(seed, len(extra)) for _, seed, extra in made] == [(3, 2), (1, 0)], "extra commands once"
+    assert order.params["train"]["steps"] == 500
+    assert order.params["sample_ddim"]["steps"] == 100
+    assert order.options[-2:] == ["-S", "train.steps=500"]
+    assert "sample_ddim.steps=100" in order.options
+    folder = Path("reports/recipes/mnist_ddim_comparison")
+    run = json.loads((folder / "run.json").read_text())
+    assert [of["seed"] for of in run["runs"]] == [3, 1]
+    assert (run["commit"], run["note"], run["steps"], run["dataset"]) == ("abc", "hm", 500, "mnist")
+    assert run["runs"][1]["command"].endswith(" -S train.steps=500 -S seed=1")
+    assert out.startswith(f"{folder}: 2 runs of mnist_ddim_comparison")
+    assert not list(Path(".scratch/record").iterdir()), "copies of experiments are removed"
+
+
+def test_without_seeds_it_is_that_of_the_settings(made, capsys):
+    said(capsys, "record", "digits")
+    said(capsys, "record", "digits", "-S", "seed=7", "--without-dvc")
+    assert [seed for _, seed, _ in made] == [0, 7]
+    assert list(Path(".scratch/record").iterdir()), "a run without DVC leaves its model"
+
+
+def test_runs_before_one_that_fails_stay(made, capsys):
+    assert said(capsys, "record", "digits", "--seed", "0", "--seed", "13", "--seed", "1") == "stage train: ended with status 1"
+    assert [of["seed"] for of in json.loads(Path("reports/recipes/digits/run.json").read_text())["runs"]] == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "record: name a recipe; `python -m ddpm recipe` lists them"),
+        (["digist"], "recipe: 'digist' is unknown; did you mean 'digits'?"),
+        (["digits", "-S", "train.steps"], "--set-param: 'train.steps' is no change of a setting"),
+        (["digits", "-S", "train.stesp=3"], "--set-param: changes.train: 'stesp' is unknown; did you mean 'steps'?"),
+        (["digits", "-S", "train.steps=0"], "train.steps: 0 must be"),
+        (["digits", "-S", "train.steps=1,2"], "train.steps: '1,2' must be an integer"),
+        (["digits", "--seed", "-1"], "--seed: "),
+    ],
+)
+def test_mistakes_before_anything_runs(made, capsys, arguments, message):
+    assert message in said(capsys, "record", *arguments)
+    assert made == []
+    assert not Path("reports").exists()
+
+
+# With Git, DVC and stages
+
+
+STAGE = """
+import json, os, sys, time, yaml
+from pathlib import Path
+p = yaml.safe_load(open("params.yaml"))
+if p["train"]["steps"] == 13:
+    sys.exit("error: broken")
+if p["train"]["steps"] == 17:
+    Path(os.environ["DDPM_SCRATCH"], "pid").write_text(str(os.getpid()))
+    time.sleep(60)
+assert Path(os.environ["DDPM_DATA_ROOT"], "here").exists()
+trained = json.dumps({"parameters": 160401, "best_validation_loss": 0.2})
+of = {"classifier": {"fid": 0.1 + p["seed"], "fid_floor": 0.08, "precision": 0.8, "recall": 0.7}, "accuracy": 0.9, "sampler": "S"}
+scores = {"n": 500} | {name: {**of, "cost": {"nfe": p["train"]["steps"], "seconds": 0.0}} for name in ("ddpm", "ddim")}
+files = {"reports/train/metrics.json": trained, "reports/train/speed.csv": "step,images_per_second\\n10,1000000\\n",
+         "reports/evaluate/metrics.json": json.dumps(scores), "reports/report/ddpm_grid.png": "drawn",
+         "models/ddpm/final.safetensors": "weights"}
+for name, text in files.items():
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(text)
+"""
+SWEEP = """
+from pathlib import Path
+assert Path("models/ddpm/final.safetensors").read_text() == "weights"
+Path("reports/sweep").mkdir(parents=True, exist_ok=True)
+Path("reports/sweep/fid.png").write_text("swept")
+"""
+PIPELINE = """
+stages:
+  train:
+    cmd: python -m stages.train
+    deps: [stages/train.py]
+    params: [%s]
+    outs: [models/ddpm]
+    metrics:
+    - reports/train/metrics.json: {cache: false}
+    - reports/evaluate/metrics.json: {cache: false}
+    plots:
+    - reports/train/speed.csv: {cache: false}
+    - reports/report: {cache: false}
+  sweep:
+    frozen: true
+    cmd: python -m stages.sweep
+    deps: [models/ddpm]
+    plots:
+    - reports/sweep/fid.png: {cache: false}
+"""
+OWN = "about: mine\nparameters: 160401\noverrides:\n  train:\n    steps: 10\nextra:\n- python -m stages.sweep\n"
+
+
+class Project:
+    """A Git checkout with a pipeline of one stage, its commands and what they said."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "DDPM_"))}
+        self.env = kept | {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder.parent / "site")}
+        self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def run(self, *command, status=0):
+        ended = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        return ended
+
+    def ddpm(self, *arguments, status=0):
+        return self.run(sys.executable, "-m", "ddpm", *arguments, status=status)
+
+    def commit(self):
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "all")
+
+    def record_of(self, name):
+        return json.loads((self.folder / "reports/recipes" / name / "run.json").read_text())
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = Project(tmp_path / "project")
+    for name, text in {
+        "stages/train.py": STAGE, "stages/sweep.py": SWEEP, "stages/__init__.py": "", "mine.yaml": OWN, "ddpm/notes.txt": "",
+        "data/raw/here": "", ".gitignore": "models\n.scratch\ndata\n__pycache__\n", "reports/sweep/fid.png": "of another run",
+        "dvc.yaml": PIPELINE % ", ".join(name for name in read_yaml(ROOT / "params.yaml") if name != "runtime"),
+    }.items():  # fmt: skip
+        (made.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.folder / name).write_text(text)
+    shutil.copy(ROOT / "params.yaml", made.folder)
+    # The project's own code is elsewhere; these are the folders that a copy takes.
+    made.run("git", "init", "-q")
+    for setting in ("user.name=t", "user.email=t@example.org", "commit.gpgSign=false"):
+        made.run("git", "config", *setting.split("="))
+    made.commit()
+    return made
+
+
+@pytest.fixture
+def here(project, monkeypatch, capfd):
+    """here("record", ...): the exit status, standard output and error of the command in the project, stages included."""
+    monkeypatch.chdir(project.folder)
+    for name in ("DVC_ROOT", "DDPM_SCRATCH", "DDPM_DATA_ROOT", "GIT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        capfd.readouterr()
+        return main(list(arguments)), *capfd.readouterr()
+
+    return run
+
+
+def test_without_dvc_the_stages_run_in_a_copy(project, here):
+    status, out, _ = here("record", "mine.yaml", "--without-dvc", "--seed", "2")
+    assert status == 0
+    folder = Path("reports/recipes/mine")
+    assert (folder / "sweep_fid.png").read_text() == "swept"
+    assert read_yaml(folder / "params.yaml")["train"]["steps"] == 10
+    run = project.record_of("mine")
+    assert run["commit"] == project.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert run["runs"][0]["seed"] == 2
+    assert json.loads((folder / "metrics.json").read_text())["ddpm"]["classifier"]["fid"] == pytest.approx(2.1)
+    assert ".scratch/record/mine-seed-2/models/ddpm" in out
+    assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "reports/recipes/"]
+    assert here("record", "digits", "--without-dvc")[0] == 0
+    kept = {path.name for path in Path("reports/recipes/digits").iterdir()}
+    assert kept == {"run.json", "params.yaml", "metrics.json", "ddpm_grid.png"}, "not the sweep that the commit holds"
+
+
+def test_what_differs_from_the_commit_is_refused_unless_it_is_written_by_records(project, here):
+    command = ("record", "mine.yaml", "--without-dvc")
+    assert here(*command)[0] == 0
+    Path("unknown.txt").write_text("no part of any run")
+    assert here(*command)[0] == 0, "after a record that is not committed"
+    project.commit()
+    assert here(*command, "--seed", "5")[0] == 0
+    assert "reports/recipes/mine/run.json" in project.run("git", "status", "--porcelain").stdout
+    assert here(*command)[0] == 0, "after one that changed a committed record"
+    with Path("params.yaml").open("a") as file:
+        file.write("# changed\n")
+    assert here(*command)[2].startswith("error: record: params.yaml is not as committed; ")
+    project.run("git", "checkout", "params.yaml")
+    Path("ddpm/new.py").write_text("")
+    line = "error: record: ddpm/new.py is not as committed; commit or stash, so that the record names what was run\n"
+    assert here(*command) == (1, "", line)
+    Path("ddpm/notes.txt").write_text("changed")
+    assert here(*command)[2].startswith("error: record: ddpm/notes.txt, ddpm/new.py are not as committed; ")
+
+
+def test_without_dvc_and_git_too(project, here):
+    shutil.rmtree(project.folder / ".git")
+    status, _, err = here("record", "mine.yaml")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert err.startswith("error: git status: ")
+    assert here("record", "mine.yaml", "--without-dvc")[0] == 0
+    assert project.record_of("mine")["commit"] is None
+    status, _, err = here("record", "mine.yaml", "--without-dvc", "-S", "train.steps=13")
+    assert status == 1
+    assert err.splitlines()[-1].startswith("error: stage train: ended with status 1")
+    assert project.record_of("mine")["steps"] == 10, "the record before stays"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
+def test_a_killed_record_leaves_no_stage_behind(project, number, status):
+    command = [sys.executable, "-m", "ddpm", "record", "mine.yaml", "--without-dvc", "-S", "train.steps=17"]
+    kept = {"cwd": project.folder, "env": project.env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **kept) as process:
+        pid = project.folder / ".scratch/pid"
+        deadline = time.monotonic() + 60
+        while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+        else:  # as a terminal does
+            os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == status, err
+    assert err.splitlines()[-1].startswith("error: stage train: ended" if status == 1 else "interrupted")
+    assert not psutil.pid_exists(int(pid.read_text()))
+    assert not (project.folder / "reports/recipes").exists()
+
+
+def test_without_dvc_installed_that_is_said(here, monkeypatch):
+    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
+    assert here("record", "mine.yaml")[2].startswith(
+        "error: record: DVC is not installed; run `pip install dvc`, or give --without"
+    )
+
+
+@pytest.mark.slow
+def test_experiments_of_dvc_are_recorded_and_leave_the_workspace(project):
+    project.run(sys.executable, "-m", "dvc", "init", "-q")
+    project.commit()
+    before = project.run("git", "rev-parse", "HEAD").stdout
+    ended = project.ddpm("record", "mine.yaml", "--seed", "0", "--seed", "1")
+    assert project.run("git", "rev-parse", "HEAD").stdout == before
+    assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "reports/recipes/"]
+    assert not (project.folder / "models").exists()
+    folder = project.folder / "reports/recipes/mine"
+    assert (folder / "sweep_fid.png").read_text() == "swept"
+    assert read_yaml(folder / "params.yaml")["train"]["steps"] == 10
+    assert "#" in (folder / "params.yaml").read_text()
+    run = project.record_of("mine")
+    assert [of["metrics"] for of in run["runs"]] == ["metrics.json", "metrics-seed-1.json"]
+    assert json.loads((folder / "metrics-seed-1.json").read_text())["ddpm"]["classifier"]["fid"] == pytest.approx(1.1)
+    name = ended.stdout.split("`dvc exp apply ")[1].partition("`")[0]
+    assert name.startswith("mine-seed-0-")
+    assert name in project.run(sys.executable, "-m", "dvc", "exp", "list").stdout
+    # As typed, the same experiment comes out.
+    project.run("git", "stash", "-qu")
+    typed = run["runs"][1]["command"]
+    project.run("bash", "-c", typed.replace("dvc ", f"{sys.executable} -m dvc ", 1))
+    assert read_yaml(project.folder / "params.yaml")["train"]["steps"] == 10
+    project.run("git", "checkout", "-q", ".")
+    broken = project.ddpm("record", "mine.yaml", "-S", "train.steps=13", status=1)
+    assert broken.stderr.splitlines()[-1].startswith("error: dvc exp run: ended with status ")
+
+
+# The table
+
+
+RECIPES = ["digits", "mnist_fast"]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_has_a_row_for_each_sampler(tmp_path):
+    put_record(tmp_path)
+    text = results_section(tmp_path, RECIPES, tmp_path.parent)
+    header, _, ddpm, ddim, empty, missing = text.splitlines()
+    row = dict(zip(cells(header), cells(ddpm), strict=True))
+    assert row == {
+        "recipe": f"[digits]({tmp_path.name}/digits)", "data": "digits", "parameters": "160,401", "sampler": "DDPM",
+        "NFE": "1,000", "FID ↓ (floor)": "0.100 (0.0800)", "n": "500", "precision": "0.810", "recall": "0.700",
+        "accuracy": "98.0%", "training": "40 s", "machine": "2 cores of Z80",
+    }  # fmt: skip
+    assert cells(ddim)[:5] == ["", "", "", "DDIM", "50"]
+    assert (empty, missing) == ("", "Not run yet: `mnist_fast`.")
+
+
+def test_over_seeds_there_is_a_spread(tmp_path):
+    put_record(tmp_path, fids=(0.10, 0.12, 0.11))
+    row = cells(results_section(tmp_path, RECIPES).splitlines()[2])
+    assert row[5] == "0.110 ± 0.010 (0.0800)"
+    assert row[6] == "500, 3 seeds"
+    assert row[10] == "40 s", "of one run"
+
+
+def test_networks_without_a_class_have_no_accuracy(tmp_path):
+    metrics = put_record(tmp_path) / "metrics.json"
+    found = scores()
+    for sampler in ("ddpm", "ddim"):
+        del found[sampler]["accuracy"]
+    metrics.write_text(json.dumps(found))
+    assert cells(results_section(tmp_path, RECIPES).splitlines()[2])[9] == "-"
+
+
+def test_records_of_an_older_kind_are_neither_shown_nor_called_missing(tmp_path):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/metrics.json").write_text("{}")
+    assert results_section(tmp_path, RECIPES) == "Not run yet: `mnist_fast`."
+    assert results_section(tmp_path / "nowhere", RECIPES) == "Not run yet: `digits`, `mnist_fast`."
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("run.json", "{"), ("run.json", "[]"), ("run.json", '{"runs": []}'), ("metrics.json", "{}")]
+)
+def test_a_damaged_record_is_named(tmp_path, name, text):
+    (put_record(tmp_path) / name).write_text(text)
+    with pytest.raises(
+        InputError, match=r"digits/run.json: is no record of a run \([^\n]*\); record it again, or remove its folder"
+    ):
+        results_section(tmp_path, RECIPES)
+
+
+def test_the_readme_is_written_in_place_and_checked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_record(Path("reports/recipes"))
+    Path("README.md").write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nend\n")
+    assert said(capsys, "results", "--check").startswith("README.md: its table of results is not that of the 1 recorded recipe")
+    assert "old" in Path("README.md").read_text()
+    assert said(capsys, "results") == "README.md: 1 recorded recipe\n"
+    text = Path("README.md").read_text()
+    assert text.startswith(f"# Title\n\n{BEGIN}\n| recipe |")
+    assert text.endswith(f"{END}\n\nend\n")
+    assert "(reports/recipes/digits)" in text
+    assert said(capsys, "results", "--check") == "README.md: 1 recorded recipe\n"
+    assert said(capsys, "results") == "README.md: 1 recorded recipe\n"
+    assert Path("README.md").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{BEGIN}{END}{END}"])
+def test_a_readme_without_room_for_the_table_is_refused(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(InputError, match=r"README.md: the table needs the line <!-- results --> and below it"):
+        update(tmp_path / "README.md", tmp_path, [])
+    assert (tmp_path / "README.md").read_text() == text
+    with pytest.raises(InputError, match=r"nowhere.md: cannot be read"):
+        update(tmp_path / "nowhere.md", tmp_path, [])
+
+
+def test_an_unchanged_table_changes_nothing():
+    text = f"a {BEGIN}\nx\n{END} b"
+    assert with_table(text, "x", "README.md") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (119, "119 s"), (121, "2 min"), (1234, "21 min"), (7199, "120 min"), (7201, "2.0 h"), (90000, "25.0 h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_machines_in_words():
+    assert machine({"gpu": "NVIDIA H200", "gpus": 1, "cpu": "x", "cores": 16}) == "NVIDIA H200"
+    assert machine({"gpu": "NVIDIA H200", "gpus": 4, "cpu": "x", "cores": 16}) == "4 x NVIDIA H200"
+    assert machine({"gpu": None, "gpus": 0, "cpu": "Z80", "cores": 1}) == "1 core of Z80"
+
+
+def test_what_is_recorded_in_the_project_can_be_shown():
+    names = [path.stem for path in (ROOT / "ddpm/app/recipes").glob("*.yaml")]
+    text = results_section(ROOT / "reports/recipes", names, ROOT)
+    for path in (ROOT / "reports/recipes").glob("*/run.json"):
+        run = json.loads(path.read_text())
+        assert f"[{run['recipe']}](reports/recipes/{path.parent.name})" in text
+        assert run["runs"]
+        assert full_params(read_recipe(run["recipe"]), params=ROOT / "params.yaml") if run["recipe"] in names else True
+    assert pd.Series(names).is_unique
+    assert yaml.safe_load((ROOT / "dvc.yaml").read_text())
