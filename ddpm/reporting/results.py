@@ -100,7 +100,7 @@ def _row(record: dict[str, Any], metrics: list[dict[str, Any]], sampler: str, fo
         with_spread(_values(judged, "precision")),
         with_spread(_values(judged, "recall")),
         with_spread(_values(found, "accuracy"), 100, "%"),
-        duration(sum(run["training_seconds"] for run in runs) / 1) if first else "",
+        duration(sum(run["training_seconds"] for run in runs) / len(runs)) if first else "",
         machine(record["machine"]) if first else "",
     ]
 
