@@ -1,5 +1,6 @@
 """Raw images -> data/prepared, and a picture of the first ones."""
 
+import sys
 from pathlib import Path
 
 from ddpm import params
@@ -23,6 +24,8 @@ def main() -> None:
     data = open_prepared(p.dataset, p.prepare_data)
     first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
     size = "x".join(map(str, meta["shape"]))
+    if len(data.class_names) == 1:
+        print("warning: all images are of one class, from which a judge learns nothing: its scores tell little", file=sys.stderr)
     print(f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}")
 
 

@@ -15,9 +15,11 @@ from raw_files import arrays, colours, contents, enter, load, refused, settings
 
 from ddpm.data import pictures, tars
 from ddpm.data.archives import ARCHIVES
+from ddpm.data.decode import Unreadable
+from ddpm.data.listing import Picture
 from ddpm.data.prepare import prepare
 from ddpm.data.tars import list_tar
-from ddpm.data.zips import list_zip
+from ddpm.data.zips import list_zip, read_zip
 
 REAL = os.environ.get("DDPM_DATA_ROOT")
 KINDS = list(ARCHIVES)
@@ -222,16 +224,26 @@ def test_a_bomb_is_not_inflated_beyond_its_listed_size(raw, tmp_path):
     with zipfile.ZipFile(raw / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in GOOD:
             file.writestr(name, data)
-        file.writestr("dog/bomb.png", bytes(300 << 20), compresslevel=9)
+        file.writestr("dog/bomb.png", bytes(30 << 20), compresslevel=9)
     set_bit(raw / "a.zip", b"dog/bomb.png", 24, struct.pack("<I", 1000))
+    message = refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
+    assert "dog/bomb.png: cannot be read as an image (its archive is damaged: it does not match its checksum)" in message
+    entry = next(entry for entry, _ in list_zip(raw / "a.zip") if entry.name == "dog/bomb.png")
     tracemalloc.start()
     try:
-        message = refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
-        peak = tracemalloc.get_traced_memory()[1]
+        with pytest.raises(Unreadable):
+            read_zip(raw / "a.zip", Picture(0, 0, 0, *entry), 0)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
-    assert "dog/bomb.png: cannot be read as an image (its archive is damaged: it does not match its checksum)" in message
-    assert peak < 20 << 20
+
+
+def test_an_archive_behind_a_program_that_would_unpack_it(raw, folder, tmp_path):
+    prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
+    archive = pack(raw / "a.zip", files_of(folder))
+    archive.write_bytes(b"#!/bin/sh\nexit\n" + archive.read_bytes())
+    prepare("image_folder", settings(folder="a.zip"), tmp_path / "found")
+    assert contents(tmp_path / "found") == contents(tmp_path / "expected")
 
 
 # --- damage

@@ -7,9 +7,12 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import edit_params
 from PIL import Image
 from raw_files import arrays, colours, contents, enter, load, refused, settings
 
+import stages.prepare_data
+from ddpm import params
 from ddpm.data import filling, unfinished
 from ddpm.data import prepare as preparing
 from ddpm.data.filling import AHEAD, in_threads
@@ -195,6 +198,23 @@ def test_digits_need_no_scratch_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "scratch").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("forced", [True, False])
+def test_the_stage_goes_on_unless_dvc_was_told_to_start_afresh(workspace, capsys, monkeypatch, forced):
+    colours(workspace / "raw" / "image_folder" / "cat", 20)
+    edit_params(dataset="image_folder", **{"prepare_data.image_size": 4, "prepare_data.fit": "resize"})
+    given = params.load(prepare_data=PrepareData).prepare_data
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)
+    killed(Unfinished, "write", 8, False, **given.model_dump())
+    monkeypatch.setattr(stages.prepare_data, "dvc_forces", lambda: forced)
+    stages.prepare_data.main()
+    said = capsys.readouterr()
+    assert ("starting afresh, as -f asks" in said.out) is forced
+    assert ("8 of 20 images were prepared before" in said.out) is not forced
+    assert "image_folder: 18 training and 2 test images of 4x4x3" in said.out
+    assert "warning: all images are of one class" in said.err
+
+
 # --- pictures that cannot be read
 
 
@@ -301,15 +321,23 @@ def test_where_no_picture_is_left_over(raw, tmp_path):
     assert message.startswith("image_folder: no image of the test split can be read")
 
 
-def test_another_size_is_said_at_once_and_what_was_done_is_forgotten(raw, tmp_path, decoded):
+def test_another_size_is_said_at_once(raw, tmp_path, decoded):
     first = load("image_folder").train.images.paths[0]
     Image.new("RGB", (9, 9)).save(first)
     message = refused(prepare, "image_folder", settings(), workers=1)
     assert ": is 5x6, the first image 9x9; give all one size with prepare_data.image_size" in message
     assert len(decoded) < 16
-    # The first picture was the one to be repaired.
+    # The first picture was the one to be repaired, so the size is no longer its.
     Image.new("RGB", (6, 5)).save(first)
     assert prepare("image_folder", settings())["shape"] == [5, 6, 3]
+    last = load("image_folder").train.images.paths[-1]
+    good = last.read_bytes()
+    Image.new("RGB", (9, 9)).save(last)
+    assert refused(prepare, "image_folder", settings(), workers=1).startswith(f"{last}: is 9x9, the first image 5x6")
+    last.write_bytes(good)
+    decoded.clear()
+    prepare("image_folder", settings())
+    assert len(decoded) < 16
 
 
 # --- threads, room, and what is written where

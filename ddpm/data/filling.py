@@ -112,10 +112,7 @@ def fill(unfinished: Unfinished, files: Files, settings: PrepareData, name: str,
             else:
                 unfinished.begin(image.shape)
                 if image.shape != unfinished.shape:
-                    error = mismatch(image, unfinished.shape, store.shown(picture))
-                    # The shape is that of a picture which may be the one to be repaired.
-                    unfinished.forget()
-                    raise error
+                    raise mismatch(image, unfinished.shape, store.shown(picture))
                 unfinished.write(picture, image)
             progress.advance()
     return unread
