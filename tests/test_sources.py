@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from raw_files import contents, enter, load, refused, settings
 
 from ddpm.data.prepare import prepare
 from ddpm.data.prepared import open_prepared
+from ddpm.data.rows import library
 
 
 @pytest.fixture
@@ -330,7 +332,16 @@ def test_a_parquet_file_that_is_damaged_inside(hub, raw, tmp_path):
     assert message.startswith(f"{raw / 'pictures'}: is damaged")
 
 
+def test_the_library_is_told_not_to_use_the_network(hub, monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    library()
+    assert os.environ["HF_HUB_OFFLINE"] == os.environ["HF_DATASETS_OFFLINE"] == "1"
+
+
 def test_what_was_read_before_is_skipped(hub, raw, tmp_path, monkeypatch):
+    from pyarrow.parquet import ParquetFile
+
     from ddpm.data import rows as reading
     from ddpm.data.unfinished import Unfinished
 
@@ -352,6 +363,15 @@ def test_what_was_read_before_is_skipped(hub, raw, tmp_path, monkeypatch):
     monkeypatch.setattr(Unfinished, "write", real)
     seen, load_one = [], reading._load
     monkeypatch.setattr(reading, "_load", lambda value, picture: (seen.append(picture.place), load_one(value, picture))[1])
+    groups, iterate = [], ParquetFile.iter_batches
+
+    def counted(self, *arguments, **options):
+        groups.extend((options["columns"], options["row_groups"]))
+        return iterate(self, *arguments, **options)
+
+    monkeypatch.setattr(ParquetFile, "iter_batches", counted)
     prepare("huggingface", settings(), tmp_path / "out")
     assert seen == list(range(25, 46))
+    # Of the training pictures, the first two groups of ten rows were not even looked at.
+    assert groups[groups.index(["image"]) :] == [["image"], [2], ["image"], [3], ["image"], [0]]
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Unfinished:
         self.list = self.folder / UNREADABLE
         self.shape: tuple[int, int, int] | None = None
         self.arrays, self.starts, self.ends = [], [], []
-        self.waiting: list[tuple[int, int]] = []
+        self.waiting = array("q")  # index and stamp of each row that is to be marked
         self.lock = hold(self.folder, "another preparation of the same images with the same settings")
         try:
             self._open(files.listing, fresh)
@@ -132,7 +133,7 @@ class Unfinished:
                 file.seek(row)
             file.write(image.tobytes())
         self.ends[split] = row + image.size
-        self.waiting.append((self._index(picture), picture.stamp))
+        self.waiting.extend((self._index(picture), picture.stamp))
         if time.monotonic() - self.saved > SAVE_SECONDS:
             self.save()
 
@@ -143,10 +144,10 @@ class Unfinished:
                 file.flush()
                 os.fsync(file.fileno())
         if self.waiting:
-            index, stamps = np.array(self.waiting).T
+            index, stamps = np.array(self.waiting).reshape(-1, 2).T
             self.done[index] = stamps
             self.mapped.flush()
-        self.waiting, self.saved = [], time.monotonic()
+        self.waiting, self.saved = array("q"), time.monotonic()
 
     def _index(self, picture: Picture) -> int:
         return picture.position + picture.split * self.counts[0]
@@ -174,7 +175,7 @@ class Unfinished:
                 file.close()
             except OSError:  # of rows that a full disk has no room for, which was said when they were written
                 pass
-        self.arrays, self.waiting = [], []
+        self.arrays, self.waiting = [], array("q")
 
     def __enter__(self) -> "Unfinished":
         return self
