@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
@@ -23,6 +24,9 @@ from ddpm.weights import save_weights
 ROOT = Path(__file__).resolve().parent.parent
 # These networks are too small to gain from threads, and lose much to them where the machine has anything else to do.
 torch.set_num_threads(1)
+# How long an example takes is a matter of what else the machine does.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 PROGRESS = re.compile(r"^[\w ]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
 
 # Every stage in about a second.

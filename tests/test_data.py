@@ -19,39 +19,19 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from raw_files import load, refused, settings
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from ddpm.data import batches, fit
 from ddpm.data.batches import Batches, to_model_range, to_tensor, to_uint8
-from ddpm.data.datasets import DATASETS, Source, raw_root
+from ddpm.data.datasets import raw_root
 from ddpm.data.idx import IDX_FILES, find_idx_folder
 from ddpm.data.prepare import prepare
 from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.files import InputError
 
 REAL = os.environ.get("DDPM_DATA_ROOT")
 CPU = torch.device("cpu")
-
-
-def settings(**changes) -> PrepareData:
-    defaults = {
-        "image_size": None, "fit": "pad", "channels": "native", "folder": "pictures", "label": None, "test_share": 0.25,
-        "skip_bad": False,
-    }  # fmt: skip
-    return PrepareData(**{**defaults, **changes})
-
-
-def load(name: str, **changes) -> Source:
-    return DATASETS[name].load(settings(**changes))
-
-
-def refused(call, *arguments, **options) -> str:
-    """The message of the InputError, which is one line."""
-    with pytest.raises(InputError) as error:
-        call(*arguments, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.fixture
