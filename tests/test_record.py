@@ -388,6 +388,8 @@ def test_without_dvc_and_git_too(project, here):
 def test_a_killed_record_leaves_no_stage_behind(project, number, status):
     command = [sys.executable, "-m", "ddpm", "record", "mine.yaml", "--without-dvc", "-S", "train.steps=17"]
     kept = {"cwd": project.folder, "env": project.env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # Where the tests run in the background, a shell has made them ignore what a terminal sends, and children would too.
+    kept["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, **kept) as process:
         pid = project.folder / ".scratch/pid"
         deadline = time.monotonic() + 60
