@@ -48,10 +48,7 @@ def export(
             help="Of the steps of DDPMPipeline: small, large, or learned, which DDIMPipeline then cannot read.",
         ),
     ] = "small",
-    thresholding: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=HOW, help="How predictions are kept in range: clip, dynamic or none."),
-    ] = "clip",
+    thresholding: options.Thresholding = "clip",
     timestep_spacing: Annotated[
         str,
         typer.Option(

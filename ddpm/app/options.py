@@ -79,6 +79,10 @@ Spacing = Annotated[
         help="Which noise levels are visited: trailing, leading, linspace, quadratic, log_snr or karras.",
     ),
 ]  # fmt: skip
+Thresholding = Annotated[
+    str,
+    typer.Option(metavar="NAME", rich_help_panel=HOW, help="How predictions are kept in range: clip, dynamic or none."),
+]
 
 
 def number(most: int, what: str, least: int = 1, **more: Any) -> Any:
@@ -111,10 +115,7 @@ def style(
             help="How strongly images lean on their class or text: 0 not at all, 1 as trained, 2 to 4 more.",
         ),
     ] = 1.0,
-    thresholding: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=HOW, help="How predictions are kept in range: clip, dynamic or none."),
-    ] = "clip",
+    thresholding: Thresholding = "clip",
     variance: Annotated[
         str,
         typer.Option(metavar="NAME", rich_help_panel=HOW, help="Of the steps of sampler ddpm: small, large or learned."),

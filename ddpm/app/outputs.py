@@ -41,12 +41,18 @@ def check_out(path: Path, kinds: Mapping[str, Any]) -> str:
             raise InputError(f"out: {path} is a folder that is there already; give another name, or remove it")
         if not suffix and path.exists():
             raise InputError(f"out: {path} is a file that is there already; give another name, or a suffix")
+    check_above(path)
+    return suffix
+
+
+def check_above(path: Path) -> None:
+    """Raises InputError for a path whose folder, or the nearest above it that is there, cannot be written to."""
+    with writing(path):
         above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise InputError(f"out: {path}: {above.name} is a file, not a folder; give another name")
     if not os.access(above, os.W_OK):
         raise InputError(f"out: no permission to write to {above}; give another name, or change its rights")
-    return suffix
 
 
 def check_size(shape: tuple[int, int, int], tile: int, images: int, most: int = MOST_PIXELS) -> None:

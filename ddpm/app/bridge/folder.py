@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ddpm.app.outputs import check_above
 from ddpm.files import InputError, writing
 
 
@@ -23,11 +24,7 @@ def check_folder(path: Path, files: Collection[str], ours: Callable[[Path], bool
             found = {entry.name for entry in path.iterdir()}
             if found and not (found <= set(files) and ours(path)):
                 raise InputError(f"out: {path} is there already and is no {what}; give another name, or remove it")
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise InputError(f"out: {path}: {above.name} is a file, not a folder; give another name")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"out: no permission to write to {above}; give another name, or change its rights")
+    check_above(path)
 
 
 @contextmanager
