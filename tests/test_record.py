@@ -41,6 +41,8 @@ def put_run(folder, **changes):
         "reports/train/speed.csv": SPEEDS,
         "reports/train/training.png": "curves",
         "reports/evaluate/metrics.json": json.dumps(scores(**changes)),
+        "reports/edit/metrics.json": '{"inpaint": {}}',
+        "reports/guidance/guidance.csv": "scale,fid\n1,0.1\n",
         "reports/report/ddpm_grid.png": "grid",
         "reports/report/bits.png": "not kept",
         "reports/report/ddpm_denoising.gif": "film",
@@ -70,7 +72,8 @@ def put_record(records, name="digits", fids=(0.1,), training=40.0, **changes):
 def test_a_record_holds_what_was_run(tmp_path):
     folder = put_record(tmp_path, fids=(0.1, 0.2))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "ddpm_denoising.gif", "ddpm_grid.png", "metrics-seed-1.json", "metrics.json", "params.yaml", "run.json", "training.png"
+        "ddpm_denoising.gif", "ddpm_grid.png", "edit.json", "guidance.csv", "metrics-seed-1.json", "metrics.json", "params.yaml",
+        "run.json", "training.png"
     ]  # fmt: skip
     run = json.loads((folder / "run.json").read_text())
     assert [(of["seed"], of["metrics"]) for of in run["runs"]] == [(0, "metrics.json"), (1, "metrics-seed-1.json")]
@@ -101,8 +104,8 @@ def test_large_figures_are_left_out_and_those_of_extra_commands_kept(tmp_path):
     for name in ("reports/sweep/fid.png", "out/compare.png"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("x")
-    kept = record.figures(folder)
-    assert [path.name for path in kept] == ["ddpm_grid.png", "training.png", "fid.png", "compare.png"]
+    figures = ["ddpm_grid.png", "training.png", "sweep_fid.png", "compare.png"]
+    assert list(record.kept(folder)) == [*figures, "edit.json", "guidance.csv"]
     write_record(tmp_path / "r", folder, ABOUT, [{"seed": 0}])
     assert (tmp_path / "r/sweep_fid.png").exists()
 

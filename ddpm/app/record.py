@@ -3,6 +3,8 @@
     run.json          recipe, command, commit, date, machine, and seconds of each run
     params.yaml       of the first run
     metrics.json      of the first run; metrics-seed-1.json of another seed
+    edit.json         of the first run: inpainting
+    guidance.csv      of the first run: scores over the scale of guidance
     *.png, *.gif      the main figures of the first run
 
 Where runs fail, what was recorded before stays.
@@ -34,7 +36,8 @@ FIGURES = [
     "reports/report/ddpm_denoising.gif",
 ]
 OF_SWEEP = ("fid.png", "ema.png", "fid.csv")
-LARGEST = 1 << 20  # bytes of a figure: records are in Git
+SCORES = {"edit.json": "reports/edit/metrics.json", "guidance.csv": "reports/guidance/guidance.csv"}
+LARGEST = 1 << 20  # bytes of a file: records are in Git
 
 
 def record(
@@ -128,8 +131,8 @@ def write_record(target: Path, folder: Path, about: Mapping[str, Any], runs: lis
         if first:
             built.mkdir()
             shutil.copyfile(folder / PARAMS_FILE, built / PARAMS_FILE)
-            for path in figures(folder):
-                shutil.copyfile(path, built / (f"sweep_{path.name}" if path.parent.name == "sweep" else path.name))
+            for name_there, path in kept(folder).items():
+                shutil.copyfile(path, built / name_there)
         else:
             shutil.copytree(target, built)
         shutil.copyfile(folder / "reports/evaluate/metrics.json", built / name)
@@ -139,11 +142,14 @@ def write_record(target: Path, folder: Path, about: Mapping[str, Any], runs: lis
         built.rename(target)
 
 
-def figures(folder: Path) -> list[Path]:
-    """The pictures of a run to keep: the main ones of the report, of the sweep if it ran, and what other commands drew."""
-    found = [*(folder / name for name in FIGURES), *(folder / ON_DEMAND / name for name in OF_SWEEP)]
-    found += sorted((folder / "out").glob("*.png"))
-    return [path for path in found if path.is_file() and path.stat().st_size <= LARGEST]
+def kept(folder: Path) -> dict[str, Path]:
+    """{name in the record: file of a run}: the main figures of the report, of the sweep if it ran, what other commands drew, and
+    the scores beside metrics.json."""
+    found = {Path(name).name: folder / name for name in FIGURES}
+    found |= {f"sweep_{name}": folder / ON_DEMAND / name for name in OF_SWEEP}
+    found |= {path.name: path for path in sorted((folder / "out").glob("*.png"))}
+    found |= {name: folder / path for name, path in SCORES.items()}
+    return {name: path for name, path in found.items() if path.is_file() and path.stat().st_size <= LARGEST}
 
 
 def describe_machine(runtime: Runtime) -> dict[str, Any]:
