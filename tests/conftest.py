@@ -18,7 +18,7 @@ from ddpm.files import write_json
 from ddpm.networks.store import make_config
 from ddpm.networks.unet import UNet, UNetSettings
 from ddpm.params import read_yaml
-from ddpm.runtime import run_stage
+from ddpm.runtime import run_stage, usable_cpus
 from ddpm.weights import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 # How long an example takes is a matter of what else the machine does.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+MAX_WORKERS = 8  # each of them loads PyTorch
 PROGRESS = re.compile(r"^[\w ]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
 
 # Every stage in about a second.
@@ -64,6 +65,12 @@ TINY = {
     "runtime.device": "cpu",
     "runtime.threads": 1,
 }
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Bare `pytest` takes all CPUs. Named files, and the slow tests, which start processes of their own, run in this one."""
+    everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
+    return min(usable_cpus(), MAX_WORKERS) if everything else 0
 
 
 def diffusion(timesteps: int = 1000, **changes) -> Diffusion:
