@@ -67,6 +67,7 @@ TINY = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Bare `pytest` takes all CPUs. Named files, and the slow tests, which start processes of their own, run in this one."""
     everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"

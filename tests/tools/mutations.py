@@ -738,7 +738,7 @@ def run_tests(folder: Path, names: list[str]) -> int:
     os.dup2(null, 2)
     # What only makes pytest's messages better costs time here.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "-o", "addopts=", "-m", "not slow"]
     return int(pytest.main([*options, *(f"tests/{name}" for name in names)]))
 
 
