@@ -105,7 +105,7 @@ def test_large_figures_are_left_out_and_those_of_extra_commands_kept(tmp_path):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("x")
     figures = ["ddpm_grid.png", "training.png", "sweep_fid.png", "compare.png"]
-    assert list(record.kept(folder)) == [*figures, "edit.json", "guidance.csv"]
+    assert list(record.to_keep(folder)) == [*figures, "edit.json", "guidance.csv"]
     write_record(tmp_path / "r", folder, ABOUT, [{"seed": 0}])
     assert (tmp_path / "r/sweep_fid.png").exists()
 

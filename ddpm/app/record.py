@@ -131,8 +131,8 @@ def write_record(target: Path, folder: Path, about: Mapping[str, Any], runs: lis
         if first:
             built.mkdir()
             shutil.copyfile(folder / PARAMS_FILE, built / PARAMS_FILE)
-            for name_there, path in kept(folder).items():
-                shutil.copyfile(path, built / name_there)
+            for kept_as, path in to_keep(folder).items():
+                shutil.copyfile(path, built / kept_as)
         else:
             shutil.copytree(target, built)
         shutil.copyfile(folder / "reports/evaluate/metrics.json", built / name)
@@ -142,7 +142,7 @@ def write_record(target: Path, folder: Path, about: Mapping[str, Any], runs: lis
         built.rename(target)
 
 
-def kept(folder: Path) -> dict[str, Path]:
+def to_keep(folder: Path) -> dict[str, Path]:
     """{name in the record: file of a run}: the main figures of the report, of the sweep if it ran, what other commands drew, and
     the scores beside metrics.json."""
     found = {Path(name).name: folder / name for name in FIGURES}
