@@ -1,19 +1,20 @@
 """models/ddpm and test images -> samples/edits.npz: inpainting, editing, interpolation, and the film of the training."""
 
-from ddpm import distributed, params
-from ddpm.app.inpainting import score_inpainting
-from ddpm.app.showcase import Edit, make_edits, make_training_film
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.files import write_json, write_npz
-from ddpm.judge.classifier import load_classifier
-from ddpm.networks.store import check_data
-from ddpm.runtime import Runtime, run_stage, setup
-from ddpm.sampling.model import FOLDER, load
+from ddpm.core import params, processes
+from ddpm.core.device import Runtime, setup
+from ddpm.core.files import write_json, write_npz
+from ddpm.core.paths import MODEL_DIR
+from ddpm.core.stage import run_stage
+from ddpm.data.prepared import open_prepared
+from ddpm.editing.score import score_inpainting
+from ddpm.editing.stage_images import Edit, make_edits, make_training_film
+from ddpm.features.classifier import load_classifier
+from ddpm.networks.checkpoints import check_data
+from ddpm.sampling.model import load
 
 
 def main() -> None:
-    p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, edit=Edit, runtime=Runtime)
+    p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, edit=Edit, runtime=Runtime)
     device = setup(p.runtime)
     data = open_prepared(p.dataset, p.prepare_data)
     judge, _ = load_classifier(data, device)
@@ -22,10 +23,10 @@ def main() -> None:
     settings = p.edit.fitted(model)
     jumps = settings.steps, settings.jump, settings.resamples
     scores = {"inpaint": score_inpainting(model, data, judge, settings.scored_images, *jumps, p.seed)}
-    if not distributed.is_first():
+    if not processes.is_first():
         return
     arrays = make_edits(model, data.test, settings, p.seed)
-    arrays |= make_training_film(model, FOLDER, settings.film_frames, p.seed)
+    arrays |= make_training_film(model, MODEL_DIR, settings.film_frames, p.seed)
     write_npz("samples/edits.npz", arrays)
     write_json("reports/edit/metrics.json", scores)
     for name, found in scores["inpaint"].items():

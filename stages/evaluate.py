@@ -1,17 +1,17 @@
 """Samples and model -> reports/evaluate/metrics.json, and samples/judged, from which `report` draws."""
 
-from ddpm import distributed, params
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.core import params, processes
+from ddpm.core.device import Runtime, setup
+from ddpm.core.files import read_json, read_npz
+from ddpm.core.stage import run_stage
+from ddpm.data.prepared import held_out, open_prepared
+from ddpm.evaluation.evaluator import Evaluate, Judges
 from ddpm.evaluation.likelihood import likelihood
-from ddpm.evaluation.pairs import held_out, reconstruct, round_trips_if_trained
+from ddpm.evaluation.reconstruction import reconstruct, round_trips_if_trained
 from ddpm.evaluation.results import write_results
-from ddpm.evaluation.scores import Evaluate, Judges
-from ddpm.files import read_json, read_npz
-from ddpm.judge.classifier import load_classifier
-from ddpm.judge.weights import get_weights
-from ddpm.networks.store import check_data
-from ddpm.runtime import Runtime, run_stage, setup
+from ddpm.features.classifier import load_classifier
+from ddpm.features.pretrained import get_weights
+from ddpm.networks.checkpoints import check_data
 from ddpm.sampling.model import load
 
 SAMPLERS = ("ddpm", "ddim")
@@ -19,9 +19,9 @@ OF_JUDGE = ("accuracy", "sha256", "threads")
 
 
 def main() -> None:
-    p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, evaluate=Evaluate, runtime=Runtime)
+    p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, evaluate=Evaluate, runtime=Runtime)
     device = setup(p.runtime)
-    distributed.from_first(lambda: get_weights(p.evaluate))
+    processes.from_first(lambda: get_weights(p.evaluate))
     data = open_prepared(p.dataset, p.prepare_data)
     judge, of_judge = load_classifier(data, device)
     model = load(p.evaluate.checkpoint, device)
@@ -44,7 +44,7 @@ def main() -> None:
     scores["likelihood"] = bits.scores
     trips = round_trips_if_trained(model, *held_out(data, p.evaluate.round_trip_images, p.seed, device), pairs.scores)
     scores["round_trip"] = trips.scores
-    if not distributed.is_first():
+    if not processes.is_first():
         return
     # Not a dep: seconds differ from run to run, and no stage may run again because of them. The samples, which are a dep,
     # were written together with this file.

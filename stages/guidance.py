@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from ddpm import distributed, params
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.core import params, processes
+from ddpm.core.device import Precision, Runtime, setup
+from ddpm.core.files import write_json, write_text
+from ddpm.core.stage import run_stage
+from ddpm.data.prepared import open_prepared
+from ddpm.evaluation.evaluator import Judges
 from ddpm.evaluation.guidance import COLUMNS, Guidance, compare_scales, why_none
-from ddpm.evaluation.scores import Judges
-from ddpm.files import write_json, write_text
-from ddpm.judge.classifier import load_classifier
-from ddpm.networks.store import check_data
-from ddpm.runtime import Precision, Runtime, run_stage, setup
+from ddpm.features.classifier import load_classifier
+from ddpm.networks.checkpoints import check_data
 from ddpm.sampling.model import load
 
 REPORT = Path("reports/guidance")
 
 
 def main() -> None:
-    p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, guidance=Guidance, runtime=Runtime)
+    p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, guidance=Guidance, runtime=Runtime)
     device = setup(p.runtime)
     data = open_prepared(p.dataset, p.prepare_data)
     judge, _ = load_classifier(data, device)
@@ -28,12 +28,12 @@ def main() -> None:
     judges = Judges(data, judge, p.guidance.samples, p.seed, device)
 
     def say(row: dict) -> None:
-        if distributed.is_first():
+        if processes.is_first():
             seen = f", {row['accuracy']:.1%} of the class asked for" if row["scale"] > 0 else ""
             print(f"guidance {row['scale']:g} by {row['method']}: FID {row['fid']:.4f}{seen}", flush=True)
 
     rows = compare_scales(model, judges, p.guidance, p.seed, Precision(p.runtime, device).autocast, say)
-    if not distributed.is_first():
+    if not processes.is_first():
         return
     frame = pd.DataFrame(rows, columns=COLUMNS)
     write_text(REPORT / "guidance.csv", frame.to_csv(index=False, float_format="%.5f"))

@@ -3,14 +3,16 @@
 import sys
 from pathlib import Path
 
-from ddpm import params
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepare import prepare
-from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.judge.weights import PretrainedJudges, get_weights
-from ddpm.reporting.pictures import first_images
-from ddpm.runtime import Runtime, run_stage, setup, usable_cpus
-from ddpm.scratch import dvc_forces
+from ddpm.core import params
+from ddpm.core.device import Runtime, setup, usable_cpus
+from ddpm.core.scratch import dvc_forces
+from ddpm.core.stage import run_stage
+from ddpm.data.prepared import open_prepared
+from ddpm.datasets.prepare import prepare
+from ddpm.datasets.registry import DatasetName
+from ddpm.datasets.settings import PrepareData
+from ddpm.features.pretrained import PretrainedJudges, get_weights
+from ddpm.plots.image_grid import first_images
 
 PICTURE = Path("reports/prepare_data/first_images.png")
 
@@ -21,7 +23,7 @@ def main() -> None:
     # Found missing here, a weights file costs no training.
     get_weights(p.evaluate)
     meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus(), fresh=dvc_forces())
-    data = open_prepared(p.dataset, p.prepare_data)
+    data = open_prepared(p.dataset, p.prepare_data.as_written())
     first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
     size = "x".join(map(str, meta["shape"]))
     if len(data.class_names) == 1:

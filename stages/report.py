@@ -2,11 +2,11 @@
 
 from contextlib import suppress
 
-from ddpm import params
+from ddpm.core import params
+from ddpm.core.files import InputError
+from ddpm.core.stage import run_stage
 from ddpm.diffusion.schedule import SCHEDULES, Diffusion, ScheduleName
-from ddpm.files import InputError
-from ddpm.reporting.page import Report, write_report
-from ddpm.runtime import run_stage
+from ddpm.report.page import Report, write_report
 
 
 def main() -> None:

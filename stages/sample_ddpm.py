@@ -1,8 +1,9 @@
 """models/ddpm -> samples/ddpm.npz: ancestral sampling over all T levels."""
 
-from ddpm import params
-from ddpm.runtime import Runtime, run_stage
-from ddpm.sampling.draw import draw_from_model
+from ddpm.core import params
+from ddpm.core.device import Runtime
+from ddpm.core.stage import run_stage
+from ddpm.sampling.generate import draw_from_model
 from ddpm.sampling.settings import SampleDDPM
 
 

@@ -1,21 +1,21 @@
 """models/ddpm -> reports/sweep: every sampler with several numbers of network evaluations, and the EMA with several widths,
 judged. Frozen in dvc.yaml."""
 
-from ddpm import distributed, params
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.evaluation.scores import Judges
-from ddpm.evaluation.sweep import Sweep, sweep
-from ddpm.evaluation.widths import sweep_widths
-from ddpm.judge.classifier import load_classifier
-from ddpm.networks.store import check_data
-from ddpm.reporting.sweep import write_sweep
-from ddpm.runtime import Precision, Runtime, run_stage, setup
-from ddpm.sampling.model import FOLDER, load
+from ddpm.core import params, processes
+from ddpm.core.device import Precision, Runtime, setup
+from ddpm.core.paths import MODEL_DIR
+from ddpm.core.stage import run_stage
+from ddpm.data.prepared import open_prepared
+from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.sweep import Sweep, sweep, sweep_widths
+from ddpm.features.classifier import load_classifier
+from ddpm.networks.checkpoints import check_data
+from ddpm.report.sweep import write_sweep
+from ddpm.sampling.model import load
 
 
 def main() -> None:
-    p = params.load(dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, sweep=Sweep, runtime=Runtime)
+    p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, sweep=Sweep, runtime=Runtime)
     device = setup(p.runtime)
     data = open_prepared(p.dataset, p.prepare_data)
     judge, _ = load_classifier(data, device)
@@ -24,15 +24,15 @@ def main() -> None:
     judges = Judges(data, judge, p.sweep.samples, p.seed, device)
 
     def say(row: dict) -> None:
-        if not distributed.is_first():
+        if not processes.is_first():
             return
         what = f"{row['method']}, {row['nfe']:,} evaluations" if "method" in row else f"EMA {row['checkpoint']}"
         print(f"{what}: FID {row['fid']:.4f}, {row['seconds']:.1f} s", flush=True)
 
     autocast = Precision(p.runtime, device).autocast
     rows = sweep(model, judges, p.sweep, p.seed, autocast, say)
-    widths, note = sweep_widths(FOLDER, judges, p.sweep, p.seed, autocast, say)
-    if not distributed.is_first():
+    widths, note = sweep_widths(MODEL_DIR, judges, p.sweep, p.seed, autocast, say)
+    if not processes.is_first():
         return
     if note:
         print(note, flush=True)

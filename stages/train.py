@@ -2,30 +2,31 @@
 
 import torch
 
-from ddpm import distributed, params
-from ddpm.data.batches import Batches
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.diffusion.parameterization import PredictionName, check_prediction
+from ddpm.core import params, processes
+from ddpm.core.device import Precision, Runtime, compiled, setup
+from ddpm.core.scratch import dvc_forces
+from ddpm.core.seeds import seed_of
+from ddpm.core.stage import run_stage
+from ddpm.data.loader import Batches
+from ddpm.data.prepared import open_prepared
+from ddpm.diffusion.prediction import PredictionName, check_prediction
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
-from ddpm.networks.store import make_config, make_network
+from ddpm.networks.checkpoints import make_config, make_network
 from ddpm.networks.unet import UNetSettings
-from ddpm.runtime import Precision, Runtime, compiled, run_stage, seed_of, setup
-from ddpm.scratch import dvc_forces
+from ddpm.training.artifacts import Outputs
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint, surroundings
 from ddpm.training.loop import Hooks, train
-from ddpm.training.outputs import Outputs
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
 
 
 def main() -> None:
     p = params.load(
-        dataset=DatasetName, schedule=ScheduleName, prediction=PredictionName, seed=params.Seed, prepare_data=PrepareData,
+        dataset=str, schedule=ScheduleName, prediction=PredictionName, seed=params.Seed, prepare_data=dict,
         diffusion=Diffusion, model=UNetSettings, train=Train, runtime=Runtime,
     )  # fmt: skip
     device = setup(p.runtime)
-    p.train.check_share(distributed.size())
+    p.train.check_share(processes.size())
     data = open_prepared(p.dataset, p.prepare_data)
     schedule = p.diffusion.make(p.schedule)
     check_prediction(p.prediction, schedule)
@@ -35,15 +36,15 @@ def main() -> None:
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)
-    shared = distributed.shared(network, device)
+    shared = processes.shared(network, device)
     trainer.model = compiled(shared, p.runtime.compile, device, trainer.probe)
     config = make_config(p.model, p.schedule, p.prediction, p.diffusion, data.identity(), p.train.model_dump(), p.seed)
 
     saved = None
-    if distributed.is_first():
+    if processes.is_first():
         found = surroundings(device, precision.dtype, compiled=trainer.model is not shared)
         saved = ResumeState(stage_fingerprint("train"), found)
-    state = distributed.from_first(lambda: saved.load(fresh=dvc_forces()))
+    state = processes.from_first(lambda: saved.load(fresh=dvc_forces()))
     if state:
         trainer.load_state_dict(state)
     outputs = Outputs(trainer, config, saved) if saved else None

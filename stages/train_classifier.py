@@ -2,20 +2,18 @@
 
 from pathlib import Path
 
-from ddpm import params
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.judge.classifier import TrainClassifier, check_accuracy, required_accuracy, save_classifier, train_classifier
-from ddpm.reporting.live import RunLog
-from ddpm.runtime import Runtime, run_stage, setup
+from ddpm.core import params
+from ddpm.core.device import Runtime, setup
+from ddpm.core.run_log import RunLog
+from ddpm.core.stage import run_stage
+from ddpm.data.prepared import open_prepared
+from ddpm.features.classifier import TrainClassifier, check_accuracy, required_accuracy, save_classifier, train_classifier
 
 REPORT = Path("reports/train_classifier")
 
 
 def main() -> None:
-    p = params.load(
-        dataset=DatasetName, seed=params.Seed, prepare_data=PrepareData, train_classifier=TrainClassifier, runtime=Runtime
-    )
+    p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, train_classifier=TrainClassifier, runtime=Runtime)
     device = setup(p.runtime)
     data = open_prepared(p.dataset, p.prepare_data)
     log = RunLog(REPORT)

@@ -9,17 +9,19 @@ import pytest
 import torch
 import yaml
 
-from ddpm import params
-from ddpm.data.datasets import DatasetName
-from ddpm.data.prepare import prepare
-from ddpm.data.prepared import Prepared, PrepareData, open_prepared
+from ddpm.core import params
+from ddpm.core.device import usable_cpus
+from ddpm.core.files import write_json
+from ddpm.core.params import read_yaml
+from ddpm.core.stage import run_stage
+from ddpm.core.weights import save_weights
+from ddpm.data.prepared import Prepared, open_prepared
+from ddpm.datasets.prepare import prepare
+from ddpm.datasets.registry import DatasetName
+from ddpm.datasets.settings import PrepareData
 from ddpm.diffusion.schedule import Diffusion
-from ddpm.files import write_json
-from ddpm.networks.store import make_config
+from ddpm.networks.checkpoints import make_config
 from ddpm.networks.unet import UNet, UNetSettings
-from ddpm.params import read_yaml
-from ddpm.runtime import run_stage, usable_cpus
-from ddpm.weights import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 # These networks are too small to gain from threads, and lose much to them where the machine has anything else to do.

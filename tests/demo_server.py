@@ -16,18 +16,18 @@ import pytest
 import torch
 from conftest import ROOT, TINY, diffusion, edit_params, prepared
 
-from ddpm import params
-from ddpm.files import write_json
-from ddpm.networks.store import make_config
+from ddpm.core import params
+from ddpm.core.files import write_json
+from ddpm.core.weights import save_weights
+from ddpm.networks.checkpoints import make_config
 from ddpm.networks.unet import UNet, UNetSettings
-from ddpm.weights import save_weights
 
 MISSING = "pip install -r requirements-demo.txt"
 SERVE = """
 import sys, torch
 from pathlib import Path
-from ddpm.app.demo import launch
-from ddpm.files import InputError
+from ddpm.demo.app import launch
+from ddpm.core.files import InputError
 torch.set_num_threads(1)
 try:
     launch(Path("models/ddpm"), "final", torch.device("cpu"), host=sys.argv[1], port=int(sys.argv[2]))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from ddpm.diffusion.parameterization import Prediction
+from ddpm.diffusion.prediction import Prediction
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.sampling.denoiser import network_denoiser
 from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample

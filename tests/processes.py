@@ -7,7 +7,7 @@ import traceback
 
 import torch
 
-from ddpm import distributed
+from ddpm.core import processes
 
 
 def in_processes(count, work):
@@ -26,7 +26,7 @@ def in_processes(count, work):
                 "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
             }  # fmt: skip
             try:
-                distributed.join(torch.device("cpu"))
+                processes.join(torch.device("cpu"))
                 result = ("ok", work())
             except BaseException:
                 result = ("failed", traceback.format_exc())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.data.datasets import DATASETS, Source
-from ddpm.data.prepared import PrepareData
-from ddpm.files import InputError
+from ddpm.core.files import InputError
+from ddpm.datasets.registry import DATASETS, Source
+from ddpm.datasets.settings import PrepareData
 
 ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
 

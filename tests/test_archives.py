@@ -13,13 +13,11 @@ import pytest
 from PIL import Image
 from raw_files import arrays, colours, contents, enter, load, refused, settings
 
-from ddpm.data import pictures, tars
-from ddpm.data.archives import ARCHIVES
-from ddpm.data.decode import Unreadable
-from ddpm.data.listing import Picture
-from ddpm.data.prepare import prepare
-from ddpm.data.tars import list_tar
-from ddpm.data.zips import list_zip, read_zip
+from ddpm.datasets import archives, index
+from ddpm.datasets.archives import ARCHIVES, list_tar, list_zip, read_zip
+from ddpm.datasets.image_io import Unreadable
+from ddpm.datasets.index import Picture
+from ddpm.datasets.prepare import prepare
 
 REAL = os.environ.get("DDPM_DATA_ROOT")
 KINDS = list(ARCHIVES)
@@ -214,7 +212,7 @@ def test_a_member_of_a_zip_that_cannot_be_read_is_named_and_can_be_left_out(raw,
 @pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
 def test_members_larger_than_any_picture_are_not_read(raw, tmp_path, kind, monkeypatch):
     pack(raw / f"a{kind}", [*GOOD, ("dog/big.png", png() + bytes(5000))])
-    monkeypatch.setattr(pictures, "LARGEST", 4000)
+    monkeypatch.setattr(index, "LARGEST", 4000)
     message = refused(prepare, "image_folder", settings(folder=f"a{kind}"), tmp_path / "out")
     assert "dog/big.png: cannot be read as an image (its 5,0" in message
     assert "are more than the 4,000 that are read of a picture" in message
@@ -365,7 +363,7 @@ def test_the_memory_for_a_member_is_none(raw, kind):
 
 
 def test_a_listing_of_tar_shows_its_progress(raw, capsys, monkeypatch):
-    monkeypatch.setattr(tars, "MEGABYTE", 1 << 10)
+    monkeypatch.setattr(archives, "MEGABYTE", 1 << 10)
     archive = pack(raw / "a.tar.gz", [(name, os.urandom(5000)) for name, _ in GOOD])
     list(list_tar(archive, ".gz"))
     size = archive.stat().st_size // 1024 + 1

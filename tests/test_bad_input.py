@@ -15,10 +15,10 @@ from conftest import ROOT, edit, edit_params, prepared, the_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ddpm.files import read_json, write_json
-from ddpm.judge.classifier import Classifier, save_classifier
-from ddpm.runtime import run_stage
-from ddpm.weights import save_weights
+from ddpm.core.files import read_json, write_json
+from ddpm.core.stage import run_stage
+from ddpm.core.weights import save_weights
+from ddpm.features.classifier import Classifier, save_classifier
 
 MODEL = Path("models/ddpm")
 CONFIG, WEIGHTS = MODEL / "config.json", MODEL / "final.safetensors"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.datasets import KMNIST, FashionMNIST
 
-from ddpm.data.datasets import DIGITS
-from ddpm.files import InputError
+from ddpm.core.files import InputError
+from ddpm.datasets.registry import DIGITS
 from ddpm.networks.captions import (
     DIGIT_TEMPLATES,
     MOST_WORDS,

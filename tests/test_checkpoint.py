@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_training import SETTINGS
 
-from ddpm.networks.posthoc import reach
-from ddpm.scratch import dvc_forces, is_forced
+from ddpm.core.scratch import dvc_forces, is_forced
+from ddpm.networks.power_ema import reach
 from ddpm.training import checkpoint
+from ddpm.training.artifacts import kept_snapshots
 from ddpm.training.checkpoint import ResumeState, surroundings
-from ddpm.training.pruning import kept_snapshots
 from ddpm.training.settings import Train
 
 CPU = torch.device("cpu")

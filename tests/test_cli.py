@@ -1,5 +1,6 @@
 """`python -m ddpm`: what each command writes, what it says, and that a mistake ends in one line."""
 
+import importlib.util
 import io
 import json
 import math
@@ -20,28 +21,30 @@ from conftest import ROOT, diffusion
 from PIL import Image, ImageFont
 from test_unet import awake, settings
 
-from ddpm import runtime
-from ddpm.app import cli, options, orders, outputs, shots, studio, views
-from ddpm.app.cli import COMMANDS, app, main
-from ddpm.app.images import MASKS
-from ddpm.app.machine import checkpoint_of
-from ddpm.app.sources import EDITS
+from ddpm.cli import animations, options, output
+from ddpm.cli.info import checkpoint_of
+from ddpm.cli.main import COMMANDS, app, main
+from ddpm.core import device
+from ddpm.core.device import DEVICES
+from ddpm.core.files import InputError, read_npz, write_json
+from ddpm.core.params import read_yaml
 from ddpm.data import prepared
-from ddpm.data.datasets import DIGITS
-from ddpm.data.prepare import prepare
-from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.data.prepared import open_prepared
+from ddpm.datasets.prepare import prepare
+from ddpm.datasets.registry import DIGITS
+from ddpm.datasets.settings import PrepareData
 from ddpm.diffusion.variance import VARIANCES
-from ddpm.files import InputError, read_npz, write_json
-from ddpm.networks.posthoc import WIDTHS
-from ddpm.networks.snapshots import save_snapshot
-from ddpm.networks.store import CHECKPOINTS, make_config
+from ddpm.editing.inpaint import MASKS
+from ddpm.editing.tasks import EDITS
+from ddpm.networks.checkpoints import CHECKPOINTS, make_config
+from ddpm.networks.power_ema import WIDTHS, save_snapshot
 from ddpm.networks.unet import UNet
-from ddpm.params import read_yaml
-from ddpm.reporting.movies import UPSCALING
-from ddpm.reporting.pictures import FONT_SIZE, GAP, MARGIN
-from ddpm.runtime import DEVICES
+from ddpm.plots import image_grid
+from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, UPSCALING
+from ddpm.sampling import generate, plan, progress
 from ddpm.sampling.denoiser import THRESHOLDS
-from ddpm.sampling.grid import SPACINGS
+from ddpm.sampling.plan import CHOICES
+from ddpm.sampling.time_grid import SPACINGS
 
 # As in conftest.py, of work of any name.
 PROGRESS = re.compile(r"^[^:]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
@@ -74,7 +77,7 @@ def built(tmp_path_factory) -> Path:
 
 
 def save(path, network):
-    from ddpm.weights import save_weights
+    from ddpm.core.weights import save_weights
 
     save_weights(path, network.state_dict())
 
@@ -87,9 +90,9 @@ def project(built, tmp_path, monkeypatch) -> Path:
     for name in ("data", "models"):
         (folder / name).symlink_to(built / name)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(orders, "STEPS", 5)
+    monkeypatch.setattr(plan, "STEPS", 5)
     # As everywhere in the tests, whatever a command asks for.
-    monkeypatch.setattr(runtime, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 1)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     return folder
 
@@ -244,13 +247,13 @@ class TestSample:
         assert "pictures is a folder that is there already" in error("sample", "-o", "pictures")
 
     def test_a_failed_folder_leaves_nothing(self, run, error, monkeypatch):
-        monkeypatch.setattr(outputs, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(output, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert error("sample", "-n", 3, "-o", "pictures") == "pictures: no space left on the device: free some and run again"
         assert not [path for path in Path().iterdir() if "pictures" in path.name]
 
     def test_a_caption_stands_before_the_first_of_its_rows(self):
-        assert outputs.rows_of(["7", "2", "7", "7"], 2) == [("7", [0, 2]), ("", [3]), ("2", [1])]
-        assert outputs.rows_of(["a"] * 20, None) == [("a", [*range(5)]), *(("", [*range(k, k + 5)]) for k in (5, 10, 15))]
+        assert image_grid.rows_of(["7", "2", "7", "7"], 2) == [("7", [0, 2]), ("", [3]), ("2", [1])]
+        assert image_grid.rows_of(["a"] * 20, None) == [("a", [*range(5)]), *(("", [*range(k, k + 5)]) for k in (5, 10, 15))]
 
     @pytest.mark.parametrize("columns", [1, 3, 10])
     def test_columns(self, run, columns):
@@ -310,20 +313,20 @@ class TestCaptions:
     @pytest.mark.parametrize("text", ["", "7", "T-shirt/top", "a handwritten seven", "w" * 500, "two\nlines"])
     @pytest.mark.parametrize("width", [8, 28, 64, 84, 1000])
     def test_a_caption_fits_above_its_image(self, text, width):
-        found, font = outputs.fitting(text, width), ImageFont.load_default(FONT_SIZE)
+        found, font = image_grid.fitting(text, width), ImageFont.load_default(FONT_SIZE)
         assert font.getlength(found) <= width or len(found) == 1
         assert bool(found) == bool(text)
-        if found != outputs.short(text):
-            assert outputs.short(text).startswith(found.removesuffix("..."))
-            assert font.getlength(outputs.short(text)) > width
+        if found != image_grid.short(text):
+            assert image_grid.short(text).startswith(found.removesuffix("..."))
+            assert font.getlength(image_grid.short(text)) > width
 
     def test_what_fits_stays(self):
-        assert outputs.fitting("Ankle boot", 84) == "Ankle boot"
-        assert outputs.fitting("a handwritten seven", 64).endswith("...")
+        assert image_grid.fitting("Ankle boot", 84) == "Ankle boot"
+        assert image_grid.fitting("a handwritten seven", 64).endswith("...")
 
 
 class TestAnimate:
-    @pytest.mark.parametrize("what", shots.SUBJECTS)
+    @pytest.mark.parametrize("what", animations.SUBJECTS)
     @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
     def test_each_film(self, run, what, suffix):
         out = Path(f"film{suffix}")
@@ -355,8 +358,10 @@ class TestAnimate:
 
     def test_without_guidance_it_is_told_nothing(self, run, monkeypatch):
         told = []
-        real = shots.Shot
-        monkeypatch.setattr(shots, "Shot", lambda number, labels, *rest: (told.append(labels), real(number, labels, *rest))[1])
+        real = animations.Shot
+        monkeypatch.setattr(
+            animations, "Shot", lambda number, labels, *rest: (told.append(labels), real(number, labels, *rest))[1]
+        )
         run("animate", "-n", 1, "--steps", 2, "--guidance", 0)
         run("animate", "-n", 1, "--steps", 2, "--label", 4)
         assert told[0] is None
@@ -527,7 +532,7 @@ def test_help_is_quick():
     """Without PyTorch, for every command."""
     code = f"""
 import sys
-from ddpm.app.cli import main
+from ddpm.cli.main import main
 assert [main([name, "--help"]) for name in {[name_of(command) for command in COMMANDS]}] == [0] * {len(COMMANDS)}
 assert main(["sample", "--number", "0"]) == 1
 assert main([]) == 0
@@ -558,14 +563,14 @@ def test_every_option_is_explained(parameter):
 
 # Options by name, and the registries that they choose from; help must not import these.
 CHOICES = {
-    "sampler": orders.CHOICES,
+    "sampler": CHOICES,
     "spacing": SPACINGS,
     "thresholding": THRESHOLDS,
     "variance": VARIANCES,
     "mask": MASKS,
     "device": DEVICES,
     "checkpoint": CHECKPOINTS,
-    "what": shots.SUBJECTS,
+    "what": animations.SUBJECTS,
     "method": EDITS,
     "upscaling": UPSCALING,
 }
@@ -739,10 +744,10 @@ def test_a_mistake_ends_in_one_line(error, line, beginning):
 
 @pytest.mark.parametrize(("tile", "side"), [(8, 8), (20, 24)])
 def test_the_pixels_of_a_picture_are_bounded(tile, side):
-    most = outputs.MOST_PIXELS // (side + GAP) ** 2
-    outputs.check_size((8, 8, 1), tile, most)
+    most = output.MOST_PIXELS // (side + GAP) ** 2
+    output.check_size((8, 8, 1), tile, most)
     with pytest.raises(InputError, match=rf"^tile: {most + 1:,} images of {side} pixels are too large"):
-        outputs.check_size((8, 8, 1), tile, most + 1)
+        output.check_size((8, 8, 1), tile, most + 1)
 
 
 def test_nan_is_no_number():
@@ -825,10 +830,10 @@ class TestBroken:
 def test_an_interruption(project, capsys, monkeypatch):
     def stop(*_):
         x = torch.zeros(1, 1, 8, 8)
-        yield views.View(1, 2, 0, 1.0, x, x, False)
+        yield progress.View(1, 2, 0, 1.0, x, x, False)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studio, "draw_images", stop)
+    monkeypatch.setattr(generate, "draw_images", stop)
     assert main(["sample", *MACHINE]) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
     assert not Path("out").exists()
@@ -836,12 +841,12 @@ def test_an_interruption(project, capsys, monkeypatch):
 
 def test_no_memory(error, monkeypatch):
     for kind in (MemoryError, torch.OutOfMemoryError):
-        monkeypatch.setattr(studio, "draw_images", lambda *_, kind=kind: (_ for _ in ()).throw(kind("too much")))
+        monkeypatch.setattr(generate, "draw_images", lambda *_, kind=kind: (_ for _ in ()).throw(kind("too much")))
         assert error("sample", *MACHINE).startswith("out of memory; draw fewer images at once")
 
 
 def test_a_defect_keeps_its_traceback(project, monkeypatch):
-    monkeypatch.setattr(studio, "draw_images", lambda *_: (_ for _ in ()).throw(RuntimeError("a defect")))
+    monkeypatch.setattr(generate, "draw_images", lambda *_: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         main(["sample", *MACHINE])
 
@@ -861,15 +866,15 @@ def test_a_reader_that_leaves(project):
 
 def test_a_terminal_with_few_letters(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    cli.say("wrote schön.png", stream)
+    main.say("wrote schön.png", stream)
     assert stream.buffer.getvalue() == b"wrote sch\\xf6n.png\n"
 
 
 class TestDemo:
     def test_it_is_launched_as_asked(self, project, monkeypatch):
         asked = []
-        monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name)
-        monkeypatch.setitem(sys.modules, "ddpm.app.demo", SimpleNamespace(launch=lambda *given: asked.append(given)))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: asked.append(given)))
         assert main(["demo", "-m", "models/text", "--checkpoint", "0.1", "--port", "81", "--browser", *MACHINE]) == 0
         assert main(["demo", "--host", "0.0.0.0", *MACHINE]) == 0
         assert asked == [
@@ -878,7 +883,7 @@ class TestDemo:
         ]
 
     def test_without_gradio(self, error, monkeypatch):
-        monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert error("demo").endswith("is not installed; run `pip install -r requirements-demo.txt`")
 
 

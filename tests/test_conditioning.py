@@ -13,21 +13,21 @@ from test_bad_input import main_of
 from test_training import CPU, SETTINGS
 from test_unet import IDENTITY, awake, settings
 
-from ddpm.data.batches import Batches
-from ddpm.data.datasets import DIGITS
+from ddpm.core.files import InputError, read_json, read_npz, write_json
+from ddpm.core.params import read_yaml
+from ddpm.core.weights import save_weights
+from ddpm.data.loader import Batches
+from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.files import InputError, read_json, read_npz, write_json
 from ddpm.networks.captions import PADDING, START, captions_of
+from ddpm.networks.checkpoints import CONFIG, load_model, make_config
 from ddpm.networks.conditioning import CONDITIONINGS, ClassContent, TextContent, known_pixels
-from ddpm.networks.store import CONFIG, load_model, make_config
 from ddpm.networks.unet import UNet
-from ddpm.params import read_yaml
-from ddpm.sampling.draw import draw
+from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
-from ddpm.weights import save_weights
 
 X, T = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 10.0, 20.0, 40.0])
 LABELS = torch.tensor([3, 0, 9, 3])

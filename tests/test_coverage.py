@@ -6,10 +6,9 @@ import torch
 from processes import in_processes
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ddpm.evaluation import neighbours
-from ddpm.evaluation.coverage import BALL_K, MANIFOLD_K, Coverage
-from ddpm.evaluation.neighbours import neighbour_radii, row_chunks, squared_distances
-from ddpm.files import InputError
+from ddpm.core.files import InputError
+from ddpm.evaluation import prdc
+from ddpm.evaluation.prdc import BALL_K, MANIFOLD_K, Coverage, neighbour_radii, row_chunks, squared_distances
 
 RNG = np.random.default_rng(0)
 
@@ -106,13 +105,13 @@ def test_chunks_are_small_whatever_the_size():
         chunks = row_chunks(rows, columns)
         assert [c.start for c in chunks] == [0, *(c.stop for c in chunks[:-1])]
         assert chunks[-1].stop == rows
-        assert max(c.stop - c.start for c in chunks) * columns <= max(neighbours.ELEMENTS, columns)
+        assert max(c.stop - c.start for c in chunks) * columns <= max(prdc.ELEMENTS, columns)
 
 
 def test_chunks_and_processes_change_nothing(monkeypatch):
     real, fake = sets(90, 70, 6)
     alone = Coverage(real, "real")(fake, "fake")
-    monkeypatch.setattr(neighbours, "ELEMENTS", 500)
+    monkeypatch.setattr(prdc, "ELEMENTS", 500)
 
     def work():
         return Coverage(real, "real")(fake, "fake")

@@ -23,12 +23,15 @@ from raw_files import load, refused, settings
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from ddpm.data import batches, fit
-from ddpm.data.batches import Batches, to_model_range, to_tensor, to_uint8
-from ddpm.data.datasets import raw_root
-from ddpm.data.idx import IDX_FILES, find_idx_folder
-from ddpm.data.prepare import prepare
-from ddpm.data.prepared import PrepareData, open_prepared
+from ddpm.data import loader
+from ddpm.data.images import to_model_range, to_tensor, to_uint8
+from ddpm.data.loader import Batches
+from ddpm.data.prepared import open_prepared
+from ddpm.datasets import image_io
+from ddpm.datasets.idx import IDX_FILES, find_idx_folder
+from ddpm.datasets.prepare import prepare
+from ddpm.datasets.registry import raw_root
+from ddpm.datasets.settings import PrepareData
 
 REAL = os.environ.get("DDPM_DATA_ROOT")
 CPU = torch.device("cpu")
@@ -397,33 +400,33 @@ def test_pictures_without_a_known_range_are_refused(pictures):
 
 def test_padding_puts_the_image_in_the_middle_of_black():
     image = np.full((3, 4, 2), 7, np.uint8)
-    padded = fit.pad(image, 8)
+    padded = image_io.pad(image, 8)
     np.testing.assert_array_equal(padded[2:5, 2:6], image)
     assert (padded.shape, padded.sum()) == ((8, 8, 2), image.sum())
-    assert "3x4, which padding cannot shrink; set prepare_data.fit to 'resize'" in refused(fit.pad, image, 3)
+    assert "3x4, which padding cannot shrink; set prepare_data.fit to 'resize'" in refused(image_io.pad, image, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resizing_scales_the_shorter_side_and_crops_the_middle(channels):
     image = np.zeros((16, 48, channels), np.uint8)
     image[:, 16:32] = 200
-    np.testing.assert_array_equal(fit.resize(image, 16), np.full((16, 16, channels), 200))
-    small = fit.resize(image.transpose(1, 0, 2), 8)
+    np.testing.assert_array_equal(image_io.resize(image, 16), np.full((16, 16, channels), 200))
+    small = image_io.resize(image.transpose(1, 0, 2), 8)
     assert (small.shape, small.dtype) == ((8, 8, channels), np.uint8)
     assert small[2:6].min() == 200
-    assert fit.resize(image[:, :16], 16).tolist() == image[:, :16].tolist()
+    assert image_io.resize(image[:, :16], 16).tolist() == image[:, :16].tolist()
 
 
 def test_resizing_averages_instead_of_skipping_pixels():
     stripes = np.zeros((32, 32, 1), np.uint8)
     stripes[:, ::2] = 255
-    inner = fit.resize(stripes, 8)[:, 2:-2]
+    inner = image_io.resize(stripes, 8)[:, 2:-2]
     assert np.abs(inner.astype(int) - 128).max() < 16
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 20))
 def test_every_size_can_be_resized_to_every_other(height, width, size):
-    assert fit.resize(np.full((height, width, 3), 90, np.uint8), size).tolist() == np.full((size, size, 3), 90).tolist()
+    assert image_io.resize(np.full((height, width, 3), 90, np.uint8), size).tolist() == np.full((size, size, 3), 90).tolist()
 
 
 # --- the prepared arrays
@@ -575,7 +578,7 @@ def test_images_that_stay_on_disk_give_the_same_batches(few, size, seen, seed, f
 @pytest.fixture(params=[0, 1024], ids=["from the file", "through the map"])
 def mapped(few, tmp_path, monkeypatch, request):
     """The same images, memory-mapped."""
-    monkeypatch.setattr(batches, "SMALL", request.param)
+    monkeypatch.setattr(loader, "SMALL", request.param)
     np.save(tmp_path / "images.npy", few.images)
     return np.load(tmp_path / "images.npy", mmap_mode="r")
 

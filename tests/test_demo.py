@@ -14,19 +14,19 @@ import torch
 from demo_server import MISSING, environment, free_port, untrained_model
 from PIL import Image
 
-from ddpm.app import demo_jobs
-from ddpm.app.demo_jobs import Kept, compare, draw, inpaint, interpolate, show
-from ddpm.app.demo_values import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, has_test_images, painting
-from ddpm.app.images import MASKS, open_mask
-from ddpm.app.orders import make_plan, tell
-from ddpm.app.outputs import TINT
-from ddpm.app.studio import draw_images
-from ddpm.app.views import finished
-from ddpm.data.batches import to_images
+from ddpm.core.files import InputError
+from ddpm.data.images import to_images
 from ddpm.data.prepared import open_test
-from ddpm.files import InputError
-from ddpm.reporting.pictures import FONT_SIZE, GAP, MARGIN
-from ddpm.sampling.model import load
+from ddpm.demo import jobs
+from ddpm.demo.inputs import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, has_test_images, painting
+from ddpm.demo.jobs import Kept, compare, draw, inpaint, interpolate, show
+from ddpm.editing.inpaint import MASKS
+from ddpm.editing.inputs import open_mask
+from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, TINT
+from ddpm.sampling.generate import draw_images
+from ddpm.sampling.model import load, tell
+from ddpm.sampling.plan import make_plan
+from ddpm.sampling.progress import finished
 
 DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
 FILLING = (TEST, 3, None, OWN, "left", "", 3, 4, 2, 1.0, 7)
@@ -328,7 +328,7 @@ def test_numbers_may_come_as_floats(loaded, tmp_path):
 def test_an_abandoned_job_asks_the_network_no_more(loaded, tmp_path, monkeypatch):
     model, asked = loaded(), []
     model.network.register_forward_hook(lambda *_: asked.append(1))
-    monkeypatch.setattr(demo_jobs, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "REFRESH_SECONDS", 0.0)
     job = draw(model, tmp_path, *changed(DRAWING, _3=50))
     assert [next(job).done, next(job).done] == [1, 2]
     job.close()
@@ -337,7 +337,7 @@ def test_an_abandoned_job_asks_the_network_no_more(loaded, tmp_path, monkeypatch
 
 
 def test_a_job_that_takes_too_long_ends(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_jobs, "MOST_SECONDS", -1)
+    monkeypatch.setattr(jobs, "MOST_SECONDS", -1)
     with pytest.raises(InputError, match=r"^steps: .* seconds were not enough; ask for fewer steps or images$"):
         list(draw(loaded(), tmp_path, *DRAWING))
 
@@ -347,16 +347,16 @@ def test_a_job_that_takes_too_long_ends(loaded, tmp_path, monkeypatch):
 
 def parts():
     pytest.importorskip("gradio", reason=f"Gradio is not installed: {MISSING}")
-    from ddpm.app import demo_parts
+    from ddpm.demo import widgets
 
-    return demo_parts
+    return widgets
 
 
 def page():
     pytest.importorskip("gradio", reason=f"Gradio is not installed: {MISSING}")
-    from ddpm.app import demo
+    from ddpm.demo import app
 
-    return demo
+    return app
 
 
 def test_messages_are_short_and_hold_no_markup():
@@ -382,7 +382,7 @@ def test_what_the_page_sends_is_no_address(value):
 # Gradio leaves an event loop open.
 OFFERS = """
 import json, shutil, torch
-from ddpm.app.demo import build
+from ddpm.demo.app import build
 from ddpm.sampling.model import load
 model = load("final", torch.device("cpu"))
 for prepare in (lambda: None, lambda: shutil.rmtree("data")):
@@ -414,7 +414,7 @@ def test_test_images_are_those_that_the_model_was_trained_beside(loaded):
 
 def test_test_images_are_led_between_by_ddim_alone():
     page()
-    from ddpm.app.demo_tabs import _sampler_of
+    from ddpm.demo.tabs import _sampler_of
 
     assert (_sampler_of(TEST)["value"], _sampler_of(TEST)["interactive"]) == ("ddim", False)
     assert _sampler_of(SAMPLE)["interactive"]

@@ -14,7 +14,7 @@ from demo_server import ask, events, progress, send
 from demo_server import server as server
 from PIL import Image
 
-from ddpm.app.demo_values import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD
+from ddpm.demo.inputs import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD
 
 pytestmark = pytest.mark.slow
 DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)

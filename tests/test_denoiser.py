@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import LINEAR, nonlinear_network
 
-from ddpm.diffusion.parameterization import Prediction, target
-from ddpm.files import InputError
+from ddpm.core.files import InputError
+from ddpm.diffusion.prediction import Prediction, target
 from ddpm.sampling.denoiser import THRESHOLDS, guided, network_denoiser, one_step, thresholded
 
 PLAIN = network_denoiser(nonlinear_network, "eps", None)

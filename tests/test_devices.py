@@ -7,14 +7,14 @@ from conftest import ROOT
 from test_training import SETTINGS, make_split
 from test_unet import settings as unet_settings
 
-from ddpm.data.batches import Batches
-from ddpm.data.datasets import DIGITS
+from ddpm.core.params import read_yaml
+from ddpm.data.loader import Batches
+from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.likelihood import likelihood
-from ddpm.evaluation.pairs import round_trips
+from ddpm.evaluation.reconstruction import round_trips
 from ddpm.networks.unet import UNet
-from ddpm.params import read_yaml
-from ddpm.sampling.draw import draw
+from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 from ddpm.training.loop import Hooks, train

@@ -13,20 +13,19 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, 
 from safetensors.torch import load_file, save_file
 from test_unet import IDENTITY, awake, settings
 
-from ddpm.app import orders
-from ddpm.app.bridge import importing
-from ddpm.app.bridge.folder import replacing
-from ddpm.app.bridge.layout import parts, to_theirs
-from ddpm.app.bridge.scheduler import betas_of, read_scheduler, write_scheduler
-from ddpm.app.bridge.unet import read_config
-from ddpm.app.cli import main
+from ddpm.cli.main import main
+from ddpm.core.files import InputError, replacing, write_json
+from ddpm.core.weights import save_weights
+from ddpm.diffusers_io import import_
+from ddpm.diffusers_io.scheduler_config import betas_of, read_scheduler, write_scheduler
+from ddpm.diffusers_io.state_dict_map import parts, to_theirs
+from ddpm.diffusers_io.unet_config import read_config
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
-from ddpm.files import InputError, write_json
-from ddpm.networks.store import make_config, make_network
+from ddpm.networks.checkpoints import make_config, make_network
 from ddpm.networks.unet import Details
 from ddpm.sampling.model import load
+from ddpm.sampling.plan import make_plan
 from ddpm.sampling.samplers import sample
-from ddpm.weights import save_weights
 
 T = 20
 CPU = torch.device("cpu")
@@ -97,7 +96,7 @@ def theirs(pipe, steps, **options):
 
 def ours(model, labels=None, **options):
     """The same, by our sampler from the same noise."""
-    plan, generator = orders.make_plan(model, **options), torch.Generator().manual_seed(3)
+    plan, generator = make_plan(model, **options), torch.Generator().manual_seed(3)
     height, width, channels = model.shape
 
     def noise():
@@ -272,7 +271,7 @@ def test_an_export_that_fails_leaves_the_one_before(monkeypatch, error):
     def fails(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ddpm.app.bridge.export.write_text", fails)
+    monkeypatch.setattr("ddpm.diffusers_io.export.write_text", fails)
     assert error("export", "--samples", "0", "--label", "5").startswith("out/diffusers: no space left")
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
@@ -570,7 +569,7 @@ def test_a_damaged_record_is_nothing_known():
     make_model()
     run("export", "--keep-classes")
     Path("out/diffusers/ddpm.json").write_text('{"data": {"class_names": 3}, "training": []}')
-    assert importing.read_folder(Path("out/diffusers")).config["data"]["class_names"][-1] == "class 10"
+    assert import_.read_folder(Path("out/diffusers")).config["data"]["class_names"][-1] == "class 10"
 
 
 # Noise levels

@@ -9,12 +9,12 @@ import torch
 from processes import in_processes
 from test_training import make_trainer, run
 
-from ddpm import distributed, params
+from ddpm.core import params, processes
+from ddpm.core.files import InputError
 from ddpm.evaluation.likelihood import likelihood
-from ddpm.evaluation.pairs import reconstruct, round_trips
-from ddpm.files import InputError
-from ddpm.judge.classifier import Classifier, predict
-from ddpm.sampling.draw import draw
+from ddpm.evaluation.reconstruction import reconstruct, round_trips
+from ddpm.features.classifier import Classifier, predict
+from ddpm.sampling.generate import draw
 from ddpm.sampling.model import load
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 
@@ -25,45 +25,45 @@ class TestSharing:
     def test_work_is_shared_and_comes_back_in_order(self):
         def work():
             done = []
-            results = distributed.share(range(7), lambda i: done.append(i) or 10 * i)
-            return distributed.rank(), done, results
+            results = processes.share(range(7), lambda i: done.append(i) or 10 * i)
+            return processes.rank(), done, results
 
         expected = [0, 10, 20, 30, 40, 50, 60]
         assert work() == (0, list(range(7)), expected)
         assert in_processes(3, work) == [(0, [0, 3, 6], expected), (1, [1, 4], expected), (2, [2, 5], expected)]
 
     def test_less_work_than_processes(self):
-        assert in_processes(3, lambda: distributed.share([5], lambda i: i)) == [[5]] * 3
+        assert in_processes(3, lambda: processes.share([5], lambda i: i)) == [[5]] * 3
 
     def test_what_the_first_makes_reaches_all(self):
-        made = in_processes(2, lambda: distributed.from_first(lambda: f"made by {os.environ['RANK']}"))
+        made = in_processes(2, lambda: processes.from_first(lambda: f"made by {os.environ['RANK']}"))
         assert made == ["made by 0"] * 2
 
     def test_an_error_of_the_first_is_raised_in_all(self):
         def make():
-            if not distributed.is_first():
+            if not processes.is_first():
                 raise AssertionError("made by another")
             raise InputError("damaged")
 
         def work():
             with pytest.raises(InputError, match="damaged"):
-                distributed.from_first(make)
+                processes.from_first(make)
 
         in_processes(2, work)
 
     @pytest.mark.parametrize("count", [2, 5, 7])
     def test_rows_are_shared_by_parts_and_put_together(self, count):
         whole = torch.arange(2.0 * count).reshape(count, 2)
-        results = in_processes(3, lambda: distributed.gathered(whole[distributed.part(count)], count).tolist())
+        results = in_processes(3, lambda: processes.gathered(whole[processes.part(count)], count).tolist())
         assert results == [whole.tolist()] * 3
-        assert distributed.gathered(whole, count) is whole
+        assert processes.gathered(whole, count) is whole
 
 
 def trained(**changes):
     """Weights after 20 steps, by name, with the history, as this process has them."""
     # Without a clear direction yet, AdamW's first steps make a step of a gradient's last digit: they shall be small.
     trainer = make_trainer(steps=20, dropout=0.0, warmup_steps=20, learning_rate=1e-3, **changes)
-    trainer.model = distributed.shared(trainer.network, CPU)
+    trainer.model = processes.shared(trainer.network, CPU)
     run(trainer)
     weights = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     return weights, trainer.ema_weights(), trainer.history
@@ -78,7 +78,7 @@ def trained(**changes):
 )  # fmt: skip
 def test_training_gives_the_same_weights_on_any_number_of_processes(processes, changes, monkeypatch):
     """Each of n processes computes on its part of the batch; 20 steps differ from those of one by no more than 1e-6."""
-    monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)
+    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.Importance.WARMUP", 0)
     weights, ema, history = trained(**changes)
     found = in_processes(processes, lambda: trained(**changes))
     for i in range(processes):
@@ -94,15 +94,15 @@ def test_the_loss_table_survives_a_resume_between_its_rows():
 
     def work():
         straight = make_trainer(steps=6, log_every=6, dropout=0.0)
-        straight.model = distributed.shared(straight.network, CPU)
+        straight.model = processes.shared(straight.network, CPU)
         run(straight)
         first = make_trainer(steps=6, log_every=6, dropout=0.0)
-        first.model = distributed.shared(first.network, CPU)
+        first.model = processes.shared(first.network, CPU)
         for _ in range(4):
             first.train_step()
         resumed = make_trainer(steps=6, log_every=6, dropout=0.0)
-        resumed.model = distributed.shared(resumed.network, CPU)
-        resumed.load_state_dict(distributed.from_first(first.state_dict))
+        resumed.model = processes.shared(resumed.network, CPU)
+        resumed.load_state_dict(processes.from_first(first.state_dict))
         run(resumed)
         return straight.history == resumed.history, straight.history[-1]["loss"]
 
@@ -137,7 +137,7 @@ def test_samples_are_the_same_on_any_number_of_processes(model, section):
 
 
 def test_scores_are_the_same_on_any_number_of_processes(model, data, monkeypatch):
-    for name in ("ddpm.evaluation.perceptual.BATCH", "ddpm.evaluation.likelihood.BATCH", "ddpm.judge.classifier.PREDICT_BATCH"):
+    for name in ("ddpm.evaluation.lpips.BATCH", "ddpm.evaluation.likelihood.BATCH", "ddpm.features.classifier.PREDICT_BATCH"):
         monkeypatch.setattr(name, 7)
     torch.manual_seed(0)
     judge = Classifier(1, 10).eval()

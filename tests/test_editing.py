@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end, rule, run
 
-from ddpm.diffusion.parameterization import PREDICTIONS, Prediction
+from ddpm.core.files import InputError
+from ddpm.diffusion.prediction import PREDICTIONS, Prediction
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.files import InputError
+from ddpm.editing.img2img import from_level, from_strength, image_to_image
+from ddpm.editing.inpaint import inpainting, jumped
 from ddpm.sampling.denoiser import network_denoiser
-from ddpm.sampling.editing import image_to_image, inpainting, invert, round_trip
-from ddpm.sampling.grid import SPACINGS, churned, corrected, evaluations, from_level, from_strength, jumped, make_grid
+from ddpm.sampling.inversion import invert, round_trip
 from ddpm.sampling.samplers import SAMPLERS, sample
+from ddpm.sampling.time_grid import SPACINGS, churned, corrected, evaluations, make_grid
 
 
 def error(steps, denoiser, schedule=LINEAR):

@@ -13,12 +13,14 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from ddpm.data.batches import to_model_range, to_tensor
-from ddpm.data.datasets import digits
-from ddpm.data.prepared import Prepared, Split
+from ddpm.core.files import InputError, sha256
+from ddpm.data.images import to_model_range, to_tensor
+from ddpm.data.prepared import Prepared, Split, held_out
+from ddpm.datasets.registry import digits
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.evaluation.coverage import LEAST
-from ddpm.evaluation.distances import (
+from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.feature_metrics import FeatureSpace, Judged, Sizes, set_sizes
+from ddpm.evaluation.fid import (
     consecutive_sets,
     disjoint_sets,
     fit_gaussian,
@@ -30,14 +32,21 @@ from ddpm.evaluation.distances import (
     kernel_within,
 )
 from ddpm.evaluation.likelihood import likelihood
-from ddpm.evaluation.pairs import held_out, reconstruct, round_trips, round_trips_if_trained
-from ddpm.evaluation.perceptual import lpips_alex, lpips_classifier
-from ddpm.evaluation.reconstruction import FRACTIONS, WienerFilter, level_at, noisy_pairs, psnr, zero_denoiser
-from ddpm.evaluation.scores import Judges
-from ddpm.evaluation.spaces import FeatureSpace, Judged, Sizes, set_sizes
-from ddpm.files import InputError, sha256
-from ddpm.judge import features, weights
-from ddpm.judge.classifier import Classifier, TrainClassifier, predict, shifted, train_classifier
+from ddpm.evaluation.lpips import lpips_alex, lpips_classifier
+from ddpm.evaluation.prdc import LEAST
+from ddpm.evaluation.reconstruction import (
+    FRACTIONS,
+    WienerFilter,
+    level_at,
+    noisy_pairs,
+    psnr,
+    reconstruct,
+    round_trips,
+    round_trips_if_trained,
+    zero_denoiser,
+)
+from ddpm.features import extractors, pretrained
+from ddpm.features.classifier import Classifier, TrainClassifier, predict, shifted, train_classifier
 from ddpm.sampling.model import DiffusionModel
 
 CPU = torch.device("cpu")
@@ -157,14 +166,14 @@ class TestKernelDistance:
         a, b = RNG.standard_normal((50, 4)), RNG.standard_normal((401, 4))
         exact = kernel_within(b)
         assert kernel_distance(a, b, exact) == kernel_distance(a, b)
-        monkeypatch.setattr("ddpm.evaluation.distances.KERNEL_BLOCK", 100)
+        monkeypatch.setattr("ddpm.evaluation.fid.KERNEL_BLOCK", 100)
         estimates = [kernel_within(RNG.permutation(b)) for _ in range(100)]
         assert np.mean(estimates) == pytest.approx(exact, abs=3 * np.std(estimates) / 10)
 
     def test_chunks_and_processes_change_nothing(self, monkeypatch):
         a, b = RNG.standard_normal((50, 4)), RNG.standard_normal((80, 4)) + 1
         whole = kernel_distance(a, b)
-        monkeypatch.setattr("ddpm.evaluation.neighbours.ELEMENTS", 300)
+        monkeypatch.setattr("ddpm.evaluation.prdc.ELEMENTS", 300)
         alone = kernel_distance(a, b)
         assert alone == pytest.approx(whole, rel=1e-12)
         for count in (2, 3):
@@ -265,9 +274,9 @@ class TestLPIPS:
 
         torch.manual_seed(0)
         trunk = torchvision.models.alexnet(weights=None)
-        path = tmp_path / weights.ALEXNET.name
+        path = tmp_path / pretrained.ALEXNET.name
         torch.save(trunk.state_dict(), path)
-        network = features.load_lpips_alex(path, CPU)
+        network = extractors.load_lpips_alex(path, CPU)
         reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         for i in range(1, 6):
             for name, layer in getattr(reference.net, f"slice{i}").named_children():
@@ -283,7 +292,7 @@ class TestLPIPS:
 class TestClassifier:
     def test_predictions_do_not_depend_on_batches(self, judge, data, monkeypatch):
         whole = predict(judge, data.test.images[:50], CPU)
-        monkeypatch.setattr("ddpm.judge.classifier.PREDICT_BATCH", 7)
+        monkeypatch.setattr("ddpm.features.classifier.PREDICT_BATCH", 7)
         for a, b in zip(whole, predict(judge, data.test.images[:50], CPU), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
         assert whole[0].shape == (50, 64)
@@ -533,11 +542,11 @@ class TestWeights:
             patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
             patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
             peer = FeatureExtractorInceptionV3("peer", ["2048", "logits_unbiased"])
-        path = weights_root / weights.INCEPTION.name
+        path = weights_root / pretrained.INCEPTION.name
         torch.save(peer.state_dict(), path)
         digest = sha256(path)[:8]
         path = path.rename(path.with_name(f"random-{digest}.pth"))
-        monkeypatch.setattr("ddpm.evaluation.scores.INCEPTION", weights.INCEPTION._replace(name=path.name, sha256=digest))
+        monkeypatch.setattr("ddpm.evaluation.evaluator.INCEPTION", pretrained.INCEPTION._replace(name=path.name, sha256=digest))
         few = data._replace(
             train=Split(data.train.images[:40], data.train.labels[:40]), test=Split(data.test.images[:20], data.test.labels[:20])
         )

@@ -14,12 +14,12 @@ import scipy.stats
 from conftest import ROOT
 from PIL import Image
 
-from ddpm.app import experiments
-from ddpm.app.cli import main
-from ddpm.files import InputError
-from ddpm.reporting.comparison import write_experiments
-from ddpm.reporting.experiments import comparable
-from ddpm.reporting.spread import T95, Difference, difference, in_words, t95, with_spread
+from ddpm.cli.main import main
+from ddpm.core.files import InputError
+from ddpm.experiments import collect
+from ddpm.experiments.compare import write_experiments
+from ddpm.experiments.significance import T95, Difference, difference, in_words, t95, with_spread
+from ddpm.experiments.tables import comparable
 
 PARAMS = ["dataset", "schedule", "prediction", "seed", "train_classifier.epochs", "train.steps", "runtime.threads",
           "sweep.samples"]  # fmt: skip
@@ -71,7 +71,7 @@ def shown(*rows):
 
 
 def read(*rows):
-    return experiments.read_experiments(shown(*rows), PARAMS)
+    return collect.read_experiments(shown(*rows), PARAMS)
 
 
 def page(folder, *rows):
@@ -105,7 +105,7 @@ def test_scores_and_settings_are_found_by_name_with_and_without_a_path():
 
 def test_messages_before_the_table_are_passed_over():
     text = "WARNING: something, something\n" + shown(*SEEDS)
-    assert len(experiments.read_experiments(text, PARAMS).about) == 3
+    assert len(collect.read_experiments(text, PARAMS).about) == 3
 
 
 def test_what_is_not_finished_is_named_and_not_compared(tmp_path):
@@ -135,7 +135,7 @@ def test_nothing_to_compare_is_one_line():
         read(commit("main"), row("late", State="Failed"), row("copy"))
     for text in ("", "nothing like a table\n", "A,B\n1,2\n"):
         with pytest.raises(InputError, match=r"^no experiments: `dvc exp show` prints no table"):
-            experiments.read_experiments(text, PARAMS)
+            collect.read_experiments(text, PARAMS)
 
 
 def test_a_repetition_is_no_second_seed():
@@ -344,7 +344,7 @@ def test_a_mean_has_the_digits_that_its_spread_supports():
 
 def test_the_options_go_to_dvc(monkeypatch, workspace, capsys):
     asked = []
-    monkeypatch.setattr(experiments, "show_csv", lambda options: asked.append(options) or shown(*SEEDS, *COSINE))
+    monkeypatch.setattr(collect, "show_csv", lambda options: asked.append(options) or shown(*SEEDS, *COSINE))
     assert main(["experiments"]) == 0
     assert main(["experiments", "--rev", "main", "--rev", "v1", "-n", "3"]) == 0
     assert main(["experiments", "-A", "--out", "elsewhere"]) == 0
@@ -358,7 +358,7 @@ def test_why_dvc_refuses_is_said_in_one_line(tmp_path, monkeypatch):
     """Outside of any project."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^dvc exp show: you are not inside of a DVC repository[^\n]*; run in [^\n]*$"):
-        experiments.show_csv()
+        collect.show_csv()
 
 
 STAGE = """

@@ -17,9 +17,20 @@ import torch
 from conftest import ROOT, the_error
 from PIL import Image
 
-from ddpm.files import InputError, atomic, read_json, read_npz, remove, sha256, sha256_tree, write_json, write_npz, write_text
+from ddpm.core.files import (
+    InputError,
+    atomic,
+    read_json,
+    read_npz,
+    remove,
+    sha256,
+    sha256_tree,
+    write_json,
+    write_npz,
+    write_text,
+)
+from ddpm.core.weights import load_weights, save_weights
 from ddpm.training.checkpoint import ResumeState
-from ddpm.weights import load_weights, save_weights
 
 LIMIT = 4096
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 10, 10, 3), np.uint8)

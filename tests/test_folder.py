@@ -12,10 +12,10 @@ from PIL import Image
 from raw_files import colours, enter, load, refused, settings
 from sklearn.model_selection import train_test_split
 
-from ddpm.data.decode import EXTENSIONS, UPRIGHT, Unreadable, decode, read_picture
-from ddpm.data.listing import Entry, Listing, Wanted
-from ddpm.data.prepare import prepare
-from ddpm.data.splits import stratified
+from ddpm.datasets.image_folder import stratified
+from ddpm.datasets.image_io import EXTENSIONS, UPRIGHT, Unreadable, decode, read_picture
+from ddpm.datasets.index import Entry, Listing, Wanted
+from ddpm.datasets.prepare import prepare
 
 
 def saved(picture: Image.Image, kind: str, **options) -> BytesIO:

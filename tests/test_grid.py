@@ -9,9 +9,9 @@ from conftest import diffusion
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
-from ddpm.files import InputError
-from ddpm.sampling.grid import MAX_CHURN, SPACINGS, churned, corrected, evaluations, make_grid
+from ddpm.sampling.time_grid import MAX_CHURN, SPACINGS, churned, corrected, evaluations, make_grid
 
 LINEAR = make_schedule("linear", 1000)
 

@@ -14,17 +14,16 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from ddpm.data.batches import to_tensor
-from ddpm.evaluation.distances import check_features, inception_score, kernel_distance
+from ddpm.core.files import InputError, write_json, write_npz
+from ddpm.data.images import to_tensor
+from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.fid import check_features, inception_score, kernel_distance
 from ddpm.evaluation.likelihood import Likelihood
-from ddpm.evaluation.pairs import Reconstruction, RoundTrips
-from ddpm.evaluation.perceptual import lpips_alex
-from ddpm.evaluation.reconstruction import psnr
+from ddpm.evaluation.lpips import lpips_alex
+from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips, psnr
 from ddpm.evaluation.results import METRICS, write_results
-from ddpm.evaluation.scores import Judges
-from ddpm.files import InputError, write_json, write_npz
-from ddpm.judge.classifier import Classifier, load_classifier, predict, save_classifier
-from ddpm.judge.features import Inception
+from ddpm.features.classifier import Classifier, load_classifier, predict, save_classifier
+from ddpm.features.extractors import Inception
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import edit_params
 from test_sweep import judge  # noqa: F401 (a fixture)
 
+from ddpm.core.files import read_json, write_json
 from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, UNSEEN
-from ddpm.files import read_json, write_json
 
 CSV = Path("reports/guidance/guidance.csv")
 

@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, edit_params, prepared
 
 import stages.train
-from ddpm.runtime import run_stage
+from ddpm.core.stage import run_stage
 from ddpm.training.checkpoint import STATE, ResumeState
 from ddpm.training.ema import EMA
 from ddpm.training.trainer import Trainer

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import gaussian_denoiser
 
-from ddpm.diffusion.bound import prior_bits, step_bits
-from ddpm.diffusion.levels import LEVEL_DRAWS, Importance, Stratified
+from ddpm.core.files import InputError
 from ddpm.diffusion.loss import LOSS_WEIGHTS, PLAIN, check_weight, diffusion_loss, make_weight, output_weight
-from ddpm.diffusion.parameterization import PREDICTIONS, Prediction, target
+from ddpm.diffusion.prediction import PREDICTIONS, Prediction, target
 from ddpm.diffusion.schedule import SCHEDULES, add_noise, make_schedule
+from ddpm.diffusion.timestep_sampling import LEVEL_DRAWS, Importance, Stratified
 from ddpm.diffusion.variance import VARIANCES, large, log_variance, small
-from ddpm.files import InputError
+from ddpm.diffusion.vlb import prior_bits, step_bits
 
 T = 1000
 CPU = torch.device("cpu")

@@ -5,13 +5,13 @@ import pytest
 import torch
 from processes import in_processes
 
-from ddpm.data.datasets import digits
+from ddpm.core.files import InputError
+from ddpm.datasets.registry import digits
 from ddpm.evaluation import memorization
-from ddpm.evaluation.classes import class_shares, total_variation, total_variation_floor
-from ddpm.evaluation.diversity import Diversity
+from ddpm.evaluation.class_balance import class_shares, total_variation, total_variation_floor
+from ddpm.evaluation.lpips import Diversity
 from ddpm.evaluation.memorization import Memorization, rank_statistic
-from ddpm.files import InputError
-from ddpm.judge.classifier import Classifier
+from ddpm.features.classifier import Classifier
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -163,7 +163,7 @@ class TestDiversity:
 
     def test_each_image_stands_in_one_pair(self, judge, monkeypatch):
         pairs = []
-        monkeypatch.setattr("ddpm.evaluation.perceptual.Perceptual.__call__", lambda self, a, b: pairs.append((a, b)) or {})
+        monkeypatch.setattr("ddpm.evaluation.lpips.Perceptual.__call__", lambda self, a, b: pairs.append((a, b)) or {})
         numbered = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
         Diversity(judge, numbered, 41, 0, CPU)
         a, b = pairs[0]
@@ -175,7 +175,7 @@ class TestDiversity:
             Diversity(judge, np.repeat(TEST[:1], 20, axis=0), 20, 0, CPU)
 
     def test_it_is_the_same_on_any_number_of_processes(self, judge, diversity, monkeypatch):
-        monkeypatch.setattr("ddpm.evaluation.perceptual.BATCH", 40)
+        monkeypatch.setattr("ddpm.evaluation.lpips.BATCH", 40)
 
         def work():
             return Diversity(judge, TEST, 200, 0, CPU)(TRAIN)["classifier"]

@@ -10,11 +10,11 @@ from conftest import diffusion
 from PIL import Image
 from test_unet import IDENTITY, awake, settings
 
-from ddpm.app.bridge.card import Facts, steps_of, write_card
-from ddpm.app.cli import main
-from ddpm.files import write_json
-from ddpm.networks.store import make_config, make_network
-from ddpm.weights import save_weights
+from ddpm.cli.main import main
+from ddpm.core.files import write_json
+from ddpm.core.weights import save_weights
+from ddpm.diffusers_io.model_card import Facts, steps_of, write_card
+from ddpm.networks.checkpoints import make_config, make_network
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
 T = 20

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end
 
+from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.files import InputError
+from ddpm.editing.interpolate import encode, interpolate, slerp, variations, vary
 from ddpm.sampling.denoiser import network_denoiser
-from ddpm.sampling.editing import decode, round_trip
-from ddpm.sampling.grid import make_grid
-from ddpm.sampling.morph import encode, interpolate, slerp, variations, vary
+from ddpm.sampling.inversion import decode, round_trip
+from ddpm.sampling.time_grid import make_grid
 
 SEEDS = st.integers(0, 2**32)
 UNIT = st.floats(0, 1)

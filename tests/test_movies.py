@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from ddpm.files import InputError
-from ddpm.reporting import movies, pictures
-from ddpm.reporting.movies import FILMS, choose_frames, ping_pong, write_film
+from ddpm.core.files import InputError
+from ddpm.plots import image_grid, video
+from ddpm.plots.video import FILMS, ping_pong, write_film
+from ddpm.sampling.trajectory import choose_frames
 
 RED, BLUE = (200, 40, 30), (30, 60, 190)
 
@@ -116,13 +117,13 @@ class TestFilms:
 
     def test_pixels_of_gray_noise_stay_sharp(self, tmp_path, suffix):
         path = tmp_path / f"film{suffix}"
-        (frame,) = movies.strip_film(noise(1, 1, 8, 8, 1), 1, 40)
+        (frame,) = video.strip_film(noise(1, 1, 8, 8, 1), 1, 40)
         write_film(path, [frame, plain((9, 9, 9), size=frame.size)[0]], fps=5, hold=0)
         decoded = READERS[suffix](path)[0][0, : frame.height, : frame.width]
         assert np.abs(decoded.astype(int) - np.asarray(frame)).mean() < 1
 
     def test_equal_frames_give_equal_bytes(self, tmp_path, suffix):
-        frames = movies.strip_film(noise(4, 3, 8, 8, 3), 3, 24)
+        frames = video.strip_film(noise(4, 3, 8, 8, 3), 3, 24)
         contents = []
         for name in "ab":
             write_film(tmp_path / f"{name}{suffix}", frames, fps=5)
@@ -132,7 +133,7 @@ class TestFilms:
     @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
     def test_frames_may_be_of_any_mode(self, tmp_path, suffix, mode):
         path = tmp_path / f"film{suffix}"
-        given = [frame.convert(mode) for frame in movies.strip_film(noise(2, 1, 8, 8, 3), 1, 64)]
+        given = [frame.convert(mode) for frame in video.strip_film(noise(2, 1, 8, 8, 3), 1, 64)]
         write_film(path, given, fps=5, hold=0)
         for frame, decoded in zip(given, READERS[suffix](path)[0], strict=True):
             wanted = np.asarray(frame.convert("RGB")).astype(int)
@@ -162,7 +163,7 @@ class TestFilms:
     def test_no_space_is_one_line_and_leaves_the_old_one(self, tmp_path, suffix):
         path = tmp_path / f"film{suffix}"
         path.write_bytes(b"old")
-        frames = movies.strip_film(noise(4, 3, 16, 16, 3), 3, 64)
+        frames = video.strip_film(noise(4, 3, 16, 16, 3), 3, 64)
         with files_end_at(5_000), pytest.raises(InputError, match=rf"film{suffix}: the file would exceed the size limit"):
             write_film(path, frames, fps=5)
         assert path.read_bytes() == b"old"
@@ -215,7 +216,7 @@ class TestMP4:
         assert not list(tmp_path.iterdir())
 
     def test_coloured_pixels_of_even_size_stay_sharp(self, tmp_path):
-        frames = movies.strip_film(noise(1, 1, 8, 8, 3), 1, 64)
+        frames = video.strip_film(noise(1, 1, 8, 8, 3), 1, 64)
         write_film(tmp_path / "film.mp4", frames, fps=5, hold=0)
         decoded = read_mp4(tmp_path / "film.mp4")[0][0, : frames[0].height, : frames[0].width]
         difference = np.abs(decoded.astype(int) - np.asarray(frames[0]))
@@ -242,12 +243,12 @@ class TestGIF:
         assert (frames[0, 0, 0, 0], frames[-1, 0, 0, 0]) == (20, 230)
 
     def test_a_gray_film_keeps_every_gray(self, tmp_path):
-        frames = movies.strip_film(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1), 1, 16)
+        frames = video.strip_film(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1), 1, 16)
         write_film(tmp_path / "film.gif", [*frames, plain((0, 0, 0), size=frames[0].size)[0]], 5)
         assert (read_gif(tmp_path / "film.gif")[0][0] == np.asarray(frames[0])).all()
 
     def test_colours_of_many_images_come_close(self, tmp_path):
-        frames = movies.strip_film(noise(2, 16, 8, 8, 3), 4, 16)
+        frames = video.strip_film(noise(2, 16, 8, 8, 3), 4, 16)
         write_film(tmp_path / "film.gif", frames, 5)
         difference = np.abs(read_gif(tmp_path / "film.gif")[0].astype(int) - np.stack([np.asarray(frame) for frame in frames]))
         assert difference.mean() < 12
@@ -262,7 +263,7 @@ class TestGIF:
 
     def test_the_report_draws_the_same_film(self, tmp_path):
         x, x0 = noise(2, 6, 4, 8, 8, 1)
-        pictures.denoising_gif(tmp_path / "a.gif", x, x0, np.arange(6)[::-1], 16, 120)
+        image_grid.denoising_gif(tmp_path / "a.gif", x, x0, np.arange(6)[::-1], 16, 120)
         frames, milliseconds = read_gif(tmp_path / "a.gif")
         assert milliseconds == [120] * 4 + [2000]
         write_film(tmp_path / "b.gif", [Image.fromarray(frame) for frame in frames], 1000 / 120)
@@ -332,7 +333,7 @@ def rows_of(frame, side):
 class TestFrames:
     def test_denoising_stands_above_its_prediction(self):
         x = plain_images(3, 4)
-        frames = movies.denoising_frames(x, x + 50, [999, 500, 0], 16)
+        frames = video.denoising_frames(x, x + 50, [999, 500, 0], 16)
         assert len({frame.size for frame in frames}) == 1
         assert [rows_of(frame, 16) for frame in frames] == [
             [[100 + 4 * f + k for k in range(4)], [150 + 4 * f + k for k in range(4)]] for f in range(3)
@@ -341,7 +342,7 @@ class TestFrames:
     @pytest.mark.parametrize(("count", "columns"), [(8, [8]), (9, [5, 4]), (16, [8, 8]), (19, [7, 7, 5])])
     def test_more_than_8_images_go_on_in_further_pairs_of_rows(self, count, columns):
         x = plain_images(1, count)
-        (frame,) = movies.denoising_frames(x, x + 50, [7], 16)
+        (frame,) = video.denoising_frames(x, x + 50, [7], 16)
         rows = rows_of(frame, 16)
         assert [len(row) for row in rows[::2]] == [len(row) for row in rows[1::2]] == columns
         assert list(chain(*rows[::2])) == list(range(100, 100 + count))
@@ -349,7 +350,7 @@ class TestFrames:
 
     def test_a_frame_says_its_level_and_nothing_else_changes(self):
         same = np.repeat(plain_images(1, 2), 3, axis=0)
-        frames = [np.asarray(frame).astype(int) for frame in movies.grid_frames(same, [1000, 1000, 3.5], 2, 16)]
+        frames = [np.asarray(frame).astype(int) for frame in video.grid_frames(same, [1000, 1000, 3.5], 2, 16)]
         assert (frames[0] == frames[1]).all()
         changed = np.flatnonzero((frames[0] != frames[2]).any(axis=(1, 2)))
         assert len(changed) > 5
@@ -358,21 +359,21 @@ class TestFrames:
     @pytest.mark.parametrize("captions", [("x_t", "x0"), ("noisy", "a longer caption")])
     def test_rows_have_captions(self, captions):
         x = plain_images(1, 2)
-        (frame,) = movies.denoising_frames(x, x, [7], 16, captions)
-        (plain,) = movies.denoising_frames(x, x, [7], 16, ("", ""))
+        (frame,) = video.denoising_frames(x, x, [7], 16, captions)
+        (plain,) = video.denoising_frames(x, x, [7], 16, ("", ""))
         assert tiles(frame, 16)[0][1] > tiles(plain, 16)[0][1]
         for y, x, _ in tiles(frame, 16)[::2]:
             assert (np.asarray(frame)[y : y + 16, : x - 1] < 100).any(), "ink before the row"
 
     def test_a_grid_has_all_images_in_order(self):
-        frames = movies.grid_frames(plain_images(2, 7), [10, 0], 3, 16)
+        frames = video.grid_frames(plain_images(2, 7), [10, 0], 3, 16)
         assert [rows_of(frame, 16) for frame in frames] == [
             [[100, 101, 102], [103, 104, 105], [106]], [[107, 108, 109], [110, 111, 112], [113]]
         ]  # fmt: skip
 
     @pytest.mark.parametrize("steps", [[0, 2500, 10_000_000], [10_000_000, 5, 5]])
     def test_a_title_wider_than_the_grid_is_whole_and_frames_are_of_one_size(self, steps):
-        frames = movies.training_frames(plain_images(3, 1), steps, 1, 16)
+        frames = video.training_frames(plain_images(3, 1), steps, 1, 16)
         assert len({frame.size for frame in frames}) == 1
         assert [rows_of(frame, 16) for frame in frames] == [[[100]], [[101]], [[102]]]
         for frame in frames:
@@ -383,84 +384,83 @@ class TestFrames:
             assert (above[:, -4:] > 200).all(), "the last letter is not cut off"
 
     def test_letters_that_reach_below_the_line_are_whole(self):
-        (frame,) = movies.training_frames(plain_images(1, 1), [1500], 1, 16)
+        (frame,) = video.training_frames(plain_images(1, 1), [1500], 1, 16)
         above = np.asarray(frame.convert("L"))[: tiles(frame, 16)[0][0]]
         rows = np.flatnonzero((above < 250).any(axis=1))
-        _, top, _, bottom = ImageFont.load_default(pictures.FONT_SIZE).getbbox("step 1,500")
+        _, top, _, bottom = ImageFont.load_default(image_grid.FONT_SIZE).getbbox("step 1,500")
         assert rows.max() - rows.min() + 1 == bottom - top
 
     def test_titles_name_the_step_with_thousands(self, monkeypatch):
         titles = []
-        monkeypatch.setattr(movies, "_titled", lambda tables, texts: titles.extend(texts))
-        movies.training_frames(plain_images(2, 1), [0, 2500], 1, 16)
-        movies.grid_frames(plain_images(2, 1), [250.0, 0.25], 1, 16)
+        monkeypatch.setattr(video, "_titled", lambda tables, texts: titles.extend(texts))
+        video.training_frames(plain_images(2, 1), [0, 2500], 1, 16)
+        video.grid_frames(plain_images(2, 1), [250.0, 0.25], 1, 16)
         assert titles == ["step 0", "step 2,500", "t = 250", "t = 0.25"]
 
     def test_a_strip_runs_forth_and_back(self):
-        frames = movies.strip_film(plain_images(4), 1, 16)
+        frames = video.strip_film(plain_images(4), 1, 16)
         assert [rows_of(frame, 16) for frame in frames] == [[[100]], [[101]], [[102]], [[103]], [[102]], [[101]]]
-        frames = movies.strip_film(plain_images(2, 3), 2, 16)
+        frames = video.strip_film(plain_images(2, 3), 2, 16)
         assert [rows_of(frame, 16) for frame in frames] == [[[100, 101], [102]], [[103, 104], [105]]]
 
     def test_a_progressive_picture_has_a_row_per_sample_and_a_column_per_level(self):
-        x = plain_images(20, 3)
-        picture = movies.progressive_picture(x, np.arange(20)[::-1], 48, samples=2, frames=4)
-        chosen = choose_frames(20, 4)
-        assert rows_of(picture, 48) == [[100 + 3 * f + k for f in chosen] for k in range(2)]
+        x = plain_images(4, 3)
+        picture = video.progressive_picture(x, np.arange(4)[::-1], 48, samples=2)
+        assert rows_of(picture, 48) == [[100 + 3 * f + k for f in range(4)] for k in range(2)]
 
     def test_captions_of_small_columns_do_not_touch(self):
-        picture = movies.progressive_picture(plain_images(3, 1), [1000, 900, 800], 8)
+        picture = video.progressive_picture(plain_images(3, 1), [1000, 900, 800], 8)
         lefts = sorted({x for _, x, _ in tiles(picture, 40)})
         above = np.asarray(picture.convert("L"))[: tiles(picture, 40)[0][0]]
         assert len(lefts) == 3
-        assert all((above[:, x - pictures.GAP - 1 : x + 1] == 255).all() for x in lefts)
+        assert all((above[:, x - image_grid.GAP - 1 : x + 1] == 255).all() for x in lefts)
 
     @pytest.mark.parametrize("array", [np.zeros((2, 3, 8, 8, 1)), noise(2, 3, 8, 8, 2), noise(2, 3, 8, 8), noise(2, 0, 8, 8, 1)])
     def test_other_arrays_are_refused_by_name(self, array):
         message = r"{}: \w+ of shape \(.*\); give uint8 \(frames, images, height, width, 1 or 3\)"
         good = plain_images(2, 3)
         with pytest.raises(InputError, match=message.format("x")):
-            movies.denoising_frames(array, good, [1, 0], 16)
+            video.denoising_frames(array, good, [1, 0], 16)
         with pytest.raises(InputError, match=message.format("x0")):
-            movies.denoising_frames(good, array, [1, 0], 16)
+            video.denoising_frames(good, array, [1, 0], 16)
         with pytest.raises(InputError, match=message.format("images")):
-            movies.training_frames(array, [1, 0], 1, 16)
+            video.training_frames(array, [1, 0], 1, 16)
         with pytest.raises(InputError, match=message.format("x")):
-            movies.progressive_picture(array, [1, 0], 16)
+            video.progressive_picture(array, [1, 0], 16)
 
     def test_no_columns_are_refused(self):
         with pytest.raises(InputError, match="columns: 0 must be at least 1"):
-            movies.grid_frames(plain_images(1, 3), [0], 0, 16)
+            video.grid_frames(plain_images(1, 3), [0], 0, 16)
 
 
 class TestUpscaling:
     def test_smooth_is_of_exact_size_and_has_values_between(self):
         image = np.zeros((8, 4, 1), np.uint8)
         image[:, 2:] = 200
-        smooth = movies.smooth(image, 45)
+        smooth = image_grid.smooth(image, 45)
         assert smooth.size == (22, 45)
         assert ((np.asarray(smooth) > 50) & (np.asarray(smooth) < 150)).any()
-        assert set(np.unique(np.asarray(pictures.to_picture(image, 45)))) == {0, 200}
+        assert set(np.unique(np.asarray(image_grid.to_picture(image, 45)))) == {0, 200}
 
     def test_smooth_never_shrinks(self):
         image = noise(64, 64, 3)
-        assert (np.asarray(movies.smooth(image, 40)) == image).all()
+        assert (np.asarray(image_grid.smooth(image, 40)) == image).all()
 
     @pytest.mark.parametrize(
         "make",
         [
-            lambda images, name: movies.denoising_frames(images, images, [1, 0], 45, upscaling=name)[0],
-            lambda images, name: movies.grid_frames(images, [1, 0], 2, 45, name)[0],
-            lambda images, name: movies.training_frames(images, [1, 2], 2, 45, name)[0],
-            lambda images, name: movies.strip_film(images, 2, 45, name)[0],
-            lambda images, name: movies.progressive_picture(images, [1, 0], 45, upscaling=name),
+            lambda images, name: video.denoising_frames(images, images, [1, 0], 45, upscaling=name)[0],
+            lambda images, name: video.grid_frames(images, [1, 0], 2, 45, name)[0],
+            lambda images, name: video.training_frames(images, [1, 2], 2, 45, name)[0],
+            lambda images, name: video.strip_film(images, 2, 45, name)[0],
+            lambda images, name: video.progressive_picture(images, [1, 0], 45, upscaling=name),
         ],
         ids=["denoising", "grid", "training", "strip", "progressive"],
     )
     def test_every_maker_offers_it_by_name(self, make):
         images = plain_images(2, 3)
-        sides = {name: {x for _, x, _ in tiles(make(images, name), 45)} for name in movies.UPSCALING}
-        steps = {name: min(np.diff(sorted(xs))) - pictures.GAP for name, xs in sides.items()}
+        sides = {name: {x for _, x, _ in tiles(make(images, name), 45)} for name in image_grid.UPSCALING}
+        steps = {name: min(np.diff(sorted(xs))) - image_grid.GAP for name, xs in sides.items()}
         assert steps == {"nearest": 48, "smooth": 45}
         with pytest.raises(InputError, match="upscaling: 'nearer' is unknown; did you mean 'nearest'"):
             make(images, "nearer")

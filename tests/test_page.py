@@ -10,10 +10,10 @@ import pytest
 from conftest import diffusion, edit
 from PIL import Image
 
-from ddpm.files import InputError, write_json, write_npz, write_text
-from ddpm.reporting.page import Report, write_report
-from ddpm.reporting.scoreboard import every_score, overview
-from ddpm.reporting.verdict import apart, copying, small_sample_notes, verdict
+from ddpm.core.files import InputError, write_json, write_npz, write_text
+from ddpm.report.page import Report, write_report
+from ddpm.report.score_tables import every_score, overview
+from ddpm.report.summary import apart, copying, small_sample_notes, verdict
 
 SPACE = {
     "fid": 0.0871, "fid_sd": 0.0042, "fid_floor": 0.0847, "fid_excess": 0.0024, "fid_test": 0.154, "fid_infinity": 0.0213,

@@ -6,7 +6,7 @@ from conftest import diffusion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.diffusion.parameterization import PREDICTIONS, Prediction, determinant, solve, target
+from ddpm.diffusion.prediction import PREDICTIONS, Prediction, determinant, solve, target
 from ddpm.diffusion.schedule import SCHEDULES, add_noise, make_schedule
 
 T = 1000

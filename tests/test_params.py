@@ -7,21 +7,21 @@ import pytest
 from conftest import ROOT, edit_params
 from pydantic import Field
 
-from ddpm import params
-from ddpm.app.showcase import Edit
-from ddpm.data.datasets import DATASETS, DatasetName
-from ddpm.data.prepared import PrepareData
-from ddpm.diffusion.parameterization import PredictionName
+from ddpm.core import params
+from ddpm.core.device import Runtime
+from ddpm.core.files import InputError
+from ddpm.datasets.registry import DATASETS, DatasetName
+from ddpm.datasets.settings import PrepareData
+from ddpm.diffusion.prediction import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
+from ddpm.editing.stage_images import Edit
+from ddpm.evaluation.evaluator import Evaluate
 from ddpm.evaluation.guidance import Guidance
-from ddpm.evaluation.scores import Evaluate
 from ddpm.evaluation.sweep import Sweep
-from ddpm.files import InputError
-from ddpm.judge.classifier import TrainClassifier
+from ddpm.features.classifier import TrainClassifier
 from ddpm.networks.unet import UNetSettings
-from ddpm.reporting.page import Report
-from ddpm.runtime import Runtime
-from ddpm.sampling.draw import SampleDDIM, SampleDDPM
+from ddpm.report.page import Report
+from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 from ddpm.training.settings import Train
 
 EVERYTHING = {

@@ -136,7 +136,7 @@ def test_the_checks_see_every_missing_and_every_idle_entry(stage):
 
 def test_a_new_import_anywhere_below_a_stage_is_noticed():
     name = "ddpm/networks/unet.py"
-    sources = {name: "import ddpm.judge.classifier\n" + (ROOT / name).read_text()}
+    sources = {name: "import ddpm.features.classifier\n" + (ROOT / name).read_text()}
     missing, _ = missing_and_idle_deps("sample_ddpm", STAGES["sample_ddpm"], sources)
     assert "ddpm/judge/classifier.py" in missing
 

@@ -13,8 +13,8 @@ from conftest import ROOT
 from dvc_render import VegaRenderer
 from dvc_render.html import HTML
 
-from ddpm.files import InputError
-from ddpm.reporting import offline
+from ddpm.core.files import InputError
+from ddpm.plots import offline
 
 TEMPLATES = sorted((ROOT / ".dvc/plots").glob("*.json"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())

@@ -9,10 +9,13 @@ from conftest import edit_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm import params
-from ddpm.files import InputError
-from ddpm.networks.posthoc import (
+from ddpm.core import params
+from ddpm.core.files import InputError
+from ddpm.core.weights import read_weights, save_weights
+from ddpm.networks.checkpoints import CheckpointName, load_model
+from ddpm.networks.power_ema import (
     NARROWEST,
+    SNAPSHOTS,
     TOLERANCE,
     WIDEST,
     WIDTHS,
@@ -20,11 +23,12 @@ from ddpm.networks.posthoc import (
     decay,
     exponent,
     from_snapshots,
+    list_snapshots,
     reach,
+    rebuild,
+    save_snapshot,
+    snapshot_file,
 )
-from ddpm.networks.snapshots import SNAPSHOTS, list_snapshots, rebuild, save_snapshot, snapshot_file
-from ddpm.networks.store import CheckpointName, load_model
-from ddpm.weights import read_weights, save_weights
 
 widths = st.floats(NARROWEST, WIDEST)
 STEPS = 1_000

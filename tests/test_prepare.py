@@ -12,15 +12,15 @@ from PIL import Image
 from raw_files import arrays, colours, contents, enter, load, refused, settings
 
 import stages.prepare_data
-from ddpm import params
-from ddpm.data import filling, unfinished
-from ddpm.data import prepare as preparing
-from ddpm.data.filling import AHEAD, in_threads
-from ddpm.data.prepare import prepare
-from ddpm.data.prepared import PrepareData, open_prepared
-from ddpm.data.unfinished import Unfinished
-from ddpm.files import InputError
-from ddpm.scratch import hold
+from ddpm.core import params
+from ddpm.core.files import InputError
+from ddpm.core.scratch import hold
+from ddpm.data.prepared import open_prepared
+from ddpm.datasets import prepare as preparing
+from ddpm.datasets import resume
+from ddpm.datasets.prepare import AHEAD, in_threads, prepare
+from ddpm.datasets.resume import Unfinished
+from ddpm.datasets.settings import PrepareData
 
 FIT = {"image_size": 4, "fit": "resize", "channels": "rgb"}
 
@@ -31,7 +31,7 @@ def raw(tmp_path, monkeypatch):
     raw = enter(tmp_path, monkeypatch)
     colours(raw / "pictures" / "cat", 6)
     colours(raw / "pictures" / "dog", 10, first=60)
-    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     monkeypatch.setattr(os, "fsync", lambda number: None)
     return raw
 
@@ -40,8 +40,8 @@ def raw(tmp_path, monkeypatch):
 def decoded(monkeypatch):
     """Names of the pictures that were decoded, as they are."""
     names = []
-    real = filling.decode
-    monkeypatch.setattr(filling, "decode", lambda file, mode: (names.append(getattr(file, "name", "")), real(file, mode))[1])
+    real = preparing.decode
+    monkeypatch.setattr(preparing, "decode", lambda file, mode: (names.append(getattr(file, "name", "")), real(file, mode))[1])
     return names
 
 
@@ -78,7 +78,7 @@ def killed(*moment, **changes) -> None:
 
 MOMENTS = {
     "before anything is written": ((Unfinished, "begin", 1, True), 0),
-    "when the files are made": ((unfinished, "write_json", 1, True), 0),
+    "when the files are made": ((resume, "write_json", 1, True), 0),
     "before a row": ((Unfinished, "write", 13, True), 12),
     "before a row is marked": ((os, "fsync", 20, True), 9),
     "after a row": ((Unfinished, "write", 13, False), 13),
@@ -124,7 +124,7 @@ def test_several_kills_and_dvcs_removal_of_the_outputs(raw, tmp_path, decoded):
 
 
 def other_code(monkeypatch, raw):
-    monkeypatch.setattr(unfinished, "sha256", lambda path: "other")
+    monkeypatch.setattr(resume, "sha256", lambda path: "other")
 
 
 def another_picture(monkeypatch, raw):
@@ -178,7 +178,7 @@ def test_a_picture_that_has_changed_is_read_again_and_no_other(raw, tmp_path, de
 def test_two_preparations_of_the_same_are_not_run_at_once(raw, tmp_path, monkeypatch):
     held = []
     real = preparing.hold if hasattr(preparing, "hold") else hold
-    monkeypatch.setattr(unfinished, "hold", lambda *arguments: held.append(real(*arguments)) or held[-1])
+    monkeypatch.setattr(resume, "hold", lambda *arguments: held.append(real(*arguments)) or held[-1])
     prepare("image_folder", settings(**FIT))
     held[0].acquire()
     try:
@@ -204,7 +204,7 @@ def test_the_stage_goes_on_unless_dvc_was_told_to_start_afresh(workspace, capsys
     colours(workspace / "raw" / "image_folder" / "cat", 20)
     edit_params(dataset="image_folder", **{"prepare_data.image_size": 4, "prepare_data.fit": "resize"})
     given = params.load(prepare_data=PrepareData).prepare_data
-    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     killed(Unfinished, "write", 8, False, **given.model_dump())
     monkeypatch.setattr(stages.prepare_data, "dvc_forces", lambda: forced)
     stages.prepare_data.main()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks import streaming
 
-from ddpm.data.batches import Reading, Streamed
+from ddpm.data.loader import Reading, Streamed
 from tests.tools import prepare_memory
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux only")

@@ -20,18 +20,18 @@ from dvc.utils.hydra import apply_overrides
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from ddpm.app import recipe as recipes
-from ddpm.app.cli import main
-from ddpm.app.recipe import full_params, options, read_changes, read_recipe, recipe_names
-from ddpm.app.runs import stage_order
-from ddpm.app.sections import Everything
-from ddpm.data.batches import Batches
-from ddpm.data.datasets import DIGITS
-from ddpm.data.idx import IDX_FILES
-from ddpm.files import InputError, read_json
-from ddpm.networks.store import make_network
+from ddpm.cli.main import main
+from ddpm.core.files import InputError, read_json
+from ddpm.core.params import make, read_yaml
+from ddpm.data.loader import Batches
+from ddpm.datasets.idx import IDX_FILES
+from ddpm.datasets.registry import DIGITS
+from ddpm.experiments import recipe as recipes
+from ddpm.experiments.all_params import Everything
+from ddpm.experiments.recipe import full_params, options, read_changes, read_recipe, recipe_names
+from ddpm.experiments.runner import stage_order
+from ddpm.networks.checkpoints import make_network
 from ddpm.networks.unet import UNet
-from ddpm.params import make, read_yaml
 from ddpm.training.trainer import Trainer
 
 PARAMS = ROOT / "params.yaml"
@@ -180,7 +180,7 @@ def test_the_list_has_a_line_for_each(folder, capsys):
 
 
 def test_the_list_is_quick():
-    code = "import sys; from ddpm.app.cli import main; main(['recipe']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from ddpm.cli.main import main; main(['recipe']); sys.exit('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
 

@@ -1,5 +1,6 @@
 """Records of recipes: runs through DVC and without it, what is kept of them, and the table in the README."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,14 +14,14 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from ddpm.app import record, runs
-from ddpm.app.cli import main
-from ddpm.app.recipe import full_params, read_recipe, recipe_names
-from ddpm.app.record import describe_machine, training_seconds, write_record
-from ddpm.files import InputError
-from ddpm.params import make, read_yaml
-from ddpm.reporting.results import BEGIN, END, duration, machine, results_section, update, with_table
-from ddpm.runtime import Runtime
+from ddpm.cli.main import main
+from ddpm.core.device import Runtime
+from ddpm.core.files import InputError
+from ddpm.core.params import make, read_yaml
+from ddpm.experiments import record, runner
+from ddpm.experiments.readme_table import BEGIN, END, duration, machine, results_section, update, with_table
+from ddpm.experiments.recipe import full_params, read_recipe, recipe_names
+from ddpm.experiments.record import describe_machine, training_seconds, write_record
 
 RUNTIME = {**read_yaml(ROOT / "params.yaml")["runtime"], "device": "cpu"}
 SPEEDS = "step,images_per_second,data_ms\n100,640,1\n200,320,1\n250,320,1\n"  # at 64 a step: 10 s, 20 s, 10 s
@@ -163,7 +164,7 @@ def made(tmp_path, monkeypatch):
             raise InputError("stage train: ended with status 1")
         asked.append((order, seed, list(extra)))
         put_run(place)
-        return runs.Ran(100.0, "there")
+        return runner.Ran(100.0, "there")
 
     monkeypatch.setattr(record, "RUNNERS", {True: run, False: run})
     monkeypatch.setattr(record, "check_clean", lambda: "abc")
@@ -410,7 +411,7 @@ def test_a_killed_record_leaves_no_stage_behind(project, number, status):
 
 
 def test_without_dvc_installed_that_is_said(here, monkeypatch):
-    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert here("record", "mine.yaml")[2].startswith(
         "error: record: DVC is not installed; run `pip install dvc`, or give --without"
     )

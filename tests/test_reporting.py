@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ddpm.reporting import figures, pictures, samples
-from ddpm.reporting.tables import measured, number, percent, share_error, share_of, supported, table
+from ddpm.plots import figures, image_grid
+from ddpm.plots.numbers import measured, number, percent, share_error, share_of, supported, table
 
 
 def read(path):
@@ -18,10 +18,10 @@ def test_a_grid_has_a_row_per_class_in_order(tmp_path):
     labels = np.arange(40) % 10
     images = np.broadcast_to((labels * 20 + 10).astype(np.uint8)[:, None, None, None], (40, 8, 8, 1)).copy()
     path = tmp_path / "grid.png"
-    pictures.class_grid(path, images, labels, [f"class {i}" for i in range(10)], columns=3, tile=16)
+    image_grid.class_grid(path, images, labels, [f"class {i}" for i in range(10)], columns=3, tile=16)
     picture = read(path)
     assert picture.ndim == 2, "gray images make a gray PNG"
-    right = picture[:, -pictures.MARGIN - pictures.GAP - 8]
+    right = picture[:, -image_grid.MARGIN - image_grid.GAP - 8]
     brightness = [value for i, value in enumerate(right) if i == 0 or value != right[i - 1]]
     assert [int(value) for value in brightness if value != 255] == [20 * i + 10 for i in range(10)]
     assert all((picture == 20 * i + 10).sum() >= 3 * 16 * 16 for i in range(10))
@@ -29,10 +29,10 @@ def test_a_grid_has_a_row_per_class_in_order(tmp_path):
 
 def test_pixels_are_enlarged_by_a_whole_factor():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    picture = np.asarray(pictures.to_picture(image, tile=40))
+    picture = np.asarray(image_grid.to_picture(image, tile=40))
     assert picture.shape == (40, 40, 3)
     assert (picture[::5, ::5, 0] == image[..., 0]).all()
-    assert np.asarray(pictures.to_picture(np.zeros((64, 64, 3), np.uint8), tile=48)).shape == (64, 64, 3)
+    assert np.asarray(image_grid.to_picture(np.zeros((64, 64, 3), np.uint8), tile=48)).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -40,14 +40,14 @@ def test_a_gif_has_a_frame_per_level_and_rests_on_the_last(tmp_path, channels):
     rng = np.random.default_rng(0)
     x, x0 = rng.integers(0, 256, (2, 6, 4, 8, 8, channels), np.uint8)
     path = tmp_path / "a.gif"
-    pictures.denoising_gif(path, x, x0, np.array([100, 80, 60, 40, 20, 0]), tile=16, frame_ms=120)
+    image_grid.denoising_gif(path, x, x0, np.array([100, 80, 60, 40, 20, 0]), tile=16, frame_ms=120)
     with Image.open(path) as gif:
         assert gif.n_frames == 5
         durations = []
         for frame in range(gif.n_frames):
             gif.seek(frame)
             durations.append(gif.info["duration"])
-        assert durations == [120] * 4 + [pictures.HOLD_MS]
+        assert durations == [120] * 4 + [image_grid.HOLD_MS]
         assert gif.info["loop"] == 0
     assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
 
@@ -56,7 +56,7 @@ def test_a_strip_runs_from_noise_to_image(tmp_path):
     x = np.zeros((5, 2, 8, 8, 1), np.uint8)
     x[-1] = 77
     path = tmp_path / "strip.png"
-    pictures.denoising_strip(path, x, x, np.array([10, 7, 5, 2, 0]), tile=16)
+    image_grid.denoising_strip(path, x, x, np.array([10, 7, 5, 2, 0]), tile=16)
     picture = read(path)
     columns = np.flatnonzero((picture == 77).any(axis=0))
     assert (picture == 77).sum() >= 4 * 16 * 16, "x_t and x0 of both samples"
@@ -92,7 +92,7 @@ def blue(picture):
 def test_bars_are_as_high_as_the_scores(tmp_path):
     """The first group of bars, precision, is drawn at half the height of the second."""
     path = tmp_path / "coverage.png"
-    samples.coverage_bars(path, {"DDPM": {"precision": 0.4, "recall": 0.8}, samples.REAL: {"precision": 1.0, "recall": 1.0}}, 500)
+    figures.coverage_bars(path, {"DDPM": {"precision": 0.4, "recall": 0.8}, figures.REAL: {"precision": 1.0, "recall": 1.0}}, 500)
     drawn = blue(read(path))
     columns = np.flatnonzero(drawn.sum(0) > 20)
     heights = sorted({int(drawn[:, column].sum()) for column in columns if column < drawn.shape[1] * 0.75})
@@ -101,7 +101,7 @@ def test_bars_are_as_high_as_the_scores(tmp_path):
 
 def test_classes_are_counted_over_all_names(tmp_path):
     path = tmp_path / "classes.png"
-    samples.class_histogram(path, {"DDPM": np.array([0, 0, 2]), samples.REAL: np.array([0, 1, 2])}, ["cat", "dog", "horse"])
+    figures.class_histogram(path, {"DDPM": np.array([0, 0, 2]), figures.REAL: np.array([0, 1, 2])}, ["cat", "dog", "horse"])
     drawn = blue(read(path))
     # Before the legend, two bars: nothing of the set was seen as the second class.
     filled = (drawn.sum(0) > 20)[: int(drawn.shape[1] * 0.75)]
@@ -113,7 +113,7 @@ def test_a_confusion_has_a_panel_per_set(tmp_path, classes):
     labels = np.arange(200) % classes
     names = [f"class {i}" for i in range(classes)]
     for panels in (1, 2, 3):
-        samples.confusion(tmp_path / f"{panels}.png", {f"set {i}": (labels, labels) for i in range(panels)}, names)
+        figures.confusion(tmp_path / f"{panels}.png", {f"set {i}": (labels, labels) for i in range(panels)}, names)
         # All classes are seen as asked, so the diagonal is as dark as the scale goes.
         darkest = (read(tmp_path / f"{panels}.png")[..., :3] == [0x08, 0x30, 0x6B]).all(-1)
         assert darkest.any()
@@ -122,7 +122,7 @@ def test_a_confusion_has_a_panel_per_set(tmp_path, classes):
 def test_neighbours_stand_below_their_samples(tmp_path):
     pairs = np.zeros((2, 3, 8, 8, 1), np.uint8)
     pairs[0], pairs[1] = 77, 99
-    pictures.neighbours(tmp_path / "a.png", pairs, np.array([0.31, 0.4, 0.5]), tile=40)
+    image_grid.neighbours(tmp_path / "a.png", pairs, np.array([0.31, 0.4, 0.5]), tile=40)
     picture = read(tmp_path / "a.png")
     sample, nearest = (np.flatnonzero((picture == value).sum(1) >= 3 * 40) for value in (77, 99))
     assert sample.max() < nearest.min()

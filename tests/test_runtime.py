@@ -12,8 +12,9 @@ from conftest import ROOT, edit_params
 from test_training import make_trainer, run
 from torch import nn
 
-from ddpm import params
-from ddpm.runtime import Interrupted, Neighbours, Precision, Runtime, compiled, process_count, run_stage
+from ddpm.core import params
+from ddpm.core.device import Neighbours, Precision, Runtime, compiled, process_count
+from ddpm.core.stage import Interrupted, run_stage
 
 CPU = torch.device("cpu")
 
@@ -96,7 +97,7 @@ class TestProcesses:
     def test_one_unless_there_are_more_gpus_or_more_are_asked_for(self, runtime, monkeypatch):
         assert process_count(runtime()) == 1
         assert process_count(runtime(processes=3)) == 3
-        monkeypatch.setattr("ddpm.runtime.DEVICES", {"cuda": lambda: True, "auto": lambda: True, "mps": lambda: False})
+        monkeypatch.setattr("ddpm.core.device.DEVICES", {"cuda": lambda: True, "auto": lambda: True, "mps": lambda: False})
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
         assert process_count(runtime(processes="auto", device="cuda")) == 4
         assert process_count(runtime(device="auto")) == 4

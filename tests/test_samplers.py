@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end, output_law, rule, run
 
-from ddpm.data.datasets import DIGITS
-from ddpm.diffusion.parameterization import PREDICTIONS, Prediction
+from ddpm.core.params import read_yaml
+from ddpm.core.seeds import seeded
+from ddpm.datasets.registry import DIGITS
+from ddpm.diffusion.prediction import PREDICTIONS, Prediction
 from ddpm.diffusion.schedule import SCHEDULES, Level, make_schedule
 from ddpm.diffusion.variance import large, learned, small
 from ddpm.networks.unet import UNet, UNetSettings
-from ddpm.params import read_yaml
-from ddpm.runtime import seeded
 from ddpm.sampling.denoiser import network_denoiser, thresholded
-from ddpm.sampling.draw import draw
-from ddpm.sampling.grid import SPACINGS, churned, corrected, make_grid
+from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
 from ddpm.sampling.samplers import SAMPLERS, sample
 from ddpm.sampling.settings import SampleDDIM
+from ddpm.sampling.time_grid import SPACINGS, churned, corrected, make_grid
 
 RULES = {
     "ddpm small": rule("ancestral", variance="small"),

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ddpm.diffusion.parameterization import PREDICTIONS, check_prediction
+from ddpm.core.files import InputError
+from ddpm.diffusion.prediction import PREDICTIONS, check_prediction
 from ddpm.diffusion.schedule import (
     SCHEDULES,
     NoiseSchedule,
@@ -29,7 +30,6 @@ from ddpm.diffusion.schedule import (
     scaled_linear,
     sigmoid,
 )
-from ddpm.files import InputError
 
 
 def peer(name, **options):

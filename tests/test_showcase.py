@@ -10,13 +10,13 @@ import torch
 from conftest import edit_params
 from test_sweep import judge, snapshots  # noqa: F401 (fixtures)
 
-from ddpm import params
-from ddpm.app import inpainting
-from ddpm.app.inpainting import score_inpainting
-from ddpm.app.showcase import BETWEEN, EVERY, Edit, make_edits, of_classes
+from ddpm.core import params
+from ddpm.core.files import read_npz
 from ddpm.data.prepared import Split
-from ddpm.files import read_npz
-from ddpm.judge.classifier import load_classifier
+from ddpm.editing import score
+from ddpm.editing.score import score_inpainting
+from ddpm.editing.stage_images import BETWEEN, EVERY, Edit, make_edits, of_classes
+from ddpm.features.classifier import load_classifier
 from ddpm.sampling.model import load
 
 MAIN = "stages.edit"
@@ -79,8 +79,8 @@ def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, da
             known["labels"] = labels
             yield x0 if with_image else x0 * mask - (1 - mask)
 
-        monkeypatch.setattr(inpainting, "inpaint_images", run)
-        monkeypatch.setattr(inpainting, "finished", next)
+        monkeypatch.setattr(score, "inpaint_images", run)
+        monkeypatch.setattr(score, "finished", next)
         return score_inpainting(network, data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
 
     whole, blank = fill(True), fill(False)
@@ -99,8 +99,8 @@ def test_psnr_is_that_of_the_filled_pixels_alone(model, data, judge, monkeypatch
     def run(model, plan, x0, mask, labels, seed, shown):
         yield torch.where(mask == 1, x0, x0 + 0.2)
 
-    monkeypatch.setattr(inpainting, "inpaint_images", run)
-    monkeypatch.setattr(inpainting, "finished", next)
+    monkeypatch.setattr(score, "inpaint_images", run)
+    monkeypatch.setattr(score, "finished", next)
     scores = score_inpainting(load("final", CPU), data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
     assert scores["replacement"]["psnr"] == pytest.approx(20.0, abs=1e-4)
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from raw_files import contents, enter, load, refused, settings
 
-from ddpm.data.prepare import prepare
 from ddpm.data.prepared import open_prepared
-from ddpm.data.rows import library
+from ddpm.datasets.huggingface import library
+from ddpm.datasets.prepare import prepare
 
 
 @pytest.fixture
@@ -342,8 +342,8 @@ def test_the_library_is_told_not_to_use_the_network(hub, monkeypatch):
 def test_what_was_read_before_is_skipped(hub, raw, tmp_path, monkeypatch):
     from pyarrow.parquet import ParquetFile
 
-    from ddpm.data import rows as reading
-    from ddpm.data.unfinished import Unfinished
+    from ddpm.datasets import huggingface as reading
+    from ddpm.datasets.resume import Unfinished
 
     (raw / "pictures").mkdir()
     rows(hub, 40).to_parquet(str(raw / "pictures" / "train.parquet"), batch_size=10)

@@ -10,23 +10,33 @@ from conftest import diffusion
 from PIL import Image
 from test_unet import IDENTITY, awake, settings
 
-from ddpm.app.films import Recorder, models_of_training
-from ddpm.app.images import MASKS, known_where, open_image, open_mask, read_picture
-from ddpm.app.orders import CHOICES, class_number, image_noise, latent_of, make_plan, tell
-from ddpm.app.outputs import pictures
-from ddpm.app.sources import EDITS, source_image, stacked
-from ddpm.app.studio import Source, draw_images, edit_images, inpaint_images, interpolate_images, reconstruct_images, vary_images
-from ddpm.app.views import View, finished
-from ddpm.data.batches import to_images
-from ddpm.files import InputError
+from ddpm.core.files import InputError
+from ddpm.data.images import to_images
+from ddpm.editing.inpaint import MASKS, jumped, known_where
+from ddpm.editing.inputs import open_image, open_mask, read_picture
+from ddpm.editing.stage_images import models_of_training
+from ddpm.editing.tasks import (
+    EDITS,
+    Source,
+    edit_images,
+    inpaint_images,
+    interpolate_images,
+    reconstruct_images,
+    source_image,
+    stacked,
+    vary_images,
+)
+from ddpm.networks.checkpoints import make_config
 from ddpm.networks.conditioning import CONDITIONINGS
-from ddpm.networks.posthoc import WIDTHS
-from ddpm.networks.snapshots import save_snapshot
-from ddpm.networks.store import make_config
+from ddpm.networks.power_ema import WIDTHS, save_snapshot
 from ddpm.networks.unet import UNet
-from ddpm.sampling.grid import jumped
-from ddpm.sampling.model import DiffusionModel, from_config
+from ddpm.sampling.generate import draw_images
+from ddpm.sampling.model import DiffusionModel, class_number, from_config, tell
+from ddpm.sampling.noise import image_noise, latent_of
+from ddpm.sampling.plan import CHOICES, make_plan
+from ddpm.sampling.progress import View, finished, pictures
 from ddpm.sampling.samplers import sample
+from ddpm.sampling.trajectory import Recorder
 
 T = 50
 

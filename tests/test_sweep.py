@@ -11,15 +11,14 @@ import torch
 from conftest import edit_params
 from PIL import Image
 
+from ddpm.core.weights import read_weights, save_weights
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.sweep import METHODS, plan_method
-from ddpm.judge.classifier import Classifier, save_classifier
-from ddpm.networks.posthoc import WIDTHS, reach
-from ddpm.networks.snapshots import save_snapshot, snapshot_file
-from ddpm.reporting.sweep import write_sweep
+from ddpm.features.classifier import Classifier, save_classifier
+from ddpm.networks.power_ema import WIDTHS, reach, save_snapshot, snapshot_file
+from ddpm.report.sweep import write_sweep
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.samplers import SAMPLERS
-from ddpm.weights import read_weights, save_weights
 
 
 def main_of(stage):

@@ -10,21 +10,20 @@ import torch
 from test_unet import settings as unet_settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm.data.batches import Batches
-from ddpm.data.datasets import DIGITS
+from ddpm.core.files import InputError
+from ddpm.core.stage import Interrupted
+from ddpm.data.loader import Batches
 from ddpm.data.prepared import Split
-from ddpm.diffusion.levels import LEVEL_DRAWS
+from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.files import InputError
+from ddpm.diffusion.timestep_sampling import LEVEL_DRAWS
 from ddpm.networks.unet import UNet
-from ddpm.runtime import Interrupted
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint
-from ddpm.training.ema import EMA, ramped
-from ddpm.training.flat import ALIGNMENT, Flat
+from ddpm.training.ema import ALIGNMENT, EMA, Flat, ramped
 from ddpm.training.loop import STEP_PHASES, Hooks, train
+from ddpm.training.monitor import signals
 from ddpm.training.settings import LR_SCHEDULES, Train
 from ddpm.training.trainer import QUARTERS, Trainer
-from ddpm.training.watch import signals
 
 CPU = torch.device("cpu")
 WHERE = {"device": "cpu"}
@@ -156,7 +155,7 @@ def test_known_pixels_make_the_loss_smaller():
 )  # fmt: skip
 def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, changes, tmp_path, monkeypatch):
     # So that levels are drawn by importance before and after the stop.
-    monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)
+    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.Importance.WARMUP", 0)
     straight = run(make_trainer(**changes))
 
     state = ResumeState("abc", WHERE, tmp_path)
@@ -319,7 +318,7 @@ def test_float16_trains_with_a_scaler_that_finds_its_scale():
 @pytest.mark.parametrize("levels", LEVEL_DRAWS)
 def test_a_batch_in_parts_gives_the_same_weights(parts, levels, monkeypatch):
     """Gradient accumulation: k parts of b images equal one batch of k b, averages and all."""
-    monkeypatch.setattr("ddpm.diffusion.levels.Importance.WARMUP", 0)
+    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.Importance.WARMUP", 0)
     # Adam's first steps divide by a gradient that may be almost 0, whose rounding shows then: they shall be small.
     options = {"dropout": 0.0, "levels": levels, "warmup_steps": 12}
     whole, split = (run(make_trainer(accumulation=n, **options)) for n in (1, parts))

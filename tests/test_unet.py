@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import diffusion
 
-from ddpm.data.datasets import DIGITS
-from ddpm.files import InputError
-from ddpm.networks import convolution
-from ddpm.networks.convolution import Conv, Grow
-from ddpm.networks.store import CHECKPOINTS, CONFIG, load_model, make_config
+from ddpm.core.files import InputError
+from ddpm.core.weights import save_weights
+from ddpm.datasets.registry import DIGITS
+from ddpm.networks import layers
+from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG, load_model, make_config
+from ddpm.networks.layers import Conv, Grow
 from ddpm.networks.unet import Details, UNet, UNetSettings, norm_groups, time_embedding
-from ddpm.weights import save_weights
 
 SMALL = {
     "channels": 8, "channel_mults": [1, 2], "blocks_per_level": 1, "attention_levels": [], "middle_attention": False,
@@ -261,7 +261,7 @@ def test_a_packed_kernel_follows_its_weights(change):
     layer, x = packing()
     with torch.no_grad():
         before = layer(x)
-        assert (layer._packed is not None) == convolution._CAN_PACK
+        assert (layer._packed is not None) == layers._CAN_PACK
         change_under_grad = torch.enable_grad()(change)
         change_under_grad(layer)
         after = layer(x)

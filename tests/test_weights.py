@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from ddpm.files import InputError
-from ddpm.judge import weights
-from ddpm.judge.weights import PretrainedJudges, WeightsFile, find_weights, get_weights
+from ddpm.core.files import InputError
+from ddpm.features import pretrained
+from ddpm.features.pretrained import PretrainedJudges, WeightsFile, find_weights, get_weights
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def published(tmp_path, monkeypatch):
         digest = hashlib.sha256(content).hexdigest()[:8]
         file = WeightsFile(f"{name.lower()}-{digest}.pth", digest, (tmp_path / "publisher").as_uri() + "/")
         (tmp_path / "publisher" / file.name).write_bytes(content)
-        monkeypatch.setattr(weights, name, file)
+        monkeypatch.setattr(pretrained, name, file)
     return tmp_path / "publisher"
 
 
@@ -31,7 +31,7 @@ def test_missing_files_are_fetched_if_asked_for(published, tmp_path):
     get_weights(settings(download=False))
     assert not (tmp_path / "here").exists()
     get_weights(settings())
-    for file in (weights.INCEPTION, weights.ALEXNET):
+    for file in (pretrained.INCEPTION, pretrained.ALEXNET):
         assert find_weights(file).read_bytes() == (published / file.name).read_bytes()
     assert len(list((tmp_path / "here").iterdir())) == 2
 
@@ -44,12 +44,12 @@ def test_what_is_there_is_not_fetched_again(published, tmp_path, capsys):
 
 
 def test_another_content_is_not_kept(published, tmp_path, capsys):
-    (published / weights.INCEPTION.name).write_bytes(b"somebody else's")
+    (published / pretrained.INCEPTION.name).write_bytes(b"somebody else's")
     get_weights(settings())
     said = capsys.readouterr().err
-    assert weights.INCEPTION.url in said
+    assert pretrained.INCEPTION.url in said
     assert "cannot be downloaded" in said
-    assert [path.name for path in (tmp_path / "here").iterdir()] == [weights.ALEXNET.name]
+    assert [path.name for path in (tmp_path / "here").iterdir()] == [pretrained.ALEXNET.name]
 
 
 def test_without_a_network_it_goes_on_or_says_which_file_goes_where(published, tmp_path, capsys):
@@ -57,20 +57,20 @@ def test_without_a_network_it_goes_on_or_says_which_file_goes_where(published, t
         file.unlink()
     get_weights(settings())
     assert capsys.readouterr().err.count("going on without it") == 2
-    with pytest.raises(InputError, match=rf"{weights.INCEPTION.name} is not in .*here.*download_weights"):
+    with pytest.raises(InputError, match=rf"{pretrained.INCEPTION.name} is not in .*here.*download_weights"):
         get_weights(settings(require=True))
 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused(published, tmp_path):
     get_weights(settings())
-    find_weights(weights.ALEXNET).write_bytes(b"damaged")
-    with pytest.raises(InputError, match=rf"{weights.ALEXNET.name}: its SHA-256 begins with .*damaged or another file"):
-        find_weights(weights.ALEXNET)
+    find_weights(pretrained.ALEXNET).write_bytes(b"damaged")
+    with pytest.raises(InputError, match=rf"{pretrained.ALEXNET.name}: its SHA-256 begins with .*damaged or another file"):
+        find_weights(pretrained.ALEXNET)
 
 
 def test_the_published_addresses_end_with_the_names():
     """The real ones: they cannot be fetched in a test."""
-    assert weights.INCEPTION.url.endswith("/v0.2.0/weights-inception-2015-12-05-6726825d.pth")
-    assert weights.ALEXNET.url == "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-    for file in (weights.INCEPTION, weights.ALEXNET):
+    assert pretrained.INCEPTION.url.endswith("/v0.2.0/weights-inception-2015-12-05-6726825d.pth")
+    assert pretrained.ALEXNET.url == "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+    for file in (pretrained.INCEPTION, pretrained.ALEXNET):
         assert file.sha256 in file.name

@@ -5,36 +5,22 @@ train_images.npy     uint8 (N, H, W, C), memory-mappable; the same for test_
 train_labels.npy     int64 (N,)
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import Field
+import torch
+from torch import Tensor
 
-from ddpm.data.datasets import CHANNELS, DATASETS, DatasetName
-from ddpm.data.fit import FITS
-from ddpm.files import InputError, read_json
-from ddpm.params import OneOf, OrWord, Section
+from ddpm.core.files import InputError, read_json
+from ddpm.core.paths import PREPARED_DIR
+from ddpm.data.images import to_model_range, to_tensor
 
-FOLDER = Path("data/prepared")
 META = "meta.json"
+
+
 SPLITS = ("train", "test")
-
-
-class PrepareData(Section):
-    """The `prepare_data` section: what happens to the images before training."""
-
-    image_size: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("native")]
-    fit: Annotated[str, OneOf(FITS)]
-    channels: Annotated[str, OneOf(CHANNELS)]
-    folder: str
-    label: Annotated[str | None, OrWord("auto")]
-    test_share: Annotated[float, Field(gt=0, lt=1)]
-    skip_bad: bool
-
-
-# Settings that only some data sets read.
-SPECIAL = ("label", "skip_bad")
 
 
 class Split(NamedTuple):
@@ -65,32 +51,27 @@ class Prepared(NamedTuple):
         return {key: self.meta[key] for key in ("dataset", "shape", "class_names", "sha256")}
 
 
-def open_prepared(dataset: DatasetName, settings: PrepareData, folder: Path = FOLDER) -> Prepared:
-    """Open the prepared data set; the arrays stay on disk.
+def open_prepared(dataset: str, settings: Mapping[str, Any], folder: Path = PREPARED_DIR) -> Prepared:
+    """Open the prepared data set; the arrays stay on disk. settings: the `prepare_data` section as it stands in params.yaml.
 
     Raises InputError if a file is missing or damaged, or if the data was made with other settings than params.yaml has now.
     """
     meta = read_json(folder / META, "prepare_data")
-    wanted = made_with(dataset, settings)
-    for key, value in wanted.items():
-        if meta.get("made_with", {}).get(key) != value:
+    current = {"dataset": dataset, **settings}
+    # Settings that this data set does not read are not recorded, so they may differ.
+    for key, value in meta.get("made_with", {"dataset": None}).items():
+        if current.get(key) != value:
             raise InputError(
-                f"{folder}: was made with {key} = {meta.get('made_with', {}).get(key)!r}, but params.yaml has {value!r}; "
+                f"{folder}: was made with {key} = {value!r}, but params.yaml has {current.get(key)!r}; "
                 "run `dvc repro prepare_data`"
             )
     return Prepared(meta, *(_open_split(folder, meta, name) for name in SPLITS))
 
 
-def open_test(folder: Path = FOLDER) -> tuple[dict, Split]:
+def open_test(folder: Path = PREPARED_DIR) -> tuple[dict, Split]:
     """The content of meta.json and the test split, whatever settings made them. Raises InputError as `open_prepared` does."""
     meta = read_json(folder / META, "prepare_data")
     return meta, _open_split(folder, meta, "test")
-
-
-def made_with(dataset: DatasetName, settings: PrepareData) -> dict:
-    """The settings that decide what is in the arrays."""
-    ignored = {key for key in SPECIAL if key not in DATASETS[dataset].reads}
-    return {"dataset": dataset, **settings.model_dump(exclude=ignored)}
 
 
 def _open_split(folder: Path, meta: dict, name: str) -> Split:
@@ -105,3 +86,9 @@ def _open_split(folder: Path, meta: dict, name: str) -> Split:
             raise InputError(f"{path}: has shape {list(array.shape)}, {META} says {shape}; run `dvc repro -f prepare_data`")
         arrays.append(array)
     return Split(*arrays)
+
+
+def held_out(data: Prepared, count: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Up to `count` random test images (N, C, H, W) in [-1, 1], and their labels (N,)."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(data.test.images))[:count])
+    return to_model_range(to_tensor(data.test.images[chosen], device)), torch.tensor(data.test.labels[chosen], device=device)

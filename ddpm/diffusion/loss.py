@@ -12,16 +12,19 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.bound import step_bits
-from ddpm.diffusion.parameterization import determinant, solve, target
+from ddpm.core.files import InputError
+from ddpm.core.params import OneOf
+from ddpm.diffusion.prediction import determinant, solve, target
 from ddpm.diffusion.schedule import Level, NoiseSchedule, add_noise
-from ddpm.files import InputError
-from ddpm.params import OneOf
+from ddpm.diffusion.vlb import step_bits
 
 # lambda of the hybrid loss L_simple + lambda L_vlb (Nichol & Dhariwal 2021, sec. 3.1).
 BOUND_WEIGHT = 1e-3
 
+
 Weight = Callable[[Tensor], Tensor]
+
+
 Network = Callable[..., Tensor]
 
 
@@ -43,7 +46,11 @@ LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "min_snr": min_snr,
     "p2": p2,
 }
+
+
 LossWeightName = Annotated[str, OneOf(LOSS_WEIGHTS)]
+
+
 # The weights that leave the squared error of the network's own output as it is.
 PLAIN = {"eps": "simple", "x0": "x0", "v": "v", "flow": "flow"}
 

@@ -14,11 +14,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ddpm.files import InputError
-from ddpm.params import OneOf, Section, lookup
+from ddpm.core.files import InputError
+from ddpm.core.params import OneOf, Section, lookup
 
 # A schedule whose last level still carries signal trains a network that never sees the pure noise it must start from.
 MAX_FINAL_ALPHA_BAR = 1e-2
+
+
 MAX_BETA = 0.999
 
 
@@ -184,8 +186,14 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "sigmoid": sigmoid,
     "edm": edm,
 }
+
+
 ScheduleName = Annotated[str, OneOf(SCHEDULES)]
+
+
 Logit = Annotated[float, Field(ge=-30, le=30)]
+
+
 NoiseRatio = Annotated[float, Field(ge=1e-5, le=1e5)]  # sigma / alpha; beyond, float64 no longer tells levels apart
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from torch import Tensor
 
+from ddpm.core.params import OneOf
 from ddpm.diffusion.schedule import Level, NoiseSchedule, per_image
-from ddpm.params import OneOf
 
 
 def small(t: Level, s: Level, mix: Tensor | None = None) -> float | Tensor:
@@ -35,6 +35,8 @@ VARIANCES: dict[str, Callable[[Level, Level, Tensor | None], float | Tensor]] = 
     "large": large,
     "learned": learned,
 }
+
+
 VarianceName = Annotated[str, OneOf(VARIANCES)]
 
 

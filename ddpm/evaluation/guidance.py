@@ -6,15 +6,19 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from ddpm.evaluation.scores import Judges
-from ddpm.networks.store import CheckpointName
-from ddpm.params import Section, make
-from ddpm.sampling.draw import draw
+from ddpm.core.params import Section, make
+from ddpm.evaluation.evaluator import Judges
+from ddpm.networks.checkpoints import CheckpointName
+from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM
 
 Count = Annotated[int, Field(ge=1)]
+
+
 CLASSES, CAPTIONS, UNSEEN = "classes", "captions", "captions never seen"
+
+
 COLUMNS = ("method", "scale", "nfe", "fid", "fid_sd", "precision", "recall", "accuracy")
 
 

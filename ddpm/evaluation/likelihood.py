@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm import distributed
-from ddpm.diffusion.bound import prior_bits, step_bits
+from ddpm.core import processes
+from ddpm.core.progress import Progress
+from ddpm.core.seeds import seeded
 from ddpm.diffusion.schedule import add_noise
 from ddpm.diffusion.variance import VARIANCES
-from ddpm.runtime import Progress, seeded
+from ddpm.diffusion.vlb import prior_bits, step_bits
 from ddpm.sampling.denoiser import thresholded
 from ddpm.sampling.model import DiffusionModel
 
@@ -53,10 +54,10 @@ def likelihood(model: DiffusionModel, images: Tensor, labels: Tensor, levels: in
                 for name in names:
                     bits = step_bits(model.schedule, index[part, k], x0, prediction.x0, name, prediction.mix)
                     found[name][:, k] = bits.cpu().double()
-                progress.advance(len(x0) * distributed.size())
+                progress.advance(len(x0) * processes.size())
             return found
 
-        parts = distributed.share(range(0, len(images), BATCH), bits_of)
+        parts = processes.share(range(0, len(images), BATCH), bits_of)
     terms = {name: torch.cat([part[name] for part in parts]) for name in names}
     prior = prior_bits(images.cpu().double(), model.schedule[total])
     scores: dict = {"n": len(images), "evaluations": strata + 1, "prior": float(prior.mean())}

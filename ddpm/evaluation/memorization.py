@@ -6,15 +6,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm import distributed
-from ddpm.files import InputError
-from ddpm.runtime import Progress
+from ddpm.core import processes
+from ddpm.core.files import InputError
+from ddpm.core.progress import Progress
 
 NEXT = 50  # neighbours after the nearest, to whose mean distance the nearest is held
+
+
 NEAR = 1 / 3  # of that mean: a nearest training image that is closer is a near copy
+
+
 EXACT = 8  # of the nearest by float32, how many are measured again in whole numbers
+
+
 ROWS = 1_000  # images that are searched at a time
+
+
 ELEMENTS = 1 << 24  # of one block of distances, or of one block of pixels
+
+
 PICTURED = 10
 
 
@@ -102,10 +112,10 @@ class Memorization:
             distance, index = self._candidates(self._centred(chunk), k)
             squared, nearest = self._exact(chunk, index[:, :EXACT], None if own is None else own[start : start + rows])
             if progress is not None:
-                progress.advance(len(chunk) * distributed.size())
+                progress.advance(len(chunk) * processes.size())
             return squared, nearest, distance[:, 1:].double().mean(1).numpy()
 
-        parts = distributed.share(range(0, len(queries), rows), of_chunk)
+        parts = processes.share(range(0, len(queries), rows), of_chunk)
         squared, index, following = (np.concatenate(part) for part in zip(*parts, strict=True))
         return squared, index, following
 

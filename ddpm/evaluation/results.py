@@ -5,15 +5,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ddpm.data.batches import to_images
+from ddpm.core.files import write_json, write_npz, write_text
+from ddpm.core.paths import METRICS_FILE
+from ddpm.data.images import to_images
 from ddpm.evaluation.likelihood import Likelihood
-from ddpm.evaluation.pairs import Reconstruction, RoundTrips
-from ddpm.files import write_json, write_npz, write_text
+from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips
 
-METRICS = Path("reports/evaluate/metrics.json")
 PLOTS = Path("reports/evaluate/plots")
+
+
 JUDGED = Path("samples/judged")
+
+
 REAL = "real test images"
+
+
 COVERAGE = ("precision", "recall", "density", "coverage")
 
 
@@ -43,4 +49,4 @@ def write_results(
     covers = {scores[name]["sampler"]: scores[name]["classifier"] for name in cost} | {REAL: scores["real"]["classifier"]}
     rows = [{"images": images, "score": key, "value": found[key]} for images, found in covers.items() for key in COVERAGE]
     write_text(PLOTS / "coverage.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
-    write_json(METRICS, {key: {**value, "cost": cost[key]} if key in cost else value for key, value in scores.items()})
+    write_json(METRICS_FILE, {key: {**value, "cost": cost[key]} if key in cost else value for key, value in scores.items()})

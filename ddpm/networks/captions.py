@@ -12,16 +12,26 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ddpm.files import InputError
+from ddpm.core.files import InputError
 
 PADDING, START = 0, 1  # of the ids; words come after them
+
+
 MOST_WORDS = 16  # of a caption, at least; longer class names make room for more
 
+
 TEMPLATES = ("{}", "a {}", "the {}", "an image of a {}", "a picture of a {}", "this is a {}")
+
+
 DIGIT_TEMPLATES = (*TEMPLATES, "the digit {}", "the number {}", "a handwritten {}", "a handwritten digit {}")
+
+
 # Never seen in training, though their words are: how well a network reads, not remembers, is measured with these.
 UNSEEN = ("the picture of a {}", "this is the {}", "this is an image of the {}")
+
+
 UNSEEN_DIGIT = (*UNSEEN, "handwritten {}", "a picture of the digit {}", "this is a handwritten number {}")
+
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

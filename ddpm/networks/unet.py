@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ddpm.files import InputError
+from ddpm.core.files import InputError
+from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.networks.conditioning import CONDITIONINGS, Nothing, TextContent
-from ddpm.networks.convolution import Conv, Grow, Shrink
-from ddpm.params import OneOf, OrWord, Section
+from ddpm.networks.layers import Conv, Grow, Shrink
 
 Size = Annotated[int, Field(ge=1)]
+
+
 Norm = Callable[[int], nn.GroupNorm]
 
 

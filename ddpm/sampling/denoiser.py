@@ -6,12 +6,14 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ddpm.diffusion.parameterization import Prediction, solve
-from ddpm.diffusion.schedule import Level, per_image
-from ddpm.files import InputError
-from ddpm.params import OneOf
+from ddpm.core.files import InputError
+from ddpm.core.params import OneOf
+from ddpm.diffusion.prediction import Prediction, solve
+from ddpm.diffusion.schedule import Level
 
 Denoiser = Callable[[Tensor, Level], Prediction]
+
+
 Limit = Callable[[Tensor, float], Tensor]
 
 
@@ -47,6 +49,8 @@ def dynamic(x0: Tensor, quantile: float) -> Tensor:
 
 
 THRESHOLDS: dict[str, Limit | None] = {"none": None, "clip": clip, "dynamic": dynamic}
+
+
 ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
 
 
@@ -77,16 +81,6 @@ def guided(conditional: Denoiser, unconditional: Denoiser, scale: float, interva
             return (conditional if here else unconditional)(x, level)
         told, untold = conditional(x, level), unconditional(x, level)
         return told._replace(x0=torch.lerp(untold.x0, told.x0, here))
-
-    return denoise
-
-
-def blended(first: Denoiser, second: Denoiser, fractions: Tensor) -> Denoiser:
-    """Predictions of x0 on the way from one denoiser (fraction 0) to another (1); fractions (B,), one per image."""
-
-    def denoise(x: Tensor, level: Level) -> Prediction:
-        a, b = first(x, level), second(x, level)
-        return a._replace(x0=torch.lerp(a.x0, b.x0, per_image(fractions, x)))
 
     return denoise
 

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.parameterization import check_prediction
+from ddpm.core.files import InputError
+from ddpm.core.params import lookup
+from ddpm.core.paths import MODEL_DIR
+from ddpm.diffusion.prediction import check_prediction
 from ddpm.diffusion.schedule import Diffusion, NoiseSchedule
-from ddpm.files import InputError
-from ddpm.networks.captions import captions_of
-from ddpm.networks.store import load_model
+from ddpm.networks.captions import captions_of, split_words
+from ddpm.networks.checkpoints import load_model
 from ddpm.networks.unet import UNet
 from ddpm.sampling.denoiser import Denoiser, guided, network_denoiser
-
-FOLDER = Path("models/ddpm")
 
 
 class DiffusionModel(NamedTuple):
@@ -92,6 +92,64 @@ def from_config(network: UNet, config: dict) -> DiffusionModel:
     return DiffusionModel(network, schedule, diffusion["prediction"], config["data"], knows_no_class)
 
 
-def load(checkpoint: str | float, device: torch.device, folder: Path = FOLDER) -> DiffusionModel:
+def load(checkpoint: str | float, device: torch.device, folder: Path = MODEL_DIR) -> DiffusionModel:
     """Load a checkpoint of a model folder, by its name or the width of its EMA. Raises InputError if it is missing or damaged."""
     return from_config(*load_model(folder, checkpoint, device))
+
+
+NO_CLASS = "none"
+
+
+def class_number(model: DiffusionModel, name: str) -> int:
+    """The number of a class by its name, in whatever case, or by the number itself. Raises InputError for an unknown one."""
+    names = model.data["class_names"]
+    for k, known in enumerate(names):
+        if name.strip().lower() == known.lower():
+            return k
+    number = name.strip()
+    # Python refuses to read numbers of thousands of digits.
+    if number.isdecimal() and len(number) < 10 and int(number) < len(names):
+        return int(number)
+    return names.index(lookup(dict.fromkeys(names), name, "label"))
+
+
+def tell(
+    model: DiffusionModel, count: int, labels: Sequence[str] = (), texts: Sequence[str] = (), guidance: float = 1.0
+) -> tuple[Tensor | None, list[str]]:
+    """What the network is told of `count` images, and what to write beside each: labels (names or numbers of classes) or texts,
+    in turn; without either, every class in turn. The label `none` is no class, and so is an empty text; with guidance 0 nothing
+    is told.
+
+    Raises InputError for what the model does not take or know, and for what guidance 0 would ignore.
+    """
+    if labels and texts:
+        raise InputError("text: cannot be given together with label; a text says what to draw by itself")
+    if guidance == 0 and (texts or set(labels) - {NO_CLASS}):
+        raise InputError("guidance: 0 draws without class or text; leave label and text out, or raise it")
+    if guidance == 0:
+        return None, [""] * count
+    if texts:
+        if not all(split_words(text) for text in texts):
+            _check_knows_no_class(model)
+        read = model.read(texts)
+        turns = torch.arange(count) % len(texts)
+        return read[turns.to(read.device)], [texts[k] for k in turns.tolist()]
+    names = model.data["class_names"]
+    if not labels:
+        numbers = model.balanced_labels(count)
+        return numbers, [""] * count if numbers is None else [names[k] for k in numbers.tolist()]
+    if not model.network.conditional:
+        raise InputError("label: this model takes no class (model.conditioning); leave it out")
+    if set(labels) == {NO_CLASS}:
+        _check_knows_no_class(model)
+        return None, [""] * count
+    if NO_CLASS in labels:
+        raise InputError(f"label: {NO_CLASS!r} cannot be mixed with classes; draw twice")
+    numbers = [class_number(model, name) for name in labels]
+    chosen = [numbers[k % len(numbers)] for k in range(count)]
+    return torch.tensor(chosen, device=model.device), [names[k] for k in chosen]
+
+
+def _check_knows_no_class(model: DiffusionModel) -> None:
+    if not model.knows_no_class:
+        raise InputError("label: no class needs a model that was trained without its class too (train.condition_dropout above 0)")

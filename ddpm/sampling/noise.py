@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm.runtime import seeded
+from ddpm.core.files import InputError
+from ddpm.core.seeds import seeded
+from ddpm.sampling.model import DiffusionModel
 
 # Numbers drawn by one call for one image. It depends on the image and the grid alone: how many numbers a call draws can change
 # their values.
@@ -36,3 +38,17 @@ class ImageNoise:
             self.block, self.used = self._draw(self.length), 0
         self.used += 1
         return self.block[self.used - 1]
+
+
+def image_noise(model: DiffusionModel, seed: int, count: int, draws: int, first: int = 0, use: str = "draw") -> ImageNoise:
+    """All the noise of images first .. first + count - 1 of a seed, of its own for each use: an image that was drawn from a
+    seed is not to meet that noise again when it is edited. Raises InputError for a seed that is none."""
+    if seed < 0:
+        raise InputError(f"seed: {seed} is out of range; give 0 or more")
+    height, width, channels = model.shape
+    return ImageNoise(model.device, (count, channels, height, width), first, draws, "studio", use, seed)
+
+
+def latent_of(model: DiffusionModel, seed: int) -> Tensor:
+    """The noise (1, C, H, W) that image 0 of a seed is drawn from."""
+    return image_noise(model, seed, 1, 1)()

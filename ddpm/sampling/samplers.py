@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.parameterization import Prediction
+from ddpm.core.params import OneOf
+from ddpm.diffusion.prediction import Prediction
 from ddpm.diffusion.schedule import Level, NoiseSchedule, add_more_noise, combine
 from ddpm.diffusion.variance import VARIANCES, small
-from ddpm.params import OneOf
 from ddpm.sampling.denoiser import Denoiser
 
 Noise = Callable[[], Tensor]
+
+
 # (x, prediction at x, level of x, level to reach, fresh noise, memory of this run) -> x at the level to reach
 StepRule = Callable[[Tensor, Prediction, Level, Level, Noise, dict], Tensor]
 
@@ -117,6 +119,8 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": Sampler("DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=0.0), multistep=True),
     "dpmpp_2m_sde": Sampler("SDE-DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=1.0), multistep=True, stochastic=True),
 }
+
+
 SamplerName = Annotated[str, OneOf(SAMPLERS)]
 
 

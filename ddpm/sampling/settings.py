@@ -1,38 +1,26 @@
 """The sections `sample_ddpm` and `sample_ddim`, and the plan that each makes for a model: rule, grid and denoiser."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor
 
+from ddpm.core.files import InputError
+from ddpm.core.params import OrWord, Section
 from ddpm.diffusion.variance import VarianceName
-from ddpm.files import InputError
-from ddpm.networks.store import CheckpointName
-from ddpm.params import OrWord, Section
+from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.denoiser import Denoiser, ThresholdName, inside, thresholded
-from ddpm.sampling.grid import SpacingName, churned, corrected, evaluations, make_grid
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.samplers import SAMPLERS, Sampler, SamplerName, StepRule, ancestral_step
+from ddpm.sampling.plan import GridChange, Plan, build
+from ddpm.sampling.samplers import SAMPLERS, SamplerName, StepRule, ancestral_step
+from ddpm.sampling.time_grid import SpacingName, evaluations, make_grid
 
 Count = Annotated[int, Field(ge=1)]
+
+
 Ratio = Annotated[float, Field(ge=0)]
-GridChange = Callable[[np.ndarray], np.ndarray]
-
-
-class Plan(NamedTuple):
-    """How to draw from a model: the step rule, the grid, the denoiser of images that it is told labels and known pixels of (or
-    None), network evaluations per image, whether steps draw noise, and whether classes are asked for."""
-
-    label: str
-    rule: StepRule
-    grid: np.ndarray
-    denoiser: Callable[..., Denoiser]
-    nfe: int
-    stochastic: bool
-    conditional: bool = True
 
 
 class Sampling(Section):
@@ -124,12 +112,3 @@ class SampleDDIM(Sampling):
         grid = change(grid) if change else grid
         rule, grid = build(sampler, grid, model, self.churn, **({"eta": self.eta} if takes_eta else {}))
         return self._plan(model, sampler.label, rule, grid, sampler.stochastic or self.eta > 0 or self.churn > 0)
-
-
-def build(
-    sampler: Sampler, grid: np.ndarray, model: DiffusionModel, churn: float = 0.0, **options: float
-) -> tuple[StepRule, np.ndarray]:
-    """The sampler's rule with its options, and the grid as it visits it."""
-    if churn > 0:
-        grid = churned(grid, model.schedule, churn)
-    return partial(sampler.step, **options), corrected(grid) if sampler.twice else grid

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 
-from ddpm import distributed
-from ddpm.files import atomic, remove_partial, sha256_tree, writing
-from ddpm.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
-from ddpm.scratch import hold, scratch_root
+from ddpm.core import processes
+from ddpm.core.files import atomic, remove_partial, sha256_tree, writing
+from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
+from ddpm.core.scratch import hold, scratch_root
 
 STATE = "state.pt"
+
+
 # Of the content of state.pt; raised when older code's states cannot be gone on from.
 FORMAT = 3
 
@@ -45,7 +47,7 @@ def surroundings(device: torch.device, dtype: torch.dtype, compiled: bool = Fals
         "precision": dtype,
         "compile": compiled,
         "threads": torch.get_num_threads(),
-        "processes": distributed.size(),
+        "processes": processes.size(),
         "torch": torch.__version__,
     }
     return {key: str(value).removeprefix("torch.") for key, value in found.items()}

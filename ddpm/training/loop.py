@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ddpm import distributed
+from ddpm.core import processes
+from ddpm.core.progress import Progress
+from ddpm.core.stage import Interrupted
 from ddpm.data.prepared import Split
-from ddpm.runtime import Interrupted, Progress
+from ddpm.training.monitor import signals
 from ddpm.training.trainer import Trainer
-from ddpm.training.watch import signals
 
 STEP_PHASES = ("data", "forward", "backward", "update")
+
+
 SPEED_COLUMNS = ("step", "images_per_second", *(f"{name}_ms" for name in STEP_PHASES))
 
 
@@ -57,7 +60,7 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
             if row:
                 trainer.history.append({"step": trainer.step, **row})
             # From here on process 0 is by itself: what it does, and a signal that it alone obeys, needs none of the others.
-            if distributed.is_first():
+            if processes.is_first():
                 _write(trainer, hooks, bool(row), logging, due(s.preview_every))
                 stopping = noted.received
                 if saving or stopping:

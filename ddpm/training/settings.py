@@ -6,12 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ddpm.diffusion.levels import LevelDrawName
+from ddpm.core.files import InputError
+from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.diffusion.loss import LossWeightName
-from ddpm.files import InputError
-from ddpm.params import OneOf, OrWord, Section
+from ddpm.diffusion.timestep_sampling import LevelDrawName
 
 Count = Annotated[int, Field(ge=1)]
+
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,

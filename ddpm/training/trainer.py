@@ -8,23 +8,27 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ddpm import distributed
-from ddpm.data.batches import Batches, to_model_range, to_tensor
+from ddpm.core import processes
+from ddpm.core.seeds import seed_of
+from ddpm.data.images import to_model_range, to_tensor
+from ddpm.data.loader import Batches
 from ddpm.data.prepared import Split
-from ddpm.diffusion.levels import LEVEL_DRAWS
 from ddpm.diffusion.loss import PLAIN, check_weight, diffusion_loss, make_weight
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.networks import posthoc
+from ddpm.diffusion.timestep_sampling import LEVEL_DRAWS
+from ddpm.networks import power_ema
 from ddpm.networks.conditioning import known_pixels
-from ddpm.runtime import seed_of
-from ddpm.training.ema import EMA, ramped
-from ddpm.training.flat import Flat
+from ddpm.training.ema import EMA, Flat, ramped
 from ddpm.training.masks import random_masks
+from ddpm.training.monitor import FLOAT16_TRIALS, Guard, Phases
 from ddpm.training.settings import Train
-from ddpm.training.watch import FLOAT16_TRIALS, Guard, Phases
 
 VALIDATION_IMAGES = 2_000
+
+
 VALIDATION_BATCH = 500
+
+
 QUARTERS = ("0_25", "25_50", "50_75", "75_100")  # of the levels, in percent of T
 
 
@@ -51,7 +55,7 @@ class Trainer:
         scaler: torch.amp.GradScaler | None = None,
         model: nn.Module | None = None,
     ):
-        settings.check_share(distributed.size())
+        settings.check_share(processes.size())
         self.network, self.batches, self.settings, self.seed = network, batches, settings, seed
         self.model = network if model is None else model
         self.device = batches.device
@@ -62,8 +66,8 @@ class Trainer:
             [self.flat.vector], settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.ema = EMA(self.flat, ramped(settings.ema_decay))
-        widths = posthoc.WIDTHS if settings.snapshots else ()
-        self.tracks = {width: EMA(self.flat, partial(posthoc.decay, width)) for width in widths}
+        widths = power_ema.WIDTHS if settings.snapshots else ()
+        self.tracks = {width: EMA(self.flat, partial(power_ema.decay, width)) for width in widths}
         name = settings.loss_weight or PLAIN[prediction]
         check_weight(name, schedule)
         self.weight = make_weight(name, settings.loss_gamma)
@@ -88,18 +92,18 @@ class Trainer:
         """One optimizer step, on this process's share of the batch."""
         s, phases = self.settings, self.phases
         phases.enter("data")
-        mine = distributed.part(s.batch_size)
+        mine = processes.part(s.batch_size)
         torch.manual_seed(seed_of(self.seed, "train", self.seen))
         x0, labels = self.batches.batch(self.seen, s.batch_size, mine)
         labels, known = self.tell(x0, labels, mine)
         index, weight = self.levels.draw(s.batch_size)
         shape = (s.batch_size, *x0.shape[2:], x0.shape[1])
         eps = torch.randn(shape, device=self.device)[mine].permute(0, 3, 1, 2)
-        torch.manual_seed(seed_of(self.seed, "dropout", self.seen, distributed.rank()))
+        torch.manual_seed(seed_of(self.seed, "dropout", self.seen, processes.rank()))
         inputs = (x0, labels, index[mine], eps, weight[mine], *([] if known is None else [known]))
         pieces = list(zip(*(value.tensor_split(s.accumulation) for value in inputs), strict=True))
         losses = torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
-        losses = distributed.gathered(losses, s.batch_size)
+        losses = processes.gathered(losses, s.batch_size)
         self.levels.update(index, losses)
         phases.enter("update")
         norm = self._update()
@@ -116,11 +120,11 @@ class Trainer:
     ) -> Tensor:
         """Add the gradient of some images' share of the batch's mean loss; returns their losses, without weights (b,)."""
         # Gradients meet those of the other processes once, with the last piece.
-        with nullcontext() if last or distributed.size() == 1 else self.model.no_sync():
+        with nullcontext() if last or processes.size() == 1 else self.model.no_sync():
             self.phases.enter("forward")
             losses = self._losses(self.model, x0, labels, index, eps, known)
             # DistributedDataParallel takes the mean over processes; the loss is a sum over them.
-            loss = (weight * losses).sum() * (distributed.size() / self.settings.batch_size)
+            loss = (weight * losses).sum() * (processes.size() / self.settings.batch_size)
             self.phases.enter("backward")
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         return losses.detach()
@@ -137,7 +141,7 @@ class Trainer:
 
     def probe(self, model: nn.Module) -> None:
         """Use a model as a training step does, forwards and backwards, without waiting for other processes."""
-        mine = distributed.part(self.settings.batch_size)
+        mine = processes.part(self.settings.batch_size)
         x0, labels = self.batches.batch(0, self.settings.batch_size, mine)
         labels, known = self.tell(x0, labels, mine)
         x0, labels, known = (
@@ -145,7 +149,7 @@ class Trainer:
         )
         eps = torch.zeros(len(x0), *x0.shape[2:], x0.shape[1], device=self.device).permute(0, 3, 1, 2)
         index = torch.ones(len(x0), dtype=torch.int64, device=self.device)
-        with nullcontext() if distributed.size() == 1 else model.no_sync():
+        with nullcontext() if processes.size() == 1 else model.no_sync():
             self._losses(model, x0, labels, index, eps, known).sum().backward()
 
     def _update(self) -> Tensor:
@@ -215,7 +219,7 @@ class Trainer:
             return losses.cpu().double().sum().item()
 
         with self.averaged():
-            return sum(distributed.share(range(0, count, VALIDATION_BATCH), batch_loss)) / count
+            return sum(processes.share(range(0, count, VALIDATION_BATCH), batch_loss)) / count
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:

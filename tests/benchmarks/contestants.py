@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.data.batches import Batches, to_images
+from ddpm.core.device import Precision, compiled
+from ddpm.data.images import to_images
+from ddpm.data.loader import Batches
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.networks.unet import UNet, UNetSettings
-from ddpm.runtime import Precision, compiled
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
 from ddpm.sampling.samplers import sample

@@ -20,15 +20,15 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ddpm.data.batches import to_model_range, to_tensor
+from ddpm.core.device import Runtime, setup
+from ddpm.core.files import write_json, write_text
+from ddpm.core.params import read_yaml
+from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import Split
-from ddpm.evaluation.distances import fit_gaussian, frechet, inception_score, kernel_distance
-from ddpm.evaluation.scores import Judges
-from ddpm.files import write_json, write_text
-from ddpm.judge.classifier import Classifier, predict
-from ddpm.params import read_yaml
-from ddpm.reporting.tables import number, table
-from ddpm.runtime import Runtime, setup
+from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.fid import fit_gaussian, frechet, inception_score, kernel_distance
+from ddpm.features.classifier import Classifier, predict
+from ddpm.plots.numbers import number, table
 
 from .peers import ROOT, machine, say, slug
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ddpm.reporting.figures import BLUE, ORANGE, PALETTE, figure
-from ddpm.reporting.tables import number, percent, table
+from ddpm.plots.numbers import number, percent, table
+from ddpm.plots.style import BLUE, ORANGE, PALETTE, figure
 
 COLOURS = {"ours": BLUE, "ours, compiled": PALETTE[5], "diffusers": ORANGE, "denoising-diffusion-pytorch": PALETTE[2]}
 

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.files import InputError, write_json, write_text
-from ddpm.params import read_yaml
-from ddpm.runtime import Precision, Runtime, setup
+from ddpm.core.device import Precision, Runtime, setup
+from ddpm.core.files import InputError, write_json, write_text
+from ddpm.core.params import read_yaml
 
 from .contestants import INSTALLED, RIVALS, Case, Contestant, Setting, contestants
 from .page import page, ratio_chart

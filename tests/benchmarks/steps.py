@@ -17,8 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from ddpm.files import write_text
-from ddpm.reporting.tables import number, table
+from ddpm.core.files import write_text
+from ddpm.plots.numbers import number, table
 
 from .peers import ROOT, quartiles, say
 

@@ -25,14 +25,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm.data import batches
-from ddpm.data.batches import Batches, Reading
+from ddpm.core.device import Precision, Runtime, compiled, setup
+from ddpm.core.files import write_json, write_text
+from ddpm.core.params import read_yaml
+from ddpm.data import loader
+from ddpm.data.loader import Batches, Reading
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.files import write_json, write_text
 from ddpm.networks.unet import UNet, UNetSettings
-from ddpm.params import read_yaml
-from ddpm.reporting.tables import number, table
-from ddpm.runtime import Precision, Runtime, compiled, setup
+from ddpm.plots.numbers import number, table
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
 
@@ -165,7 +165,7 @@ def measure(
     }  # fmt: skip
 
 
-def _by_map(stream: batches.Streamed) -> None:
+def _by_map(stream: loader.Streamed) -> None:
     """As one thread reads through the memory map."""
     images = stream.images
 
@@ -176,7 +176,7 @@ def _by_map(stream: batches.Streamed) -> None:
     stream.readers = ThreadPoolExecutor(1)
 
 
-READERS: dict[str, tuple[Callable[[batches.Streamed], None], bool]] = {
+READERS: dict[str, tuple[Callable[[loader.Streamed], None], bool]] = {
     "memory map, one thread, from disk": (_by_map, True),
     "as training reads, from disk": (lambda stream: None, True),
     "memory map, one thread, cached": (_by_map, False),
@@ -184,10 +184,10 @@ READERS: dict[str, tuple[Callable[[batches.Streamed], None], bool]] = {
 }
 
 
-def reading(case: Case, path: Path, change: Callable[[batches.Streamed], None], cold: bool) -> float:
+def reading(case: Case, path: Path, change: Callable[[loader.Streamed], None], cold: bool) -> float:
     """Images per second of batches that nothing is done with."""
     images = mapped(path)
-    stream = batches.Streamed(images, torch.device("cpu"))
+    stream = loader.Streamed(images, torch.device("cpu"))
     change(stream)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     parts = [part for part in order.split(case.batch) if len(part) == case.batch][:READ]

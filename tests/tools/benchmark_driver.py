@@ -18,14 +18,14 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from ddpm.data.datasets import DIGITS  # noqa: E402
+from ddpm.core.params import load  # noqa: E402
+from ddpm.datasets.registry import DIGITS  # noqa: E402
 from ddpm.diffusion.schedule import make_schedule  # noqa: E402
 from ddpm.networks.unet import UNet, UNetSettings  # noqa: E402
-from ddpm.params import load  # noqa: E402
 from ddpm.sampling.denoiser import network_denoiser, thresholded  # noqa: E402
-from ddpm.sampling.grid import corrected, make_grid  # noqa: E402
 from ddpm.sampling.noise import ImageNoise  # noqa: E402
 from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample  # noqa: E402
+from ddpm.sampling.time_grid import corrected, make_grid  # noqa: E402
 
 RULES = {
     "ancestral": partial(ancestral_step, variance="small"),

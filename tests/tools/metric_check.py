@@ -17,16 +17,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm import params
-from ddpm.data.datasets import DATASETS
-from ddpm.data.prepare import prepare
-from ddpm.data.prepared import Prepared, PrepareData, Split, open_prepared
-from ddpm.evaluation.scores import Judges
-from ddpm.files import InputError, write_text
-from ddpm.judge.classifier import Classifier, TrainClassifier, load_classifier, save_classifier, train_classifier
-from ddpm.reporting.pictures import captioned, save
-from ddpm.reporting.tables import number, percent, table
-from ddpm.runtime import Runtime, run_stage, setup
+from ddpm.core import params
+from ddpm.core.device import Runtime, setup
+from ddpm.core.files import InputError, write_text
+from ddpm.core.stage import run_stage
+from ddpm.data.prepared import Prepared, Split, open_prepared
+from ddpm.datasets.prepare import prepare
+from ddpm.datasets.registry import DATASETS
+from ddpm.datasets.settings import PrepareData
+from ddpm.evaluation.evaluator import Judges
+from ddpm.features.classifier import Classifier, TrainClassifier, load_classifier, save_classifier, train_classifier
+from ddpm.plots.image_grid import captioned, save
+from ddpm.plots.numbers import number, percent, table
 
 SETS = 3  # disjoint sets of n samples each, the fewest that tell a spread
 MOST = 1000  # images in a set

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm.files import write_text
-from ddpm.reporting.tables import table
+from ddpm.core.files import write_text
+from ddpm.plots.numbers import table
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, DIFFERENT = 1000, 1000
@@ -99,8 +99,8 @@ def anonymous() -> int:
 def prepare_here(name: str, workers: int) -> dict:
     """Prepare the pictures of that name; memory after importing, and the most that was seen."""
     import stages  # noqa: F401 (sets the allocator, so it comes first)
-    from ddpm.data.prepare import prepare
-    from ddpm.data.prepared import PrepareData
+    from ddpm.datasets.prepare import prepare
+    from ddpm.datasets.settings import PrepareData
 
     found = {"imported": anonymous(), "peak": 0}
     ended = threading.Event()

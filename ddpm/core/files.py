@@ -1,0 +1,231 @@
+"""Files: atomic writes, hashes, and one-line errors that name the file.
+
+Everything is written to a temporary name beside its target and renamed, so a reader sees the old file or the new one.
+
+
+A folder that is written whole or not at all, and replaces nothing but its like."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+_TEMPORARY = ".partial"
+
+
+_WRITE_ADVICE = {
+    errno.ENOSPC: "no space left on the device: free some and run again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again",
+    errno.EFBIG: "the file would exceed the size limit of this process or file system",
+    errno.EACCES: "no permission to write there: change the rights of the folder",
+    errno.EPERM: "no permission to write there: change the rights of the folder",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
+}
+
+
+# What NumPy raises for a damaged archive: zlib.error inside an entry, RuntimeError for flags that no entry of ours has,
+# AttributeError or TypeError, by version, for a bare array.
+_DAMAGED = (
+    OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile
+)  # fmt: skip
+
+
+class InputError(Exception):
+    """Something outside the code is wrong (a setting, a file, the machine); its message is one line that says what to do."""
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an OSError of the block into an InputError that names `path` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        # NumPy reports a full disk without a number.
+        advice = _WRITE_ADVICE.get(error.errno, f"cannot be written ({error.strerror or error}); is there space left?")
+        raise InputError(f"{path}: {advice}") from error
+
+
+@contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
+
+    Raises InputError, naming `path`, when the file cannot be written.
+    """
+    path = Path(path)
+    # The suffix comes last but one: libraries choose a format by the suffix.
+    temporary = path.with_name(f".{path.stem}{_TEMPORARY}{os.getpid()}{path.suffix}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        # Not there after success; after a failure that hit the folder itself, there may be nothing to remove either.
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+
+
+def remove_partial(folder: str | os.PathLike) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder and those below it."""
+    with writing(folder):
+        for path in Path(folder).rglob(f".*{_TEMPORARY}*"):
+            path.unlink(missing_ok=True)
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Remove a file if it is there. Raises InputError, naming it, if it cannot be removed."""
+    with writing(path):
+        Path(path).unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write indented JSON atomically. Raises InputError for NaN and infinity, which JSON does not have."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path}: a value is NaN or infinite, which must not be recorded: {value}") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike, made_by: str) -> dict:
+    """Read a JSON object; raises InputError naming the stage `made_by` if the file is missing or damaged."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; make it again with `dvc repro -f {made_by}`")
+    return value
+
+
+def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as a compressed .npz, atomically; equal arrays give equal bytes (every entry has the same fixed date)."""
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read_npz(path: str | os.PathLike, made_by: str, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz; raises InputError naming the stage `made_by` if it is missing, damaged or incomplete."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+    except _DAMAGED as error:
+        raise InputError(f"{path}: damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
+    if missing := sorted(set(needed) - set(arrays)):
+        raise InputError(f"{path}: holds no array {missing[0]}; make it again with `dvc repro -f {made_by}`")
+    return arrays
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_tree(paths: Iterable[str | os.PathLike]) -> str:
+    """SHA-256 over the names and contents of files and folders; byte-code is left out, as in .dvcignore.
+
+    Raises InputError if a path does not exist.
+    """
+    digest = hashlib.sha256()
+    for root in map(Path, paths):
+        if not root.exists():
+            raise InputError(f"{root}: not found")
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                digest.update(f"{path.as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_above(path: Path) -> None:
+    """Raises InputError for a path whose folder, or the nearest above it that is there, cannot be written to."""
+    with writing(path):
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"out: {path}: {above.name} is a file, not a folder; give another name")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"out: no permission to write to {above}; give another name, or change its rights")
+
+
+@contextmanager
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder, renamed to `path` if the block succeeds, removed if not."""
+    temporary = path.with_name(f".{path.name}.partial{os.getpid()}")
+    try:
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(path: Path, files: Collection[str], ours: Callable[[Path], bool], what: str) -> None:
+    """Raises InputError, before any work, for a folder that cannot be written, or that is there and no earlier one of its kind.
+
+    files: the names that such a folder holds, at most; ours: whether one was written by us; what: its name in the message.
+    """
+    if "\0" in str(path) or not path.name or path.name.startswith("."):
+        raise InputError(f"out: {str(path)!r} is no name of a folder; give one")
+    with writing(path):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise InputError(f"out: {path} is a file or a link that is there already; give another name, or remove it")
+        if path.is_dir():
+            found = {entry.name for entry in path.iterdir()}
+            if found and not (found <= set(files) and ours(path)):
+                raise InputError(f"out: {path} is there already and is no {what}; give another name, or remove it")
+    check_above(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new folder, put in the place of `path` if the block succeeds, removed if not."""
+    new, old = (path.with_name(f".{path.name}.partial{os.getpid()}{which}") for which in ("", "-old"))
+    try:
+        with writing(path):
+            new.mkdir(parents=True)
+            yield new
+            if path.exists():
+                # A folder cannot take the place of one that holds files.
+                os.replace(path, old)
+            os.replace(new, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,204 @@
+"""Reads params.yaml, and says in one line what is wrong with it.
+
+This file knows no section by name: the model of each section stands beside the code that it steers, and a stage names the
+sections that it reads: `load(dataset=DatasetName, train=Train)`.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import PydanticCustomError
+
+from ddpm.core.files import InputError
+
+PARAMS_FILE = "params.yaml"
+
+
+PIPELINE_FILE = "dvc.yaml"
+
+
+# Read by every stage and declared by none: nothing in it changes a result.
+UNDECLARED = "runtime"
+
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base class of a section: every key is required, unknown keys and other types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def as_written(self) -> dict[str, Any]:
+        """The values as params.yaml holds them: a None that was read from a word (`OrWord`) is that word again."""
+        words = {name: _word_of(field.metadata) for name, field in type(self).model_fields.items()}
+        return {name: words[name] if value is None else value for name, value in self.model_dump().items()}
+
+
+def lookup(registry: Mapping[str, Any], name: str, what: str) -> Any:
+    """registry[name]; raises InputError with the valid names for an unknown one."""
+    if name in registry:
+        return registry[name]
+    raise InputError(f"{what}: {name!r} is unknown{_choices(name, registry)}")
+
+
+def OneOf(registry: Mapping[str, Any]) -> AfterValidator:  # noqa: N802 (reads as a type in annotations)
+    """Annotation of a str that must be a key of the registry."""
+
+    def check(value: str) -> str:
+        if value not in registry:
+            raise PydanticCustomError("one_of", "is unknown", {"names": list(registry)})
+        return value
+
+    return AfterValidator(check)
+
+
+def OrWord(word: str) -> BeforeValidator:  # noqa: N802
+    """Annotation of an optional value for which params.yaml may hold `word` instead; the word is read as None."""
+    return BeforeValidator(_Word(word))
+
+
+class _Word:
+    """Reads the word as None; an object, so that messages can name the word."""
+
+    def __init__(self, word: str):
+        self.word = word
+
+    def __call__(self, value: Any) -> Any:
+        return None if value == self.word else value
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-06, which DVC writes, as a number: PyYAML's own rule demands a point and a signed exponent."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: [(tag, regexp) for tag, regexp in rules if tag != "tag:yaml.org,2002:float"]
+    for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """Read a YAML mapping; raises InputError with the line of the mistake."""
+    try:
+        value = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); run from the folder that holds it") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-45
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no `key: value` lines")
+    return value
+
+
+def load(path: str | os.PathLike = PARAMS_FILE, /, **kinds: Any) -> SimpleNamespace:
+    """Read the named top-level entries of params.yaml, each validated as its type (a Section or an annotated scalar).
+
+    Raises InputError with one line for the first mistake: the full path of the key, its value, what is allowed, and the
+    nearest valid name.
+    """
+    raw = read_yaml(path)
+    _refuse_unknown_sections(path, raw)
+    # The fields carry a prefix because pydantic reserves some names, `model_` among them.
+    model = create_model("Params", __base__=Section, **{f"p_{name}": (kind, ...) for name, kind in kinds.items()})
+    try:
+        values = model.model_validate({f"p_{name}": raw[name] for name in kinds if name in raw})
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error.errors()[0], kinds)}") from None
+    return SimpleNamespace(**{name: getattr(values, f"p_{name}") for name in kinds})
+
+
+def make(kind: type[Section], **values: Any) -> Section:
+    """A section of values that do not stand in params.yaml. Raises InputError with one line, beginning with the key."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = _explain({**first, "loc": ("section", *first["loc"])}, {"section": kind})
+        raise InputError(message.removeprefix("section.")) from None
+
+
+def _refuse_unknown_sections(path: str | os.PathLike, raw: dict) -> None:
+    """A top-level key that no stage declares would be ignored in silence; the list of known ones is dvc.yaml's own."""
+    pipeline = Path(path).with_name(PIPELINE_FILE)
+    if not pipeline.exists():
+        return
+    stages = read_yaml(pipeline).get("stages", {}).values()
+    known = {UNDECLARED} | {str(name).split(".")[0] for stage in stages for name in stage.get("params", [])}
+    for key in raw:
+        if key not in known:
+            raise InputError(f"{path}: {key}: unknown section{_choices(str(key), sorted(known))}")
+
+
+def _explain(error: dict, kinds: Mapping[str, Any]) -> str:
+    top, *rest = error["loc"]
+    location = [str(top).removeprefix("p_"), *map(str, rest)]
+    key, value = ".".join(location), error["input"]
+    section, rules = _walk(kinds[location[0]], location[1:])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_choices(location[-1], _fields(section))}"
+    if error["type"] == "missing":
+        return f"{key}: missing; add it (the committed {PARAMS_FILE} shows a value)"
+    if error["type"] == "one_of":
+        return f"{key}: {value!r} is unknown{_choices(value, error['ctx']['names'])}"
+    if error["type"] == "value_error":
+        return f"{key}: {value!r} {error['ctx']['error']}"
+    if error["type"] == "model_type":
+        return f"{key}: {value!r} is no section; write its keys below it: {', '.join(_fields(section))}"
+    needs = error["msg"].replace("Input should ", "must ").replace("List should ", "must ")
+    needs = needs.replace("a valid integer", "an integer").replace("a valid ", "a ")
+    return f"{key}: {value!r} {needs}{_word(rules)}{_bounds(rules)}"
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """The fields of a section; none of any other type."""
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+
+
+def _walk(kind: Any, names: list[str]) -> tuple[Any, list]:
+    """The innermost section on the way to a key, and the rules of the key in it."""
+    for name in names:
+        field = _fields(kind).get(name)
+        if field is None or not _fields(field.annotation):
+            return kind, field.metadata if field else []
+        kind = field.annotation
+    return kind, []
+
+
+def _word(metadata: list) -> str:
+    word = _word_of(metadata)
+    return f", or {word!r}" if word else ""
+
+
+def _word_of(metadata: list) -> str | None:
+    words = [rule.func.word for rule in metadata if isinstance(rule, BeforeValidator) and isinstance(rule.func, _Word)]
+    return words[0] if words else None
+
+
+def _bounds(metadata: list) -> str:
+    """Both ends of a range; pydantic's message names only the end that was crossed."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [f"{sign} {getattr(rule, name)}" for rule in metadata for name, sign in signs.items() if hasattr(rule, name)]
+    return f" (allowed: {' and '.join(limits)})" if limits else ""
+
+
+def _choices(name: str, valid: Any) -> str:
+    names = list(valid)
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}? Valid: {', '.join(names)}" if nearest else f"; valid: {', '.join(names)}"

@@ -1,0 +1,48 @@
+"""How a stage runs, not what it computes: device, threads, precision, seeds, progress, and the end of the process."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from ddpm.core import processes
+
+
+class Progress:
+    """Progress of long work: a bar on a terminal, elsewhere a plain line every few seconds; both with rate and time left."""
+
+    log_seconds = 10.0  # of the plain lines; set from the runtime section
+
+    def __init__(self, name: str, total: int, unit: str, done: int = 0):
+        self.name, self.total, self.unit = name, total, unit
+        self.count, self.first = done, done
+        self.start = self.shown = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty() and processes.is_first():
+            self.bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count further units; `note` stands at the end of the line."""
+        count = min(count, self.total - self.count)
+        self.count += count
+        if not processes.is_first():
+            return
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(count)
+        elif self.count >= self.total or time.monotonic() - self.shown >= self.log_seconds:
+            self.shown = time.monotonic()
+            self._print_line(note)
+
+    def _print_line(self, note: str) -> None:
+        rate = (self.count - self.first) / max(time.monotonic() - self.start, 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((self.total - self.count) / max(rate, 1e-9)))
+        text = f"{self.name}: {self.count:,}/{self.total:,} {self.unit} ({self.count / self.total:.0%}), "
+        print(text + f"{rate:,.1f} {self.unit}/s, {left} left" + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

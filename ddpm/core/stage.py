@@ -1,0 +1,49 @@
+"""How a stage runs, not what it computes: device, threads, precision, seeds, progress, and the end of the process."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from ddpm.core import launch, params, processes
+from ddpm.core.device import Runtime, process_count
+from ddpm.core.files import InputError
+
+
+class Interrupted(Exception):  # noqa: N818 (what happened is no error)
+    """The process was asked to end by a signal, and has kept what it needs to go on; the message says so."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
+    """Run a stage: an InputError becomes one line and exit status 1; anything else is a defect and keeps its traceback.
+
+    parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
+    """
+    try:
+        if parallel and not processes.is_started():
+            count = process_count(params.load(runtime=Runtime).runtime)
+            if count > 1:
+                launch.launch(count, parallel)
+                return
+        main()
+        processes.leave()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        launch.say_saved()
+        # Not sys.exit: winding up would wait for the other processes.
+        os._exit(128 + stopped.number)
+    except InputError as error:
+        if launch.CHILD in os.environ:
+            launch.report(error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if launch.CHILD in os.environ:
+            launch.report(error)
+        raise

@@ -1,0 +1,90 @@
+"""CelebA (Liu et al. 2015) in torchvision's layout: aligned faces, the official partition, and an attribute as the class.
+
+celeba/img_align_celeba/000001.jpg, ... or celeba/img_align_celeba.zip
+celeba/list_eval_partition.txt      a name and 0 (train), 1 (validation) or 2 (test) per line
+celeba/list_attr_celeba.txt         a count, the names of the attributes, then a name and -1 or 1 for each per line
+"""
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from ddpm.core.files import InputError
+from ddpm.datasets.archives import kind_of, list_archive, stamp_of
+from ddpm.datasets.image_folder import walk
+from ddpm.datasets.index import Files, Listing, Store, Wanted, on_disk
+
+PARTITION, ATTRIBUTES, FACES = "list_eval_partition.txt", "list_attr_celeba.txt", "img_align_celeba"
+
+
+# The validation pictures are left out: who compares with others' numbers must not have trained on them.
+PARTS = {"0": 0, "2": 1}
+
+
+DEFAULT = "Male"
+
+
+# Names of the two classes that say more than "not X" and "x".
+CLASS_NAMES = {"Male": ("female", "male"), "Young": ("old", "young")}
+
+
+def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Files, list[str]]:
+    """All pictures of the training and the test partition, and the names of both classes of an attribute.
+
+    Raises InputError for a missing or damaged file, and for an attribute that there is not.
+    """
+    folder = root / "celeba"
+    archive = folder / f"{FACES}.zip"
+    if not all((folder / name).is_file() for name in (PARTITION, ATTRIBUTES)) or not (
+        (folder / FACES).is_dir() or archive.is_file()
+    ):
+        raise InputError(
+            f"{folder}: CelebA is not there; put {FACES}/ or {FACES}.zip, {PARTITION} and {ATTRIBUTES} there, from "
+            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or set DDPM_DATA_ROOT to the folder that has celeba/"
+        )
+    attribute = attribute or DEFAULT
+    listing, store, stamp = Listing(), on_disk(folder), ""
+    if (folder / FACES).is_dir():
+        listing.add(walk(folder, f"{FACES}/"))
+    else:
+        store, stamp = _archived(archive, listing)
+    if missing := listing.arrange(_wanted(folder, attribute)):
+        raise InputError(f"{store.where / missing[0]}: is in {PARTITION}, but not there; unpack or download the pictures again")
+    names = CLASS_NAMES.get(attribute, tuple(f"{prefix}{attribute.lower().replace('_', ' ')}" for prefix in ("not ", "")))
+    if not np.bincount(listing.labels(0), minlength=len(names)).all() or not listing.counts[1]:
+        raise InputError(f"{folder / PARTITION}: leaves no pictures of one of {', '.join(names)}, or none to test; replace it")
+    return Files(listing, store, mode, stamp), list(names)
+
+
+def _archived(archive: Path, listing: Listing) -> tuple[Store, str]:
+    list_archive(archive, listing)
+    return kind_of(archive).store(archive), stamp_of(archive)
+
+
+def _wanted(folder: Path, attribute: str) -> Iterator[Wanted]:
+    """Where each picture belongs, from both lists, which name the same pictures in the same order."""
+    partition, attributes = folder / PARTITION, folder / ATTRIBUTES
+    try:
+        with open(partition, encoding="utf-8") as parts, open(attributes, encoding="utf-8") as rows:
+            next(rows, "")
+            known = next(rows, "").split()
+            if attribute not in known:
+                raise InputError(
+                    f"params.yaml: prepare_data.label: {attribute!r} is no attribute of {attributes}; it has {', '.join(known)}"
+                )
+            column = 1 + known.index(attribute)
+            for number, (part, row) in enumerate(zip_longest(parts, rows, fillvalue=""), 1):
+                name, place, *_ = [*part.split(), "", ""]
+                values = [*row.split(), ""]
+                if name != values[0] or place not in ("0", "1", "2") or len(values) != len(known) + 2:
+                    raise InputError(f"{partition} line {number}: does not match {attributes} line {number + 2}; replace both")
+                if values[column] not in ("1", "-1"):
+                    raise InputError(
+                        f"{attributes} line {number + 2}: {attribute} is {values[column]!r}, not 1 or -1; replace it"
+                    )
+                if place in PARTS:
+                    yield Wanted(f"{FACES}/{name}", PARTS[place], int(values[column] == "1"), name.encode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{partition}, {attributes}: cannot be read ({error}); replace them") from None

@@ -1,0 +1,73 @@
+"""MNIST's idx files, plain or gzipped: found where torchvision or a person puts them, and checked while they are read."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ddpm.core.files import InputError
+
+IDX_FILES = {
+    ("train", "images"): "train-images-idx3-ubyte",
+    ("train", "labels"): "train-labels-idx1-ubyte",
+    ("test", "images"): "t10k-images-idx3-ubyte",
+    ("test", "labels"): "t10k-labels-idx1-ubyte",
+}
+
+
+_UNSIGNED_BYTE = 8
+
+
+def find_idx_folder(root: Path, name: str, torchvision_name: str) -> Path | None:
+    """The folder that holds all four files: ROOT/NAME, torchvision's ROOT/Name/raw, or ROOT itself if it bears the name.
+
+    MNIST, Fashion-MNIST and KMNIST share their file names, so a folder of another name proves nothing.
+    """
+    names = {name, torchvision_name}
+    candidates = [root / name, root / torchvision_name / "raw", root / name / torchvision_name / "raw"]
+    here = root.resolve()
+    candidates += [root] if here.name in names or (here.name == "raw" and here.parent.name in names) else []
+    for folder in candidates:
+        if all(_find(folder, file) for file in IDX_FILES.values()):
+            return folder
+    return None
+
+
+def read_idx_split(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, H, W, 1) and labels int64 (N,) of "train" or "test". Raises InputError naming a damaged file."""
+    images_path = _find(folder, IDX_FILES[split, "images"])
+    labels_path = _find(folder, IDX_FILES[split, "labels"])
+    images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
+    if len(images) != len(labels):
+        raise InputError(f"{labels_path}: has {len(labels)} labels for the {len(images)} images of {images_path}")
+    if labels.max() >= classes:
+        raise InputError(f"{labels_path}: holds the label {labels.max()}, but there are {classes} classes: replace it")
+    return images[..., None], labels.astype(np.int64)
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The uint8 array of an idx file, plain or .gz. Raises InputError if it is truncated or no such file."""
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); it is truncated or damaged: replace it") from None
+    header = 4 + 4 * dimensions
+    if len(data) < header or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
+        raise InputError(f"{path}: is no idx file of {dimensions} dimensions: replace it")
+    shape = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
+    if 0 in shape:
+        raise InputError(f"{path}: holds nothing: replace it")
+    if len(data) != header + math.prod(shape):
+        raise InputError(
+            f"{path}: holds {len(data) - header:,} bytes of data, but its header says {math.prod(shape):,}; "
+            "it is truncated or damaged: replace it"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)

@@ -1,0 +1,112 @@
+"""A picture's file -> uint8 (H, W, C): upright, in 8 bits, its transparent parts black.
+
+Brings an image to the wanted size: uint8 (H, W, C) -> uint8 (size, size, C)."""
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ddpm.core.files import InputError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+# What brings a picture upright, by the orientation that its camera wrote into it (EXIF 2.3, section 4.6.4).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+GRAY = {"1", "L", "LA", "La"}
+
+
+# Formats whose mode "I" holds 16 bits: PNG in older versions of Pillow, and PGM.
+SIXTEEN_BITS = {"PNG", "PPM"}
+
+
+class Unreadable(Exception):  # noqa: N818 (what happened to a picture)
+    """A picture that cannot be read; the message is the reason."""
+
+
+def decode(file: str | os.PathLike | BytesIO, mode: str | None) -> np.ndarray:
+    """The picture of a file, uint8 (H, W, C), its first frame if it has several. Raises Unreadable.
+
+    mode: "L" or "RGB" converts; None keeps a gray picture gray and makes every other one RGB.
+    """
+    try:
+        with Image.open(file) as opened:
+            # The orientation is read afterwards: Pillow has already turned some formats (TIFF) then.
+            opened.load()
+            picture = _opaque(_eight_bits(_upright(opened), opened.format))
+            array = np.asarray(picture.convert(mode or ("L" if picture.mode in GRAY else "RGB")))
+    except UnidentifiedImageError:
+        raise Unreadable("no format that Pillow knows") from None
+    except Exception as error:  # what a damaged file leads Pillow's readers to is of many types
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise Unreadable(reason.splitlines()[0]) from None
+    return array[..., None] if array.ndim == 2 else array
+
+
+def read_picture(path: Path, mode: str | None) -> np.ndarray:
+    """The picture at a path, as `decode` has it. Raises InputError, naming the file, if it cannot be read."""
+    try:
+        return decode(path, mode)
+    except Unreadable as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        method = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged metadata says nothing of the pixels
+        method = None
+    return picture if method is None else picture.transpose(method)
+
+
+def _eight_bits(picture: Image.Image, kind: str | None) -> Image.Image:
+    """A 16-bit gray picture in 8 bits; Pillow's own conversion cuts everything above 255 to white."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in SIXTEEN_BITS):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its mode {picture.mode!r} has no known range of values")
+    return picture
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Laid over black, as the borders of `fit: pad` are; the colour below full transparency is arbitrary."""
+    if not picture.has_transparency_data:
+        return picture
+    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, picture.convert("RGBA")).convert("L" if picture.mode in GRAY else "RGB")
+
+
+def pad(image: np.ndarray, size: int) -> np.ndarray:
+    """Black borders around an image that is at most `size` on each side; raises InputError for a larger one."""
+    height, width, _ = image.shape
+    if height > size or width > size:
+        raise InputError(
+            f"params.yaml: prepare_data.image_size: {size} is smaller than an image of {height}x{width}, which padding cannot "
+            "shrink; set prepare_data.fit to 'resize'"
+        )
+    top, left = (size - height) // 2, (size - width) // 2
+    return np.pad(image, ((top, size - height - top), (left, size - width - left), (0, 0)))
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale the shorter side to `size` with an antialiased bicubic filter, then crop the middle."""
+    height, width, channels = image.shape
+    if (height, width) == (size, size):
+        return image
+    scale = size / min(height, width)
+    new = (max(size, round(width * scale)), max(size, round(height * scale)))
+    picture = Image.fromarray(image[:, :, 0] if channels == 1 else image).resize(new, Image.Resampling.BICUBIC)
+    left, top = (new[0] - size) // 2, (new[1] - size) // 2
+    return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
+
+
+FITS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"pad": pad, "resize": resize}

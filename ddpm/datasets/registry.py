@@ -1,0 +1,172 @@
+"""Where images come from: name -> raw images, labels and class names of both splits."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple, Protocol
+
+import numpy as np
+import torchvision
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from ddpm.core.files import InputError
+from ddpm.core.params import OneOf
+from ddpm.datasets.celeba import read_celeba
+from ddpm.datasets.huggingface import read_huggingface
+from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
+from ddpm.datasets.image_folder import read_image_folder
+from ddpm.datasets.index import Files, Pictures
+
+# How many channels an image gets: those it has, or gray or RGB for all.
+CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
+
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+DIGITS_TEST = 500
+
+
+class Images(Protocol):
+    """A sequence of uint8 (H, W, C) images: an array (N, H, W, C), or pictures that are read when they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+class Raw(NamedTuple):
+    """One split as it was published: images and int64 labels (N,)."""
+
+    images: Images
+    labels: np.ndarray
+
+
+class Source(NamedTuple):
+    """Both splits of a data set, and the name of each class in the order of the labels; the files of its pictures if it
+    consists of files."""
+
+    train: Raw
+    test: Raw
+    class_names: Sequence[str]
+    files: Files | None = None
+
+
+class FolderSettings(Protocol):
+    """The part of the prepare_data section that is read here."""
+
+    folder: str
+    label: str | None
+    channels: str
+    test_share: float
+
+
+def raw_root() -> Path:
+    """The folder of raw files: DDPM_DATA_ROOT, or data/raw of the main checkout (--temp runs have no ignored files)."""
+    if root := os.environ.get("DDPM_DATA_ROOT"):
+        return Path(root).expanduser()
+    return Path(os.environ.get("DVC_ROOT", ".")) / "data" / "raw"
+
+
+def digits(settings: FolderSettings) -> Source:
+    """1,797 handwritten 8x8 digits that come with scikit-learn (UCI's optical digits); 500 of them, stratified, are the test."""
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST, stratify=labels, random_state=0)
+    train, test = np.sort(train), np.sort(test)
+    return Source(Raw(images[train], labels[train]), Raw(images[test], labels[test]), DIGITS)
+
+
+def _mnist_like(name: str, torchvision_class: type) -> Callable[[FolderSettings], Source]:
+    """A data set published as MNIST's four idx files."""
+
+    def load(settings: FolderSettings) -> Source:
+        root = raw_root()
+        folder = find_idx_folder(root, name, torchvision_class.__name__)
+        if folder is None:
+            files = f"{', '.join(IDX_FILES.values())} (gzipped or not) into {root / name}"
+            _download(name, files, lambda: torchvision_class(root, download=True))
+            folder = find_idx_folder(root, name, torchvision_class.__name__)
+        names = DIGITS if name == "mnist" else [str(c) for c in torchvision_class.classes]
+        train, test = (Raw(*read_idx_split(folder, split, len(names))) for split in ("train", "test"))
+        return Source(train, test, names)
+
+    return load
+
+
+def cifar10(settings: FolderSettings) -> Source:
+    """CIFAR-10 in torchvision's layout, from the raw folder or its subfolder cifar10."""
+    root = raw_root()
+    archive, unpacked = torchvision.datasets.CIFAR10.filename, torchvision.datasets.CIFAR10.base_folder
+    root = next((f for f in (root, root / "cifar10") if (f / unpacked).exists() or (f / archive).exists()), root / "cifar10")
+    if not (root / unpacked).exists():
+        _download("cifar10", f"{archive} into {root}", lambda: torchvision.datasets.CIFAR10(root, download=True))
+    try:
+        splits = [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
+    except (RuntimeError, OSError, EOFError) as error:
+        raise InputError(
+            f"{root / unpacked}: damaged ({str(error).splitlines()[0]}); delete it, and let it download or put {archive} "
+            f"into {root}"
+        ) from None
+    return Source(*(Raw(s.data, np.asarray(s.targets, np.int64)) for s in splits), splits[0].classes)
+
+
+def image_folder(settings: FolderSettings) -> Source:
+    """Any folder or archive of class folders, at prepare_data.folder below the raw folder."""
+    path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
+    return _of_files(*read_image_folder(path, mode, settings.test_share))
+
+
+def celeba(settings: FolderSettings) -> Source:
+    """CelebA's aligned faces, in the folder celeba of the raw folder; prepare_data.label names the attribute."""
+    return _of_files(*read_celeba(raw_root(), settings.label, CHANNELS[settings.channels]))
+
+
+def huggingface(settings: FolderSettings) -> Source:
+    """A data set that `datasets` wrote, at prepare_data.folder below the raw folder."""
+    path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
+    return _of_files(*read_huggingface(path, settings.label, mode, settings.test_share))
+
+
+def _of_files(files: Files, class_names: Sequence[str]) -> Source:
+    train, test = (Raw(Pictures(files, split), files.listing.labels(split)) for split in (0, 1))
+    return Source(train, test, class_names, files)
+
+
+def _download(name: str, files: str, download: Callable[[], object]) -> None:
+    """Let torchvision download, with its progress bar; raises InputError, naming the files to fetch by hand, if it can't."""
+    print(f"{name}: not found in {raw_root()}; downloading", flush=True)
+    try:
+        raw_root().mkdir(parents=True, exist_ok=True)
+        download()
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{name}: cannot be downloaded ({reason}); put {files}, or set DDPM_DATA_ROOT to the folder that has them; "
+            "`-S dataset=digits` needs no files"
+        ) from None
+
+
+class Dataset(NamedTuple):
+    """How to load a data set, the test accuracy that its judge must reach to be trusted (None: not known), and which settings
+    it reads that others ignore."""
+
+    load: Callable[[FolderSettings], Source]
+    judge_accuracy: float | None
+    reads: tuple[str, ...] = ()
+
+
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(digits, 0.97),
+    "mnist": Dataset(_mnist_like("mnist", torchvision.datasets.MNIST), 0.99),
+    "fashion_mnist": Dataset(_mnist_like("fashion_mnist", torchvision.datasets.FashionMNIST), 0.90),
+    "kmnist": Dataset(_mnist_like("kmnist", torchvision.datasets.KMNIST), None),
+    "cifar10": Dataset(cifar10, 0.85),
+    "celeba": Dataset(celeba, None, ("label", "skip_bad")),
+    "image_folder": Dataset(image_folder, None, ("skip_bad",)),
+    "huggingface": Dataset(huggingface, None, ("label", "skip_bad")),
+}
+
+
+DatasetName = Annotated[str, OneOf(DATASETS)]

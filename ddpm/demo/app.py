@@ -1,0 +1,130 @@
+"""The web page: draw, inpaint, interpolate and compare with a trained model, in a browser on this machine.
+
+    python -m ddpm demo
+
+Needs Gradio (requirements-demo.txt) and no network. Everything that the page sends is checked again here, as anyone else may
+send it too; one job runs at a time, and the others wait in line.
+"""
+
+import html
+import os
+import signal
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+import torch
+from starlette.middleware import Middleware
+
+from ddpm.core.files import InputError
+from ddpm.demo.tabs import compare_tab, draw_tab, inpaint_tab, interpolate_tab
+from ddpm.demo.widgets import STYLE, Page, guarded
+from ddpm.networks.checkpoints import load_model
+from ddpm.sampling.model import DiffusionModel, from_config
+
+# Read when Gradio is imported.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+QUEUE = 20
+
+
+MOST_UPLOAD = "8mb"
+
+
+# Seconds: how often files are looked for that nobody will ask for again, and when they are.
+CLEAN_EVERY, CLEAN_AFTER = 600, 3600
+
+
+def launch(
+    folder: Path,
+    checkpoint: str | float,
+    device: torch.device,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    browser: bool = False,
+) -> None:
+    """Serve the page of a model folder until Ctrl-C or SIGTERM; browser: show it at once in one.
+
+    Raises InputError for a model that cannot be loaded, and for an address that is taken or none.
+    """
+    _check_address(host, port)
+    network, config = load_model(folder, checkpoint, device)
+    model = from_config(network, config)
+    with TemporaryDirectory(prefix="ddpm_demo_") as cache:
+        os.environ["GRADIO_TEMP_DIR"] = cache
+        page = build(model, about(model, config, f"{folder}, checkpoint {checkpoint}"))
+        page.launch(
+            server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
+            max_file_size=MOST_UPLOAD, allowed_paths=[], run_history=False, enable_monitoring=False, mcp_server=False,
+            ssr_mode=False, pwa=False, footer_links=["api"], theme=theme(), css=STYLE,
+            app_kwargs={"middleware": [Middleware(guarded)]},
+        )  # fmt: skip
+        print(f"{page.local_url} is the page of {folder}; Ctrl-C ends it", flush=True)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        # Pages that are still open would keep it waiting.
+        page.server.force_exit = True
+        page.close(verbose=False)
+
+
+def _check_address(host: str, port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{host}:{port}: cannot be served there ({reason}); choose another --host or --port") from None
+
+
+def theme() -> gr.themes.Base:
+    """Plain, with fonts that the machine has."""
+    fonts = [gr.themes.Font(name) for name in ("Segoe UI", "Helvetica Neue", "Noto Sans", "DejaVu Sans", "sans-serif")]
+    mono = [gr.themes.Font(name) for name in ("DejaVu Sans Mono", "monospace")]
+    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
+
+
+def build(model: DiffusionModel, footer: str) -> Page:
+    """The page of a model, above a footer in HTML.
+
+    Its jobs are /draw, /inpaint, /interpolate and /compare of its API, and /show the image that /inpaint would start from.
+    """
+    data = model.data.get("dataset", "images")
+    with Page(title=f"Diffusion: {data}", analytics_enabled=False, delete_cache=(CLEAN_EVERY, CLEAN_AFTER)) as page:
+        gr.Markdown(f"# Images out of noise: {data}\nA diffusion model draws by removing noise step by step. Watch it, here.")
+        with gr.Tab("Draw"):
+            draw_tab(model)
+        with gr.Tab("Inpaint"):
+            inpaint_tab(model, page)
+        with gr.Tab("Interpolate"):
+            interpolate_tab(model)
+        with gr.Tab("Compare"):
+            compare_tab(model)
+        gr.HTML(footer)
+    # Closed: requests that would not wait in line.
+    page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+    return page
+
+
+def about(model: DiffusionModel, config: dict, where: str) -> str:
+    """What the model is, as HTML."""
+    height, width, channels = model.shape
+    names = model.data["class_names"]
+    training = config.get("training", {})
+    rows = {
+        "model": where,
+        "data": f"{model.data.get('dataset', 'unknown')}, {height} x {width}, {'gray' if channels == 1 else 'colour'}",
+        "classes": f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
+        "told": f"{config['model']['conditioning']}{', and trained without it too' if model.knows_no_class else ''}",
+        "network": f"U-Net with {sum(p.numel() for p in model.network.parameters()):,} parameters, on {model.device}",
+        "noise": f"{config['diffusion']['schedule']} schedule, T = {model.schedule.steps:,}; it predicts {model.prediction}",
+        "training": f"{training['steps']:,} steps of {training['batch_size']} images" if "steps" in training else "unknown",
+    }
+    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in rows.items())
+    return f'<dl class="about">{listed}</dl>'

@@ -1,0 +1,256 @@
+"""The tabs of the web page: what can be set, and what its buttons show."""
+
+from collections.abc import Callable, Generator, Sequence
+from inspect import Parameter, Signature
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+import torch
+
+from ddpm.core.params import Section
+from ddpm.demo import jobs as jobs
+from ddpm.demo.inputs import (
+    BRUSH,
+    EVERY,
+    MOST_BETWEEN,
+    MOST_FILLS,
+    MOST_IMAGES,
+    MOST_RESAMPLES,
+    NAMES,
+    OWN,
+    SAMPLE,
+    TEST,
+    UPLOAD,
+    Comparison,
+    Drawing,
+    Filling,
+    Shown,
+    Way,
+    has_test_images,
+    painting,
+)
+from ddpm.demo.widgets import Page, board, framed, plain_picture, progress_line, stopped_line
+from ddpm.editing.inpaint import MASKS
+from ddpm.sampling.model import NO_CLASS, DiffusionModel
+from ddpm.sampling.names import MAX_SEED
+from ddpm.sampling.plan import CHOICES, STEPS
+
+Components = Sequence[gr.components.Component]
+
+
+NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
+
+
+SAMPLER_NAMES = [(sampler.label, name) for name, sampler in CHOICES.items()]
+
+
+DETERMINISTIC = [(sampler.label, name) for name, sampler in CHOICES.items() if not sampler.stochastic]
+
+
+def _content(model: DiffusionModel, default: str, label: str = "") -> gr.components.Component:
+    """The class or the text to be drawn, by what the model takes; nothing to be seen where it takes neither."""
+    if model.network.reads:
+        info = "One text per line, in turn." if default == EVERY else "Empty: the caption of its class."
+        words = ", ".join(model.network.condition.vocabulary.words[:40])
+        return gr.Textbox("", label=label or "Text", lines=2, info=f"{info} It knows the words: {words}", max_length=1000)
+    if not model.network.conditional:
+        return gr.Textbox("", visible=False, label="Class")
+    nothing = [("no class", NO_CLASS)] if model.knows_no_class else []
+    return gr.Dropdown([default, *model.data["class_names"], *nothing], value=default, label=label or "Class")
+
+
+def _steps(model: DiffusionModel, label: str = "Steps", value: int = STEPS) -> gr.Slider:
+    total = model.schedule.steps
+    return gr.Slider(1, total, value=min(value, total), step=1, label=label)
+
+
+def _guidance(model: DiffusionModel) -> gr.Slider:
+    info = "1: as it learned; more leans on what it is told"
+    return gr.Slider(0, 10, value=1, step=0.1, label="Guidance", info=info, visible=model.knows_no_class)
+
+
+def _seed() -> gr.Number:
+    with gr.Row(equal_height=False, elem_classes="seed"):
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, scale=3)
+        gr.Button("New seed", size="sm", min_width=100, scale=1).click(
+            None, None, seed, js=NEW_SEED, queue=False, api_visibility="private"
+        )
+    return seed
+
+
+def _status(button: str) -> gr.HTML:
+    hint = f"Press {button}: what the network sees will appear here."
+    return gr.HTML(f'<div class="job"><div class="count">{hint}</div></div>', label="progress", min_height=60)
+
+
+def _runs(
+    model: DiffusionModel, job: Callable, kind: type[Section], outputs: int, finish: Callable[[Any], tuple[str, list[Any]]]
+) -> Callable[..., Any]:
+    """What a button does: run a job on the values of its inputs, those of a Section; show how far it is, and at its end what
+    `finish` makes of it: a note, and the values of the outputs."""
+
+    def run(*values: Any) -> Generator[list[Any], None, None]:
+        # Gradio copies its files from here to where they can be asked for, until nobody has done so for a while.
+        with TemporaryDirectory(prefix="ddpm_demo_") as folder:
+            moments, last = jobs.Kept(job(model, Path(folder), *values)), None
+            for last in moments:
+                yield [progress_line(last), *[gr.skip()] * outputs]
+            note, made = finish(moments.value)
+            yield [progress_line(last, note), *made]
+
+    # What the API shows of it.
+    run.__signature__, run.__doc__ = _signature(kind), job.__doc__
+    return run
+
+
+def _signature(kind: type[Section]) -> Signature:
+    return Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in kind.model_fields])
+
+
+def _button(
+    label: str, run: Callable, inputs: Components, status: gr.HTML, outputs: Components, name: str
+) -> gr.events.Dependency:
+    with gr.Row():
+        start = gr.Button(label, variant="primary", scale=3)
+        stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
+    event = start.click(
+        run, list(inputs), [status, *outputs], preprocess=False, api_name=name, concurrency_id="model", concurrency_limit=1,
+        show_progress="minimal", show_progress_on=status,
+    )  # fmt: skip
+    stop.click(stopped_line, None, status, cancels=event, queue=False, api_visibility="private")
+    return event
+
+
+def draw_tab(model: DiffusionModel) -> None:
+    classes = len(model.data["class_names"])
+    number = 2 * classes if model.network.conditional and classes <= 10 else 16
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            content = _content(model, EVERY)
+            if model.network.reads:
+                gr.Examples([[text] for text in model.captions(torch.arange(min(4, classes)), unseen=True)], content)
+            count = gr.Slider(1, MOST_IMAGES, value=number, step=1, label="Number of images")
+            sampler = gr.Dropdown(SAMPLER_NAMES, value="ddim", label="Sampler")
+            steps = _steps(model)
+            eta = gr.Slider(0, 1, value=0, step=0.05, label="Eta", info="of DDIM: 0 draws no fresh noise, 1 as much as DDPM")
+            guidance, seed = _guidance(model), _seed()
+            place = gr.Column()
+        with gr.Column(scale=3, min_width=300):
+            status, result = _status("Draw"), framed("Images")
+            with gr.Row():
+                files = [gr.DownloadButton(name, size="sm", interactive=False, min_width=80) for name in ("PNG", "NPZ", "GIF")]
+
+    def finish(made: jobs.Drawn) -> tuple[str, list[Any]]:
+        return made.note, [str(path) for path in (made.picture, made.picture, made.arrays, made.film)]
+
+    with place:
+        inputs = [content, count, sampler, steps, eta, guidance, seed]
+        drawn = _button("Draw", _runs(model, jobs.draw, Drawing, 4, finish), inputs, status, [result, *files], "draw")
+    drawn.success(lambda: [gr.update(interactive=True)] * 3, None, files, queue=False, api_visibility="private")
+    sampler.change(_eta_of, sampler, eta, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _eta_of(sampler: Any) -> dict:
+    known = CHOICES.get(sampler) if isinstance(sampler, str) else None
+    return gr.update(interactive=True) if known and "eta" in known.options else gr.update(value=0, interactive=False)
+
+
+def inpaint_tab(model: DiffusionModel, page: Page) -> None:
+    sources = [name for name in NAMES if name != TEST or has_test_images(model)]
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            source = gr.Radio(sources, value=sources[0], label="Image")
+            number = gr.Number(0, label="Number of the test image, or seed", precision=0, minimum=0, maximum=MAX_SEED)
+            upload = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], visible=False, height=160)
+            content = _content(model, OWN)
+            mask = gr.Dropdown([BRUSH, *MASKS], value=BRUSH, label="What to fill", info="Paint on the image, or choose")
+            painted = board(model.shape)
+            fills = gr.Slider(1, MOST_FILLS, value=4, step=1, label="Number of fills")
+            with gr.Accordion("More", open=False):
+                steps = _steps(model)
+                resamples = gr.Slider(
+                    1, MOST_RESAMPLES, value=1 if model.network.masked else 10, step=1, label="Resamples",
+                    info="how often it goes back to make both parts agree (RePaint)",
+                )  # fmt: skip
+                guidance = _guidance(model)
+            seed = _seed()
+            place = gr.Column()
+        with gr.Column(scale=3, min_width=300):
+            status, result = _status("Fill"), framed("Fills")
+
+    def show(*values: Any) -> dict:
+        if values[1] is None or (values[0] == UPLOAD and values[2] is None):
+            return gr.skip()  # not yet chosen
+        moments = jobs.Kept(jobs.show(model, *values))
+        list(moments)
+        return gr.update(picture=plain_picture(moments.value))
+
+    show.__signature__, show.__doc__ = _signature(Shown), jobs.show.__doc__
+    with place:
+        inputs = [source, number, upload, content, mask, painted, fills, steps, resamples, guidance, seed]
+        run = _runs(model, jobs.inpaint, Filling, 1, lambda made: (made.note, [str(made.picture)]))
+        _button("Fill", run, inputs, status, [result], "inpaint")
+    shown = {"preprocess": False, "show_progress": "hidden", "trigger_mode": "always_last"}
+    source.change(lambda name: gr.update(visible=name == UPLOAD), source, upload, queue=False, api_visibility="private", **shown)
+    gr.on(
+        [page.load, source.input, number.input, upload.input, content.input], show, [source, number, upload, content], painted,
+        api_name="show", concurrency_id="model", **shown,
+    )  # fmt: skip
+    mask.input(
+        lambda name: gr.skip() if name == BRUSH else gr.update(value=painting(model, name)), mask, painted,
+        queue=False, api_visibility="private", **shown,
+    )  # fmt: skip
+    painted.input(None, None, mask, js=f"() => {BRUSH!r}", queue=False, api_visibility="private")
+
+
+def interpolate_tab(model: DiffusionModel) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            ends = gr.Radio([SAMPLE, TEST] if has_test_images(model) else [SAMPLE], value=SAMPLE, label="Between")
+            with gr.Row():
+                with gr.Column(min_width=130):
+                    first = gr.Number(2, label="First number", precision=0, minimum=0, maximum=MAX_SEED)
+                    first_content = _content(model, OWN, "What it shows")
+                with gr.Column(min_width=130):
+                    second = gr.Number(7, label="Second number", precision=0, minimum=0, maximum=MAX_SEED)
+                    second_content = _content(model, OWN, "What it shows")
+            count = gr.Slider(2, MOST_BETWEEN, value=16, step=1, label="Number of images")
+            sampler = gr.Dropdown(DETERMINISTIC, value="ddim", label="Sampler")
+            steps = _steps(model)
+            place = gr.Column()
+        with gr.Column(scale=3, min_width=300):
+            status = _status("Interpolate")
+            strip, film = framed("From one to the other"), framed("As a film")
+    with place:
+        inputs = [ends, first, second, first_content, second_content, count, sampler, steps]
+        run = _runs(model, jobs.interpolate, Way, 2, lambda made: (made.note, [str(made.strip), str(made.film)]))
+        _button("Interpolate", run, inputs, status, [strip, film], "interpolate")
+    ends.change(_sampler_of, ends, sampler, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _sampler_of(ends: Any) -> dict:
+    """Test images are encoded, which DDIM alone does."""
+    return gr.update(value="ddim", interactive=False) if ends == TEST else gr.update(interactive=True)
+
+
+def compare_tab(model: DiffusionModel) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            content = _content(model, EVERY)
+            ways = []
+            for name, sampler, steps in (("First", "ddim", 10), ("Second", "ddpm", 200)):
+                with gr.Row():
+                    ways.append(gr.Dropdown(SAMPLER_NAMES, value=sampler, label=f"{name} sampler", min_width=130))
+                    ways.append(_steps(model, "Steps", steps))
+            count = gr.Slider(1, MOST_IMAGES, value=10, step=1, label="Number of images")
+            guidance, seed = _guidance(model), _seed()
+            place = gr.Column()
+        with gr.Column(scale=3, min_width=300):
+            status = _status("Compare")
+            with gr.Row():
+                results = [framed("First"), framed("Second")]
+    with place:
+        run = _runs(model, jobs.compare, Comparison, 2, lambda made: ("\n".join(made.notes), [str(made.first), str(made.second)]))
+        _button("Compare", run, [content, count, seed, guidance, *ways], status, results, "compare")

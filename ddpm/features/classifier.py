@@ -1,0 +1,167 @@
+"""The in-domain judge: a small classifier of the same data, whose features stand in for the Inception's, without a download."""
+
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ddpm.core import processes
+from ddpm.core.files import InputError, read_json, sha256, write_json
+from ddpm.core.params import OrWord, Section
+from ddpm.core.paths import CLASSIFIER_DIR
+from ddpm.core.progress import Progress
+from ddpm.core.seeds import seed_of
+from ddpm.core.weights import load_weights, save_weights
+from ddpm.data.images import to_model_range, to_tensor
+from ddpm.data.prepared import Prepared, Split
+
+WEIGHTS, CONFIG = "classifier.safetensors", "config.json"
+
+
+FEATURES = 64
+
+
+PREDICT_BATCH = 500
+
+
+class TrainClassifier(Section):
+    """The `train_classifier` section."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    max_shift: Annotated[int, Field(ge=0)]
+    required_accuracy: Annotated[Annotated[float, Field(ge=0, le=1)] | None, OrWord("auto")]
+
+
+class Classifier(nn.Module):
+    """Four convolutions with batch norm, halved twice; 64 features after ReLU and an average over the image.
+
+    Input (B, C, H, W) in [-1, 1]. `maps` gives the activations of the four layers, `features` (B, 64), `forward` logits.
+    """
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        widths = [channels, 32, 32, FEATURES, FEATURES]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in widths[1:])
+        self.head = nn.Linear(FEATURES, classes)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Activations after each of the four layers, each (B, C_l, H_l, W_l) and >= 0."""
+        maps = []
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = F.relu(norm(conv(x)))
+            maps.append(x)
+            if i in (1, 2) and min(x.shape[-2:]) > 1:
+                x = F.max_pool2d(x, 2)
+        return maps
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.maps(x)[-1].mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def shifted(images: Tensor, most: int) -> Tensor:
+    """Each image (B, C, H, W) moved at random by up to `most` pixels each way, its border repeated into the gap."""
+    if most == 0:
+        return images
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (most,) * 4, mode="replicate")
+    offset = torch.randint(0, 2 * most + 1, (2, batch, 1, 1), device=images.device)
+    rows = (torch.arange(height, device=images.device)[:, None] + offset[0])[:, None]
+    columns = (torch.arange(width, device=images.device)[None, :] + offset[1])[:, None]
+    every = torch.arange(batch, device=images.device)[:, None, None, None]
+    return padded[every, torch.arange(channels, device=images.device)[:, None, None], rows, columns]
+
+
+def train_classifier(data: Prepared, settings: TrainClassifier, seed: int, device: torch.device, log) -> Classifier:
+    """Train with AdamW and a one-cycle learning rate; `log` gets a row {epoch, loss, accuracy} after each epoch."""
+    torch.manual_seed(seed_of(seed, "classifier"))
+    network = Classifier(data.shape[2], len(data.class_names)).to(device, memory_format=torch.channels_last)
+    images, labels = to_tensor(data.train.images, device), torch.tensor(data.train.labels, device=device)
+    # The last batch of an epoch is left out when it is short: batch norm needs more than one image.
+    size = min(settings.batch_size, len(images))
+    batches = len(images) // size
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * batches)
+    with Progress("train_classifier", settings.epochs * batches * size, "images") as progress:
+        for epoch in range(settings.epochs):
+            network.train()
+            order = torch.randperm(len(images))[: batches * size].to(device)
+            total = torch.zeros((), device=device)
+            for index in order.split(size):
+                x = shifted(to_model_range(images[index]), settings.max_shift)
+                loss = F.cross_entropy(network(x), labels[index], label_smoothing=0.05)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                total += loss.detach()
+                progress.advance(size)
+            log({"epoch": epoch + 1, "loss": total.item() / batches, "accuracy": accuracy(network, data.test, device)})
+    return network.eval()
+
+
+@torch.inference_mode()
+def predict(network: Classifier, images: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Features float64 (N, 64) and class probabilities float64 (N, classes) of uint8 images (N, H, W, C)."""
+    network.eval()
+
+    def predict_batch(start: int) -> tuple[np.ndarray, np.ndarray]:
+        f = network.features(to_model_range(to_tensor(images[start : start + PREDICT_BATCH], device)))
+        return f.cpu().double().numpy(), network.head(f).cpu().double().softmax(1).numpy()
+
+    features, probabilities = zip(*processes.share(range(0, len(images), PREDICT_BATCH), predict_batch), strict=True)
+    return np.concatenate(features), np.concatenate(probabilities)
+
+
+def accuracy(network: Classifier, split: Split, device: torch.device) -> float:
+    """Share of a split that is classified correctly."""
+    return float((predict(network, split.images, device)[1].argmax(1) == split.labels).mean())
+
+
+def required_accuracy(settings: TrainClassifier, data: Prepared) -> float | None:
+    """The test accuracy that the judge must reach: the setting, or what is known of the data set; None if nothing is."""
+    if settings.required_accuracy is not None:
+        return settings.required_accuracy
+    return data.meta["required_accuracy"]
+
+
+def check_accuracy(reached: float, required: float | None, data: Prepared) -> None:
+    """Raises InputError if the judge is too weak for its numbers to mean anything."""
+    if required is not None and reached < required:
+        raise InputError(
+            f"train_classifier: {reached:.2%} of the test images are classified correctly, but a judge of "
+            f"{data.meta['dataset']} needs {required:.2%}; raise train_classifier.epochs, or lower "
+            "train_classifier.required_accuracy and trust the metrics less"
+        )
+
+
+def save_classifier(network: Classifier, data: Prepared, reached: float, folder: Path = CLASSIFIER_DIR) -> str:
+    """Write weights and config; returns the SHA-256 of the weights, which names this judge."""
+    save_weights(folder / WEIGHTS, network.state_dict())
+    digest = sha256(folder / WEIGHTS)
+    # With another number of threads the same training gives other bits.
+    found = {"accuracy": reached, "sha256": digest, "threads": torch.get_num_threads()}
+    write_json(folder / CONFIG, {"data": data.identity(), **found})
+    return digest
+
+
+def load_classifier(data: Prepared, device: torch.device, folder: Path = CLASSIFIER_DIR) -> tuple[Classifier, dict]:
+    """The judge of this data in eval mode, frozen, and its config. Raises InputError if it was trained on other data."""
+    config = read_json(folder / CONFIG, "train_classifier")
+    if config.get("data") != data.identity():
+        raise InputError(f"{folder}: was trained on other data than data/prepared holds; run `dvc repro train_classifier`")
+    network = Classifier(data.shape[2], len(data.class_names))
+    load_weights(folder / WEIGHTS, network, "train_classifier")
+    if config.get("sha256") != sha256(folder / WEIGHTS):
+        raise InputError(f"{folder / WEIGHTS}: is not the file that {CONFIG} names; run `dvc repro -f train_classifier`")
+    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), config

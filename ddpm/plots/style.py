@@ -1,0 +1,40 @@
+"""Figures for people, in one style: PNG, readable at the width of a README, safe for the colour-blind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ddpm.core.files import atomic
+
+# Okabe and Ito's palette.
+BLUE, ORANGE, GRAY = "#0072B2", "#E69F00", "#666666"
+
+
+PALETTE = [BLUE, ORANGE, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800", "#8C4A2F", "#999999"]
+
+
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def figure(path: Path, panels: int, width: float, height: float) -> Iterator[list[Axes]]:
+    """Yield the axes of a figure with panels side by side; write it as a PNG, atomically."""
+    with matplotlib.rc_context(STYLE):
+        canvas = Figure(figsize=(width, height), dpi=120, layout="constrained")
+        yield list(canvas.subplots(1, panels, squeeze=False)[0])
+        with atomic(path) as temporary:
+            canvas.savefig(temporary, metadata={"Software": None})

@@ -1,0 +1,110 @@
+"""Which noise levels a sampler visits: positions on the levels 0..T, from the noisiest down to 0.
+
+A position between two levels is a level too (`NoiseSchedule`). A grid may climb, which adds noise again, and may stay, which a
+sampler that evaluates twice per step uses for its correction.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+
+from ddpm.core.files import InputError
+from ddpm.core.params import OneOf, lookup
+from ddpm.diffusion.schedule import NoiseSchedule
+
+
+def leading(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """1 + k (T // S): every (T // S)-th level, counted from the cleanest (Song et al. 2021, app. D.2); starts below T."""
+    return 1 + (schedule.steps // steps) * np.arange(steps)[::-1]
+
+
+def trailing(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Evenly spaced levels, counted from T, so that the first step starts at pure noise (Lin et al. 2024, table 2)."""
+    return np.round(schedule.steps - np.arange(steps) * schedule.steps / steps)
+
+
+def linspace(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Evenly spaced levels with both T and 1 among them (Nichol & Dhariwal 2021, sec. 4)."""
+    return np.round(np.linspace(schedule.steps, 1, steps))
+
+
+def quadratic(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Squares of evenly spaced numbers, from T to 1: denser towards the image (Song et al. 2021, app. D.2)."""
+    return 1 + (schedule.steps - 1) * np.linspace(1, 0, steps) ** 2
+
+
+def log_snr(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Evenly spaced in the log of the signal-to-noise ratio, from T to 1 (Lu et al. 2022, sec. 3.3)."""
+    return _by_log_ratio(schedule, np.linspace(*_log_ratio_range(schedule), steps))
+
+
+def karras(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Evenly spaced in (sigma / alpha)^(1/7), from T to 1 (Karras et al. 2022, eq. 5)."""
+    first, last = (math.exp(-ratio / 7) for ratio in _log_ratio_range(schedule))
+    return _by_log_ratio(schedule, -7 * np.log(np.linspace(first, last, steps)))
+
+
+def _log_ratio_range(schedule: NoiseSchedule) -> tuple[float, float]:
+    """log(alpha / sigma) of level T and of level 1; at zero terminal SNR, where the first is -inf, of level T - 1 instead."""
+    return float(schedule.log_ratio[np.isfinite(schedule.log_ratio)][-1]), float(schedule.log_ratio[0])
+
+
+def _by_log_ratio(schedule: NoiseSchedule, log_ratio: np.ndarray) -> np.ndarray:
+    positions = schedule.position(log_ratio)
+    positions[0] = schedule.steps
+    return positions
+
+
+SPACINGS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
+}
+
+
+SpacingName = Annotated[str, OneOf(SPACINGS)]
+
+
+def make_grid(spacing: str, schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """The S + 1 positions that a sampler visits, strictly falling, the last one 0. Raises InputError unless 1 <= steps <= T."""
+    if not 1 <= steps <= schedule.steps:
+        raise InputError(
+            f"steps: {steps} sampling steps are not possible with a model of T = {schedule.steps} "
+            f"(allowed: 1 to {schedule.steps})"
+        )
+    return np.append(lookup(SPACINGS, spacing, "spacing")(schedule, steps), 0.0)
+
+
+MAX_CHURN = math.sqrt(2) - 1
+
+
+def churned(grid: np.ndarray, schedule: NoiseSchedule, churn: float) -> np.ndarray:
+    """The grid with a climb before each step, by a factor 1 + min(churn / S, sqrt(2) - 1) in sigma / alpha
+    (S_churn of Karras et al. 2022, algorithm 2), but not above T."""
+    factor = min(churn / (len(grid) - 1), MAX_CHURN)
+    visits = []
+    for position in grid[:-1].tolist():
+        level = schedule[position]
+        log_ratio = math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
+        climbed = float(schedule.position(np.array(log_ratio - math.log1p(factor))))
+        visits += [position, climbed] if climbed > position else [position]
+    return np.array([*visits, 0.0])
+
+
+def corrected(grid: np.ndarray) -> np.ndarray:
+    """The grid with a stay after each fall, but for the last one."""
+    visits = [grid[0]]
+    for before, position in pairwise(grid):
+        visits += [position, position] if 0 < position < before else [position]
+    return np.array(visits)
+
+
+def evaluations(grid: np.ndarray) -> int:
+    """How often the denoiser is evaluated on the way: at every level that is left for a cleaner one or the same."""
+    return int((np.diff(grid) <= 0).sum())

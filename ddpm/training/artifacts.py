@@ -1,0 +1,123 @@
+"""What process 0 writes while it trains and at the end: models/ddpm, reports/train, and the state to go on from.
+
+Which snapshots to keep of a training that may have made any number of them."""
+
+from pathlib import Path
+
+from ddpm.core import processes
+from ddpm.core.device import Neighbours
+from ddpm.core.files import remove_partial, write_json, write_text
+from ddpm.core.paths import MODEL_DIR
+from ddpm.core.run_log import RunLog
+from ddpm.core.weights import save_weights
+from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
+from ddpm.networks.power_ema import SNAPSHOTS, list_snapshots, save_snapshot, snapshot_file
+from ddpm.training.checkpoint import ResumeState
+from ddpm.training.loop import SPEED_COLUMNS, Hooks
+from ddpm.training.trainer import Trainer
+
+REPORT = Path("reports/train")
+
+
+SPEED = REPORT / "speed.csv"
+
+
+PREVIEWS = "previews"
+
+
+class Outputs:
+    """The files of one training; a resumed one starts with those of its first part."""
+
+    def __init__(self, trainer: Trainer, config: dict, saved: ResumeState):
+        self.trainer, self.config, self.saved = trainer, config, saved
+        self.neighbours = Neighbours(trainer.device)
+        self.log = RunLog(REPORT)
+        remove_partial(MODEL_DIR)
+        write_json(MODEL_DIR / CONFIG, config)
+        for row in trainer.history:
+            self.log.log(row, step="step")
+        self._write_speed()
+        saved.publish(PREVIEWS, REPORT / PREVIEWS)
+        for step in list_snapshots(saved.folder):
+            if step > trainer.step:
+                snapshot_file(saved.folder, step).unlink()
+        self.parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+        several = f" in {processes.size()} processes" if processes.size() > 1 else ""
+        print(f"U-Net with {self.parameters:,} parameters on {trainer.device}{several}", flush=True)
+        if trainer.step:
+            print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,}", flush=True)
+
+    def hooks(self) -> Hooks:
+        """What the training loop calls."""
+        return Hooks(lambda row: self.log.log(row, step="step"), self._speed, self._preview, self._snapshot, self._checkpoint)
+
+    def finish(self) -> None:
+        """Write what a finished training leaves, and remove its state."""
+        trainer = self.trainer
+        save_weights(MODEL_DIR / CHECKPOINTS["latest"], trainer.network.state_dict())
+        save_weights(MODEL_DIR / CHECKPOINTS["final"], trainer.ema_weights())
+        save_weights(MODEL_DIR / CHECKPOINTS["best"], trainer.best)
+        self._prune()
+        self.saved.publish(SNAPSHOTS, MODEL_DIR / SNAPSHOTS)
+        self._draw()
+        self.log.close(parameters=self.parameters, best_validation_loss=trainer.best_loss)
+        print(f"time: {trainer.phases.summary()}", flush=True)
+        self.saved.discard()
+
+    def _speed(self, row: dict[str, float]) -> None:
+        self._write_speed()
+        self.neighbours.warn()
+
+    def _write_speed(self) -> None:
+        rows = self.trainer.speed
+        lines = [SPEED_COLUMNS, *((str(row["step"]), *(f"{row[name]:.4g}" for name in SPEED_COLUMNS[1:])) for row in rows)]
+        write_text(SPEED, "".join(f"{','.join(line)}\n" for line in lines))
+
+    def _preview(self, trainer: Trainer) -> None:
+        # Imported late: no other stage reads a preview, so train does not depend on how it is drawn.
+        from ddpm.plots.image_grid import plain_grid
+        from ddpm.sampling.generate import draw_preview
+        from ddpm.sampling.model import from_config
+
+        with trainer.averaged() as averaged:
+            images = draw_preview(from_config(averaged, self.config))
+        plain_grid(self.saved.folder / PREVIEWS / f"step_{trainer.step:07d}.png", images, columns=10, tile=40)
+        self.saved.publish(PREVIEWS, REPORT / PREVIEWS)
+
+    def _snapshot(self, trainer: Trainer) -> None:
+        save_snapshot(self.saved.folder, trainer.step, {width: track.state_dict() for width, track in trainer.tracks.items()})
+
+    def _checkpoint(self, trainer: Trainer) -> None:
+        save_weights(MODEL_DIR / CHECKPOINTS["latest"], trainer.network.state_dict())
+        self.saved.save(trainer.state_dict())
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove the snapshots that are too many by now; after the state is saved, so that no resumed training misses one."""
+        settings = self.trainer.settings
+        kept = kept_snapshots(settings.snapshot_steps(self.trainer.step), settings.snapshots)
+        for step in set(list_snapshots(self.saved.folder)) - set(kept):
+            snapshot_file(self.saved.folder, step).unlink()
+
+    def _draw(self) -> None:
+        """reports/train/training.png: the curves, for people. Imported late, as for the previews."""
+        from ddpm.plots.figures import training_curves
+
+        training_curves(REPORT / "training.png", self.trainer.history, self.trainer.speed)
+
+
+def kept_snapshots(due: list[int], count: int) -> list[int]:
+    """At most `count` of the steps `due`, ascending, as are left if one is dropped whenever there is one too many.
+
+    Any later average is rebuilt from these, and a narrow one needs them close together where it ends; so they crowd towards the
+    last as steps (1 - u^1.5) with even u do. A function of `due` alone, whatever files there are.
+    """
+    kept: list[int] = []
+    for step in due:
+        kept.append(step)
+        if len(kept) > count:
+            places = [(1 - s / step) ** (2 / 3) for s in kept]
+            # The room that each would leave between its neighbours, the start of the training among them; the last stays.
+            rooms = [before - after for before, after in zip([1.0, *places], places[1:], strict=False)]
+            kept.pop(rooms.index(min(rooms)) if rooms else 0)
+    return kept
