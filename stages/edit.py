@@ -21,9 +21,9 @@ def main() -> None:
     model = load(p.edit.checkpoint, device)
     check_data(model.data, data.identity())
     settings = p.edit.fitted(model)
-    jumps = settings.steps, settings.jump, settings.resamples
+    jumps = settings.steps, settings.repaint_jump_length, settings.repaint_resamples
     scores = {"inpaint": score_inpainting(model, data, judge, settings.scored_images, *jumps, p.seed)}
-    if not processes.is_first():
+    if not processes.is_main_process():
         return
     arrays = make_edits(model, data.test, settings, p.seed)
     arrays |= make_training_film(model, MODEL_DIR, settings.film_frames, p.seed)

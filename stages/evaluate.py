@@ -5,7 +5,7 @@ from ddpm.core.device import Runtime, setup
 from ddpm.core.files import read_json, read_npz
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import held_out, open_prepared
-from ddpm.evaluation.evaluator import Evaluate, Judges
+from ddpm.evaluation.evaluator import Evaluate, Evaluator
 from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.reconstruction import reconstruct, round_trips_if_trained
 from ddpm.evaluation.results import write_results
@@ -21,14 +21,14 @@ OF_JUDGE = ("accuracy", "sha256", "threads")
 def main() -> None:
     p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, evaluate=Evaluate, runtime=Runtime)
     device = setup(p.runtime)
-    processes.from_first(lambda: get_weights(p.evaluate))
+    processes.from_rank0(lambda: get_weights(p.evaluate))
     data = open_prepared(p.dataset, p.prepare_data)
     judge, of_judge = load_classifier(data, device)
     model = load(p.evaluate.checkpoint, device)
     check_data(model.data, data.identity())
     samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}", ["arr_0", "sampler"]) for name in SAMPLERS}
 
-    judges = Judges(data, judge, min(len(arrays["arr_0"]) for arrays in samples.values()), p.seed, device)
+    judges = Evaluator(data, judge, min(len(arrays["arr_0"]) for arrays in samples.values()), p.seed, device)
     scores = {**judges.sizes._asdict(), "classifier": {key: of_judge[key] for key in OF_JUDGE}}
     arrays = {"real_seen": judges.real_seen, "real_labels": data.test.labels}
     for name, of_sampler in samples.items():
@@ -44,7 +44,7 @@ def main() -> None:
     scores["likelihood"] = bits.scores
     trips = round_trips_if_trained(model, *held_out(data, p.evaluate.round_trip_images, p.seed, device), pairs.scores)
     scores["round_trip"] = trips.scores
-    if not processes.is_first():
+    if not processes.is_main_process():
         return
     # Not a dep: seconds differ from run to run, and no stage may run again because of them. The samples, which are a dep,
     # were written together with this file.

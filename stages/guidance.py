@@ -9,7 +9,7 @@ from ddpm.core.device import Precision, Runtime, setup
 from ddpm.core.files import write_json, write_text
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import open_prepared
-from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.guidance import COLUMNS, Guidance, compare_scales, why_none
 from ddpm.features.classifier import load_classifier
 from ddpm.networks.checkpoints import check_data
@@ -25,15 +25,15 @@ def main() -> None:
     judge, _ = load_classifier(data, device)
     model = load(p.guidance.checkpoint, device)
     check_data(model.data, data.identity())
-    judges = Judges(data, judge, p.guidance.samples, p.seed, device)
+    judges = Evaluator(data, judge, p.guidance.samples, p.seed, device)
 
     def say(row: dict) -> None:
-        if processes.is_first():
+        if processes.is_main_process():
             seen = f", {row['accuracy']:.1%} of the class asked for" if row["scale"] > 0 else ""
             print(f"guidance {row['scale']:g} by {row['method']}: FID {row['fid']:.4f}{seen}", flush=True)
 
     rows = compare_scales(model, judges, p.guidance, p.seed, Precision(p.runtime, device).autocast, say)
-    if not processes.is_first():
+    if not processes.is_main_process():
         return
     frame = pd.DataFrame(rows, columns=COLUMNS)
     write_text(REPORT / "guidance.csv", frame.to_csv(index=False, float_format="%.5f"))

@@ -11,14 +11,14 @@ from ddpm.data.prepared import open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DatasetName
 from ddpm.datasets.settings import PrepareData
-from ddpm.features.pretrained import PretrainedJudges, get_weights
+from ddpm.features.pretrained import PretrainedSettings, get_weights
 from ddpm.plots.image_grid import first_images
 
 PICTURE = Path("reports/prepare_data/first_images.png")
 
 
 def main() -> None:
-    p = params.load(dataset=DatasetName, prepare_data=PrepareData, evaluate=PretrainedJudges, runtime=Runtime)
+    p = params.load(dataset=DatasetName, prepare_data=PrepareData, evaluate=PretrainedSettings, runtime=Runtime)
     setup(p.runtime)
     # Found missing here, a weights file costs no training.
     get_weights(p.evaluate)

@@ -12,7 +12,7 @@ from ddpm.report.page import Report, write_report
 def main() -> None:
     p = params.load(schedule=ScheduleName, diffusion=Diffusion, report=Report)
     # Schedules that nobody chose are shown whatever their last level holds, and left out if their options make none.
-    diffusion = p.diffusion.model_copy(update={"allow_terminal_signal": True})
+    diffusion = p.diffusion.model_copy(update={"allow_nonzero_terminal_snr": True})
     shown = {}
     for name in SCHEDULES:
         with suppress(InputError):

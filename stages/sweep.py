@@ -6,7 +6,7 @@ from ddpm.core.device import Precision, Runtime, setup
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import open_prepared
-from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.sweep import Sweep, sweep, sweep_widths
 from ddpm.features.classifier import load_classifier
 from ddpm.networks.checkpoints import check_data
@@ -21,10 +21,10 @@ def main() -> None:
     judge, _ = load_classifier(data, device)
     model = load(p.sweep.checkpoint, device)
     check_data(model.data, data.identity())
-    judges = Judges(data, judge, p.sweep.samples, p.seed, device)
+    judges = Evaluator(data, judge, p.sweep.samples, p.seed, device)
 
     def say(row: dict) -> None:
-        if not processes.is_first():
+        if not processes.is_main_process():
             return
         what = f"{row['method']}, {row['nfe']:,} evaluations" if "method" in row else f"EMA {row['checkpoint']}"
         print(f"{what}: FID {row['fid']:.4f}, {row['seconds']:.1f} s", flush=True)
@@ -32,7 +32,7 @@ def main() -> None:
     autocast = Precision(p.runtime, device).autocast
     rows = sweep(model, judges, p.sweep, p.seed, autocast, say)
     widths, note = sweep_widths(MODEL_DIR, judges, p.sweep, p.seed, autocast, say)
-    if not processes.is_first():
+    if not processes.is_main_process():
         return
     if note:
         print(note, flush=True)

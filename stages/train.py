@@ -13,7 +13,7 @@ from ddpm.diffusion.prediction import PredictionName, check_prediction
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.networks.checkpoints import make_config, make_network
 from ddpm.networks.unet import UNetSettings
-from ddpm.training.artifacts import Outputs
+from ddpm.training.artifacts import TrainingArtifacts
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint, surroundings
 from ddpm.training.loop import Hooks, train
 from ddpm.training.settings import Train
@@ -26,7 +26,7 @@ def main() -> None:
         diffusion=Diffusion, model=UNetSettings, train=Train, runtime=Runtime,
     )  # fmt: skip
     device = setup(p.runtime)
-    p.train.check_share(processes.size())
+    p.train.check_share(processes.world_size())
     data = open_prepared(p.dataset, p.prepare_data)
     schedule = p.diffusion.make(p.schedule)
     check_prediction(p.prediction, schedule)
@@ -36,18 +36,18 @@ def main() -> None:
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)
-    shared = processes.shared(network, device)
+    shared = processes.wrap_ddp(network, device)
     trainer.model = compiled(shared, p.runtime.compile, device, trainer.probe)
     config = make_config(p.model, p.schedule, p.prediction, p.diffusion, data.identity(), p.train.model_dump(), p.seed)
 
     saved = None
-    if processes.is_first():
+    if processes.is_main_process():
         found = surroundings(device, precision.dtype, compiled=trainer.model is not shared)
         saved = ResumeState(stage_fingerprint("train"), found)
-    state = processes.from_first(lambda: saved.load(fresh=dvc_forces()))
+    state = processes.from_rank0(lambda: saved.load(fresh=dvc_forces()))
     if state:
         trainer.load_state_dict(state)
-    outputs = Outputs(trainer, config, saved) if saved else None
+    outputs = TrainingArtifacts(trainer, config, saved) if saved else None
     train(trainer, data.test, outputs.hooks() if outputs else Hooks())
     if outputs:
         outputs.finish()

@@ -26,7 +26,7 @@ def in_processes(count, work):
                 "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
             }  # fmt: skip
             try:
-                processes.join(torch.device("cpu"))
+                processes.init(torch.device("cpu"))
                 result = ("ok", work())
             except BaseException:
                 result = ("failed", traceback.format_exc())

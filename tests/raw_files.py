@@ -26,7 +26,7 @@ def enter(folder: Path, monkeypatch) -> Path:
 def settings(**changes) -> PrepareData:
     """The prepare_data section, with changes."""
     defaults = {
-        "image_size": None, "fit": "pad", "channels": "native", "folder": "pictures", "label": None, "test_share": 0.25,
+        "image_size": None, "resize_mode": "pad", "channels": "native", "folder": "pictures", "label": None, "test_share": 0.25,
         "skip_bad": False,
     }  # fmt: skip
     return PrepareData(**{**defaults, **changes})

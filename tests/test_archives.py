@@ -383,7 +383,7 @@ def test_a_real_zip_and_its_folder(raw, tmp_path):
     (raw / "a.zip").symlink_to(Path(REAL) / "imagenet_sample.zip")
     with zipfile.ZipFile(raw / "a.zip") as archive:
         archive.extractall(raw / "folder")
-    fitted = {"image_size": 128, "fit": "resize", "channels": "rgb"}
+    fitted = {"image_size": 128, "resize_mode": "resize", "channels": "rgb"}
     for name in ("a.zip", "folder"):
         prepare("image_folder", settings(folder=name, **fitted), tmp_path / f"of {name}", workers=2)
     assert contents(tmp_path / "of a.zip") == contents(tmp_path / "of folder")

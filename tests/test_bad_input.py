@@ -82,7 +82,11 @@ BAD_PARAMS = [
     ("train", {"diffusion.zero_terminal_snr": 1}, "diffusion.zero_terminal_snr: 1 must be a boolean"),
     ("train", {"train.loss_weight": "minsnr"}, "train.loss_weight: 'minsnr' is unknown; did you mean 'min_snr'?"),
     ("train", {"train.loss_gamma": 0.0}, "train.loss_gamma: 0.0 must be"),
-    ("train", {"train.levels": "importanse"}, "train.levels: 'importanse' is unknown; did you mean 'importance'?"),
+    (
+        "train",
+        {"train.timestep_sampling": "importanse"},
+        "train.timestep_sampling: 'importanse' is unknown; did you mean 'importance'?",
+    ),
     ("train_classifier", {"train_classifier.epochs": 0}, "train_classifier.epochs: 0 must be"),
     ("train_classifier", {"train_classifier.batch_size": 1}, "train_classifier.batch_size: 1 must be"),
     ("sample_ddpm", {"sample_ddpm.samples": 0}, "sample_ddpm.samples: 0 must be greater than or equal to 1"),
@@ -199,7 +203,7 @@ def test_classes_that_no_captions_can_be_made_of(workspace, refused, folders, ex
 
 @pytest.mark.parametrize("stage", ["train", "train_classifier", "evaluate"])
 def test_data_from_other_params_or_none(data, refused, stage):
-    edit_params(**{"prepare_data.fit": "resize"})
+    edit_params(**{"prepare_data.resize_mode": "resize"})
     message = refused(main_of(stage))
     assert message == "data/prepared: was made with fit = 'pad', but params.yaml has 'resize'; run `dvc repro prepare_data`"
     shutil.rmtree("data")
@@ -281,7 +285,7 @@ def test_a_guidance_interval_that_ends_before_it_starts(model, refused):
 
 def test_images_that_are_not_finite(model, refused):
     weights = load_file(WEIGHTS)
-    save_file({**weights, "last.bias": torch.full_like(weights["last.bias"], float("nan"))}, WEIGHTS)
+    save_file({**weights, "conv_out.bias": torch.full_like(weights["conv_out.bias"], float("nan"))}, WEIGHTS)
     assert refused(main_of("sample_ddim")).startswith("ddim: images 0 to 19 are not finite; use thresholding 'clip'")
     assert not Path("samples").exists()
 
@@ -301,7 +305,7 @@ def test_schedules_that_cannot_be_trained_on(data, refused):
     message = refused(main_of("train"))
     assert message.startswith("params.yaml: schedule: alpha_bar is still 0.1 at the last of 50 steps (allowed: at most 0.01)")
     assert message.endswith("(diffusion.edm: {'sigma_min': 0.002, 'sigma_max': 3.0, 'rho': 7.0})")
-    assert "diffusion.allow_terminal_signal" in message
+    assert "diffusion.allow_nonzero_terminal_snr" in message
     edit_params(**{"train.loss_weight": "v", "train.loss_gamma": 2.0, "diffusion.edm.sigma_max": 80.0})
     assert refused(main_of("train")).startswith("params.yaml: train.loss_gamma: 2.0 has no meaning for loss_weight 'v'")
     for name in ("simple", "min_snr", "p2"):
@@ -342,13 +346,13 @@ def test_damaged_weights(model, refused, damage):
 def test_weights_that_do_not_fit_their_config(model, refused):
     weights = load_file(WEIGHTS)
     cases = {
-        "another width": {**weights, "first.weight": torch.zeros(6, 1, 3, 3)},
-        "one missing": {name: value for name, value in weights.items() if name != "first.weight"},
+        "another width": {**weights, "conv_in.weight": torch.zeros(6, 1, 3, 3)},
+        "one missing": {name: value for name, value in weights.items() if name != "conv_in.weight"},
         "one too many": {**weights, "extra.weight": torch.zeros(2)},
     }
     expected = {
-        "another width": r"first.weight is (6, 1, 3, 3) in the file, (4, 1, 3, 3) by the config (1 differ)",
-        "one missing": r"first.weight is () in the file, (4, 1, 3, 3) by the config (1 differ)",
+        "another width": r"conv_in.weight is (6, 1, 3, 3) in the file, (4, 1, 3, 3) by the config (1 differ)",
+        "one missing": r"conv_in.weight is () in the file, (4, 1, 3, 3) by the config (1 differ)",
         "one too many": r"extra.weight is (2,) in the file, () by the config (1 differ)",
     }
     for name, changed in cases.items():

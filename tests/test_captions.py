@@ -13,7 +13,7 @@ from ddpm.core.files import InputError
 from ddpm.datasets.registry import DIGITS
 from ddpm.networks.captions import (
     DIGIT_TEMPLATES,
-    MOST_WORDS,
+    MAX_WORDS,
     PADDING,
     START,
     TEMPLATES,
@@ -34,19 +34,19 @@ WORDS = st.text("bcdfghjklmqrvwxyz", min_size=3, max_size=8)
 NAMES = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
 
 
-def words_of(class_names, unseen):
+def words_of(class_names, held_out_captions):
     """For each class the set of its captions, as their words."""
-    return [{tuple(split_words(caption)) for caption in captions_of(name, unseen)} for name in class_names]
+    return [{tuple(split_words(caption)) for caption in captions_of(name, held_out_captions)} for name in class_names]
 
 
 def check_captions(class_names):
     """No caption stands for two classes, none that is unseen is seen, and unseen ones need no other words."""
-    seen, unseen = words_of(class_names, False), words_of(class_names, True)
-    captions = [caption for of in (*seen, *unseen) for caption in of]
+    seen, held_out_captions = words_of(class_names, False), words_of(class_names, True)
+    captions = [caption for of in (*seen, *held_out_captions) for caption in of]
     assert len(captions) == len(set(captions))
     shown = {word for of in seen for caption in of for word in caption}
     assert shown == set(Vocabulary(class_names).words)
-    assert all(set(caption) <= shown for of in unseen for caption in of)
+    assert all(set(caption) <= shown for of in held_out_captions for caption in of)
 
 
 class TestNames:
@@ -96,8 +96,10 @@ class TestCaptions:
         assert captions_of("T-shirt/top") == [
             template.replace("{}", name) for template in TEMPLATES for name in ("t shirt", "top")
         ]
-        assert captions_of("cat", unseen=True) == [template.replace("{}", "cat") for template in UNSEEN]
-        assert captions_of("3", unseen=True) == [t.replace("{}", name) for t in UNSEEN_DIGIT for name in ("3", "three")]
+        assert captions_of("cat", held_out_captions=True) == [template.replace("{}", "cat") for template in UNSEEN]
+        assert captions_of("3", held_out_captions=True) == [
+            t.replace("{}", name) for t in UNSEEN_DIGIT for name in ("3", "three")
+        ]
 
     def test_templates_name_their_class_once(self):
         for templates in (DIGIT_TEMPLATES, UNSEEN_DIGIT):
@@ -176,7 +178,7 @@ class TestVocabulary:
     def test_case_space_and_punctuation_do_not_matter(self, text):
         assert torch.equal(KNOWN.encode([text]), KNOWN.encode(["a handwritten seven"]))
 
-    @given(st.lists(st.sampled_from(KNOWN.words), max_size=MOST_WORDS), st.sampled_from([str.lower, str.upper, str.title]))
+    @given(st.lists(st.sampled_from(KNOWN.words), max_size=MAX_WORDS), st.sampled_from([str.lower, str.upper, str.title]))
     def test_known_words_come_back_from_their_ids(self, words, case):
         (ids,) = KNOWN.encode([case(" ".join(words))]).tolist()
         assert [KNOWN.words[i - START - 1] for i in ids[1:]] == words
@@ -184,7 +186,7 @@ class TestVocabulary:
     @given(st.text())
     def test_any_other_text_is_refused_in_one_line(self, text):
         words = split_words(text)
-        if set(words) <= set(KNOWN.words) and len(words) <= MOST_WORDS and (words or not text.strip()):
+        if set(words) <= set(KNOWN.words) and len(words) <= MAX_WORDS and (words or not text.strip()):
             assert KNOWN.encode([text]).shape == (1, 1 + len(words))
             return
         with pytest.raises(InputError, match=r"^text: ") as refused:
@@ -215,17 +217,17 @@ class TestVocabulary:
     @given(NAMES)
     def test_all_captions_of_a_class_can_be_read(self, name):
         vocabulary = Vocabulary([name])
-        texts = captions_of(name) + captions_of(name, unseen=True)
-        assert vocabulary.longest >= max(MOST_WORDS, *(len(split_words(text)) for text in texts))
+        texts = captions_of(name) + captions_of(name, held_out_captions=True)
+        assert vocabulary.longest >= max(MAX_WORDS, *(len(split_words(text)) for text in texts))
         assert vocabulary.encode(texts).shape[0] == len(texts)
 
 
 class TestTable:
     @pytest.mark.parametrize("unseen", [False, True])
-    def test_a_row_is_a_caption(self, unseen):
-        table = caption_table(DIGITS, KNOWN, unseen)
+    def test_a_row_is_a_caption(self, held_out_captions):
+        table = caption_table(DIGITS, KNOWN, held_out_captions)
         for label, name in enumerate(DIGITS):
-            captions = captions_of(name, unseen)
+            captions = captions_of(name, held_out_captions)
             assert table.shape[:2] == (10, len(captions))
             expected = KNOWN.encode(captions)
             assert torch.equal(table[label][:, : expected.shape[1]], expected)

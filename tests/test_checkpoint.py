@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_training import SETTINGS
 
 from ddpm.core.scratch import dvc_forces, is_forced
-from ddpm.networks.power_ema import reach
+from ddpm.networks.power_ema import supported_range
 from ddpm.training import checkpoint
 from ddpm.training.artifacts import kept_snapshots
 from ddpm.training.checkpoint import ResumeState, surroundings
@@ -135,7 +135,7 @@ class TestSnapshots:
 
     @pytest.mark.parametrize("made", [20, 50, 64, 100, 1000])
     def test_those_kept_reach_narrow_and_wide_averages(self, made):
-        narrowest, widest = reach(kept_snapshots([100 * k for k in range(1, made + 1)], 20))
+        narrowest, widest = supported_range(kept_snapshots([100 * k for k in range(1, made + 1)], 20))
         assert narrowest <= 0.02
         assert widest >= 0.24
 

@@ -37,7 +37,7 @@ from ddpm.diffusion.variance import VARIANCES
 from ddpm.editing.inpaint import MASKS
 from ddpm.editing.tasks import EDITS
 from ddpm.networks.checkpoints import CHECKPOINTS, make_config
-from ddpm.networks.power_ema import WIDTHS, save_snapshot
+from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
 from ddpm.networks.unet import UNet
 from ddpm.plots import image_grid
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, UPSCALING
@@ -72,7 +72,7 @@ def built(tmp_path_factory) -> Path:
             save(Path(f"models/{name}/final.safetensors"), network)
         for step in (10, 20):
             weights = {key: value.clone() for key, value in network.state_dict().items()}
-            save_snapshot(Path("models/plain"), step, {WIDTHS[0]: weights, WIDTHS[1]: network.state_dict()})
+            save_snapshot(Path("models/plain"), step, {TRACKED_SIGMA_REL[0]: weights, TRACKED_SIGMA_REL[1]: network.state_dict()})
     return folder
 
 
@@ -326,7 +326,7 @@ class TestCaptions:
 
 
 class TestAnimate:
-    @pytest.mark.parametrize("what", animations.SUBJECTS)
+    @pytest.mark.parametrize("what", animations.ANIMATIONS)
     @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
     def test_each_film(self, run, what, suffix):
         out = Path(f"film{suffix}")
@@ -358,9 +358,9 @@ class TestAnimate:
 
     def test_without_guidance_it_is_told_nothing(self, run, monkeypatch):
         told = []
-        real = animations.Shot
+        real = animations.AnimationOptions
         monkeypatch.setattr(
-            animations, "Shot", lambda number, labels, *rest: (told.append(labels), real(number, labels, *rest))[1]
+            animations, "AnimationOptions", lambda number, labels, *rest: (told.append(labels), real(number, labels, *rest))[1]
         )
         run("animate", "-n", 1, "--steps", 2, "--guidance", 0)
         run("animate", "-n", 1, "--steps", 2, "--label", 4)
@@ -511,7 +511,7 @@ class TestInfo:
         assert found["conditioning"] == "none"
         assert found["parameters"] == sum(p.numel() for p in UNet(settings(conditioning="none"), (8, 8, 1), DIGITS).parameters())
         assert found["snapshots"] == 2
-        assert WIDTHS[0] <= found["ema_widths"][1] <= 0.28
+        assert TRACKED_SIGMA_REL[0] <= found["ema_widths"][1] <= 0.28
         assert "scores" not in found
 
     def test_the_words_of_a_model_that_reads(self, run):
@@ -570,7 +570,7 @@ CHOICES = {
     "mask": MASKS,
     "device": DEVICES,
     "checkpoint": CHECKPOINTS,
-    "what": animations.SUBJECTS,
+    "what": animations.ANIMATIONS,
     "method": EDITS,
     "upscaling": UPSCALING,
 }
@@ -744,7 +744,7 @@ def test_a_mistake_ends_in_one_line(error, line, beginning):
 
 @pytest.mark.parametrize(("tile", "side"), [(8, 8), (20, 24)])
 def test_the_pixels_of_a_picture_are_bounded(tile, side):
-    most = output.MOST_PIXELS // (side + GAP) ** 2
+    most = output.MAX_PIXELS // (side + GAP) ** 2
     output.check_size((8, 8, 1), tile, most)
     with pytest.raises(InputError, match=rf"^tile: {most + 1:,} images of {side} pixels are too large"):
         output.check_size((8, 8, 1), tile, most + 1)
@@ -757,7 +757,7 @@ def test_nan_is_no_number():
         return width
 
     asked = []
-    command = options.gathered(load=load)(lambda load, strength=None: asked.append((load, strength)))
+    command = options.with_option_groups(load=load)(lambda load, strength=None: asked.append((load, strength)))
     command(width=2.0, strength=[0.5])
     for given in ({"width": math.nan, "strength": None}, {"width": 1.0, "strength": [0.5, math.nan]}):
         with pytest.raises(InputError, match=r"^(width|strength): nan is no number"):
@@ -815,7 +815,7 @@ class TestBroken:
     def test_images_that_are_not_finite(self, error, broken):
         network = awake(UNet(settings(conditioning="class"), (8, 8, 1), DIGITS))
         with torch.no_grad():
-            network.last.bias.fill_(float("nan"))
+            network.conv_out.bias.fill_(float("nan"))
         save(broken / "final.safetensors", network)
         assert error("sample", "-m", "broken").startswith("--thresholding: without it the images are not finite")
 
@@ -830,7 +830,7 @@ class TestBroken:
 def test_an_interruption(project, capsys, monkeypatch):
     def stop(*_):
         x = torch.zeros(1, 1, 8, 8)
-        yield progress.View(1, 2, 0, 1.0, x, x, False)
+        yield progress.SamplingProgress(1, 2, 0, 1.0, x, x, False)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(generate, "draw_images", stop)

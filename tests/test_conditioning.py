@@ -21,7 +21,7 @@ from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.networks.captions import PADDING, START, captions_of
 from ddpm.networks.checkpoints import CONFIG, load_model, make_config
-from ddpm.networks.conditioning import CONDITIONINGS, ClassContent, TextContent, known_pixels
+from ddpm.networks.conditioning import CONDITIONINGS, ClassEmbedding, TextEncoder, masked_input
 from ddpm.networks.unet import UNet
 from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
@@ -36,7 +36,7 @@ LABELS = torch.tensor([3, 0, 9, 3])
 @pytest.fixture
 def content():
     torch.manual_seed(0)
-    return TextContent(DIGITS, 32)
+    return TextEncoder(DIGITS, 32)
 
 
 def read(content, *texts):
@@ -130,7 +130,7 @@ class TestText:
 class TestClass:
     def test_no_class_is_one_of_its_own_and_what_is_dropped(self):
         torch.manual_seed(0)
-        content = ClassContent(DIGITS, 32)
+        content = ClassEmbedding(DIGITS, 32)
         labels = torch.arange(10)
         dropped = content.drop(labels, labels % 2 == 0)
         assert dropped.tolist() == [10, 1, 10, 3, 10, 5, 10, 7, 10, 9]
@@ -149,20 +149,20 @@ class TestNetwork:
         assert set(CONDITIONINGS) == {"none", "class", "text", "mask", "class+mask", "text+mask"}
         for name in CONDITIONINGS:
             network = network_of(name)
-            assert network.conditional == ("class" in name or "text" in name)
-            assert network.reads == ("text" in name)
-            assert network.masked == ("mask" in name)
+            assert network.takes_labels == ("class" in name or "text" in name)
+            assert network.takes_text == ("text" in name)
+            assert network.takes_mask == ("mask" in name)
 
     @pytest.mark.parametrize("conditioning", [name for name in CONDITIONINGS if "mask" in name])
     def test_what_lies_under_the_mask_is_not_seen(self, conditioning):
         network, mask = network_of(conditioning), (torch.rand(4, 1, 8, 8) < 0.5).float()
         image = torch.rand(4, 1, 8, 8) * 2 - 1
         hidden, shown = image + (1 - mask), image + 0.5 * mask
-        out = network(X, T, LABELS, known_pixels(image, mask))
-        assert torch.equal(network(X, T, LABELS, known_pixels(hidden, mask)), out)
-        assert not torch.allclose(network(X, T, LABELS, known_pixels(shown, mask)), out, atol=1e-4)
+        out = network(X, T, LABELS, masked_input(image, mask))
+        assert torch.equal(network(X, T, LABELS, masked_input(hidden, mask)), out)
+        assert not torch.allclose(network(X, T, LABELS, masked_input(shown, mask)), out, atol=1e-4)
         # A known pixel of 0 is another thing than an unknown one.
-        black = known_pixels(torch.zeros_like(image), mask)
+        black = masked_input(torch.zeros_like(image), mask)
         assert not torch.allclose(network(X, T, LABELS, black), network(X, T, LABELS), atol=1e-4)
 
     @pytest.mark.parametrize("shape", [(2, 1, 5, 3), (2, 3, 4, 6)])
@@ -170,29 +170,29 @@ class TestNetwork:
         image = torch.rand(shape) + 0.1
         mask = torch.zeros(2, 1, *shape[2:])
         mask[0, :, 1:, :2] = 1
-        known = known_pixels(image, mask)
+        known = masked_input(image, mask)
         assert known.shape == (2, shape[1] + 1, *shape[2:])
         assert torch.equal(known[:, -1:], mask)
         assert torch.equal(known[0, :-1, 1:, :2], image[0, :, 1:, :2])
         assert known[:, :-1].count_nonzero() == shape[1] * (shape[2] - 1) * 2
-        assert known_pixels(image.double(), mask.bool()).dtype == torch.float64
+        assert masked_input(image.double(), mask.bool()).dtype == torch.float64
 
     @pytest.mark.parametrize("conditioning", [name for name in CONDITIONINGS if "mask" in name])
     def test_no_known_pixels_are_an_empty_mask(self, conditioning):
         network = network_of(conditioning)
-        empty = known_pixels(torch.rand(4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
+        empty = masked_input(torch.rand(4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
         assert torch.equal(network(X, T, LABELS, empty), network(X, T, LABELS, None))
 
     @pytest.mark.parametrize("conditioning", [name for name in CONDITIONINGS if "mask" not in name])
     def test_a_network_without_a_mask_ignores_known_pixels(self, conditioning):
         network = network_of(conditioning)
-        known = known_pixels(torch.rand(4, 1, 8, 8), torch.ones(4, 1, 8, 8))
+        known = masked_input(torch.rand(4, 1, 8, 8), torch.ones(4, 1, 8, 8))
         assert torch.equal(network(X, T, LABELS, known), network(X, T, LABELS))
 
     @pytest.mark.parametrize("conditioning", ["class+mask", "text+mask"])
     def test_content_and_mask_matter_beside_each_other(self, conditioning):
         network = network_of(conditioning)
-        known = known_pixels(torch.rand(4, 1, 8, 8), torch.ones(4, 1, 8, 8))
+        known = masked_input(torch.rand(4, 1, 8, 8), torch.ones(4, 1, 8, 8))
         told = [
             network(X, T, labels, pixels) for labels in (LABELS, (LABELS + 1) % 10, None) for pixels in (known, known / 2, None)
         ]
@@ -222,10 +222,10 @@ class TestStore:
         network = save(tmp_path, conditioning)
         loaded, config = load_model(tmp_path, "final", CPU)
         assert loaded.state_dict().keys() == network.state_dict().keys()
-        known = known_pixels(torch.rand(4, 1, 8, 8), torch.ones(4, 1, 8, 8))
+        known = masked_input(torch.rand(4, 1, 8, 8), torch.ones(4, 1, 8, 8))
         for labels, pixels in itertools.product((LABELS, None), (known, None)):
             torch.testing.assert_close(loaded(X, T, labels, pixels), network(X, T, labels, pixels), atol=1e-5, rtol=1e-4)
-        if network.reads:
+        if network.takes_text:
             assert config["words"] == network.condition.vocabulary.words
             ids = network.condition.vocabulary.encode(["a seven", "3", "", "this is the 9"])
             torch.testing.assert_close(loaded(X, T, ids), network(X, T, ids), atol=1e-5, rtol=1e-4)
@@ -293,9 +293,9 @@ class TestWhatIsLearned:
     DARK, BRIGHT = -0.686, 0.725
 
     @pytest.mark.parametrize("unseen", [False, True])
-    def test_all_captions_are_understood(self, taught, unseen):
-        labels = torch.arange(2 * len(captions_of("0", unseen))) % 2
-        texts = taught.captions(labels, unseen)
+    def test_all_captions_are_understood(self, taught, held_out_captions):
+        labels = torch.arange(2 * len(captions_of("0", held_out_captions))) % 2
+        texts = taught.captions(labels, held_out_captions)
         assert len(set(texts)) == len(texts)
         torch.testing.assert_close(
             seen_as(taught, texts), torch.where(labels == 1, self.BRIGHT, self.DARK).float(), atol=0.15, rtol=0
@@ -309,12 +309,12 @@ class TestWhatIsLearned:
 
     @pytest.mark.parametrize("unseen", [False, True])
     @pytest.mark.parametrize("guidance", [1.0, 2.0])
-    def test_drawn_images_are_what_their_captions_say(self, taught, unseen, guidance):
+    def test_drawn_images_are_what_their_captions_say(self, taught, held_out_captions, guidance):
         section = {**read_yaml(ROOT / "params.yaml")["sample_ddim"], "steps": 5, "guidance": guidance}
-        arrays = draw(taught, SampleDDIM(**section).plan(taught), 12, 5, 0, "test", unseen=unseen).arrays
+        arrays = draw(taught, SampleDDIM(**section).plan(taught), 12, 5, 0, "test", held_out_captions=held_out_captions).arrays
         assert arrays["arr_1"].tolist() == [0, 1] * 6
-        assert arrays["captions"].tolist() == taught.captions(torch.arange(12) % 2, unseen)
-        assert set(arrays["captions"]) <= {text for name in "01" for text in captions_of(name, unseen)}
+        assert arrays["captions"].tolist() == taught.captions(torch.arange(12) % 2, held_out_captions)
+        assert set(arrays["captions"]) <= {text for name in "01" for text in captions_of(name, held_out_captions)}
         bright = arrays["arr_0"].mean((1, 2, 3)) > 130
         assert bright.tolist() == [False, True] * 6
 

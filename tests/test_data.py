@@ -368,7 +368,7 @@ def test_mixed_sizes_are_refused_unless_fitted(pictures, tmp_path):
     message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
     assert re.match(rf"{pictures}/\w+/\d\d\.png: is (7x9|6x6), the first image (7x9|6x6); give all one size with", message)
     for how, size in (("pad", 9), ("resize", 4)):
-        assert prepare("image_folder", settings(image_size=size, fit=how), tmp_path / how)["shape"] == [size, size, 3]
+        assert prepare("image_folder", settings(image_size=size, resize_mode=how), tmp_path / how)["shape"] == [size, size, 3]
     message = refused(prepare, "image_folder", settings(image_size=8), tmp_path / "small")
     assert "prepare_data.image_size: 8 is smaller than an image of 7x9" in message
 
@@ -403,7 +403,7 @@ def test_padding_puts_the_image_in_the_middle_of_black():
     padded = image_io.pad(image, 8)
     np.testing.assert_array_equal(padded[2:5, 2:6], image)
     assert (padded.shape, padded.sum()) == ((8, 8, 2), image.sum())
-    assert "3x4, which padding cannot shrink; set prepare_data.fit to 'resize'" in refused(image_io.pad, image, 3)
+    assert "3x4, which padding cannot shrink; set prepare_data.resize_mode to 'resize'" in refused(image_io.pad, image, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -475,7 +475,7 @@ def test_data_from_other_params_is_refused(tmp_path):
     prepare("digits", settings(), tmp_path)
     message = refused(open_prepared, "mnist", settings(), tmp_path)
     assert message == f"{tmp_path}: was made with dataset = 'digits', but params.yaml has 'mnist'; run `dvc repro prepare_data`"
-    changes = {"image_size": 16, "fit": "resize", "channels": "rgb", "folder": "other", "test_share": 0.5}
+    changes = {"image_size": 16, "resize_mode": "resize", "channels": "rgb", "folder": "other", "test_share": 0.5}
     # The others are read by data sets of their own.
     assert changes.keys() == PrepareData.model_fields.keys() - {"label", "skip_bad"}
     for key, value in changes.items():
@@ -692,7 +692,7 @@ def test_real_mnist_is_the_published_one():
 def test_a_real_folder_of_mixed_pictures(raw, tmp_path):
     with zipfile.ZipFile(Path(REAL) / "imagenet_sample.zip") as archive:
         archive.extractall(raw / "pictures")
-    fitted = {"image_size": 32, "fit": "resize"}
+    fitted = {"image_size": 32, "resize_mode": "resize"}
     assert "give all one size with prepare_data.image_size" in refused(prepare, "image_folder", settings(), tmp_path / "native")
     message = refused(prepare, "image_folder", settings(**fitted), tmp_path / "native")
     assert re.search(r"\.JPEG: has 1 channels, the first image 3; convert all with prepare_data\.channels: gray or rgb$", message)

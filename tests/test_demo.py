@@ -19,14 +19,14 @@ from ddpm.data.images import to_images
 from ddpm.data.prepared import open_test
 from ddpm.demo import jobs
 from ddpm.demo.inputs import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, has_test_images, painting
-from ddpm.demo.jobs import Kept, compare, draw, inpaint, interpolate, show
+from ddpm.demo.jobs import WithReturnValue, compare, draw, inpaint, interpolate, show
 from ddpm.editing.inpaint import MASKS
 from ddpm.editing.inputs import open_mask
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, TINT
 from ddpm.sampling.generate import draw_images
 from ddpm.sampling.model import load, tell
 from ddpm.sampling.plan import make_plan
-from ddpm.sampling.progress import finished
+from ddpm.sampling.progress import final_images
 
 DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
 FILLING = (TEST, 3, None, OWN, "left", "", 3, 4, 2, 1.0, 7)
@@ -49,13 +49,13 @@ def loaded(workspace):
 
 def run(job, model, folder, values):
     """(all Moments, what the job returned)"""
-    kept = Kept(job(model, folder, *values))
+    kept = WithReturnValue(job(model, folder, *values))
     return list(kept), kept.value
 
 
 def drawn(model, labels, count, seed, **options):
     told, _ = tell(model, count, labels)
-    return to_images(finished(draw_images(model, make_plan(model, **options), told, count, seed)))
+    return to_images(final_images(draw_images(model, make_plan(model, **options), told, count, seed)))
 
 
 def changed(values, **by_place):
@@ -112,7 +112,7 @@ def test_without_guidance_no_class_is_named(loaded, tmp_path):
 
 def test_a_fill_without_guidance_is_of_the_image_that_was_painted_on(loaded, tmp_path):
     model = loaded()
-    shown = Kept(show(model, SAMPLE, 3, None, OWN))
+    shown = WithReturnValue(show(model, SAMPLE, 3, None, OWN))
     list(shown)
     fills = {}
     for guidance in (0.0, 1.0):
@@ -194,7 +194,7 @@ def test_a_painted_mask_is_the_one_of_its_name(loaded, tmp_path, name):
 
 def test_a_sample_can_be_inpainted_and_is_the_one_that_draw_makes(loaded, tmp_path):
     model = loaded()
-    shown = Kept(show(model, SAMPLE, 3, None, OWN))
+    shown = WithReturnValue(show(model, SAMPLE, 3, None, OWN))
     assert len(list(shown)) >= 1
     assert np.array_equal(shown.value, drawn(model, ["3"], 1, 3)[0])
     moments, _ = run(inpaint, model, tmp_path, changed(FILLING, _0=SAMPLE))
@@ -205,7 +205,7 @@ def test_a_sample_can_be_inpainted_and_is_the_one_that_draw_makes(loaded, tmp_pa
 def test_an_upload_is_fitted_to_the_model(loaded, tmp_path):
     model = loaded()
     Image.new("RGB", (40, 30), (200, 200, 200)).save(tmp_path / "a.png")
-    shown = Kept(show(model, UPLOAD, 0, {"path": str(tmp_path / "a.png")}, OWN))
+    shown = WithReturnValue(show(model, UPLOAD, 0, {"path": str(tmp_path / "a.png")}, OWN))
     assert list(shown) == []
     assert (shown.value == 200).all()
     assert shown.value.shape == (8, 8, 1)
@@ -337,7 +337,7 @@ def test_an_abandoned_job_asks_the_network_no_more(loaded, tmp_path, monkeypatch
 
 
 def test_a_job_that_takes_too_long_ends(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "MOST_SECONDS", -1)
+    monkeypatch.setattr(jobs, "MAX_SECONDS", -1)
     with pytest.raises(InputError, match=r"^steps: .* seconds were not enough; ask for fewer steps or images$"):
         list(draw(loaded(), tmp_path, *DRAWING))
 

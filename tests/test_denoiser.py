@@ -66,7 +66,7 @@ def test_guidance_extrapolates_from_unconditional_over_conditional(scale):
     found = guided(told, untold, scale)(x, level)
     torch.testing.assert_close(found.eps, without.eps + scale * (with_class.eps - without.eps))
     torch.testing.assert_close(found.x0, without.x0 + scale * (with_class.x0 - without.x0))
-    assert found.mix is with_class.mix
+    assert found.variance_interp is with_class.variance_interp
 
 
 def test_guidance_keeps_to_its_interval():
@@ -114,5 +114,5 @@ def test_the_variance_comes_from_the_second_half_of_the_channels():
 
     x, level = images(), LINEAR[300]
     found = thresholded(network_denoiser(network, "eps", None))(x, level)
-    assert found.mix.unique().tolist() == [0.25]
+    assert found.variance_interp.unique().tolist() == [0.25]
     assert torch.equal(found.x0, thresholded(PLAIN)(x, level).x0)

@@ -35,7 +35,7 @@ def test_a_whole_model_stays_on_its_device(device, conditioning):
     torch.manual_seed(0)
     network = UNet(unet_settings(conditioning=conditioning), (8, 8, 1), class_names=DIGITS, outputs=2)
     network.to(device, memory_format=torch.channels_last)
-    options = Train(**{**SETTINGS, "levels": "importance", "steps": 6})
+    options = Train(**{**SETTINGS, "timestep_sampling": "importance", "steps": 6})
     split = make_split()
     batches = Batches(split.images, split.labels, 0, device, options.flip)
     trainer = Trainer(network, make_schedule("cosine", 20), "v", batches, options, 0)
@@ -43,7 +43,7 @@ def test_a_whole_model_stays_on_its_device(device, conditioning):
     assert all(np.isfinite(row["loss"]) for row in trainer.history if "loss" in row)
 
     data = {"shape": [8, 8, 1], "class_names": list("0123456789")}
-    model = DiffusionModel(network.eval(), make_schedule("cosine", 20), "v", data, knows_no_class=True)
+    model = DiffusionModel(network.eval(), make_schedule("cosine", 20), "v", data, supports_cfg=True)
     params = read_yaml(ROOT / "params.yaml")
     sections = [
         SampleDDPM(**{**params["sample_ddpm"], "variance": "learned", "thresholding": "dynamic"}),

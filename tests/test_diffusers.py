@@ -22,7 +22,7 @@ from ddpm.diffusers_io.state_dict_map import parts, to_theirs
 from ddpm.diffusers_io.unet_config import read_config
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
 from ddpm.networks.checkpoints import make_config, make_network
-from ddpm.networks.unet import Details
+from ddpm.networks.unet import CompatOptions
 from ddpm.sampling.model import load
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.samplers import sample
@@ -43,7 +43,7 @@ def make_model(prediction="v", schedule="linear", shape=(8, 8, 1), dropout=0.1, 
     torch.manual_seed(0)
     kind, levels = settings(**changes), diffusion(T, **(options or {}))
     config = make_config(kind, schedule, prediction, levels, IDENTITY | {"shape": list(shape)}, {"condition_dropout": dropout}, 0)
-    details = details or Details()
+    details = details or CompatOptions()
     network = awake(make_network(kind, levels, shape, NAMES, details))
     write_json("models/ddpm/config.json", config | {"details": details.model_dump()})
     save_weights(Path("models/ddpm/final.safetensors"), network.state_dict())
@@ -133,7 +133,10 @@ CASES = {
     "attention": ({"attention_levels": [0, 1], "heads": 1, "middle_attention": True, "blocks_per_level": 2}, [], None),
     "heads": ({"attention_levels": [1], "heads": 4, "middle_attention": True}, [], None),
     "trained elsewhere": (
-        {"attention_levels": [0, 1], "details": Details(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4)},
+        {
+            "attention_levels": [0, 1],
+            "details": CompatOptions(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4),
+        },
         [],
         None,
     ),
@@ -411,7 +414,7 @@ def test_classes_of_a_stranger_are_all_classes():
     run("import", "theirs")
     model = load("final", CPU, Path("models/imported"))
     assert model.data["class_names"] == ["class 0", "class 1", "class 2", "class 3"]
-    assert not model.knows_no_class
+    assert not model.supports_cfg
 
 
 def test_an_imported_model_draws_and_is_described(capsys):
@@ -460,7 +463,7 @@ def test_there_and_back_every_bit_is_the_same(changes, arguments):
     assert [back.schedule[i] for i in range(T + 1)] == [model.schedule[i] for i in range(T + 1)]
     assert (back.prediction, back.network.outputs, back.shape) == (model.prediction, model.network.outputs, model.shape)
     if "--keep-classes" in arguments:
-        assert (back.data["class_names"], back.knows_no_class) == (NAMES, True)
+        assert (back.data["class_names"], back.supports_cfg) == (NAMES, True)
 
 
 def test_there_and_back_and_there_again():

@@ -25,7 +25,7 @@ class TestSharing:
     def test_work_is_shared_and_comes_back_in_order(self):
         def work():
             done = []
-            results = processes.share(range(7), lambda i: done.append(i) or 10 * i)
+            results = processes.map_over_ranks(range(7), lambda i: done.append(i) or 10 * i)
             return processes.rank(), done, results
 
         expected = [0, 10, 20, 30, 40, 50, 60]
@@ -33,37 +33,37 @@ class TestSharing:
         assert in_processes(3, work) == [(0, [0, 3, 6], expected), (1, [1, 4], expected), (2, [2, 5], expected)]
 
     def test_less_work_than_processes(self):
-        assert in_processes(3, lambda: processes.share([5], lambda i: i)) == [[5]] * 3
+        assert in_processes(3, lambda: processes.map_over_ranks([5], lambda i: i)) == [[5]] * 3
 
     def test_what_the_first_makes_reaches_all(self):
-        made = in_processes(2, lambda: processes.from_first(lambda: f"made by {os.environ['RANK']}"))
+        made = in_processes(2, lambda: processes.from_rank0(lambda: f"made by {os.environ['RANK']}"))
         assert made == ["made by 0"] * 2
 
     def test_an_error_of_the_first_is_raised_in_all(self):
         def make():
-            if not processes.is_first():
+            if not processes.is_main_process():
                 raise AssertionError("made by another")
             raise InputError("damaged")
 
         def work():
             with pytest.raises(InputError, match="damaged"):
-                processes.from_first(make)
+                processes.from_rank0(make)
 
         in_processes(2, work)
 
     @pytest.mark.parametrize("count", [2, 5, 7])
     def test_rows_are_shared_by_parts_and_put_together(self, count):
         whole = torch.arange(2.0 * count).reshape(count, 2)
-        results = in_processes(3, lambda: processes.gathered(whole[processes.part(count)], count).tolist())
+        results = in_processes(3, lambda: processes.all_gather_rows(whole[processes.local_slice(count)], count).tolist())
         assert results == [whole.tolist()] * 3
-        assert processes.gathered(whole, count) is whole
+        assert processes.all_gather_rows(whole, count) is whole
 
 
 def trained(**changes):
     """Weights after 20 steps, by name, with the history, as this process has them."""
     # Without a clear direction yet, AdamW's first steps make a step of a gradient's last digit: they shall be small.
     trainer = make_trainer(steps=20, dropout=0.0, warmup_steps=20, learning_rate=1e-3, **changes)
-    trainer.model = processes.shared(trainer.network, CPU)
+    trainer.model = processes.wrap_ddp(trainer.network, CPU)
     run(trainer)
     weights = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     return weights, trainer.ema_weights(), trainer.history
@@ -72,13 +72,14 @@ def trained(**changes):
 @pytest.mark.parametrize(
     ("processes", "changes"),
     [
-        (2, {}), (3, {"levels": "stratified"}), (2, {"accumulation": 2, "levels": "importance", "learned_variance": True}),
+        (2, {}), (3, {"timestep_sampling": "stratified"}),
+        (2, {"gradient_accumulation": 2, "timestep_sampling": "importance", "learned_variance": True}),
         (3, {"conditioning": "text+mask"}),
     ],
 )  # fmt: skip
 def test_training_gives_the_same_weights_on_any_number_of_processes(processes, changes, monkeypatch):
     """Each of n processes computes on its part of the batch; 20 steps differ from those of one by no more than 1e-6."""
-    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.Importance.WARMUP", 0)
+    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.LossAwareTimesteps.WARMUP", 0)
     weights, ema, history = trained(**changes)
     found = in_processes(processes, lambda: trained(**changes))
     for i in range(processes):
@@ -94,15 +95,15 @@ def test_the_loss_table_survives_a_resume_between_its_rows():
 
     def work():
         straight = make_trainer(steps=6, log_every=6, dropout=0.0)
-        straight.model = processes.shared(straight.network, CPU)
+        straight.model = processes.wrap_ddp(straight.network, CPU)
         run(straight)
         first = make_trainer(steps=6, log_every=6, dropout=0.0)
-        first.model = processes.shared(first.network, CPU)
+        first.model = processes.wrap_ddp(first.network, CPU)
         for _ in range(4):
             first.train_step()
         resumed = make_trainer(steps=6, log_every=6, dropout=0.0)
-        resumed.model = processes.shared(resumed.network, CPU)
-        resumed.load_state_dict(processes.from_first(first.state_dict))
+        resumed.model = processes.wrap_ddp(resumed.network, CPU)
+        resumed.load_state_dict(processes.from_rank0(first.state_dict))
         run(resumed)
         return straight.history == resumed.history, straight.history[-1]["loss"]
 
@@ -115,7 +116,7 @@ def test_the_loss_table_survives_a_resume_between_its_rows():
 def test_a_batch_too_small_for_the_processes_is_refused():
     def work():
         with pytest.raises(InputError, match=r"train\.batch_size: 16 images cannot be shared by 2 processes in 9 parts each"):
-            make_trainer(accumulation=9)
+            make_trainer(gradient_accumulation=9)
 
     in_processes(2, work)
 

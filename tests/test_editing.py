@@ -15,11 +15,11 @@ from ddpm.core.files import InputError
 from ddpm.diffusion.prediction import PREDICTIONS, Prediction
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.editing.img2img import from_level, from_strength, image_to_image
-from ddpm.editing.inpaint import inpainting, jumped
+from ddpm.editing.inpaint import inpainting, with_repaint_jumps
 from ddpm.sampling.denoiser import network_denoiser
 from ddpm.sampling.inversion import invert, round_trip
 from ddpm.sampling.samplers import SAMPLERS, sample
-from ddpm.sampling.time_grid import SPACINGS, churned, corrected, evaluations, make_grid
+from ddpm.sampling.time_grid import SPACINGS, evaluations, make_grid, with_churn, with_corrector
 
 
 def error(steps, denoiser, schedule=LINEAR):
@@ -115,10 +115,10 @@ def test_a_mask_must_fit_the_images(shape):
 
 def test_jumps_are_the_known_ones():
     grid = np.array([9.0, 7, 5, 3, 1, 0])
-    assert jumped(grid, 2, 2).tolist() == [9, 7, 5, 9, 7, 5, 3, 1, 5, 3, 1, 0]
-    assert jumped(grid, 3, 3).tolist() == [9, 7, 5, 3, 1, 7, 5, 3, 1, 7, 5, 3, 1, 0]
-    assert jumped(grid, 4, 2).tolist() == [9, 7, 5, 3, 1, 9, 7, 5, 3, 1, 0]
-    assert jumped(grid, 100, 1).tolist() == grid.tolist()
+    assert with_repaint_jumps(grid, 2, 2).tolist() == [9, 7, 5, 9, 7, 5, 3, 1, 5, 3, 1, 0]
+    assert with_repaint_jumps(grid, 3, 3).tolist() == [9, 7, 5, 3, 1, 7, 5, 3, 1, 7, 5, 3, 1, 0]
+    assert with_repaint_jumps(grid, 4, 2).tolist() == [9, 7, 5, 3, 1, 9, 7, 5, 3, 1, 0]
+    assert with_repaint_jumps(grid, 100, 1).tolist() == grid.tolist()
 
 
 @given(data=st.data())
@@ -129,7 +129,7 @@ def test_jumps_are_those_of_diffusers(data):
     scheduler = diffusers.RePaintScheduler(num_train_timesteps=steps)
     scheduler.set_timesteps(steps, jump, resamples)
     theirs = [steps, *(int(t) for t in scheduler.timesteps), -1]
-    ours = jumped(np.arange(steps, -1.0, -1), jump, resamples)
+    ours = with_repaint_jumps(np.arange(steps, -1.0, -1), jump, resamples)
     walked = [ours[0]]
     for before, after in pairwise(ours):
         walked += np.arange(before + 1, after + 1).tolist() if after > before else [after]
@@ -140,7 +140,7 @@ def test_jumps_are_those_of_diffusers(data):
 @given(steps=st.integers(2, 30), jump=st.integers(1, 29), resamples=st.integers(1, 5), spacing=st.sampled_from(list(SPACINGS)))
 def test_jumps_keep_the_levels_and_end_once(steps, jump, resamples, spacing):
     plain = make_grid(spacing, LINEAR, steps)
-    grid = jumped(plain, min(jump, steps - 1), resamples)
+    grid = with_repaint_jumps(plain, min(jump, steps - 1), resamples)
     assert np.array_equal(np.unique(grid), np.unique(plain))
     assert (grid[0], grid[-1]) == (plain[0], 0)
     assert np.count_nonzero(grid == 0) == 1
@@ -157,14 +157,14 @@ def test_jumps_keep_the_levels_and_end_once(steps, jump, resamples, spacing):
 )
 def test_impossible_jumps_are_refused(jump, resamples, message):
     with pytest.raises(InputError, match=message):
-        jumped(make_grid("trailing", LINEAR, 5), jump, resamples)
+        with_repaint_jumps(make_grid("trailing", LINEAR, 5), jump, resamples)
 
 
 RULES = {"ancestral": {"variance": "large"}, "ddim": {"eta": 0.5}, **{name: {} for name in SAMPLERS if name != "ddim"}}
 
 
 def visited(name, grid):
-    return corrected(grid) if name in SAMPLERS and SAMPLERS[name].twice else grid
+    return with_corrector(grid) if name in SAMPLERS and SAMPLERS[name].twice else grid
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -173,7 +173,7 @@ def test_every_sampler_inpaints_with_jumps(name):
     mask[..., :2] = 1
     x, *noise = noises(200)
     known = iter(noises(200, seed=2))
-    grid = visited(name, jumped(make_grid("trailing", LINEAR, 12), 3, 3))
+    grid = visited(name, with_repaint_jumps(make_grid("trailing", LINEAR, 12), 3, 3))
     step = inpainting(rule(name, **RULES[name]), image, mask, lambda: next(known))
     asked = []
 
@@ -193,7 +193,9 @@ def test_an_empty_mask_and_one_resample_are_plain_sampling(name):
     x, *noise = noises(60)
     plain, grid = rule(name, **RULES[name]), make_grid("trailing", LINEAR, 20)
     step = inpainting(plain, torch.ones_like(x), torch.zeros(1, 1, 4, 4), lambda: torch.randn_like(x))
-    assert torch.equal(run(step, visited(name, jumped(grid, 5, 1)), x, noise), run(plain, visited(name, grid), x, noise))
+    assert torch.equal(
+        run(step, visited(name, with_repaint_jumps(grid, 5, 1)), x, noise), run(plain, visited(name, grid), x, noise)
+    )
 
 
 def correlated(covariance):
@@ -231,7 +233,7 @@ def test_jumps_bring_the_filled_pixel_to_its_conditional_law(name):
     grid, step = make_grid("trailing", LINEAR, 20), rule(name, **RULES[name])
     off = []
     for resamples in (1, 3, 10):
-        mean, std = law_of_the_filled_pixel(step, visited(name, jumped(grid, 2, resamples)), 0.9, 1.0)
+        mean, std = law_of_the_filled_pixel(step, visited(name, with_repaint_jumps(grid, 2, resamples)), 0.9, 1.0)
         off.append((abs(mean - 0.9), abs(std - math.sqrt(0.19))))
     assert off[2][0] < off[1][0] < off[0][0]
     assert off[2][0] < 0.65 * off[0][0]
@@ -240,7 +242,7 @@ def test_jumps_bring_the_filled_pixel_to_its_conditional_law(name):
 
 def test_without_correlation_there_is_nothing_for_jumps_to_do():
     step = rule("ddim", eta=0.0)
-    mean, std = law_of_the_filled_pixel(step, jumped(make_grid("trailing", LINEAR, 10), 2, 2), 0.0, 1.0)
+    mean, std = law_of_the_filled_pixel(step, with_repaint_jumps(make_grid("trailing", LINEAR, 10), 2, 2), 0.0, 1.0)
     assert mean == pytest.approx(0, abs=1e-12)
     assert std == pytest.approx(1, abs=0.2)
 
@@ -274,15 +276,15 @@ def test_a_part_of_a_grid_starts_at_its_level_and_ends_at_0(steps, position, spa
     part = from_level(plain, position)
     assert (np.diff(part) < 0).all()
     assert np.isin(part[1:], plain).all()
-    climbing = jumped(plain, jump, 2) if jump < steps else plain
-    for grid in (plain, churned(climbing, LINEAR, churn) if churn else climbing, corrected(climbing)):
+    climbing = with_repaint_jumps(plain, jump, 2) if jump < steps else plain
+    for grid in (plain, with_churn(climbing, LINEAR, churn) if churn else climbing, with_corrector(climbing)):
         part = from_level(grid, position)
         assert (part[0], part[-1], part.max()) == (position, 0, position)
         assert np.count_nonzero(part == 0) == 1
     # Only a correction stays at a level.
     assert (np.diff(from_level(climbing, position)) != 0).all()
     if position <= plain[0]:
-        assert np.array_equal(from_level(corrected(plain), position), corrected(from_level(plain, position)))
+        assert np.array_equal(from_level(with_corrector(plain), position), with_corrector(from_level(plain, position)))
     assert all(np.array_equal(from_level(plain, plain[k]), plain[k:]) for k in range(steps))
 
 
@@ -413,7 +415,7 @@ def test_an_edit_inpaints_too():
     known, *noise = noises(60)
     step = inpainting(rule("ddim", eta=0.5), image, mask, lambda: known)
     supply = iter(noise)
-    grid = jumped(make_grid("trailing", LINEAR, 10), 2, 2)
+    grid = with_repaint_jumps(make_grid("trailing", LINEAR, 10), 2, 2)
     *_, last = image_to_image(gaussian_denoiser(), step, LINEAR, grid, image, 0.55, lambda: next(supply))
     assert torch.equal(last.x[..., 0, :], image[..., 0, :])
     assert not torch.isclose(last.x[..., 1:, :], image[..., 1:, :]).any()

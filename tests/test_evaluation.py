@@ -18,8 +18,8 @@ from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import Prepared, Split, held_out
 from ddpm.datasets.registry import digits
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.evaluation.evaluator import Judges
-from ddpm.evaluation.feature_metrics import FeatureSpace, Judged, Sizes, set_sizes
+from ddpm.evaluation.evaluator import Evaluator
+from ddpm.evaluation.feature_metrics import FeatureMetrics, Features, Sizes, set_sizes
 from ddpm.evaluation.fid import (
     consecutive_sets,
     disjoint_sets,
@@ -326,7 +326,7 @@ class TestScores:
 
     def test_metrics_move_the_way_they_should(self, judge, data):
         """Real test images as samples reach the floor; noise raises FID and KID; a collapse lowers IS, accuracy and recall."""
-        judges = Judges(data, judge, 500, seed=0, device=CPU)
+        judges = Evaluator(data, judge, 500, seed=0, device=CPU)
         real, _ = judges.score(data.test.images, data.test.labels, "ddpm")
         found = real["classifier"]
         assert found["fid"] == pytest.approx(found["fid_floor"], rel=1e-9)
@@ -363,15 +363,15 @@ class TestScores:
     def test_a_collapse_to_100_images_keeps_precision_and_loses_recall(self, data):
         """In pixels, which need no judge: real images, five of each."""
         pixels = [split.images.reshape(len(split.images), -1) / 255 for split in (data.train, data.test)]
-        space = FeatureSpace("pixels", pixels[0], Judged(pixels[1], np.full((500, 10), 0.1)), Sizes(500, 1), 0)
+        space = FeatureMetrics("pixels", pixels[0], Features(pixels[1], np.full((500, 10), 0.1)), Sizes(500, 1), 0)
         copies = np.tile(pixels[1][:100], (5, 1))
-        scores = space.score(Judged(copies, np.full((500, 10), 0.1)), "collapse")
+        scores = space.score(Features(copies, np.full((500, 10), 0.1)), "collapse")
         assert scores["precision"] > 0.8
         assert scores["recall"] < 0.3
         assert space.real()["recall"] > 0.8
 
     def test_three_sets_have_a_spread(self, judge, data):
-        judges = Judges(data._replace(test=Split(data.test.images[:150], data.test.labels[:150])), judge, 500, 0, CPU)
+        judges = Evaluator(data._replace(test=Split(data.test.images[:150], data.test.labels[:150])), judge, 500, 0, CPU)
         assert judges.sizes == (150, 3)
         scores, _ = judges.score(data.train.images[:500], None, "ddim")
         assert all(scores["classifier"][f"{key}_sd"] > 0 for key in ("fid", "kid", "is"))
@@ -384,7 +384,7 @@ class TestScores:
         few = data._replace(test=Split(data.test.images[:60], data.test.labels[:60]))
 
         def work():
-            found = Judges(few, judge, 120, 0, CPU).examine(data.test.images[100:220], data.test.labels[100:220], "ddpm")
+            found = Evaluator(few, judge, 120, 0, CPU).examine(data.test.images[100:220], data.test.labels[100:220], "ddpm")
             return found.scores, found.seen.tolist(), found.neighbours.tobytes(), found.ratios.tolist()
 
         alone = work()
@@ -392,15 +392,15 @@ class TestScores:
             assert in_processes(count, work) == [alone] * count
 
     def test_sets_too_small_for_their_neighbours_are_refused(self, judge, data):
-        judges = Judges(data, judge, LEAST - 1, 0, CPU)
+        judges = Evaluator(data, judge, LEAST - 1, 0, CPU)
         with pytest.raises(InputError, match="evaluate: sets of 5 images are too few for 5 neighbours of each; use at least 6"):
             judges.score(data.train.images[:5], None, "ddim")
         assert np.isfinite(judges.fid(data.train.images[:5], None, "ddim")["fid"])
-        enough = Judges(data, judge, LEAST, 0, CPU).score(data.train.images[:LEAST], None, "ddim")[0]
+        enough = Evaluator(data, judge, LEAST, 0, CPU).score(data.train.images[:LEAST], None, "ddim")[0]
         assert np.isfinite(list(enough["classifier"].values())).all()
 
     def test_samples_of_another_shape_are_refused(self, judge, data):
-        judges = Judges(data, judge, 500, seed=0, device=CPU)
+        judges = Evaluator(data, judge, 500, seed=0, device=CPU)
         with pytest.raises(InputError, match=r"samples/ddim.npz: holds uint8 images of shape \(9, 9, 1\)"):
             judges.score(np.zeros((500, 9, 9, 1), np.uint8), np.zeros(500), "ddim")
 
@@ -550,7 +550,7 @@ class TestWeights:
         few = data._replace(
             train=Split(data.train.images[:40], data.train.labels[:40]), test=Split(data.test.images[:20], data.test.labels[:20])
         )
-        judges = Judges(few, judge, 20, seed=0, device=CPU)
+        judges = Evaluator(few, judge, 20, seed=0, device=CPU)
         samples = data.train.images[100:120]
         scores, _ = judges.score(samples, data.train.labels[100:120], "ddpm")
 

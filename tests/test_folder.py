@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from ddpm.datasets.image_folder import stratified
 from ddpm.datasets.image_io import EXTENSIONS, UPRIGHT, Unreadable, decode, read_picture
-from ddpm.datasets.index import Entry, Listing, Wanted
+from ddpm.datasets.index import Assignment, FoundFile, ImageIndex
 from ddpm.datasets.prepare import prepare
 
 
@@ -273,13 +273,13 @@ def test_all_endings_are_found(raw):
 
 
 def test_a_listing_keeps_the_last_of_one_name_and_says_what_is_missing():
-    listing = Listing()
-    listing.add([Entry("b", 1, 10, 5), Entry("a", 2, 20, 6), Entry("b", 3, 30, 7)])
+    listing = ImageIndex()
+    listing.add([FoundFile("b", 1, 10, 5), FoundFile("a", 2, 20, 6), FoundFile("b", 3, 30, 7)])
     assert set(listing.names()) == {"a", "b"}
-    assert listing.arrange([Wanted("c", 0, 0, b"")]) == ["c"]
-    listing = Listing()
-    listing.add([Entry("b", 1, 10, 5), Entry("a", 2, 20, 6), Entry("b", 3, 30, 7), Entry("unwanted", 4, 1, 1)])
-    assert listing.arrange([Wanted("a", 1, 4, b"z"), Wanted("b", 1, 3, b"y")]) == []
+    assert listing.assign([Assignment("c", 0, 0, b"")]) == ["c"]
+    listing = ImageIndex()
+    listing.add([FoundFile("b", 1, 10, 5), FoundFile("a", 2, 20, 6), FoundFile("b", 3, 30, 7), FoundFile("unwanted", 4, 1, 1)])
+    assert listing.assign([Assignment("a", 1, 4, b"z"), Assignment("b", 1, 3, b"y")]) == []
     assert listing.counts == (0, 2)
     assert [picture[:5] for picture in listing.pictures()] == [(1, 0, 3, "b", 3), (1, 1, 4, "a", 2)]
     assert [picture.name for picture in listing.pictures(by_place=True)] == ["a", "b"]
@@ -290,9 +290,9 @@ def test_a_listing_keeps_the_last_of_one_name_and_says_what_is_missing():
 
 
 def test_a_disk_without_room_for_the_list(raw):
-    listing = Listing()
+    listing = ImageIndex()
     listing.table.execute("PRAGMA max_page_count = 10")
-    message = refused(listing.add, (Entry(f"{i:0200}", i, 1, 1) for i in range(10_000)))
+    message = refused(listing.add, (FoundFile(f"{i:0200}", i, 1, 1) for i in range(10_000)))
     assert message.startswith("the list of pictures cannot be written (database or disk is full); free some disk space")
 
 

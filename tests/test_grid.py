@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
-from ddpm.sampling.time_grid import MAX_CHURN, SPACINGS, churned, corrected, evaluations, make_grid
+from ddpm.sampling.time_grid import MAX_CHURN, SPACINGS, evaluations, make_grid, with_churn, with_corrector
 
 LINEAR = make_schedule("linear", 1000)
 
@@ -23,7 +23,7 @@ def test_grids_fall_strictly_from_t_to_0(spacing, data):
     steps = data.draw(st.one_of(st.just(1), st.just(total), st.integers(1, total)))
     zero = data.draw(st.booleans()) and total > 1
     name = data.draw(st.sampled_from(list(SCHEDULES)))
-    options = {"zero_terminal_snr": zero, "allow_terminal_signal": True}
+    options = {"zero_terminal_snr": zero, "allow_nonzero_terminal_snr": True}
     schedule = diffusion(total, **options).make(name) if total > 1 else make_schedule("cosine", 1)
     grid = make_grid(spacing, schedule, steps)
     assert len(grid) == steps + 1
@@ -75,7 +75,7 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 @given(steps=st.integers(1, 60), churn=st.floats(0.1, 100), spacing=st.sampled_from(list(SPACINGS)))
 def test_churn_climbs_by_its_factor_before_each_step(steps, churn, spacing):
     plain = make_grid(spacing, LINEAR, steps)
-    rough = churned(plain, LINEAR, churn)
+    rough = with_churn(plain, LINEAR, churn)
     assert evaluations(rough) == steps
     climbs = np.flatnonzero(np.diff(rough) > 0)
     factor = 1 + min(churn / steps, MAX_CHURN)
@@ -89,16 +89,16 @@ def test_churn_climbs_by_its_factor_before_each_step(steps, churn, spacing):
 
 def test_churn_leaves_pure_noise_alone():
     schedule = diffusion(100, zero_terminal_snr=True).make("linear")
-    rough = churned(make_grid("trailing", schedule, 4), schedule, 4.0)
+    rough = with_churn(make_grid("trailing", schedule, 4), schedule, 4.0)
     assert rough[0] == 100
     assert rough[1] == 75
     assert np.isfinite(rough).all()
 
 
 def test_a_correction_stays_once_at_each_level_but_the_last():
-    assert corrected(np.array([9.0, 5, 1, 0])).tolist() == [9, 5, 5, 1, 1, 0]
-    assert corrected(np.array([9.0, 5, 6, 1, 2, 0])).tolist() == [9, 5, 5, 6, 1, 1, 2, 0]
-    assert corrected(np.array([9.0, 0])).tolist() == [9, 0]
+    assert with_corrector(np.array([9.0, 5, 1, 0])).tolist() == [9, 5, 5, 1, 1, 0]
+    assert with_corrector(np.array([9.0, 5, 6, 1, 2, 0])).tolist() == [9, 5, 5, 6, 1, 1, 2, 0]
+    assert with_corrector(np.array([9.0, 0])).tolist() == [9, 0]
     grid = make_grid("karras", LINEAR, 18)
-    assert evaluations(corrected(grid)) == 35
-    assert evaluations(corrected(churned(grid, LINEAR, math.sqrt(2)))) == 35
+    assert evaluations(with_corrector(grid)) == 35
+    assert evaluations(with_corrector(with_churn(grid, LINEAR, math.sqrt(2)))) == 35

@@ -16,7 +16,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from ddpm.core.files import InputError, write_json, write_npz
 from ddpm.data.images import to_tensor
-from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.fid import check_features, inception_score, kernel_distance
 from ddpm.evaluation.likelihood import Likelihood
 from ddpm.evaluation.lpips import lpips_alex
@@ -119,7 +119,7 @@ def test_nan_features_are_refused_by_name():
 def test_other_samples_under_the_same_name_get_other_scores(data):
     """Nothing is cached by name."""
     torch.manual_seed(0)
-    judges = Judges(data, Classifier(1, 10), 20, 0, CPU)
+    judges = Evaluator(data, Classifier(1, 10), 20, 0, CPU)
     first, second = (judges.score(data.test.images[part], None, "ddpm")[0] for part in (slice(0, 20), slice(20, 40)))
     assert first["classifier"]["fid"] != second["classifier"]["fid"]
     assert first["memorization"] != second["memorization"]

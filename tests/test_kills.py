@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 STEPS = 40
 SETTINGS = {
     "train.steps": STEPS, "train.batch_size": 8, "train.log_every": 3, "train.validate_every": 10, "train.preview_every": 20,
-    "train.checkpoint_every": 7, "train.snapshot_every": 40, "train.snapshots": 3, "train.levels": "importance",
+    "train.checkpoint_every": 7, "train.snapshot_every": 40, "train.snapshots": 3, "train.timestep_sampling": "importance",
     "train.flip": True, "model.dropout": 0.1, "diffusion.timesteps": 20, "diffusion.learned_variance": True,
 }  # fmt: skip
 

@@ -13,9 +13,9 @@ from ddpm.core.files import InputError
 from ddpm.diffusion.loss import LOSS_WEIGHTS, PLAIN, check_weight, diffusion_loss, make_weight, output_weight
 from ddpm.diffusion.prediction import PREDICTIONS, Prediction, target
 from ddpm.diffusion.schedule import SCHEDULES, add_noise, make_schedule
-from ddpm.diffusion.timestep_sampling import LEVEL_DRAWS, Importance, Stratified
+from ddpm.diffusion.timestep_sampling import TIMESTEP_SAMPLERS, LossAwareTimesteps, Stratified
 from ddpm.diffusion.variance import VARIANCES, large, log_variance, small
-from ddpm.diffusion.vlb import prior_bits, step_bits
+from ddpm.diffusion.vlb import prior_bpd, vlb_terms_bpd
 
 T = 1000
 CPU = torch.device("cpu")
@@ -123,11 +123,11 @@ def test_a_perfect_network_has_no_loss_and_the_network_sees_zero_based_t():
 # --- levels
 
 
-@pytest.mark.parametrize("name", LEVEL_DRAWS)
+@pytest.mark.parametrize("name", TIMESTEP_SAMPLERS)
 @pytest.mark.parametrize("steps", [7, 20])
 def test_every_draw_is_uniform_at_first_over_1_to_t(name, steps):
     torch.manual_seed(0)
-    draw = LEVEL_DRAWS[name](steps, CPU)
+    draw = TIMESTEP_SAMPLERS[name](steps, CPU)
     index = torch.cat([draw.draw(64)[0] for _ in range(500)])
     counts = torch.bincount(index, minlength=steps + 1)
     assert counts[0] == 0
@@ -162,7 +162,7 @@ def losses_of(index):
 
 def trained_importance():
     torch.manual_seed(0)
-    draw = Importance(20, CPU)
+    draw = LossAwareTimesteps(20, CPU)
     for _ in range(40):
         index, _ = draw.draw(64)
         draw.update(index, losses_of(index))
@@ -179,7 +179,7 @@ def test_importance_follows_the_root_mean_square_of_the_loss():
 
 
 def test_importance_keeps_the_mean_of_the_loss_and_lowers_its_noise():
-    draw, uniform = trained_importance(), LEVEL_DRAWS["uniform"](20, CPU)
+    draw, uniform = trained_importance(), TIMESTEP_SAMPLERS["uniform"](20, CPU)
 
     def estimates(levels):
         pairs = [levels.draw(64) for _ in range(2000)]
@@ -192,7 +192,7 @@ def test_importance_keeps_the_mean_of_the_loss_and_lowers_its_noise():
 
 
 def test_importance_is_uniform_until_every_level_was_seen_ten_times():
-    draw = Importance(5, CPU)
+    draw = LossAwareTimesteps(5, CPU)
     for level in (1, 2, 3, 4):
         draw.update(torch.full((10,), level), torch.full((10,), 7.0))
     draw.update(torch.full((9,), 5), torch.full((9,), 7.0))
@@ -214,7 +214,7 @@ def test_importance_survives_a_loss_that_is_no_number(loss):
 
 
 def test_importance_goes_on_from_its_state():
-    draw, other = trained_importance(), Importance(20, CPU)
+    draw, other = trained_importance(), LossAwareTimesteps(20, CPU)
     other.load_state_dict(draw.state_dict())
     assert torch.equal(other.probabilities(), draw.probabilities())
 
@@ -226,7 +226,7 @@ def test_step_bits_are_the_kl_divergence_of_two_normals():
     """Against torch.distributions, with the posterior written out as in Ho et al. 2020, eq. 6-7."""
     schedule = make_schedule("linear", T)
     x0, x0_hat, x_t = torch.rand(3, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
-    mix = torch.rand_like(x0)
+    variance_interp = torch.rand_like(x0)
     index = torch.tensor([2, 10, 300, 700, 1000])
     for k, i in enumerate(index.tolist()):
         t, s = schedule[i], schedule[i - 1]
@@ -238,12 +238,12 @@ def test_step_bits_are_the_kl_divergence_of_two_normals():
             b = t.alpha / s.alpha * (1 - s.alpha**2) / (1 - t.alpha**2)
             return a * clean[k] + b * x_t[k]
 
-        widths = {"small": wide, "large": beta, "learned": beta ** mix[k] * wide ** (1 - mix[k])}
+        widths = {"small": wide, "large": beta, "learned": beta ** variance_interp[k] * wide ** (1 - variance_interp[k])}
         q = torch.distributions.Normal(mean(x0), math.sqrt(wide))
         for variance, width in widths.items():
             p = torch.distributions.Normal(mean(x0_hat), torch.as_tensor(width).sqrt())
             expected = torch.distributions.kl_divergence(q, p).mean() / math.log(2)
-            found = step_bits(schedule, index, x0, x0_hat, variance, mix)[k]
+            found = vlb_terms_bpd(schedule, index, x0, x0_hat, variance, variance_interp)[k]
             assert float(found) == pytest.approx(float(expected), rel=1e-7)
 
 
@@ -253,7 +253,7 @@ def test_with_the_small_variance_it_is_half_the_fall_of_snr_times_the_error():
     x0, x0_hat = torch.randn(2, 4, 1, 3, 3, dtype=torch.float64)
     fall = schedule[index - 1].snr - schedule[index].snr
     expected = 0.5 * fall * (x0 - x0_hat).square().flatten(1).mean(1) / math.log(2)
-    torch.testing.assert_close(step_bits(schedule, index, x0, x0_hat, "small"), expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(vlb_terms_bpd(schedule, index, x0, x0_hat, "small"), expected, rtol=1e-8, atol=0)
 
 
 def i_mmse(schedule, s=0.5):
@@ -280,7 +280,7 @@ def test_our_terms_add_up_to_it_with_the_best_denoiser():
     generator, index = torch.Generator().manual_seed(0), torch.arange(2, T + 1)
     x0 = mu + s * torch.randn(T - 1, 1, 32, 32, generator=generator, dtype=torch.float64)
     x_t = add_noise(x0, torch.randn(x0.shape, generator=generator, dtype=torch.float64), schedule[index])
-    bits = step_bits(schedule, index, x0, gaussian_denoiser(mu, s)(x_t, schedule[index]).x0, "small")
+    bits = vlb_terms_bpd(schedule, index, x0, gaussian_denoiser(mu, s)(x_t, schedule[index]).x0, "small")
     assert float(bits.sum()) * math.log(2) == pytest.approx(4.3685, rel=0.01)
 
 
@@ -288,7 +288,7 @@ def test_the_decoder_is_a_distribution_over_256_values():
     schedule = make_schedule("linear", T)
     values = torch.arange(256, dtype=torch.float64).reshape(256, 1, 1, 1) / 127.5 - 1
     for mean in (-1.0, -0.3, 0.999):
-        bits = step_bits(schedule, torch.ones(256, dtype=torch.int64), values, torch.full_like(values, mean), "large")
+        bits = vlb_terms_bpd(schedule, torch.ones(256, dtype=torch.int64), values, torch.full_like(values, mean), "large")
         assert float((2**-bits).sum()) == pytest.approx(1, abs=1e-6)
         assert abs(values.flatten()[int(bits.argmin())] - mean) < 1 / 127
 
@@ -299,7 +299,7 @@ def test_the_decoder_is_the_normal_distribution_between_the_edges_of_a_bin():
     mean = x0 + torch.tensor([0.004, -0.01, 0.02]).reshape(3, 1, 1, 1)
     normal = torch.distributions.Normal(mean, schedule[1].sigma)
     expected = -torch.log2(normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255))
-    torch.testing.assert_close(step_bits(schedule, torch.ones(3, dtype=torch.int64), x0, mean, "large"), expected.flatten())
+    torch.testing.assert_close(vlb_terms_bpd(schedule, torch.ones(3, dtype=torch.int64), x0, mean, "large"), expected.flatten())
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -310,11 +310,11 @@ def test_the_decoder_is_exact_in_single_precision_however_far_off_the_mean_is(si
 
     def bits(dtype):
         x0 = torch.full_like(off, value, dtype=dtype)
-        return step_bits(schedule, torch.ones(60, dtype=torch.int64), x0, x0 + sign * off.to(dtype), "large")
+        return vlb_terms_bpd(schedule, torch.ones(60, dtype=torch.int64), x0, x0 + sign * off.to(dtype), "large")
 
     torch.testing.assert_close(bits(torch.float32).double(), bits(torch.float64), rtol=2e-4, atol=1e-5)
     mean = torch.full((1, 1, 1, 1), value + sign * 0.4, requires_grad=True)
-    step_bits(schedule, torch.tensor([1]), torch.full((1, 1, 1, 1), value), mean, "large").backward()
+    vlb_terms_bpd(schedule, torch.tensor([1]), torch.full((1, 1, 1, 1), value), mean, "large").backward()
     assert mean.grad.isfinite().all()
     # Away from the image it grows, but where the outer bins are open.
     assert float(mean.grad) * sign > 0 or value * sign == 1
@@ -336,7 +336,7 @@ def test_prior_bits_are_the_kl_divergence_to_noise(name):
     x0 = torch.rand(3, 1, 4, 4, dtype=torch.float64) * 2 - 1
     q = torch.distributions.Normal(last.alpha * x0, last.sigma)
     expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).flatten(1).mean(1) / math.log(2)
-    torch.testing.assert_close(prior_bits(x0, last), expected, atol=1e-12, rtol=1e-6)
+    torch.testing.assert_close(prior_bpd(x0, last), expected, atol=1e-12, rtol=1e-6)
 
 
 def test_the_hybrid_loss_trains_the_variance_by_the_bound_and_nothing_else_by_it():
@@ -356,6 +356,6 @@ def test_the_hybrid_loss_trains_the_variance_by_the_bound_and_nothing_else_by_it
 
     x_t = add_noise(x0, eps, schedule[index])
     x0_hat = (x_t / schedule[index].like(x_t).alpha).clamp(-1, 1)
-    bits = step_bits(schedule, index, x0, x0_hat, "learned", torch.full_like(x0, 0.5))
+    bits = vlb_terms_bpd(schedule, index, x0, x0_hat, "learned", torch.full_like(x0, 0.5))
     torch.testing.assert_close(hybrid - simple, (1e-3 * T * bits).float(), rtol=1e-3, atol=0, check_dtype=False)
     assert set(VARIANCES) == {"small", "large", "learned"}

@@ -13,7 +13,7 @@ from test_unet import IDENTITY, awake, settings
 from ddpm.cli.main import main
 from ddpm.core.files import write_json
 from ddpm.core.weights import save_weights
-from ddpm.diffusers_io.model_card import Facts, steps_of, write_card
+from ddpm.diffusers_io.model_card import CardInfo, steps_of, write_card
 from ddpm.networks.checkpoints import make_config, make_network
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
@@ -178,7 +178,7 @@ def test_it_says_what_is_told(arguments, conditioning, said):
 
 def test_no_class_is_offered_to_networks_alone_that_know_it():
     config = config_of()
-    facts = Facts("final", True, False, True, "small", "mit", [])
+    facts = CardInfo("final", True, False, True, "small", "mit", [])
     assert "10 means no class" in write_card(config, facts)
     assert "Guidance is a second" in write_card(config, facts)
     config["training"]["condition_dropout"] = 0.0
@@ -210,7 +210,7 @@ def test_names_of_classes_do_no_harm():
 def test_the_license_is_ours_to_give_or_not():
     assert ModelCard(card("--license", "cc-by-4.0")).data.license == "cc-by-4.0"
     foreign = config_of(dataset="imported", conditioning="none", names=["image"])
-    facts = Facts("final", False, False, False, "small", None, [])
+    facts = CardInfo("final", False, False, False, "small", None, [])
     text = write_card(foreign, facts)
     assert ModelCard(text).data.license is None
     assert "under the license of where they come from" in text

@@ -12,7 +12,7 @@ from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode
 
 from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.editing.interpolate import encode, interpolate, slerp, variations, vary
+from ddpm.editing.interpolate import encode, interpolate, perturb_latent, slerp, variations
 from ddpm.sampling.denoiser import network_denoiser
 from ddpm.sampling.inversion import decode, round_trip
 from ddpm.sampling.time_grid import make_grid
@@ -112,30 +112,32 @@ def test_slerp_of_noise_has_its_variance_where_the_straight_line_has_half():
 def test_both_ends_of_a_variation_are_exact(seed, dtype):
     latent, noise = (n.to(dtype) for n in noises(2, (5, 1, 2, 3), seed))
     latent[..., 0], noise[..., 1] = -0.0, -0.0
-    assert same_bits(vary(latent, noise, 0.0), latent)
-    assert same_bits(vary(latent, noise, 1.0), noise)
+    assert same_bits(perturb_latent(latent, noise, 0.0), latent)
+    assert same_bits(perturb_latent(latent, noise, 1.0), noise)
     amounts = torch.tensor([0.0, 1, 0, 1, 0])
-    assert same_bits(vary(latent[:1], noise, amounts), torch.where(amounts.reshape(-1, 1, 1, 1) == 0, latent[:1], noise))
+    assert same_bits(
+        perturb_latent(latent[:1], noise, amounts), torch.where(amounts.reshape(-1, 1, 1, 1) == 0, latent[:1], noise)
+    )
 
 
 @given(seed=SEEDS, amount=UNIT)
 def test_a_variation_is_turned_by_its_share_of_a_right_angle(seed, amount):
     latent = noises(1, seed=seed)[0]
     noise, _ = turned(latent, math.pi / 2, seed + 1)
-    torch.testing.assert_close(vary(latent, noise, amount), slerp(latent, noise, amount), atol=1e-9, rtol=0)
+    torch.testing.assert_close(perturb_latent(latent, noise, amount), slerp(latent, noise, amount), atol=1e-9, rtol=0)
 
 
 @given(amount=UNIT)
 def test_a_variation_preserves_variance(amount):
     """Exactly: the squares of the two weights, seen on unit vectors, add up to 1."""
     one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    assert float(vary(one, zero, amount) ** 2 + vary(zero, one, amount) ** 2) == pytest.approx(1, abs=1e-14)
+    assert float(perturb_latent(one, zero, amount) ** 2 + perturb_latent(zero, one, amount) ** 2) == pytest.approx(1, abs=1e-14)
 
 
 @pytest.mark.parametrize("amount", [-0.1, 1.1, math.nan, torch.tensor([0.5, 1.5])])
 def test_impossible_amounts_are_refused(amount):
     with pytest.raises(InputError, match=r"^amount: (-0.1|1.1|nan|1.5) is not possible; give a number from 0.* to 1"):
-        vary(*noises(2), amount)
+        perturb_latent(*noises(2), amount)
 
 
 # --- real images
@@ -231,7 +233,9 @@ def test_a_variation_of_a_real_image_starts_at_it_and_ends_at_a_sample(name):
     out = last(variations(denoiser, LINEAR, GRID, encoded, noise, amounts))
     assert torch.equal(out[:1], encoded.image)
     torch.testing.assert_close(out[1:2], encoded.image, atol=1e-5, rtol=0)
-    half = last(decode(denoiser, LINEAR, GRID, vary(encoded.latent, noise[2:3], 0.5))) + math.sqrt(0.5) * encoded.residual
+    half = (
+        last(decode(denoiser, LINEAR, GRID, perturb_latent(encoded.latent, noise[2:3], 0.5))) + math.sqrt(0.5) * encoded.residual
+    )
     torch.testing.assert_close(out[2:3], half)
     torch.testing.assert_close(out[3:], last(decode(denoiser, LINEAR, GRID, noise[3:])))
 

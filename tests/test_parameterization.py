@@ -6,7 +6,7 @@ from conftest import diffusion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.diffusion.prediction import PREDICTIONS, Prediction, determinant, solve, target
+from ddpm.diffusion.prediction import PREDICTIONS, Prediction, determinant, target, to_prediction
 from ddpm.diffusion.schedule import SCHEDULES, add_noise, make_schedule
 
 T = 1000
@@ -18,7 +18,7 @@ def test_round_trip(prediction, index, seed, schedule, zero):
     x0, eps = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     level = diffusion(T, zero_terminal_snr=zero and prediction != "eps").make(schedule)[index]
     x_t = add_noise(x0, eps, level)
-    found = solve(prediction, target(prediction, x0, eps, level), x_t, level)
+    found = to_prediction(prediction, target(prediction, x0, eps, level), x_t, level)
     # Where a division by a tiny determinant is due, that much precision is lost.
     scale = 1 / min(1, abs(determinant(prediction, level)))
     small = 1e-13 * scale / level.sigma
@@ -40,9 +40,9 @@ def test_targets_are_the_textbook_ones():
 def test_a_batch_of_levels_is_solved_like_each_alone(prediction):
     schedule, index = make_schedule("cosine", T), torch.tensor([1, 300, 999])
     output, x_t = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64)
-    together = solve(prediction, output, x_t, schedule[index])
+    together = to_prediction(prediction, output, x_t, schedule[index])
     for k, i in enumerate(index.tolist()):
-        alone = solve(prediction, output[k : k + 1], x_t[k : k + 1], schedule[i])
+        alone = to_prediction(prediction, output[k : k + 1], x_t[k : k + 1], schedule[i])
         torch.testing.assert_close(together.x0[k : k + 1], alone.x0)
         torch.testing.assert_close(together.eps[k : k + 1], alone.eps)
 

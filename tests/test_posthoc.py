@@ -14,23 +14,23 @@ from ddpm.core.files import InputError
 from ddpm.core.weights import read_weights, save_weights
 from ddpm.networks.checkpoints import CheckpointName, load_model
 from ddpm.networks.power_ema import (
-    NARROWEST,
+    MAX_SIGMA_REL,
+    MIN_SIGMA_REL,
     SNAPSHOTS,
     TOLERANCE,
-    WIDEST,
-    WIDTHS,
+    TRACKED_SIGMA_REL,
     coefficients,
     decay,
-    exponent,
     from_snapshots,
+    gamma_from_sigma_rel,
     list_snapshots,
-    reach,
     rebuild,
     save_snapshot,
     snapshot_file,
+    supported_range,
 )
 
-widths = st.floats(NARROWEST, WIDEST)
+widths = st.floats(MIN_SIGMA_REL, MAX_SIGMA_REL)
 STEPS = 1_000
 TARGETS = (0.01, 0.02, 0.04, 0.07, 0.14, 0.2)
 
@@ -44,7 +44,7 @@ def crowded(steps, count):
 def profile(step, width, length=STEPS):
     """The share of each step 1..length in the average of `width` at `step`: integrals of the continuous profile, by its law."""
     edges = np.minimum(np.arange(length + 1) / step, 1.0)
-    return np.diff(edges ** (exponent(width) + 1))
+    return np.diff(edges ** (gamma_from_sigma_rel(width) + 1))
 
 
 def track(path, width):
@@ -60,7 +60,7 @@ def track(path, width):
 def rebuilt(path, steps, width):
     """The average of `width` at the last step, from tracks at `steps`, without files."""
     shares, residual = from_snapshots(steps, width)
-    tracks = [track(path, w)[np.array(steps) - 1] for w in WIDTHS]
+    tracks = [track(path, w)[np.array(steps) - 1] for w in TRACKED_SIGMA_REL]
     return sum(column @ values for column, values in zip(shares.T, tracks, strict=True)), residual
 
 
@@ -77,14 +77,14 @@ def paths(seed=0, size=400):
 class TestProfiles:
     @given(widths)
     def test_the_exponent_is_that_of_the_width(self, width):
-        gamma = exponent(width)
+        gamma = gamma_from_sigma_rel(width)
         assert gamma > 0
         assert np.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) == pytest.approx(width, rel=1e-9)
 
     def test_known_exponents(self):
         # EDM2, sec. 3.1: gamma of the two widths that are tracked.
-        assert exponent(0.05) == pytest.approx(16.97, abs=0.005)
-        assert exponent(0.10) == pytest.approx(6.94, abs=0.005)
+        assert gamma_from_sigma_rel(0.05) == pytest.approx(16.97, abs=0.005)
+        assert gamma_from_sigma_rel(0.10) == pytest.approx(6.94, abs=0.005)
 
     @given(widths)
     @settings(max_examples=20)
@@ -94,7 +94,7 @@ class TestProfiles:
         mean = p @ tau
         assert np.sqrt(p @ (tau - mean) ** 2) / length == pytest.approx(width, rel=1e-3)
 
-    @pytest.mark.parametrize("width", [NARROWEST, 0.05, 0.1, 0.2, WIDEST])
+    @pytest.mark.parametrize("width", [MIN_SIGMA_REL, 0.05, 0.1, 0.2, MAX_SIGMA_REL])
     @pytest.mark.parametrize("last", [1, 2, 7, 200])
     def test_the_recursion_gives_each_step_the_integral_of_the_profile(self, width, last):
         shares = track(np.eye(last), width)[-1]
@@ -108,7 +108,7 @@ class TestProfiles:
     @pytest.mark.parametrize("width", [0.0, -0.1, 0.0049, 0.2801, 0.2887, 1.0, float("nan"), float("inf")])
     def test_a_width_out_of_range_is_refused(self, width):
         with pytest.raises(InputError, match=r"^EMA width: \S+ must be from 0\.005 to 0\.28$"):
-            exponent(width)
+            gamma_from_sigma_rel(width)
 
 
 class TestCoefficients:
@@ -117,7 +117,7 @@ class TestCoefficients:
     def test_they_are_the_best_that_sum_to_one(self, count, width):
         """Against a least-squares fit to finely sampled profiles, the condition built in by a basis without the sum."""
         steps = crowded(STEPS, count)
-        flat = [(step, w) for step in steps for w in WIDTHS]
+        flat = [(step, w) for step in steps for w in TRACKED_SIGMA_REL]
         found, residual = coefficients([s for s, _ in flat], [w for _, w in flat], STEPS, width)
         assert found.sum() == pytest.approx(1, abs=1e-9)
         fine = 20
@@ -133,7 +133,7 @@ class TestCoefficients:
     @pytest.mark.parametrize("count", [1, 2, 20, 100])
     @pytest.mark.parametrize("place", [0, 1])
     def test_a_tracked_width_is_taken_as_it_is(self, count, place):
-        shares, residual = from_snapshots(crowded(20_000, count), WIDTHS[place])
+        shares, residual = from_snapshots(crowded(20_000, count), TRACKED_SIGMA_REL[place])
         expected = np.zeros_like(shares)
         expected[-1, place] = 1
         np.testing.assert_allclose(shares, expected, atol=1e-6)
@@ -163,23 +163,25 @@ class TestCoefficients:
         assert residual >= 0
 
     def test_what_snapshots_reach(self):
-        dense, even = reach(crowded(5_000, 20)), reach(list(range(250, 5_001, 250)))
+        dense, even = supported_range(crowded(5_000, 20)), supported_range(list(range(250, 5_001, 250)))
         assert dense[0] <= 0.01 < 0.015 < even[0] <= 0.02
         assert min(dense[1], even[1]) >= 0.25
-        assert reach([5_000]) == (0.04, 0.12)
+        assert supported_range([5_000]) == (0.04, 0.12)
 
     @pytest.mark.parametrize("even", [False, True])
     def test_up_to_the_tolerance_the_noise_is_that_of_the_average_asked_for(self, even):
         checked = 0
         for count in (1, 2, 5, 10, 20, 40):
             steps = [STEPS * i // count for i in range(1, count + 1)] if even else crowded(STEPS, count)
-            for width in np.linspace(*reach(steps), 12):
+            for width in np.linspace(*supported_range(steps), 12):
                 shares, residual = from_snapshots(steps, width)
                 if residual > TOLERANCE:
                     continue
                 checked += 1
                 fit = sum(
-                    c * profile(s, w) for s, row in zip(steps, shares, strict=True) for w, c in zip(WIDTHS, row, strict=True)
+                    c * profile(s, w)
+                    for s, row in zip(steps, shares, strict=True)
+                    for w, c in zip(TRACKED_SIGMA_REL, row, strict=True)
                 )
                 goal = profile(STEPS, width)
                 assert fit @ fit == pytest.approx(goal @ goal, rel=0.1)
@@ -219,7 +221,7 @@ class TestRebuilding:
 
 def save_path(folder, path, steps):
     """Snapshots of a path (T, 6), as float32 tensors of two names."""
-    tracks = {width: torch.tensor(track(path, width), dtype=torch.float32) for width in WIDTHS}
+    tracks = {width: torch.tensor(track(path, width), dtype=torch.float32) for width in TRACKED_SIGMA_REL}
     for step in steps:
         save_snapshot(
             folder, step, {w: {"a.weight": t[step - 1, :4].view(2, 2), "b": t[step - 1, 4:]} for w, t in tracks.items()}
@@ -231,7 +233,7 @@ class TestSnapshots:
     def path(self):
         return paths(size=6)["walk"]
 
-    @pytest.mark.parametrize("width", [*TARGETS, *WIDTHS])
+    @pytest.mark.parametrize("width", [*TARGETS, *TRACKED_SIGMA_REL])
     def test_through_files_it_is_the_tracked_average(self, tmp_path, path, width):
         steps = crowded(STEPS, 20)
         save_path(tmp_path, path, steps)
@@ -241,7 +243,7 @@ class TestSnapshots:
             "a.weight": ((2, 2), torch.float32),
             "b": ((2,), torch.float32),
         }
-        tolerance = 1e-6 if width in WIDTHS else 2e-3
+        tolerance = 1e-6 if width in TRACKED_SIGMA_REL else 2e-3
         flat = torch.cat([found["a.weight"].flatten(), found["b"]]).double().numpy()
         assert np.linalg.norm(flat - goal) < tolerance * np.linalg.norm(goal)
 
@@ -300,7 +302,7 @@ class TestCheckpoints:
         """models/ddpm with snapshots, between which every weight of `final` grows by a tenth."""
         final = read_weights(Path("models/ddpm/final.safetensors"), "train")
         for step, factor in ((900, 1.0), (1000, 1.1)):
-            save_snapshot(Path("models/ddpm"), step, {w: {k: v * factor for k, v in final.items()} for w in WIDTHS})
+            save_snapshot(Path("models/ddpm"), step, {w: {k: v * factor for k, v in final.items()} for w in TRACKED_SIGMA_REL})
         return final
 
     def load(self, checkpoint):
@@ -319,7 +321,7 @@ class TestCheckpoints:
 
     def test_snapshots_of_another_network(self, snapshots):
         for step in (900, 1000):
-            save_snapshot(Path("models/ddpm"), step, {width: {"x": torch.zeros(2)} for width in WIDTHS})
+            save_snapshot(Path("models/ddpm"), step, {width: {"x": torch.zeros(2)} for width in TRACKED_SIGMA_REL})
         with pytest.raises(InputError, match=r"^models/ddpm/snapshots: does not fit the config beside it: "):
             self.load(0.05)
 

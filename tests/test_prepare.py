@@ -19,10 +19,10 @@ from ddpm.data.prepared import open_prepared
 from ddpm.datasets import prepare as preparing
 from ddpm.datasets import resume
 from ddpm.datasets.prepare import AHEAD, in_threads, prepare
-from ddpm.datasets.resume import Unfinished
+from ddpm.datasets.resume import PartialArrays
 from ddpm.datasets.settings import PrepareData
 
-FIT = {"image_size": 4, "fit": "resize", "channels": "rgb"}
+FIT = {"image_size": 4, "resize_mode": "resize", "channels": "rgb"}
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ def killed(*moment, **changes) -> None:
 
 
 MOMENTS = {
-    "before anything is written": ((Unfinished, "begin", 1, True), 0),
+    "before anything is written": ((PartialArrays, "begin", 1, True), 0),
     "when the files are made": ((resume, "write_json", 1, True), 0),
-    "before a row": ((Unfinished, "write", 13, True), 12),
+    "before a row": ((PartialArrays, "write", 13, True), 12),
     "before a row is marked": ((os, "fsync", 20, True), 9),
-    "after a row": ((Unfinished, "write", 13, False), 13),
-    "after the last row": ((Unfinished, "write", 16, False), 16),
+    "after a row": ((PartialArrays, "write", 13, False), 13),
+    "after the last row": ((PartialArrays, "write", 16, False), 16),
     "before the arrays are named": ((preparing, "_publish", 1, True), 16),
     "between the arrays": ((preparing, "_publish", 1, False), 16),
     "before meta.json": ((preparing, "write_json", 1, True), 16),
@@ -114,7 +114,7 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(raw, tmp_path, capsys, decode
 def test_several_kills_and_dvcs_removal_of_the_outputs(raw, tmp_path, decoded):
     expected = uninterrupted(tmp_path)
     for _ in range(3):
-        killed(Unfinished, "write", 4, False)
+        killed(PartialArrays, "write", 4, False)
         for path in (tmp_path / "data" / "prepared").iterdir():
             path.unlink()
     decoded.clear()
@@ -146,7 +146,7 @@ def no_state(monkeypatch, raw):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("change", [other_code, another_picture, no_rows, no_marks, no_state])
 def test_what_is_not_the_same_any_more_starts_afresh(raw, tmp_path, decoded, monkeypatch, change):
-    killed(Unfinished, "write", 13, False)
+    killed(PartialArrays, "write", 13, False)
     change(monkeypatch, raw)
     decoded.clear()
     meta = prepare("image_folder", settings(**FIT))
@@ -156,7 +156,7 @@ def test_what_is_not_the_same_any_more_starts_afresh(raw, tmp_path, decoded, mon
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_other_settings_and_force_start_afresh(raw, decoded, capsys):
-    killed(Unfinished, "write", 13, False)
+    killed(PartialArrays, "write", 13, False)
     prepare("image_folder", settings(**{**FIT, "image_size": 3}))
     assert len(decoded) == 16
     prepare("image_folder", settings(**FIT), fresh=True)
@@ -167,7 +167,7 @@ def test_other_settings_and_force_start_afresh(raw, decoded, capsys):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_picture_that_has_changed_is_read_again_and_no_other(raw, tmp_path, decoded):
-    killed(Unfinished, "write", 16, False)
+    killed(PartialArrays, "write", 16, False)
     Image.new("RGB", (6, 5), (1, 2, 3)).save(raw / "pictures" / "dog" / "07.png")
     decoded.clear()
     prepare("image_folder", settings(**FIT))
@@ -202,10 +202,10 @@ def test_digits_need_no_scratch_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("forced", [True, False])
 def test_the_stage_goes_on_unless_dvc_was_told_to_start_afresh(workspace, capsys, monkeypatch, forced):
     colours(workspace / "raw" / "image_folder" / "cat", 20)
-    edit_params(dataset="image_folder", **{"prepare_data.image_size": 4, "prepare_data.fit": "resize"})
+    edit_params(dataset="image_folder", **{"prepare_data.image_size": 4, "prepare_data.resize_mode": "resize"})
     given = params.load(prepare_data=PrepareData).prepare_data
     monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
-    killed(Unfinished, "write", 8, False, **given.model_dump())
+    killed(PartialArrays, "write", 8, False, **given.model_dump())
     monkeypatch.setattr(stages.prepare_data, "dvc_forces", lambda: forced)
     stages.prepare_data.main()
     said = capsys.readouterr()

@@ -27,7 +27,7 @@ from ddpm.data.loader import Batches
 from ddpm.datasets.idx import IDX_FILES
 from ddpm.datasets.registry import DIGITS
 from ddpm.experiments import recipe as recipes
-from ddpm.experiments.all_params import Everything
+from ddpm.experiments.all_params import AllParams
 from ddpm.experiments.recipe import full_params, options, read_changes, read_recipe, recipe_names
 from ddpm.experiments.runner import stage_order
 from ddpm.networks.checkpoints import make_network
@@ -74,7 +74,7 @@ TINIER = {
 
 
 def settings_of(name):
-    return make(Everything, **full_params(read_recipe(name), params=PARAMS))
+    return make(AllParams, **full_params(read_recipe(name), params=PARAMS))
 
 
 def shape_of(settings):
@@ -120,7 +120,7 @@ def test_settings_fit_together(name):
     assert (s.sample_ddim.steps or 1) <= schedule.steps
     assert max(*s.sweep.evaluations, s.sweep.ema_steps) <= schedule.steps
     s.train.check_share(1)
-    assert s.train.batch_size % s.train.accumulation == 0
+    assert s.train.batch_size % s.train.gradient_accumulation == 0
     for every in (s.train.log_every, s.train.validate_every, s.train.preview_every, s.train.checkpoint_every):
         assert 2 <= s.train.steps / every <= 1000
     # Between two checkpoints, more snapshots than are kept lie on the disk.
@@ -282,12 +282,12 @@ def test_one_step_of_the_real_network(name):
     """Of random images, in as many parts as the recipe asks for, up to two."""
     settings = settings_of(name)
     shape, rng = shape_of(settings), np.random.default_rng(0)
-    parts = min(settings.train.accumulation, 2)
+    parts = min(settings.train.gradient_accumulation, 2)
     images, labels = rng.integers(0, 256, (4, *shape), np.uint8), np.arange(4)
     torch.manual_seed(0)
     network = make_network(settings.model, settings.diffusion, shape, class_names_of(name))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    train = settings.train.model_copy(update={"batch_size": 2, "accumulation": parts, "snapshots": 0})
+    train = settings.train.model_copy(update={"batch_size": 2, "gradient_accumulation": parts, "snapshots": 0})
     batches = Batches(images, labels, 0, CPU, train.flip)
     schedule = settings.diffusion.make(settings.schedule)
     trainer = Trainer(network, schedule, settings.prediction, batches, train, 0)
@@ -358,7 +358,7 @@ def small(name):
     recipe = full_params(read_recipe(name), params=PARAMS)
     tree = edit(full_params(read_recipe(name), params=PARAMS), **TINY | TINIER)
     tree["model"] |= {"channels": 4, "heads": recipe["model"]["heads"]}
-    tree["train"] |= {"batch_size": max(8, recipe["train"]["accumulation"]), "snapshot_every": 8, "snapshots": 3}
+    tree["train"] |= {"batch_size": max(8, recipe["train"]["gradient_accumulation"]), "snapshot_every": 8, "snapshots": 3}
     tree["prepare_data"]["image_size"] = SMALLER.get(name, recipe["prepare_data"]["image_size"])
     for kept in ("schedule", "prediction", "dataset"):
         assert tree[kept] == recipe[kept]
@@ -385,7 +385,9 @@ def test_a_small_version_goes_through_the_whole_pipeline(name, workspace, monkey
         assert ("accuracy" in scores[sampler]) == conditional
     config = read_json("models/ddpm/config.json", "train")
     assert all(config["model"][key] == value for key, value in tree["model"].items() if value != "auto")
-    assert config["training"]["accumulation"] == read_recipe(name).content.overrides.get("train", {}).get("accumulation", 1)
+    assert config["training"]["gradient_accumulation"] == read_recipe(name).content.overrides.get("train", {}).get(
+        "gradient_accumulation", 1
+    )
     page = Path("reports/index.md").read_text()
     for picture in re.findall(r"\]\((report/[^)]+)\)", page):
         assert (Path("reports") / picture).is_file()
@@ -413,7 +415,7 @@ def test_stages_run_in_an_order_that_their_outputs_allow():
 
 
 def test_everything_in_params_is_checked():
-    assert set(Everything.model_fields) == set(read_yaml(PARAMS))
+    assert set(AllParams.model_fields) == set(read_yaml(PARAMS))
 
 
 def test_every_list_of_params_can_be_emptied_by_dvc(tmp_path):

@@ -164,7 +164,7 @@ def made(tmp_path, monkeypatch):
             raise InputError("stage train: ended with status 1")
         asked.append((order, seed, list(extra)))
         put_run(place)
-        return runner.Ran(100.0, "there")
+        return runner.RunResult(100.0, "there")
 
     monkeypatch.setattr(record, "RUNNERS", {True: run, False: run})
     monkeypatch.setattr(record, "check_clean", lambda: "abc")

@@ -103,7 +103,7 @@ class TestProcesses:
         assert process_count(runtime(device="auto")) == 4
 
     def test_a_mistake_is_said_once_however_many_there_are(self, workspace):
-        edit_params(**{"runtime.processes": 2, "train.batch_size": 1, "train.accumulation": 1})
+        edit_params(**{"runtime.processes": 2, "train.batch_size": 1, "train.gradient_accumulation": 1})
         done = subprocess.run(
             [sys.executable, "-m", "stages.train"], cwd=workspace, env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, timeout=120, check=False,
@@ -111,7 +111,7 @@ class TestProcesses:
         assert done.returncode == 1, done.stderr
         assert done.stderr == (
             "error: params.yaml: train.batch_size: 1 images cannot be shared by 2 processes in 1 parts each; raise it, or lower "
-            "train.accumulation or runtime.processes\n"
+            "train.gradient_accumulation or runtime.processes\n"
         )
 
 

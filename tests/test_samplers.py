@@ -25,7 +25,7 @@ from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
 from ddpm.sampling.samplers import SAMPLERS, sample
 from ddpm.sampling.settings import SampleDDIM
-from ddpm.sampling.time_grid import SPACINGS, churned, corrected, make_grid
+from ddpm.sampling.time_grid import SPACINGS, make_grid, with_churn, with_corrector
 
 RULES = {
     "ddpm small": rule("ancestral", variance="small"),
@@ -41,7 +41,7 @@ SECOND_ORDER = ["heun", "ab2", "dpmpp_2m"]
 
 def visited(name, grid):
     """The grid as that rule visits it."""
-    return corrected(grid) if name == "heun" else grid
+    return with_corrector(grid) if name == "heun" else grid
 
 
 # --- peers
@@ -172,7 +172,7 @@ def test_ode_and_sde_solvers_agree_with_k_diffusion(name, churn, monkeypatch):
     plain = make_grid("karras", LINEAR, 15)
     # From below T, where a climb is possible.
     plain = np.append(plain[:-1] * 0.9 + 0.1, 0.0)
-    grid = churned(plain, LINEAR, churn) if churn else plain
+    grid = with_churn(plain, LINEAR, churn) if churn else plain
     network, supply = network_denoiser(nonlinear_network, "eps", None), iter(noise)
 
     def model(y, sigma):
@@ -245,7 +245,7 @@ def test_higher_order_samplers_reach_the_law_of_the_data_in_few_steps(name):
 
 def test_churn_keeps_the_law_of_the_data():
     grid = make_grid("log_snr", LINEAR, 200)
-    rough = corrected(churned(grid, LINEAR, 40.0))
+    rough = with_corrector(with_churn(grid, LINEAR, 40.0))
     mean, sd = output_law(RULES["heun"], rough)
     assert len(rough) > 2.8 * len(grid)
     # The noise that is added forgets that x_T started at mean 0.
@@ -316,7 +316,7 @@ class Stretched:
 def test_the_scale_of_x_is_a_matter_of_words(name):
     """The rules hold for any alpha and sigma, EDM's alpha = 1 among them, not for alpha^2 + sigma^2 = 1 alone."""
     x, *noise = noises(60)
-    grid = visited(name, churned(make_grid("log_snr", LINEAR, 20), LINEAR, 5.0))
+    grid = visited(name, with_churn(make_grid("log_snr", LINEAR, 20), LINEAR, 5.0))
     plain = network_denoiser(lambda *a: torch.cat([nonlinear_network(*a), torch.tanh(a[0])], dim=1), "v", None)
     start = Stretched.factor(T) * x
     stretched = run(RULES[name], grid, start, noise, Stretched.denoiser(plain), Stretched())
@@ -325,10 +325,10 @@ def test_the_scale_of_x_is_a_matter_of_words(name):
 
 @pytest.mark.parametrize("mix", [0.0, 0.25, 1.0])
 @given(t=st.integers(3, T), fall=st.integers(1, 998))
-def test_the_learned_variance_lies_between_the_fixed_ones_in_log(mix, t, fall):
+def test_the_learned_variance_lies_between_the_fixed_ones_in_log(variance_interp, t, fall):
     t, s = LINEAR[t], LINEAR[max(1, t - fall)]
-    expected = (1 - mix) * math.log(small(t, s)) + mix * math.log(large(t, s))
-    assert float(learned(t, s, torch.tensor(mix, dtype=torch.float64)).log()) == pytest.approx(expected, rel=1e-9)
+    expected = (1 - variance_interp) * math.log(small(t, s)) + variance_interp * math.log(large(t, s))
+    assert float(learned(t, s, torch.tensor(variance_interp, dtype=torch.float64)).log()) == pytest.approx(expected, rel=1e-9)
 
 
 @given(t=st.integers(2, T), fall=st.integers(1, 999))
@@ -363,7 +363,7 @@ def test_no_nan_whatever_the_levels(name, spacing, data):
     schedule = diffusion(100, zero_terminal_snr=zero).make(schedule_name)
     grid = make_grid(spacing, schedule, steps)
     if churn:
-        grid = churned(grid, schedule, churn)
+        grid = with_churn(grid, schedule, churn)
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     denoiser = thresholded(network_denoiser(nonlinear_network, prediction, None))
     frames = list(sample(denoiser, RULES[name], schedule, visited(name, grid), x, lambda: torch.ones_like(x)))
@@ -412,7 +412,7 @@ def settings_of(**changes):
 @pytest.mark.parametrize("sampler", [{}, {"eta": 1.0}, {"sampler": "dpmpp_2m_sde"}, {"sampler": "heun", "churn": 2.0}])
 def test_any_batch_size_draws_the_same_images(sampler):
     class Network(torch.nn.Linear):
-        outputs, conditional, reads = 1, False, False
+        outputs, takes_labels, takes_text = 1, False, False
 
         def forward(self, x, t, labels):
             return nonlinear_network(x, t)
@@ -446,14 +446,14 @@ def test_network_evaluations_are_counted(changes, evaluations, without_class):
     calls = []
 
     class Network(torch.nn.Linear):
-        outputs, conditional, reads = 1, True, False
+        outputs, takes_labels, takes_text = 1, True, False
 
         def forward(self, x, t, labels):
             calls.append(labels is None)
             return nonlinear_network(x, t)
 
     data = {"shape": [4, 4, 1], "class_names": ["a", "b"]}
-    model = DiffusionModel(Network(1, 1), make_schedule("cosine", 50), "v", data, knows_no_class=True)
+    model = DiffusionModel(Network(1, 1), make_schedule("cosine", 50), "v", data, supports_cfg=True)
     plan = settings_of(**changes).plan(model)
     drawn = draw(model, plan, 4, 4, 0, "ddim")
     assert plan.nfe == len(calls) == drawn.cost["nfe"] == evaluations
@@ -491,7 +491,7 @@ def test_a_real_unet_runs_through_the_driver_and_yields_every_level():
     )  # fmt: skip
     network = UNet(model, (8, 8, 1), DIGITS).eval()
     denoiser = thresholded(network_denoiser(network, "v", torch.arange(4)))
-    grid = corrected(make_grid("trailing", LINEAR, 5))
+    grid = with_corrector(make_grid("trailing", LINEAR, 5))
     frames = list(sample(denoiser, RULES["heun"], LINEAR, grid, torch.randn(4, 1, 8, 8), lambda: None))
     assert [frame.position for frame in frames] == [800, 800, 600, 600, 400, 400, 200, 200, 0]
     assert all(frame.x.shape == frame.x0.shape == (4, 1, 8, 8) for frame in frames)

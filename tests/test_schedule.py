@@ -193,14 +193,14 @@ def test_a_last_level_with_signal_is_refused_unless_allowed():
     unscaled = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 128, dtype=torch.float64), 0)
     assert unscaled[-1] == pytest.approx(0.274, abs=1e-3)
     with pytest.raises(
-        InputError, match=r"still 0.274 at the last of 128 steps .*accept it with diffusion.allow_terminal_signal"
+        InputError, match=r"still 0.274 at the last of 128 steps .*accept it with diffusion.allow_nonzero_terminal_snr"
     ):
         NoiseSchedule(unscaled)
-    assert NoiseSchedule(unscaled, allow_terminal_signal=True).steps == 128
+    assert NoiseSchedule(unscaled, allow_nonzero_terminal_snr=True).steps == 128
     weak = {"edm": {"sigma_min": 0.002, "sigma_max": 5.0, "rho": 7.0}}
     with pytest.raises(InputError, match=r"still 0.0385 at the last of 1000 steps"):
         diffusion(**weak).make("edm")
-    assert diffusion(**weak, allow_terminal_signal=True).make("edm")[1000].alpha == pytest.approx(1 / math.sqrt(26))
+    assert diffusion(**weak, allow_nonzero_terminal_snr=True).make("edm")[1000].alpha == pytest.approx(1 / math.sqrt(26))
     assert diffusion(**weak, zero_terminal_snr=True).make("edm")[1000].alpha == 0
 
 

@@ -90,7 +90,7 @@ def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, da
     # This network was never trained without the class, so it must be told.
     assert known["labels"] is not None
     assert whole["told"]
-    network = network._replace(knows_no_class=True)
+    network = network._replace(supports_cfg=True)
     assert not fill(True)["told"]
     assert known["labels"] is None
 
@@ -127,7 +127,9 @@ def test_pairs_are_of_different_images_however_few_classes_there_are(workspace, 
     [((60, 10, 10), (50, 10, 10)), ((5, 10, 10), (5, 4, 10)), ((1, 10, 10), (1, 1, 1)), ((20, 5, 1), (20, 5, 1))],
 )
 def test_steps_and_jumps_fit_the_model(model, asked, fitted):
-    settings = params.load(edit=Edit).edit.model_copy(update=dict(zip(("steps", "jump", "resamples"), asked, strict=True)))
+    settings = params.load(edit=Edit).edit.model_copy(
+        update=dict(zip(("steps", "repaint_jump_length", "repaint_resamples"), asked, strict=True))
+    )
     found = settings.fitted(load("final", CPU))
     assert (found.steps, found.jump, found.resamples) == fitted
 
@@ -141,7 +143,7 @@ def test_the_largest_seed_is_no_limit(model, judge):  # noqa: F811
     ("edits", "expected"),
     [
         ({"edit.steps": 0}, "edit.steps: 0 must be greater than or equal to 1"),
-        ({"edit.jump": 0}, "edit.jump: 0 must be greater than or equal to 1"),
+        ({"edit.repaint_jump_length": 0}, "edit.repaint_jump_length: 0 must be greater than or equal to 1"),
         ({"edit.images": 65}, "edit.images: 65 must be less than or equal to 64"),
         ({"edit.film_frames": -1}, "edit.film_frames: -1 must be greater than or equal to 0"),
     ],

@@ -75,7 +75,7 @@ def test_celeba_has_its_official_partition_and_a_class_by_an_attribute(celeba, a
 
 
 def test_celeba_folder_and_zip_give_the_same_arrays(celeba, tmp_path):
-    fitted = {"image_size": 4, "fit": "resize"}
+    fitted = {"image_size": 4, "resize_mode": "resize"}
     assert prepare("celeba", settings(**fitted), tmp_path / "folder")["shape"] == [4, 4, 3]
     zipped(celeba)
     prepare("celeba", settings(**fitted), tmp_path / "zip")
@@ -343,24 +343,24 @@ def test_what_was_read_before_is_skipped(hub, raw, tmp_path, monkeypatch):
     from pyarrow.parquet import ParquetFile
 
     from ddpm.datasets import huggingface as reading
-    from ddpm.datasets.resume import Unfinished
+    from ddpm.datasets.resume import PartialArrays
 
     (raw / "pictures").mkdir()
     rows(hub, 40).to_parquet(str(raw / "pictures" / "train.parquet"), batch_size=10)
     rows(hub, 6, 100).to_parquet(str(raw / "pictures" / "test.parquet"))
     prepare("huggingface", settings(), tmp_path / "expected")
 
-    real = Unfinished.write
+    real = PartialArrays.write
 
     def stops(self, picture, image):
         if picture.position == 25:
             raise InterruptedError
         real(self, picture, image)
 
-    monkeypatch.setattr(Unfinished, "write", stops)
+    monkeypatch.setattr(PartialArrays, "write", stops)
     with pytest.raises(InterruptedError):
         prepare("huggingface", settings(), tmp_path / "out")
-    monkeypatch.setattr(Unfinished, "write", real)
+    monkeypatch.setattr(PartialArrays, "write", real)
     seen, load_one = [], reading._load
     monkeypatch.setattr(reading, "_load", lambda value, picture: (seen.append(picture.place), load_one(value, picture))[1])
     groups, iterate = [], ParquetFile.iter_batches

@@ -12,7 +12,7 @@ from test_unet import IDENTITY, awake, settings
 
 from ddpm.core.files import InputError
 from ddpm.data.images import to_images
-from ddpm.editing.inpaint import MASKS, jumped, known_where
+from ddpm.editing.inpaint import MASKS, known_where, with_repaint_jumps
 from ddpm.editing.inputs import open_image, open_mask, read_picture
 from ddpm.editing.stage_images import models_of_training
 from ddpm.editing.tasks import (
@@ -28,15 +28,15 @@ from ddpm.editing.tasks import (
 )
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.conditioning import CONDITIONINGS
-from ddpm.networks.power_ema import WIDTHS, save_snapshot
+from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
 from ddpm.networks.unet import UNet
 from ddpm.sampling.generate import draw_images
 from ddpm.sampling.model import DiffusionModel, class_number, from_config, tell
 from ddpm.sampling.noise import image_noise, latent_of
 from ddpm.sampling.plan import CHOICES, make_plan
-from ddpm.sampling.progress import View, finished, pictures
+from ddpm.sampling.progress import SamplingProgress, final_images, pictures
 from ddpm.sampling.samplers import sample
-from ddpm.sampling.trajectory import Recorder
+from ddpm.sampling.trajectory import TrajectoryRecorder
 
 T = 50
 
@@ -72,22 +72,22 @@ def test_the_seed_decides_an_image_whatever_its_batch():
     told, _ = tell(MODEL, 7)
     for sampler in ("ddim", "ddpm"):
         plan = make_plan(MODEL, sampler=sampler, steps=5)
-        together = finished(draw_images(MODEL, plan, told, 7, 3))
-        in_batches = finished(draw_images(MODEL, plan, told, 7, 3, batch=2))
+        together = final_images(draw_images(MODEL, plan, told, 7, 3))
+        in_batches = final_images(draw_images(MODEL, plan, told, 7, 3, batch=2))
         torch.testing.assert_close(in_batches, together, atol=1e-4, rtol=0)
-        assert not torch.allclose(finished(draw_images(MODEL, plan, told, 7, 4)), together, atol=0.1)
+        assert not torch.allclose(final_images(draw_images(MODEL, plan, told, 7, 4)), together, atol=0.1)
 
 
 def test_all_of_a_batch_are_told_their_own():
     labels = torch.tensor([2, 2, 5, 5, 7])
-    images = finished(draw_images(MODEL, PLAN, labels, 5, 0, batch=2))
-    others = finished(draw_images(MODEL, PLAN, torch.tensor([2, 2, 5, 5, 8]), 5, 0, batch=2))
+    images = final_images(draw_images(MODEL, PLAN, labels, 5, 0, batch=2))
+    others = final_images(draw_images(MODEL, PLAN, torch.tensor([2, 2, 5, 5, 8]), 5, 0, batch=2))
     torch.testing.assert_close(images[:4], others[:4])
     assert not torch.allclose(images[4], others[4], atol=1e-3)
 
 
 SAMPLES = sample_of(1), sample_of(2)
-ONES, CLIMBS = torch.ones(1, 1, 8, 8), partial(jumped, jump=2, resamples=3)
+ONES, CLIMBS = torch.ones(1, 1, 8, 8), partial(with_repaint_jumps, jump=2, resamples=3)
 JOBS = {
     "draw": lambda: draw_images(MODEL, PLAN, None, 5, 0, batch=2),
     "draw by heun": lambda: draw_images(MODEL, make_plan(MODEL, sampler="heun", steps=4), None, 3, 0),
@@ -128,7 +128,7 @@ class TestPlan:
     @pytest.mark.parametrize("sampler", CHOICES)
     def test_every_sampler_draws(self, sampler):
         plan = make_plan(MODEL, sampler=sampler, steps=3)
-        assert finished(draw_images(MODEL, plan, None, 2, 0)).shape == (2, 1, 8, 8)
+        assert final_images(draw_images(MODEL, plan, None, 2, 0)).shape == (2, 1, 8, 8)
 
     @pytest.mark.parametrize(
         ("options", "beginning"),
@@ -166,8 +166,8 @@ class TestPlan:
 
     def test_guidance_leans_on_the_class(self):
         told = torch.tensor([3])
-        at = [finished(draw_images(MODEL, make_plan(MODEL, steps=5, guidance=g), told, 1, 0)) for g in (0, 1, 3)]
-        untold = finished(draw_images(MODEL, PLAN, None, 1, 0))
+        at = [final_images(draw_images(MODEL, make_plan(MODEL, steps=5, guidance=g), told, 1, 0)) for g in (0, 1, 3)]
+        untold = final_images(draw_images(MODEL, PLAN, None, 1, 0))
         torch.testing.assert_close(at[0], untold)
         assert (at[2] - at[0]).norm() > (at[1] - at[0]).norm() > 0.01
 
@@ -194,7 +194,7 @@ class TestTell:
         assert captions == ["a seven", "", "a seven"]
         assert len(told) == 3
         assert torch.equal(told[0], told[2])
-        images = finished(draw_images(MODELS["text"], make_plan(MODELS["text"], steps=3), told, 3, 0))
+        images = final_images(draw_images(MODELS["text"], make_plan(MODELS["text"], steps=3), told, 3, 0))
         assert images.shape == (3, 1, 8, 8)
 
     def test_a_model_that_reads_takes_labels_too(self):
@@ -243,9 +243,9 @@ class TestInpaint:
     def test_known_pixels_come_back_bit_by_bit(self, name, resamples):
         model, x0 = MODELS[name], picture(count=3)
         known = open_mask("left", model.shape)
-        plan = make_plan(model, partial(jumped, jump=2, resamples=resamples), steps=5)
+        plan = make_plan(model, partial(with_repaint_jumps, jump=2, resamples=resamples), steps=5)
         told, _ = tell(model, 3)
-        filled = finished(inpaint_images(model, plan, x0, known, told, 0))
+        filled = final_images(inpaint_images(model, plan, x0, known, told, 0))
         assert torch.equal(filled[..., 4:], x0[..., 4:])
         assert not torch.allclose(filled[..., :4], x0[..., :4], atol=0.1)
         # Each image has a noise of its own.
@@ -255,19 +255,19 @@ class TestInpaint:
     def test_a_missing_pixel_is_not_seen(self, name):
         model, known = MODELS[name], open_mask("middle", (8, 8, 1))
         hidden = torch.where(known.bool(), picture(), picture(9))
-        a, b = (finished(inpaint_images(model, make_plan(model, steps=4), x, known, ONE, 0)) for x in (picture(), hidden))
+        a, b = (final_images(inpaint_images(model, make_plan(model, steps=4), x, known, ONE, 0)) for x in (picture(), hidden))
         assert torch.equal(a, b)
 
     def test_a_network_with_masks_looks_at_the_known_pixels(self):
         model, known = MODELS["mask"], open_mask("middle", (8, 8, 1))
-        fills = [finished(inpaint_images(model, make_plan(model, steps=1), picture(k), known, None, 0)) for k in (0, 1)]
+        fills = [final_images(inpaint_images(model, make_plan(model, steps=1), picture(k), known, None, 0)) for k in (0, 1)]
         assert not torch.equal(fills[0][..., 3:5, 3:5], fills[1][..., 3:5, 3:5])
         blind, plan = MODELS["none"], make_plan(MODELS["none"], steps=1)
-        blind = [finished(inpaint_images(blind, plan, picture(k), known, None, 0)) for k in (0, 1)]
+        blind = [final_images(inpaint_images(blind, plan, picture(k), known, None, 0)) for k in (0, 1)]
         assert torch.equal(blind[0][..., 3:5, 3:5], blind[1][..., 3:5, 3:5])
 
     def test_with_nothing_known_it_is_drawing(self):
-        filled = finished(inpaint_images(MODEL, PLAN, picture(), open_mask("all", (8, 8, 1)), ONE, 3))
+        filled = final_images(inpaint_images(MODEL, PLAN, picture(), open_mask("all", (8, 8, 1)), ONE, 3))
         noise = image_noise(MODEL, 3, 1, 2 * len(PLAN.grid), use="fill")
         *_, drawn = sample(PLAN.denoiser(ONE), PLAN.rule, MODEL.schedule, PLAN.grid, noise(), noise)
         assert torch.equal(filled, drawn.x)
@@ -275,49 +275,49 @@ class TestInpaint:
 
 class TestEdit:
     def test_strength_0_is_the_image(self):
-        assert torch.equal(finished(edit_images(MODEL, PLAN, picture(), 0.0, ONE, 0)), picture())
+        assert torch.equal(final_images(edit_images(MODEL, PLAN, picture(), 0.0, ONE, 0)), picture())
 
     def test_more_strength_leads_further_away(self):
         x0 = 0.2 * picture(count=4)
-        far = [(finished(edit_images(MODEL, make_plan(MODEL), x0, s, None, 0)) - x0).norm() for s in (0.02, 0.2, 1.0)]
+        far = [(final_images(edit_images(MODEL, make_plan(MODEL), x0, s, None, 0)) - x0).norm() for s in (0.02, 0.2, 1.0)]
         assert far[0] < far[1] < far[2]
 
     @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
     def test_a_strength_that_is_none(self, strength):
         with pytest.raises(InputError, match=r"^strength: "):
-            finished(edit_images(MODEL, PLAN, picture(), strength, ONE, 0))
+            final_images(edit_images(MODEL, PLAN, picture(), strength, ONE, 0))
 
     @pytest.mark.parametrize("method", EDITS)
     def test_every_method_gives_variants_of_its_own(self, method):
-        images = finished(EDITS[method].vary(MODEL, PLAN, real(0), 0.5, 3, 0))
+        images = final_images(EDITS[method].vary(MODEL, PLAN, real(0), 0.5, 3, 0))
         assert len(images) == 3
         assert not torch.allclose(images[0], images[1], atol=1e-2)
-        nothing = finished(EDITS[method].vary(MODEL, PLAN, real(0), 0.0, 2, 0))
+        nothing = final_images(EDITS[method].vary(MODEL, PLAN, real(0), 0.0, 2, 0))
         assert torch.equal(nothing, picture().expand(2, -1, -1, -1))
 
 
 class TestBetween:
     def test_both_pictures_come_back_exactly(self):
-        between = finished(interpolate_images(MODEL, PLAN, real(1), real(2, label=7), 5))
+        between = final_images(interpolate_images(MODEL, PLAN, real(1), real(2, label=7), 5))
         assert torch.equal(between[0], picture(1)[0])
         assert torch.equal(between[-1], picture(2)[0])
         assert all(not torch.equal(a, b) for a, b in pairwise(between))
 
     def test_both_samples_are_those_of_their_seeds(self):
-        between = finished(interpolate_images(MODEL, PLAN, sample_of(1, 1), sample_of(2, 4), 5))
+        between = final_images(interpolate_images(MODEL, PLAN, sample_of(1, 1), sample_of(2, 4), 5))
         for image, seed, label in ((between[0], 1, 1), (between[-1], 2, 4)):
-            drawn = finished(draw_images(MODEL, PLAN, torch.tensor([label]), 1, seed))
+            drawn = final_images(draw_images(MODEL, PLAN, torch.tensor([label]), 1, seed))
             torch.testing.assert_close(image[None], drawn, atol=1e-5, rtol=0)
 
     def test_a_sample_beside_a_picture_is_its_own_too(self):
-        between = finished(interpolate_images(MODEL, PLAN, real(1), sample_of(2, 4), 3))
+        between = final_images(interpolate_images(MODEL, PLAN, real(1), sample_of(2, 4), 3))
         assert torch.equal(between[0], picture(1)[0])
-        drawn = finished(draw_images(MODEL, PLAN, torch.tensor([4]), 1, 2))
+        drawn = final_images(draw_images(MODEL, PLAN, torch.tensor([4]), 1, 2))
         torch.testing.assert_close(between[-1:], drawn, atol=1e-5, rtol=0)
 
     def test_what_is_told_fades(self):
         """From one latent to itself, only the class changes."""
-        between = finished(interpolate_images(MODEL, PLAN, sample_of(1, 1), sample_of(1, 4), 5))
+        between = final_images(interpolate_images(MODEL, PLAN, sample_of(1, 1), sample_of(1, 4), 5))
         far = [float((image - between[0]).norm()) for image in between]
         assert far == sorted(far)
         assert far[-1] > 0.01
@@ -327,29 +327,29 @@ class TestBetween:
             plan = make_plan(MODEL, steps=5, **options)
             for views in (interpolate_images(MODEL, plan, real(1), real(2), 5), vary_images(MODEL, plan, real(1), 0.5, 2, 0)):
                 with pytest.raises(InputError, match=r"^sampler: one that draws fresh noise"):
-                    finished(views)
+                    final_images(views)
 
     def test_one_image_is_no_way(self):
         with pytest.raises(InputError, match=r"^number: 1 is too few"):
-            finished(interpolate_images(MODEL, PLAN, real(1), real(2), 1))
+            final_images(interpolate_images(MODEL, PLAN, real(1), real(2), 1))
 
     @pytest.mark.parametrize("source", [real(1), sample_of(1)], ids=["picture", "sample"])
     def test_a_variation_of_0_is_the_image(self, source):
-        varied = finished(vary_images(MODEL, PLAN, source, 0.0, 2, 0))
-        plain = picture(1) if source.image is not None else finished(draw_images(MODEL, PLAN, ONE, 1, 1))
+        varied = final_images(vary_images(MODEL, PLAN, source, 0.0, 2, 0))
+        plain = picture(1) if source.image is not None else final_images(draw_images(MODEL, PLAN, ONE, 1, 1))
         torch.testing.assert_close(varied, plain.expand(2, -1, -1, -1), atol=1e-5, rtol=0)
-        assert not torch.allclose(finished(vary_images(MODEL, PLAN, source, 0.5, 2, 0))[0], plain[0], atol=1e-2)
+        assert not torch.allclose(final_images(vary_images(MODEL, PLAN, source, 0.5, 2, 0))[0], plain[0], atol=1e-2)
 
     @pytest.mark.parametrize("amount", [-0.1, 1.1, float("nan")])
     def test_an_amount_that_is_none(self, amount):
         with pytest.raises(InputError, match=r"^amount: "):
-            finished(vary_images(MODEL, PLAN, real(1), amount, 2, 0))
+            final_images(vary_images(MODEL, PLAN, real(1), amount, 2, 0))
 
 
 def test_more_steps_reconstruct_better():
     errors = []
     for steps in (5, 50):
-        back = finished(reconstruct_images(MODEL, make_plan(MODEL, steps=steps), picture(), ONE))
+        back = final_images(reconstruct_images(MODEL, make_plan(MODEL, steps=steps), picture(), ONE))
         errors.append(float((back - picture()).norm()))
     assert errors[1] < errors[0] / 2
 
@@ -363,8 +363,8 @@ def test_real_images_are_encoded_by_ddim_alone(options):
         interpolate_images(MODEL, plan, real(1), sample_of(2), 3),
     ):
         with pytest.raises(InputError, match=r"^sampler: real images are encoded and decoded by ddim"):
-            finished(work)
-    assert finished(vary_images(MODEL, plan, sample_of(1), 0.5, 1, 0)).isfinite().all()
+            final_images(work)
+    assert final_images(vary_images(MODEL, plan, sample_of(1), 0.5, 1, 0)).isfinite().all()
 
 
 @pytest.mark.parametrize("use", ["edit", "vary", "fill"])
@@ -378,15 +378,17 @@ def test_the_latents_of_a_reconstruction_are_seen():
     seen = [view for view in reconstruct_images(MODEL, PLAN, picture(), ONE) if view.position == T]
     assert len(seen) == 1
     # Decoded, it is what comes back.
-    varied = finished(vary_images(MODEL, make_plan(MODEL, steps=5, thresholding="none"), Source(None, seen[0].x, ONE), 0.0, 1, 0))
-    torch.testing.assert_close(varied, finished(reconstruct_images(MODEL, PLAN, picture(), ONE)), atol=1e-5, rtol=0)
+    varied = final_images(
+        vary_images(MODEL, make_plan(MODEL, steps=5, thresholding="none"), Source(None, seen[0].x, ONE), 0.0, 1, 0)
+    )
+    torch.testing.assert_close(varied, final_images(reconstruct_images(MODEL, PLAN, picture(), ONE)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("collect", [finished, partial(pictures, "test")], ids=["finished", "pictures"])
+@pytest.mark.parametrize("collect", [final_images, partial(pictures, "test")], ids=["finished", "pictures"])
 def test_an_image_that_is_not_finite_is_no_result(collect):
     x = torch.full((1, 1, 8, 8), float("nan"))
     with pytest.raises(InputError, match=r"^thresholding: "):
-        collect(iter([View(1, 1, 0, 0.0, x, x, True)]))
+        collect(iter([SamplingProgress(1, 1, 0, 0.0, x, x, True)]))
 
 
 def test_a_seed_that_is_none():
@@ -417,7 +419,7 @@ class TestNames:
         named = open_image(MODEL, "seed:13")
         assert (named.caption, named.source.image) == ("3", None)
         torch.testing.assert_close(
-            source_image(MODEL, named.source), finished(draw_images(MODEL, make_plan(MODEL), ONE * 3, 1, 13))
+            source_image(MODEL, named.source), final_images(draw_images(MODEL, make_plan(MODEL), ONE * 3, 1, 13))
         )
         assert open_image(MODELS["none"], "seed:13").source.labels is None
         assert open_image(MODELS["text"], "seed:3", text="a seven").caption == "a seven"
@@ -516,8 +518,8 @@ class TestFilms:
     @pytest.mark.parametrize(("steps", "frames"), [(10, 4), (10, 50), (1, 5)])
     def test_moments_are_kept(self, steps, frames):
         plan = make_plan(MODEL, steps=steps)
-        recorder = Recorder(steps, frames, most=2)
-        images = finished(draw_images(MODEL, plan, None, 5, 0, batch=3), recorder)
+        recorder = TrajectoryRecorder(steps, frames, most=2)
+        images = final_images(draw_images(MODEL, plan, None, 5, 0, batch=3), recorder)
         assert recorder.x.shape == recorder.x0.shape == (min(steps, frames), 2, 8, 8, 1)
         assert recorder.levels == sorted(recorder.levels, reverse=True)
         assert recorder.levels[-1] == 0
@@ -528,7 +530,7 @@ class TestFilms:
         for step in (5, 10, 15, 20):
             weights[step] = {name: value + step for name, value in model.network.state_dict().items()}
             others = {name: value + 100 for name, value in weights[step].items()}
-            save_snapshot(tmp_path, step, dict(zip(WIDTHS, (weights[step], others), strict=True)))
+            save_snapshot(tmp_path, step, dict(zip(TRACKED_SIGMA_REL, (weights[step], others), strict=True)))
         name = next(iter(weights[5]))
         seen = [(step, float(then.network.state_dict()[name].mean())) for step, then in models_of_training(model, tmp_path, 3)]
         assert [step for step, _ in seen] == [5, 15, 20] or [step for step, _ in seen] == [5, 10, 20]

@@ -15,7 +15,7 @@ from ddpm.core.weights import read_weights, save_weights
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.sweep import METHODS, plan_method
 from ddpm.features.classifier import Classifier, save_classifier
-from ddpm.networks.power_ema import WIDTHS, reach, save_snapshot, snapshot_file
+from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot, snapshot_file, supported_range
 from ddpm.report.sweep import write_sweep
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.samplers import SAMPLERS
@@ -39,7 +39,7 @@ def snapshots(model):
     final = {name: v + 0.1 * torch.randn(v.shape, generator=generator) for name, v in read_weights(file, "train").items()}
     save_weights(file, final)
     for step in (700, 900, 1000):
-        tracks = {width: {k: v * (1 + step * (0.15 - width) / 1e3) for k, v in final.items()} for width in WIDTHS}
+        tracks = {width: {k: v * (1 + step * (0.15 - width) / 1e3) for k, v in final.items()} for width in TRACKED_SIGMA_REL}
         save_snapshot(Path("models/ddpm"), step, tracks)
 
 
@@ -89,7 +89,7 @@ def test_it_compares_the_widths_of_the_average(snapshots, judge, capsys):
     page = Path("reports/sweep/index.md").read_text()
     assert f"The best width is {metrics['best_width']:g}, with an FID of " in page
     assert "| 0.07 | " in page
-    narrowest, widest = reach([700, 900, 1000])
+    narrowest, widest = supported_range([700, 900, 1000])
     assert f"Left out: 0.02. 3 snapshots reach from {narrowest:g} to {widest:g}; train.snapshots gives more." in page
     assert "(ema.png)" in page
 

@@ -16,12 +16,12 @@ from ddpm.data.loader import Batches
 from ddpm.data.prepared import Split
 from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.diffusion.timestep_sampling import LEVEL_DRAWS
+from ddpm.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from ddpm.networks.unet import UNet
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint
-from ddpm.training.ema import ALIGNMENT, EMA, Flat, ramped
+from ddpm.training.ema import ALIGNMENT, EMA, FlatParameters, ramped
 from ddpm.training.loop import STEP_PHASES, Hooks, train
-from ddpm.training.monitor import signals
+from ddpm.training.monitor import stop_signals
 from ddpm.training.settings import LR_SCHEDULES, Train
 from ddpm.training.trainer import QUARTERS, Trainer
 
@@ -29,9 +29,9 @@ CPU = torch.device("cpu")
 WHERE = {"device": "cpu"}
 SETTINGS = {
     "steps": 12, "batch_size": 16, "learning_rate": 2e-3, "lr_schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.01,
-    "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "loss_gamma": "auto", "levels": "uniform",
+    "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "loss_gamma": "auto", "timestep_sampling": "uniform",
     "condition_dropout": 0.1, "flip": True, "log_every": 4, "validate_every": 6, "preview_every": 5, "checkpoint_every": 5,
-    "accumulation": 1, "skip_nonfinite": 0, "snapshot_every": 64, "snapshots": 2,
+    "gradient_accumulation": 1, "max_nonfinite_skips": 0, "snapshot_every": 64, "snapshots": 2,
 }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ class TestWhatIsTold:
     def test_a_network_that_takes_nothing_is_told_its_labels_alone(self):
         *_, trainer, labels, known = told("none", 50)
         assert known is None
-        assert not trainer.network.conditional
+        assert not trainer.network.takes_labels
         assert labels.shape == (50,)
 
     @pytest.mark.parametrize("conditioning", ["text", "text+mask"])
@@ -149,13 +149,13 @@ def test_known_pixels_make_the_loss_smaller():
 @pytest.mark.parametrize(
     ("stop", "changes"),
     [
-        (1, {}), (4, {}), (5, {}), (11, {}), (5, {"levels": "importance", "learned_variance": True}),
-        (5, {"levels": "stratified"}), (5, {"conditioning": "text+mask"}), (7, {"conditioning": "mask"}),
+        (1, {}), (4, {}), (5, {}), (11, {}), (5, {"timestep_sampling": "importance", "learned_variance": True}),
+        (5, {"timestep_sampling": "stratified"}), (5, {"conditioning": "text+mask"}), (7, {"conditioning": "mask"}),
     ],
 )  # fmt: skip
 def test_a_resumed_training_is_bit_equal_to_a_straight_one(stop, changes, tmp_path, monkeypatch):
     # So that levels are drawn by importance before and after the stop.
-    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.Importance.WARMUP", 0)
+    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.LossAwareTimesteps.WARMUP", 0)
     straight = run(make_trainer(**changes))
 
     state = ResumeState("abc", WHERE, tmp_path)
@@ -205,7 +205,7 @@ def test_losses_are_told_by_quarters_of_the_levels(levels, names, monkeypatch):
     trainer = make_trainer()
     batch = trainer.settings.batch_size
     index = torch.tensor(levels).repeat(batch)[:batch]
-    monkeypatch.setattr(trainer.levels, "draw", lambda count: (index, torch.ones(batch)))
+    monkeypatch.setattr(trainer.timesteps, "draw", lambda count: (index, torch.ones(batch)))
     trainer.train_step()
     row = trainer.read_sums()
     assert {name.removeprefix("loss_t/") for name in row if name.startswith("loss_t/")} == names
@@ -236,10 +236,10 @@ def test_the_loss_falls_on_images_with_structure():
 
 
 @pytest.mark.parametrize("learned_variance", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("levels", LEVEL_DRAWS)
+@pytest.mark.parametrize("levels", TIMESTEP_SAMPLERS)
 @pytest.mark.parametrize(("prediction", "weight"), [("eps", "simple"), ("x0", "min_snr"), ("v", "p2"), ("flow", "v")])
 def test_the_loss_falls_whatever_is_predicted_weighted_and_drawn(prediction, weight, levels, learned_variance):
-    options = {"steps": 40, "log_every": 10, "warmup_steps": 1, "loss_weight": weight, "levels": levels}
+    options = {"steps": 40, "log_every": 10, "warmup_steps": 1, "loss_weight": weight, "timestep_sampling": levels}
     trainer = run(make_trainer(prediction=prediction, learned_variance=learned_variance, **options))
     losses = [row["validation_loss"] for row in trainer.history if "validation_loss" in row]
     assert losses[-1] < losses[0]
@@ -247,7 +247,7 @@ def test_the_loss_falls_whatever_is_predicted_weighted_and_drawn(prediction, wei
 
 def spoil(trainer, steps, value=float("nan")):
     """Make the gradient of these steps, from 1, not finite."""
-    parameter = trainer.network.first.weight
+    parameter = trainer.network.conv_in.weight
     parameter.register_hook(lambda grad: grad * value if trainer.step + 1 in steps else grad)
     return trainer
 
@@ -255,7 +255,7 @@ def spoil(trainer, steps, value=float("nan")):
 def test_a_loss_that_is_not_finite_stops_with_the_step():
     trainer = make_trainer(log_every=1)
     with torch.no_grad():
-        trainer.network.first.weight.fill_(float("nan"))
+        trainer.network.conv_in.weight.fill_(float("nan"))
     with pytest.raises(InputError, match=r"not finite at step 1; lower train\.learning_rate .* The last good state is kept"):
         run(trainer)
     assert trainer.history == []
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_updates_that_are_not_finite_are_skipped_if_they_may_be(value):
-    trainer = spoil(make_trainer(skip_nonfinite=2, log_every=1, weight_decay=0.0), {3, 4, 7}, value)
+    trainer = spoil(make_trainer(max_nonfinite_skips=2, log_every=1, weight_decay=0.0), {3, 4, 7}, value)
     weights = {}
 
     def note(trainer):
@@ -282,17 +282,17 @@ def test_updates_that_are_not_finite_are_skipped_if_they_may_be(value):
 
 
 def test_one_skipped_update_too_many_in_a_row_stops_with_its_step():
-    trainer = spoil(make_trainer(skip_nonfinite=2, log_every=1), {2, 3, 5, 6, 7, 9})
+    trainer = spoil(make_trainer(max_nonfinite_skips=2, log_every=1), {2, 3, 5, 6, 7, 9})
     with pytest.raises(InputError, match="not finite at step 7, and 3 in a row are too many; "):
         run(trainer)
     assert [row["step"] for row in trainer.history] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_streak_of_skipped_updates_goes_on_after_a_resume():
-    trainer = spoil(make_trainer(skip_nonfinite=2), {4, 5, 6})
+    trainer = spoil(make_trainer(max_nonfinite_skips=2), {4, 5, 6})
     for _ in range(5):
         trainer.train_step()
-    resumed = spoil(make_trainer(skip_nonfinite=2), {6})
+    resumed = spoil(make_trainer(max_nonfinite_skips=2), {6})
     resumed.load_state_dict(trainer.state_dict())
     with pytest.raises(InputError, match="at step 6"):
         run(resumed)
@@ -315,13 +315,13 @@ def test_float16_trains_with_a_scaler_that_finds_its_scale():
 
 
 @pytest.mark.parametrize("parts", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("levels", LEVEL_DRAWS)
+@pytest.mark.parametrize("levels", TIMESTEP_SAMPLERS)
 def test_a_batch_in_parts_gives_the_same_weights(parts, levels, monkeypatch):
     """Gradient accumulation: k parts of b images equal one batch of k b, averages and all."""
-    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.Importance.WARMUP", 0)
+    monkeypatch.setattr("ddpm.diffusion.timestep_sampling.LossAwareTimesteps.WARMUP", 0)
     # Adam's first steps divide by a gradient that may be almost 0, whose rounding shows then: they shall be small.
-    options = {"dropout": 0.0, "levels": levels, "warmup_steps": 12}
-    whole, split = (run(make_trainer(accumulation=n, **options)) for n in (1, parts))
+    options = {"dropout": 0.0, "timestep_sampling": levels, "warmup_steps": 12}
+    whole, split = (run(make_trainer(gradient_accumulation=n, **options)) for n in (1, parts))
     for key in ("network", "ema"):
         for name, value in whole.state_dict()[key].items():
             torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-4, atol=2e-6)
@@ -333,7 +333,7 @@ def test_a_batch_in_parts_gives_the_same_weights(parts, levels, monkeypatch):
 def test_a_batch_in_parts_is_told_the_same(conditioning):
     """As above; a weight whose gradient is almost 0 may take AdamW's steps by its last digits."""
     whole = run(make_trainer(dropout=0.0, conditioning=conditioning))
-    split = run(make_trainer(dropout=0.0, conditioning=conditioning, accumulation=3))
+    split = run(make_trainer(dropout=0.0, conditioning=conditioning, gradient_accumulation=3))
     for key in ("network", "ema"):
         for name, value in whole.state_dict()[key].items():
             torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-3, atol=5e-5)
@@ -353,12 +353,12 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"levels": levels, "learned_variance": learned} for levels in LEVEL_DRAWS for learned in (False, True)]
+    [{"timestep_sampling": levels, "learned_variance": learned} for levels in TIMESTEP_SAMPLERS for learned in (False, True)]
     + [{"conditioning": name} for name in ("none", "text", "mask", "text+mask")],
     ids=str,
 )
 def test_no_step_reads_from_the_device(changes):
-    trainer = make_trainer(**changes, accumulation=2)
+    trainer = make_trainer(**changes, gradient_accumulation=2)
     trainer.train_step()
     with NoWaiting():
         for _ in range(3):
@@ -372,7 +372,7 @@ def test_signals_write_a_checkpoint_first(tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         state = ResumeState(f"fingerprint{number}", WHERE, tmp_path)
         trainer = make_trainer(checkpoint_every=100)
-        trainer.network.last.weight.register_hook(lambda grad: os.kill(os.getpid(), number) if trainer.step == 6 else None)  # noqa: B023
+        trainer.network.conv_out.weight.register_hook(lambda grad: os.kill(os.getpid(), number) if trainer.step == 6 else None)  # noqa: B023
         with pytest.raises(Interrupted, match="stopped at step 7; its state is saved") as stopped:
             run(trainer, lambda trainer: state.save(trainer.state_dict()))  # noqa: B023
         assert stopped.value.number == number
@@ -408,7 +408,7 @@ def test_a_signal_that_comes_while_files_are_written_is_not_lost(hook, stopped, 
 
 def test_a_second_signal_is_obeyed_at_once_unless_it_is_the_same():
     def work():
-        with signals() as noted:
+        with stop_signals() as noted:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             assert noted.received == signal.SIGTERM
@@ -462,7 +462,7 @@ class TestFlat:
         """By AdamW with clipping, on the vector and parameter by parameter."""
         x = torch.randn(7, 3, 6, 6)
         whole, parts = self.network(), self.network()
-        flat = Flat(whole)
+        flat = FlatParameters(whole)
         optimizers = [torch.optim.AdamW([flat.vector], 0.01), torch.optim.AdamW(parts.parameters(), 0.01)]
         for _ in range(5):
             for network, optimizer in zip((whole, parts), optimizers, strict=True):
@@ -476,7 +476,7 @@ class TestFlat:
 
     def test_shapes_formats_and_gaps(self):
         network, other = self.network(), self.network()
-        flat = Flat(network)
+        flat = FlatParameters(network)
         for name, parameter in other.named_parameters():
             mine = network.get_parameter(name)
             assert (mine.shape, mine.stride()) == (parameter.shape, parameter.stride())
@@ -491,24 +491,24 @@ class TestFlat:
 
     def test_it_is_noticed_if_gradients_are_replaced(self):
         network = self.network()
-        flat = Flat(network)
+        flat = FlatParameters(network)
         network.zero_grad(set_to_none=False)
-        assert flat.is_whole()
+        assert flat.grads_attached()
         network.zero_grad()
-        assert not flat.is_whole()
+        assert not flat.grads_attached()
 
     def test_parameters_that_are_not_dense(self):
         layer = torch.nn.Linear(4, 4)
         layer.weight.data = torch.arange(64.0).view(8, 8)[::2, ::2]
         before = layer.weight.detach().clone()
-        Flat(layer)
+        FlatParameters(layer)
         assert torch.equal(layer.weight, before)
 
 
 def test_ema_ramps_up_and_then_averages():
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(0.0)
-    ema = EMA(Flat(layer), ramped(0.9))
+    ema = EMA(FlatParameters(layer), ramped(0.9))
     expected = 0.0
     for step in range(1, 200):
         layer.weight.data.fill_(float(step))

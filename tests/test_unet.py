@@ -13,8 +13,8 @@ from ddpm.core.weights import save_weights
 from ddpm.datasets.registry import DIGITS
 from ddpm.networks import layers
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG, load_model, make_config
-from ddpm.networks.layers import Conv, Grow
-from ddpm.networks.unet import Details, UNet, UNetSettings, norm_groups, time_embedding
+from ddpm.networks.layers import PackedConv2d, Upsample
+from ddpm.networks.unet import CompatOptions, UNet, UNetSettings, norm_groups, time_embedding
 
 SMALL = {
     "channels": 8, "channel_mults": [1, 2], "blocks_per_level": 1, "attention_levels": [], "middle_attention": False,
@@ -90,12 +90,12 @@ def test_the_width_of_the_time_embedding_is_a_setting():
 
 def test_details_of_networks_trained_elsewhere():
     shape, kind = (8, 8, 1), settings(channels=8, attention_levels=[1])
-    details = Details(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4)
-    network, ours = (awake(UNet(kind, shape, DIGITS, details=given)) for given in (details, Details()))
+    details = CompatOptions(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4)
+    network, ours = (awake(UNet(kind, shape, DIGITS, details=given)) for given in (details, CompatOptions()))
     assert {(n.num_groups, n.eps) for n in network.modules() if isinstance(n, torch.nn.GroupNorm)} == {(4, 1e-6)}
     assert network.down[1].attentions[0].heads == 4
     x = torch.randn(2, 8, 6, 6)
-    shrink, usual = network.shrink[0], ours.shrink[0]
+    shrink, usual = network.downsample[0], ours.downsample[0]
     expected = F.conv2d(F.pad(x, (0, 1, 0, 1)), shrink.weight, shrink.bias, stride=2)
     torch.testing.assert_close(shrink(x), expected)
     torch.testing.assert_close(usual(x), F.conv2d(x, usual.weight, usual.bias, stride=2, padding=1))
@@ -110,7 +110,7 @@ def test_details_of_networks_trained_elsewhere():
 )
 def test_details_that_do_not_fit_are_refused(details, message):
     with pytest.raises(InputError, match=message):
-        UNet(settings(middle_attention=True), (8, 8, 1), DIGITS, details=Details(**details))
+        UNet(settings(middle_attention=True), (8, 8, 1), DIGITS, details=CompatOptions(**details))
 
 
 def test_time_embedding_is_the_papers():
@@ -135,8 +135,8 @@ def test_no_label_means_no_class():
     network = awake(UNet(settings(), (8, 8, 1), class_names=DIGITS))
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
     torch.testing.assert_close(network(x, t, None), network(x, t, torch.tensor([10, 10])), atol=0, rtol=0)
-    assert network.conditional
-    assert not UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS).conditional
+    assert network.takes_labels
+    assert not UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS).takes_labels
 
 
 def test_without_conditioning_labels_are_ignored():
@@ -179,9 +179,9 @@ def plain(network):
     """The same network without its fast ways: every convolution is PyTorch's own, and growing is an enlarged image convolved."""
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, Grow):
+        if isinstance(module, Upsample):
             module.forward = lambda x, m=module: F.conv2d(F.interpolate(x, scale_factor=2.0), m.weight, m.bias, padding=1)
-        elif isinstance(module, Conv):
+        elif isinstance(module, PackedConv2d):
             module.forward = lambda x, m=module: F.conv2d(x, m.weight, m.bias, m.stride, m.padding)
     return network
 
@@ -208,7 +208,7 @@ def test_the_fast_ways_change_no_number(batch, memory_format, dtype):
 
 
 def test_growing_has_the_gradients_of_what_it_computes():
-    layer = Grow(2).double()
+    layer = Upsample(2).double()
     x = torch.randn(5, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     assert x.numel() >= layer.weight.numel()
     assert torch.autograd.gradcheck(layer, x)
@@ -219,7 +219,7 @@ def test_growing_has_the_gradients_of_what_it_computes():
 
 def packing(batch=4):
     """A layer in eval mode and an input on which it packs, where this machine can."""
-    layer = Conv(4, 6, 3, padding=1).eval()
+    layer = PackedConv2d(4, 6, 3, padding=1).eval()
     return layer, torch.randn(batch, 4, 8, 8).contiguous(memory_format=torch.channels_last)
 
 
@@ -254,7 +254,7 @@ def unseen_in_training(layer):
         another_storage,
         a_fused_step,
         unseen_in_training,
-        lambda layer: layer.load_state_dict(Conv(4, 6, 3).state_dict()),
+        lambda layer: layer.load_state_dict(PackedConv2d(4, 6, 3).state_dict()),
     ],
 )
 def test_a_packed_kernel_follows_its_weights(change):

@@ -6,7 +6,7 @@ import pytest
 
 from ddpm.core.files import InputError
 from ddpm.features import pretrained
-from ddpm.features.pretrained import PretrainedJudges, WeightsFile, find_weights, get_weights
+from ddpm.features.pretrained import PretrainedSettings, WeightsFile, find_weights, get_weights
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def published(tmp_path, monkeypatch):
 
 
 def settings(require=False, download=True):
-    return PretrainedJudges(require_inception=require, download_weights=download)
+    return PretrainedSettings(require_inception=require, download_weights=download)
 
 
 def test_missing_files_are_fetched_if_asked_for(published, tmp_path):

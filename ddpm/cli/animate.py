@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from ddpm.cli import options
-from ddpm.cli.options import OUT, WHAT, Columns, Labels, Seed, Texts, Tile, gathered
+from ddpm.cli.options import OUT, WHAT, Columns, Labels, Seed, Texts, Tile, with_option_groups
 from ddpm.cli.output import say
 from ddpm.core.files import InputError
 
 MOMENTS = 10  # in a picture, at most: more would be too small to see
 
 
-@gathered(plan=options.plan, load=options.machine)
+@with_option_groups(plan=options.plan, load=options.machine)
 def animate(
     what: Annotated[
         str,
@@ -56,7 +56,7 @@ def animate(
     from ddpm.plots.video import FILMS, write_film
     from ddpm.sampling.model import tell
 
-    subject = lookup(animations.SUBJECTS, what, "what")
+    subject = lookup(animations.ANIMATIONS, what, "what")
     lookup(UPSCALING, upscaling, "upscaling")
     if subject.of_snapshots and load.checkpoint != "final":
         raise InputError(f"checkpoint: a film of the training shows its snapshots, not {load.checkpoint!r}; leave it out")
@@ -64,8 +64,8 @@ def animate(
     still = output.check_out(out, {**FILMS, ".png": save} if subject.still else FILMS) == ".png"
     model, number = load(), number or subject.number
     told, _ = tell(model, number, label or [], text or [], plan["guidance"])
-    shot = animations.Shot(number, told, seed, frames, columns or min(number, 10), tile, upscaling)
-    output.check_size(model.shape, tile, subject.copies * number * frames, output.MOST_FILM_PIXELS)
+    shot = animations.AnimationOptions(number, told, seed, frames, columns or min(number, 10), tile, upscaling)
+    output.check_size(model.shape, tile, subject.copies * number * frames, output.MAX_FILM_PIXELS)
     clock = output.Clock()
     if still:
         save(out, subject.still(model, plan, shot._replace(frames=min(frames, MOMENTS))))

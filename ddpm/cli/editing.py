@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from ddpm.cli import options
-from ddpm.cli.options import IMAGE_HELP, OUT, WHAT, Columns, Image, Label, Seed, Text, Tile, gathered
+from ddpm.cli.options import IMAGE_HELP, OUT, WHAT, Columns, Image, Label, Seed, Text, Tile, with_option_groups
 from ddpm.cli.output import say
 from ddpm.core.files import InputError
 
 
-@gathered(plan=options.plan, load=options.machine)
+@with_option_groups(plan=options.plan, load=options.machine)
 def interpolate(
     a: Annotated[str, typer.Argument(metavar="[A]", help=IMAGE_HELP)] = "seed:2",
     b: Annotated[str, typer.Argument(metavar="[B]", help="The other image, named in the same way.")] = "seed:7",
@@ -67,7 +67,7 @@ def interpolate(
     film = output.check_out(out, {".png": None, **FILMS}) != ".png"
     lookup(UPSCALING, upscaling, "upscaling")
     model, number = load(), number or (48 if film else 12)
-    output.check_size(model.shape, tile, number, output.MOST_FILM_PIXELS // 2 if film else output.MOST_PIXELS)
+    output.check_size(model.shape, tile, number, output.MAX_FILM_PIXELS // 2 if film else output.MAX_PIXELS)
     made = make_plan(model, **plan)
     ends = [
         open_image(model, name, label and label[k % len(label)], text and text[k % len(text)], plan["guidance"])
@@ -79,13 +79,13 @@ def interpolate(
     if film:
         write_film(out, strip_film(images, 1, tile, upscaling), fps, 0.0)
     else:
-        rows = rows_of([""] * number, columns or min(number, image_grid.WIDEST_GRID))
+        rows = rows_of([""] * number, columns or min(number, image_grid.MAX_GRID_COLUMNS))
         save(out, table([list(images[row]) for _, row in rows], [""] * len(rows), [], tile, upscaling))
     names = " to ".join(short(end.title) for end in ends)
     say(f"wrote {out}: {number:,} images from {names} by {made.label}, {clock}")
 
 
-@gathered(plan=options.plan, load=options.machine)
+@with_option_groups(plan=options.plan, load=options.machine)
 def inpaint(
     image: Image = "test:0",
     mask: Annotated[
@@ -124,7 +124,7 @@ def inpaint(
     from ddpm.cli import output
     from ddpm.data.images import to_images
     from ddpm.editing import tasks
-    from ddpm.editing.inpaint import jumped
+    from ddpm.editing.inpaint import with_repaint_jumps
     from ddpm.editing.inputs import open_image, open_mask
     from ddpm.editing.tasks import source_image
     from ddpm.plots.image_grid import short, tinted
@@ -136,8 +136,8 @@ def inpaint(
     plain = make_plan(model, **plan)
     named, known = open_image(model, image, label, text, plan["guidance"]), open_mask(mask, model.shape)
     room = len(set(plain.grid.tolist())) - 2
-    resamples = resamples or (1 if model.network.masked or room < 1 else 10)
-    change = partial(jumped, jump=jump or min(10, max(1, room)), resamples=resamples)
+    resamples = resamples or (1 if model.network.takes_mask or room < 1 else 10)
+    change = partial(with_repaint_jumps, jump=jump or min(10, max(1, room)), resamples=resamples)
     made, clock = make_plan(model, change, **plan), output.Clock()
     output.check_size(model.shape, tile, number + 2)
     x0 = source_image(model, named.source)
@@ -156,7 +156,7 @@ def inpaint(
 IMAGES = 8  # test images that `reconstruct` begins with, if nobody names others
 
 
-@gathered(plan=options.plan, load=options.machine)
+@with_option_groups(plan=options.plan, load=options.machine)
 def edit(
     image: Image = "test:0",
     strength: Annotated[
@@ -210,7 +210,7 @@ def edit(
     say(f"wrote {out}: {short(named.title)}, {number:,} variants of each strength by {made.label}, {clock}")
 
 
-@gathered(load=options.machine)
+@with_option_groups(load=options.machine)
 def reconstruct(
     image: Annotated[
         list[str] | None,
@@ -219,7 +219,7 @@ def reconstruct(
     steps: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, max=options.MOST_STEPS, metavar="NUMBER", rich_help_panel=WHAT, show_default="10, 20, 50, 100",
+            min=1, max=options.MAX_STEPS, metavar="NUMBER", rich_help_panel=WHAT, show_default="10, 20, 50, 100",
             help="Steps of DDIM in each direction: more come back more exactly. Repeat it for several.",
         ),
     ] = None,
@@ -255,7 +255,7 @@ def reconstruct(
         back = images.clone()
         for chosen, labels in groups:
             work = tasks.reconstruct_images(model, plan, images[chosen], labels)
-            back[chosen] = progress.finished(progress.shown(f"{count:,} steps", work))
+            back[chosen] = progress.final_images(progress.shown(f"{count:,} steps", work))
         found = psnr(back, images)
         say(f"{count:>5,}{2 * plan.nfe:>14,}{found.mean():>9.2f} dB{found.min():>7.2f} dB")
         rows.append(list(to_images(back)))

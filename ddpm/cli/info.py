@@ -14,7 +14,7 @@ from ddpm.core.files import InputError, read_json
 from ddpm.core.params import lookup, make
 from ddpm.core.paths import METRICS_FILE, MODEL_DIR
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
-from ddpm.networks.power_ema import NARROWEST, WIDEST, list_snapshots, reach
+from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, list_snapshots, supported_range
 from ddpm.sampling.model import DiffusionModel, load
 
 # Of metrics.json: what of each sampler is told, under which name.
@@ -33,7 +33,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "shape": list(model.shape),
         "classes": model.data["class_names"],
         "conditioning": config["model"]["conditioning"],
-        "knows_no_class": model.knows_no_class,
+        "supports_cfg": model.supports_cfg,
         "words": config.get("words"),
         "schedule": diffusion["schedule"],
         "timesteps": diffusion["timesteps"],
@@ -43,7 +43,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "training": {key: training[key] for key in ("steps", "batch_size", "learning_rate", "seed") if key in training},
         "checkpoints": checkpoints,
         "snapshots": len(steps),
-        "ema_widths": list(reach(steps)) if steps else None,
+        "ema_widths": list(supported_range(steps)) if steps else None,
     }
     # The reports are of the project's own model.
     return found | ({"scores": dict(_scores())} if folder == MODEL_DIR and METRICS_FILE.is_file() else {})
@@ -70,7 +70,7 @@ def in_words(found: dict[str, Any]) -> str:
     told = {
         "data": f"{found['dataset']}: {height}x{width}, {'gray' if channels == 1 else 'colour'}",
         "classes": f"{len(found['classes'])}: {_listed(found['classes'])}",
-        "conditioning": found["conditioning"] + (", trained without it too" if found["knows_no_class"] else ""),
+        "conditioning": found["conditioning"] + (", trained without it too" if found["supports_cfg"] else ""),
         "words": _listed(found["words"]) if found["words"] else None,
         "schedule": f"{found['schedule']}, T = {found['timesteps']:,}",
         "prediction": found["prediction"] + (", learned variance" if found["learned_variance"] else ""),
@@ -127,8 +127,10 @@ def checkpoint_of(text: str) -> str | float:
     try:
         width = float(text)
     except ValueError:
-        names = dict.fromkeys([*CHECKPOINTS, f"a width from {NARROWEST} to {WIDEST}"])
+        names = dict.fromkeys([*CHECKPOINTS, f"a width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}"])
         return lookup(names, text, "checkpoint")
-    if not NARROWEST <= width <= WIDEST:
-        raise InputError(f"checkpoint: width {text} is out of range; give {NARROWEST} to {WIDEST}, or {', '.join(CHECKPOINTS)}")
+    if not MIN_SIGMA_REL <= width <= MAX_SIGMA_REL:
+        raise InputError(
+            f"checkpoint: width {text} is out of range; give {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, or {', '.join(CHECKPOINTS)}"
+        )
     return width

@@ -14,7 +14,7 @@ import typer
 
 from ddpm.cli import animate, editing, models, options, sample
 from ddpm.cli import experiments as experiment_commands
-from ddpm.cli.options import WHAT, gathered
+from ddpm.cli.options import WHAT, with_option_groups
 from ddpm.cli.output import say
 from ddpm.core.files import InputError
 
@@ -39,7 +39,7 @@ def everything() -> None:
     folder after `dvc repro`; `COMMAND --help` explains each."""
 
 
-@gathered(load=options.machine)
+@with_option_groups(load=options.machine)
 def demo(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", rich_help_panel=WHAT, help="Address to listen at; 0.0.0.0 lets other machines in.")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddpm.cli import options
-from ddpm.cli.options import HOW, MODEL, OUT, WHAT, gathered
+from ddpm.cli.options import HOW, MODEL, OUT, WHAT, with_option_groups
 from ddpm.cli.output import say
 
 EXPORTED, IMPORTED = Path("out/diffusers"), Path("models/imported")
@@ -16,7 +16,7 @@ EXPORTED, IMPORTED = Path("out/diffusers"), Path("models/imported")
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", rich_help_panel=OUT, help="Folder to write.")]
 
 
-@gathered(load=options.machine)
+@with_option_groups(load=options.machine)
 def export(
     to: Annotated[
         str, typer.Option("--to", metavar="NAME", rich_help_panel=OUT, help="Format: diffusers, whose pipelines load it.")
@@ -75,7 +75,7 @@ def export(
     from ddpm.core.files import read_json
     from ddpm.core.params import lookup
     from ddpm.diffusers_io import model_card
-    from ddpm.diffusers_io.export import FORMATS, Wishes, check_out
+    from ddpm.diffusers_io.export import FORMATS, ExportOptions, check_out
     from ddpm.networks.checkpoints import CONFIG
 
     write = lookup(FORMATS, to, "to")
@@ -83,16 +83,16 @@ def export(
     model = load()
     config = read_json(load.folder / CONFIG, "train")
     own = config["data"].get("dataset") != model_card.IMPORTED
-    facts = model_card.Facts(
+    facts = model_card.CardInfo(
         checkpoint=load.checkpoint,
-        conditional=model.network.conditional,
-        masked=model.network.masked,
+        conditional=model.network.takes_labels,
+        masked=model.network.takes_mask,
         keep_classes=keep_classes,
         variance=variance,
         license=license_name or (model_card.LICENSE if own else None),
         scores=model_card.read_scores(load.folder, load.checkpoint, thresholding),
     )
-    wishes = Wishes(label, text, keep_classes, variance, thresholding, timestep_spacing)
+    wishes = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing)
     weights = write(model, config, out, wishes, facts, samples)
     count = sum(value.numel() for value in weights.values())
     use = "UNet2DModel, which takes a class" if keep_classes else "DDPMPipeline" + (" and DDIMPipeline") * (variance != "learned")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WHAT, HOW, OUT, MODEL = "What", "How it is drawn", "What is written", "Model and machine"
 
 
-MOST_STEPS, MOST_TILE, MOST_COLUMNS = 1_000_000, 512, 1000
+MAX_STEPS, MAX_TILE, MAX_COLUMNS = 1_000_000, 512, 1000
 
 
 Labels = Annotated[
@@ -76,7 +76,7 @@ Image = Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)]
 Tile = Annotated[
     int,
     typer.Option(
-        "--tile", min=1, max=MOST_TILE, metavar="PIXELS", rich_help_panel=OUT,
+        "--tile", min=1, max=MAX_TILE, metavar="PIXELS", rich_help_panel=OUT,
         help="Enlarge images until their side is at least this.",
     ),
 ]  # fmt: skip
@@ -85,7 +85,7 @@ Tile = Annotated[
 Columns = Annotated[
     int | None,
     typer.Option(
-        "--columns", min=1, max=MOST_COLUMNS, metavar="NUMBER", rich_help_panel=OUT, show_default="by their number",
+        "--columns", min=1, max=MAX_COLUMNS, metavar="NUMBER", rich_help_panel=OUT, show_default="by their number",
         help="Images in a row of a picture.",
     ),
 ]  # fmt: skip
@@ -162,7 +162,7 @@ def plan(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MOST_STEPS, metavar="NUMBER", rich_help_panel=HOW, show_default="50; all T of the model for ddpm",
+            min=1, max=MAX_STEPS, metavar="NUMBER", rich_help_panel=HOW, show_default="50; all T of the model for ddpm",
             help="Steps from noise to image, up to the model's T: more are slower and finer.",
         ),
     ] = None,
@@ -210,7 +210,7 @@ def machine(
     return load
 
 
-def gathered(**groups: Callable[..., Any]) -> Callable[[Callable], Callable]:
+def with_option_groups(**groups: Callable[..., Any]) -> Callable[[Callable], Callable]:
     """Decorator of a command: in place of its parameter NAME stand those of groups[NAME], which is called with their values.
 
     Raises InputError, when the command is called, for a number that is NaN, which no range refuses.

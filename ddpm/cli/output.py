@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from ddpm.core.files import InputError, _atomic_folder, check_above, write_npz, write_text, writing
-from ddpm.plots.image_grid import GAP, WIDEST_GRID, save, save_grid, table
+from ddpm.plots.image_grid import GAP, MAX_GRID_COLUMNS, save, save_grid, table
 
-MOST_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
 
 
-MOST_FILM_PIXELS = 400_000_000
+MAX_FILM_PIXELS = 400_000_000
 
 
 def check_out(path: Path, kinds: Mapping[str, Any]) -> str:
@@ -38,7 +38,7 @@ def check_out(path: Path, kinds: Mapping[str, Any]) -> str:
     return suffix
 
 
-def check_size(shape: tuple[int, int, int], tile: int, images: int, most: int = MOST_PIXELS) -> None:
+def check_size(shape: tuple[int, int, int], tile: int, images: int, most: int = MAX_PIXELS) -> None:
     """Raises InputError for a picture, or a film, of more pixels than `most`."""
     longest = max(shape[:2])
     factor = max(1, -(-tile // longest))
@@ -103,7 +103,7 @@ def write_beside(
     tile: int,
 ) -> None:
     """Write captioned rows of images (N, H, W, C), `columns` beside each other, with the captioned `heads` before the first."""
-    columns = columns or WIDEST_GRID
+    columns = columns or MAX_GRID_COLUMNS
     paper = np.full((*heads[0][1].shape[:2], 3), 255, np.uint8)
     tiles, captions = [], []
     for caption, images in rows:

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from ddpm.cli import options
-from ddpm.cli.options import OUT, WHAT, Columns, Labels, Seed, Texts, Tile, gathered
+from ddpm.cli.options import OUT, WHAT, Columns, Labels, Seed, Texts, Tile, with_option_groups
 from ddpm.cli.output import say
 
 # What `compare` draws if nobody says: pairs of sampler and steps.
 COMPARED = [("ddim", 10), ("ddim", 20), ("ddim", 50), ("dpmpp_2m", 10), ("ddpm", 100)]
 
 
-@gathered(plan=options.plan, load=options.machine)
+@with_option_groups(plan=options.plan, load=options.machine)
 def sample(
     number: Annotated[int, options.number(100_000, "How many images to draw.")] = 100,
     label: Labels = None,
@@ -56,7 +56,7 @@ def sample(
     say(f"wrote {out}: {number:,} images by {made.label}, {made.nfe:,} network evaluations each, {seconds}")
 
 
-@gathered(style=options.style, load=options.machine)
+@with_option_groups(style=options.style, load=options.machine)
 def compare(
     sampler: Annotated[
         list[str] | None,
@@ -68,7 +68,7 @@ def compare(
     steps: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, max=options.MOST_STEPS, metavar="NUMBER", rich_help_panel=WHAT, show_default="10, 20, 50",
+            min=1, max=options.MAX_STEPS, metavar="NUMBER", rich_help_panel=WHAT, show_default="10, 20, 50",
             help="Repeat it: each sampler takes each of these numbers of steps.",
         ),
     ] = None,

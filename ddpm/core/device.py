@@ -48,21 +48,21 @@ def setup(runtime: Runtime) -> torch.device:
     Raises InputError for a device that is not there.
     """
     kind = device_kind(runtime)
-    torch.set_num_threads(runtime.threads or max(1, usable_cpus() // processes.local_size()))
+    torch.set_num_threads(runtime.threads or max(1, usable_cpus() // processes.local_world_size()))
     # Float32 matrix products on tensor cores where there are any; the loss curves cannot tell the difference.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     Progress.log_seconds = runtime.log_seconds
     if kind == "cuda":
-        if processes.local_size() > torch.cuda.device_count():
+        if processes.local_world_size() > torch.cuda.device_count():
             raise InputError(
-                f"params.yaml: runtime.processes: {processes.local_size()} processes need as many GPUs, this machine has "
+                f"params.yaml: runtime.processes: {processes.local_world_size()} processes need as many GPUs, this machine has "
                 f"{torch.cuda.device_count()}; set it to 'auto'"
             )
         torch.cuda.set_device(processes.local_rank())
         _make_deterministic(runtime.deterministic)
     device = torch.device(kind, processes.local_rank()) if kind == "cuda" else torch.device(kind)
-    processes.join(device)
+    processes.init(device)
     return device
 
 
@@ -111,7 +111,7 @@ class Neighbours:
 
     def __init__(self, device: torch.device):
         self.wanted = torch.get_num_threads()
-        self.watching = device.type == "cpu" and self.wanted > 1 and processes.local_size() == 1
+        self.watching = device.type == "cpu" and self.wanted > 1 and processes.local_world_size() == 1
         self.process = psutil.Process()
         self._busy()
 
@@ -166,9 +166,9 @@ def compiled(network: nn.Module, wanted: bool | None, device: torch.device, prob
         probe(fast)
     except Exception as error:  # whatever compilers raise, the work can go on without them
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    reasons = processes.share(range(processes.size()), lambda _: reason)
+    reasons = processes.map_over_ranks(range(processes.world_size()), lambda _: reason)
     if any(reasons):
-        if processes.is_first():
+        if processes.is_main_process():
             print(f"torch.compile does not work here ({max(reasons)}); going on without it", file=sys.stderr, flush=True)
         torch._dynamo.reset()
         fast = network

@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from ddpm.core.files import InputError
-from ddpm.core.processes import is_first, store
+from ddpm.core.processes import is_main_process, store
 
 # Set for the processes that a stage starts itself: their parent says what went wrong, once (and stages/__init__.py reads it).
 CHILD = "DDPM_CHILD"
@@ -34,12 +34,12 @@ GRACE_SECONDS = 20
 
 
 @contextmanager
-def outlive_first() -> Iterator[None]:
+def defer_signals_until_saved() -> Iterator[None]:
     """In all processes but 0: a signal to end is obeyed only when process 0 has saved, or when it had its time.
 
     Process 0 finishes a training step before it saves, and cannot do so without the others.
     """
-    if is_first():
+    if is_main_process():
         yield
         return
     reader, writer = os.pipe()
@@ -70,7 +70,7 @@ def _end_after_first(reader: int) -> None:
         os._exit(128 + received[0])
 
 
-def say_saved() -> None:
+def mark_saved() -> None:
     """Process 0 has written all that it needs to: the others may end."""
     if store() is not None:
         store().set(_SAVED, "1")

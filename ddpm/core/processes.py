@@ -32,12 +32,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes files and logs."""
     return rank() == 0
 
@@ -52,12 +52,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if is_started() else 0
 
 
-def local_size() -> int:
+def local_world_size() -> int:
     """How many of the processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if is_started() else 1
 
 
-def join(device: torch.device) -> None:
+def init(device: torch.device) -> None:
     """Meet the other processes, if this is one of several; GPUs talk by NCCL, what lies in memory by Gloo."""
     global _store
     if not is_started() or dist.is_initialized():
@@ -67,7 +67,7 @@ def join(device: torch.device) -> None:
     dist.init_process_group(backend, store=_store, rank=number, world_size=count)
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Part from the other processes."""
     global _store
     if dist.is_initialized():
@@ -75,30 +75,30 @@ def leave() -> None:
     _store = None
 
 
-def part(count: int) -> slice:
+def local_slice(count: int) -> slice:
     """The range of `count` things that is this process's share; the shares differ by at most one."""
-    return slice(count * rank() // size(), count * (rank() + 1) // size())
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
-def share(work: Sequence[T], compute: Callable[[T], R]) -> list[R]:
+def map_over_ranks(work: Sequence[T], compute: Callable[[T], R]) -> list[R]:
     """[compute(item) for item in work], each item computed by one process; every process gets all results, in order.
 
     A result is the same on however many processes if it depends on its item alone. Results travel as pickles, on the CPU.
     """
-    mine = [compute(item) for item in work[rank() :: size()]]
-    if size() == 1:
+    mine = [compute(item) for item in work[rank() :: world_size()]]
+    if world_size() == 1:
         return mine
-    gathered: list[list[R]] = [[] for _ in range(size())]
+    gathered: list[list[R]] = [[] for _ in range(world_size())]
     dist.all_gather_object(gathered, mine)
-    return [gathered[i % size()][i // size()] for i in range(len(work))]
+    return [gathered[i % world_size()][i // world_size()] for i in range(len(work))]
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_rank0(make: Callable[[], T]) -> T:
     """What process 0 makes, in every process; an InputError there is raised in all. It travels as a pickle, on the CPU."""
-    if size() == 1:
+    if world_size() == 1:
         return make()
     box: list = [None, None]
-    if is_first():
+    if is_main_process():
         try:
             box[0] = make()
         except InputError as error:
@@ -109,20 +109,20 @@ def from_first(make: Callable[[], T]) -> T:
     return box[0]
 
 
-def shared(network: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, with gradients that are averaged over all processes; as it is where there is only one."""
-    if size() == 1:
+    if world_size() == 1:
         return network
     # Gradients stay where they are: a Trainer holds them all in one vector.
     return DistributedDataParallel(network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=False)
 
 
-def gathered(value: Tensor, count: int) -> Tensor:
-    """The shares (`part`) of `count` rows, put together, (count, ...), on every process."""
-    if size() == 1:
+def all_gather_rows(value: Tensor, count: int) -> Tensor:
+    """The shares (`local_slice`) of `count` rows, put together, (count, ...), on every process."""
+    if world_size() == 1:
         return value
     # A sum over zeros, since shares may differ in length, which all_gather does not take.
     whole = value.new_zeros(count, *value.shape[1:])
-    whole[part(count)] = value
+    whole[local_slice(count)] = value
     dist.all_reduce(whole)
     return whole

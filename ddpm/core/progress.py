@@ -18,14 +18,14 @@ class Progress:
         self.count, self.first = done, done
         self.start = self.shown = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty() and processes.is_first():
+        if sys.stderr.isatty() and processes.is_main_process():
             self.bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count further units; `note` stands at the end of the line."""
         count = min(count, self.total - self.count)
         self.count += count
-        if not processes.is_first():
+        if not processes.is_main_process():
             return
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)

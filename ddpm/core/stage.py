@@ -29,10 +29,10 @@ def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
                 launch.launch(count, parallel)
                 return
         main()
-        processes.leave()
+        processes.shutdown()
     except Interrupted as stopped:
         print(stopped, file=sys.stderr, flush=True)
-        launch.say_saved()
+        launch.mark_saved()
         # Not sys.exit: winding up would wait for the other processes.
         os._exit(128 + stopped.number)
     except InputError as error:

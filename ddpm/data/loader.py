@@ -32,7 +32,7 @@ SMALL = 1024  # bytes of an image, of which many lie in a page that the system r
 def fits(size: int, device: torch.device) -> bool:
     """Whether `size` bytes are less than a quarter of the device's free memory, or of this process's part of it."""
     on_gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available / processes.local_size()
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available / processes.local_world_size()
     return size < SHARE * free
 
 

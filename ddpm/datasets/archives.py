@@ -32,7 +32,7 @@ from typing import BinaryIO, NamedTuple
 from ddpm.core.files import InputError
 from ddpm.core.progress import Progress
 from ddpm.datasets.image_io import EXTENSIONS, Unreadable
-from ddpm.datasets.index import STAMPS, Entry, Listing, Load, Picture, Store, at_random, bounded, read_part
+from ddpm.datasets.index import STAMPS, FoundFile, ImageIndex, Load, Picture, Store, at_random, bounded, read_part
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
@@ -64,7 +64,7 @@ class _Watched:
         return self.file.tell()
 
 
-def list_tar(path: Path, compression: str | None) -> Iterator[tuple[Entry, str]]:
+def list_tar(path: Path, compression: str | None) -> Iterator[tuple[FoundFile, str]]:
     """All members, folders with a "/" at their end, each with the reason why it can be no picture's file, or "".
 
     Raises InputError for a damaged archive.
@@ -80,7 +80,7 @@ def list_tar(path: Path, compression: str | None) -> Iterator[tuple[Entry, str]]
                     stamp = (int(member.mtime) * 31 + member.size) % STAMPS + 1
                     regular = member.isdir() or (member.isreg() and not member.issparse())
                     name = f"{member.name}/" if member.isdir() else member.name
-                    yield Entry(name, member.offset_data, member.size, stamp), "" if regular else "no regular file"
+                    yield FoundFile(name, member.offset_data, member.size, stamp), "" if regular else "no regular file"
                     progress.advance(raw.tell() // MEGABYTE - progress.count)
             # tarfile takes anything that is no header for the end.
             if watched.last != bytes(BLOCK):
@@ -136,7 +136,7 @@ MEMBER = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 
 
-LONGEST_COMMENT = 0xFFFF
+MAX_COMMENT = 0xFFFF
 
 
 IN_EXTRA = 0xFFFFFFFF  # of a size or an offset that needs 64 bits
@@ -161,7 +161,7 @@ class Member(NamedTuple):
     offset: int
 
 
-def list_zip(path: Path) -> Iterator[tuple[Entry, str]]:
+def list_zip(path: Path) -> Iterator[tuple[FoundFile, str]]:
     """All members, folders with a "/" at their end, each with the reason why it can be no picture's file, or "".
 
     Raises InputError for a damaged archive.
@@ -174,7 +174,7 @@ def list_zip(path: Path) -> Iterator[tuple[Entry, str]]:
                 place = file.tell()
                 member = _member(file, start)
                 reason = "" if member.kind in (0, stat.S_IFREG, stat.S_IFDIR) else "no regular file"
-                yield Entry(member.name, place, member.size, member.crc + 1), reason
+                yield FoundFile(member.name, place, member.size, member.crc + 1), reason
         except (struct.error, ValueError) as error:
             raise InputError(f"{path}: is damaged, or no ZIP archive ({error}); replace it") from None
 
@@ -216,7 +216,7 @@ def read_zip(path: Path, picture: Picture, start: int) -> BytesIO:
 def _directory(file: BinaryIO) -> tuple[int, int, int]:
     """Where the directory begins, how many members it has, and where the archive begins in the file."""
     size = file.seek(0, 2)
-    tail = max(0, size - END.size - LONGEST_COMMENT)
+    tail = max(0, size - END.size - MAX_COMMENT)
     file.seek(tail)
     data = file.read()
     at = data.rfind(b"PK\5\6")
@@ -273,7 +273,7 @@ SHOWN = 3
 class Archive(NamedTuple):
     """How a kind of archive is listed, each member with the reason to leave it alone or "", and how its pictures are read."""
 
-    listed: Callable[[Path], Iterator[tuple[Entry, str]]]
+    listed: Callable[[Path], Iterator[tuple[FoundFile, str]]]
     store: Callable[[Path], Store]
 
 
@@ -326,11 +326,11 @@ def stamp_of(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def list_archive(path: Path, listing: Listing) -> Tree:
+def list_archive(path: Path, listing: ImageIndex) -> Tree:
     """Add all pictures of an archive; returns its folders. Raises InputError if it is damaged."""
     tree, left = Tree(), []
 
-    def pictures() -> Iterator[Entry]:
+    def pictures() -> Iterator[FoundFile]:
         for entry, reason in kind_of(path).listed(path):
             parts = [part for part in entry.name.split("/") if part not in ("", ".")]
             is_picture = is_picture_name(parts[-1] if parts else "") and not entry.name.endswith("/")

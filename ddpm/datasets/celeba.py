@@ -14,7 +14,7 @@ import numpy as np
 from ddpm.core.files import InputError
 from ddpm.datasets.archives import kind_of, list_archive, stamp_of
 from ddpm.datasets.image_folder import walk
-from ddpm.datasets.index import Files, Listing, Store, Wanted, on_disk
+from ddpm.datasets.index import Assignment, Files, ImageIndex, Store, on_disk
 
 PARTITION, ATTRIBUTES, FACES = "list_eval_partition.txt", "list_attr_celeba.txt", "img_align_celeba"
 
@@ -45,12 +45,12 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
             "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or set DDPM_DATA_ROOT to the folder that has celeba/"
         )
     attribute = attribute or DEFAULT
-    listing, store, stamp = Listing(), on_disk(folder), ""
+    listing, store, stamp = ImageIndex(), on_disk(folder), ""
     if (folder / FACES).is_dir():
         listing.add(walk(folder, f"{FACES}/"))
     else:
         store, stamp = _archived(archive, listing)
-    if missing := listing.arrange(_wanted(folder, attribute)):
+    if missing := listing.assign(_wanted(folder, attribute)):
         raise InputError(f"{store.where / missing[0]}: is in {PARTITION}, but not there; unpack or download the pictures again")
     names = CLASS_NAMES.get(attribute, tuple(f"{prefix}{attribute.lower().replace('_', ' ')}" for prefix in ("not ", "")))
     if not np.bincount(listing.labels(0), minlength=len(names)).all() or not listing.counts[1]:
@@ -58,12 +58,12 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
     return Files(listing, store, mode, stamp), list(names)
 
 
-def _archived(archive: Path, listing: Listing) -> tuple[Store, str]:
+def _archived(archive: Path, listing: ImageIndex) -> tuple[Store, str]:
     list_archive(archive, listing)
     return kind_of(archive).store(archive), stamp_of(archive)
 
 
-def _wanted(folder: Path, attribute: str) -> Iterator[Wanted]:
+def _wanted(folder: Path, attribute: str) -> Iterator[Assignment]:
     """Where each picture belongs, from both lists, which name the same pictures in the same order."""
     partition, attributes = folder / PARTITION, folder / ATTRIBUTES
     try:
@@ -85,6 +85,6 @@ def _wanted(folder: Path, attribute: str) -> Iterator[Wanted]:
                         f"{attributes} line {number + 2}: {attribute} is {values[column]!r}, not 1 or -1; replace it"
                     )
                 if place in PARTS:
-                    yield Wanted(f"{FACES}/{name}", PARTS[place], int(values[column] == "1"), name.encode())
+                    yield Assignment(f"{FACES}/{name}", PARTS[place], int(values[column] == "1"), name.encode())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{partition}, {attributes}: cannot be read ({error}); replace them") from None

@@ -22,7 +22,7 @@ from ddpm.core.files import InputError
 from ddpm.datasets.archives import stamp_of
 from ddpm.datasets.image_folder import TEST_NAMES, TRAIN_NAMES, held_out
 from ddpm.datasets.image_io import Unreadable
-from ddpm.datasets.index import Entry, Files, Listing, Load, Picture, Store, Wanted, bounded
+from ddpm.datasets.index import Assignment, Files, FoundFile, ImageIndex, Load, Picture, Store, bounded
 
 SAVED = ("dataset_dict.json", "dataset_info.json")  # one of them lies in what save_to_disk wrote
 
@@ -172,7 +172,7 @@ IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
 LABELS_AT_ONCE = 10_000
 
 
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 
 
 ONLY_CLASS = "image"
@@ -192,13 +192,13 @@ def read_huggingface(path: Path, label: str | None, mode: str | None, test_share
     feature = splits[0].features.get(label)
     names = [feature.int2str(value) if isinstance(feature, datasets.ClassLabel) else str(value) for value in values]
     names = names if label else [ONLY_CLASS]
-    listing = Listing()
+    listing = ImageIndex()
     firsts = [0, splits[0].count][: len(splits)]
     for rows, first in zip(splits, firsts, strict=True):
-        listing.add(Entry(_name(rows, i), first + i, 0, 1) for i in range(rows.count))
+        listing.add(FoundFile(_name(rows, i), first + i, 0, 1) for i in range(rows.count))
     split = held_out(test_share, path, "add rows, change prepare_data.test_share, or add a test split")
     wanted = _wanted(splits, label, {value: number for number, value in enumerate(values)}, path)
-    listing.arrange(wanted, split if len(splits) == 1 else None)
+    listing.assign(wanted, split if len(splits) == 1 else None)
     if label is None:
         print(f"{path}: no column of classes; all images are of one class", flush=True)
     store = Store(path, partial(fetch, splits, firsts, image), in_place_order=True)
@@ -241,8 +241,8 @@ def _values(rows: Rows, label: str | None, path: Path) -> list:
     values = set()
     for _, part in rows.read(label, LABELS_AT_ONCE, nothing):
         values.update(_plain(part, rows, label, path))
-        if len(values) > MOST_CLASSES:
-            raise InputError(f"{path}: column {label} has more than {MOST_CLASSES:,} values; name another in prepare_data.label")
+        if len(values) > MAX_CLASSES:
+            raise InputError(f"{path}: column {label} has more than {MAX_CLASSES:,} values; name another in prepare_data.label")
     return sorted(values)
 
 
@@ -257,14 +257,14 @@ def _plain(part: list, rows: Rows, label: str, path: Path) -> list:
     return part
 
 
-def _wanted(splits: list[Rows], label: str | None, numbers: dict, path: Path) -> Iterator[Wanted]:
+def _wanted(splits: list[Rows], label: str | None, numbers: dict, path: Path) -> Iterator[Assignment]:
     for part, rows in enumerate(splits):
         parts = rows.read(label, LABELS_AT_ONCE, nothing) if label else [(0, [None] * rows.count)]
         for first, values in parts:
             for i, value in enumerate(values if label is None else _plain(values, rows, label, path), first):
                 if value not in numbers:
                     raise InputError(f"{path}: {rows.name} has the class {value!r}, {splits[0].name} has not; leave it out")
-                yield Wanted(_name(rows, i), part, numbers[value], i.to_bytes(8, "big"))
+                yield Assignment(_name(rows, i), part, numbers[value], i.to_bytes(8, "big"))
 
 
 def _name(rows: Rows, i: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from ddpm.core.files import InputError
 from ddpm.datasets.archives import ARCHIVES, is_picture_name, kind_of, list_archive, stamp_of
 from ddpm.datasets.image_io import EXTENSIONS
-from ddpm.datasets.index import STAMPS, Entry, Files, Listing, Wanted, on_disk
+from ddpm.datasets.index import STAMPS, Assignment, Files, FoundFile, ImageIndex, on_disk
 
 TRAIN_NAMES, TEST_NAMES = ("train",), ("test", "val", "validation")
 
@@ -37,7 +37,7 @@ def read_image_folder(path: Path, mode: str | None, test_share: float) -> tuple[
     share of `test_share` becomes the test split. ROOT is the folder, or in an archive the one folder that holds everything.
     Raises InputError for a folder that is missing or empty, for an empty class, and for a damaged archive.
     """
-    listing, kind = Listing(), kind_of(path)
+    listing, kind = ImageIndex(), kind_of(path)
     if path.is_dir():
         layout = find_layout(path, lambda folder: _folders(path, folder))
         for root in layout.roots:
@@ -101,7 +101,7 @@ def _folders(path: Path, folder: str) -> list[str]:
         raise InputError(f"{path / folder}: cannot be read ({error.strerror}); change its rights") from None
 
 
-def walk(path: Path, folder: str) -> Iterator[Entry]:
+def walk(path: Path, folder: str) -> Iterator[FoundFile]:
     """All pictures in a folder and those below it; links to folders are not followed."""
     todo = [folder]
     while todo:
@@ -117,13 +117,13 @@ def walk(path: Path, folder: str) -> Iterator[Entry]:
             raise InputError(f"{path / here}: cannot be read ({error.strerror}); change its rights") from None
 
 
-def _entry(folder: str, file: os.DirEntry) -> Entry:
+def _entry(folder: str, file: os.DirEntry) -> FoundFile:
     try:
         found = file.stat()
         size, stamp = found.st_size, (found.st_mtime_ns * 31 + found.st_size) % STAMPS + 1
     except OSError:  # a link to nothing, which will be named when it is read
         size, stamp = 0, 1
-    return Entry(folder + file.name, 0, size, stamp)
+    return FoundFile(folder + file.name, 0, size, stamp)
 
 
 def _common_root(tree) -> str:
@@ -134,23 +134,23 @@ def _common_root(tree) -> str:
     return f"{outer[0]}/"
 
 
-def _arrange(listing: Listing, layout: Layout, path: Path, test_share: float) -> None:
+def _arrange(listing: ImageIndex, layout: Layout, path: Path, test_share: float) -> None:
     """Sort what was found into splits and classes, in the order of the names of folders and files."""
     label_of = {name: label for label, name in enumerate(layout.class_names)}
 
-    def wanted() -> Iterator[Wanted]:
+    def wanted() -> Iterator[Assignment]:
         for name in listing.names():
             for part, root in enumerate(layout.roots):
                 first, _, rest = name[len(root) :].partition("/")
                 if name.startswith(root) and rest and first in label_of:
-                    yield Wanted(name, part, label_of[first], _key(label_of[first], rest))
+                    yield Assignment(name, part, label_of[first], _key(label_of[first], rest))
 
     def split(labels: np.ndarray) -> np.ndarray:
         _refuse_empty(path / layout.roots[0], layout.class_names, labels)
         advice = "add images, change prepare_data.test_share, or make train and test folders"
         return held_out(test_share, path / layout.roots[0], advice)(labels)
 
-    listing.arrange(wanted(), split if len(layout.roots) == 1 else None)
+    listing.assign(wanted(), split if len(layout.roots) == 1 else None)
     if len(layout.roots) == 2:
         _refuse_empty(path / layout.roots[0], layout.class_names, listing.labels(0))
         if not listing.counts[1]:

@@ -78,7 +78,7 @@ def _eight_bits(picture: Image.Image, kind: str | None) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Laid over black, as the borders of `fit: pad` are; the colour below full transparency is arbitrary."""
+    """Laid over black, as the borders of `resize_mode: pad` are; the colour below full transparency is arbitrary."""
     if not picture.has_transparency_data:
         return picture
     black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
@@ -91,7 +91,7 @@ def pad(image: np.ndarray, size: int) -> np.ndarray:
     if height > size or width > size:
         raise InputError(
             f"params.yaml: prepare_data.image_size: {size} is smaller than an image of {height}x{width}, which padding cannot "
-            "shrink; set prepare_data.fit to 'resize'"
+            "shrink; set prepare_data.resize_mode to 'resize'"
         )
     top, left = (size - height) // 2, (size - width) // 2
     return np.pad(image, ((top, size - height - top), (left, size - width - left), (0, 0)))
@@ -109,4 +109,4 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
 
 
-FITS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"pad": pad, "resize": resize}
+RESIZE_MODES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"pad": pad, "resize": resize}

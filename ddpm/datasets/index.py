@@ -29,7 +29,7 @@ CHUNK = 1 << 16
 STAMPS = (1 << 62) - 1
 
 
-class Entry(NamedTuple):
+class FoundFile(NamedTuple):
     """A picture that was found: its path with "/" between folders, where its bytes begin, how many there are, and a positive
     integer that is another one when the picture has changed."""
 
@@ -51,7 +51,7 @@ class Picture(NamedTuple):
     stamp: int
 
 
-class Wanted(NamedTuple):
+class Assignment(NamedTuple):
     """Where a picture belongs: its part (0 train, 1 test; 0 for all if they are yet to be split), class, and place in the order
     of the part, by these bytes."""
 
@@ -61,7 +61,7 @@ class Wanted(NamedTuple):
     key: bytes
 
 
-class Listing:
+class ImageIndex:
     """`add` what was found, then `arrange` it; from then on it gives the pictures of both splits in order.
 
     Raises InputError where the disk has no room for the table.
@@ -76,7 +76,7 @@ class Listing:
             self.table.execute(f"PRAGMA {setting}")
         self.table.execute("CREATE TABLE found (name BLOB PRIMARY KEY, place, length, stamp) WITHOUT ROWID")
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def add(self, entries: Iterable[FoundFile]) -> None:
         """Of two entries of one name the later one counts, as it does when an archive is unpacked."""
         with _room():
             rows = ((os.fsencode(name), *rest) for name, *rest in entries)
@@ -86,7 +86,7 @@ class Listing:
         """The names of all that was found, in any order."""
         return (os.fsdecode(name) for (name,) in self.table.execute("SELECT name FROM found"))
 
-    def arrange(self, wanted: Iterable[Wanted], held_out: Callable[[np.ndarray], np.ndarray] | None = None) -> list[str]:
+    def assign(self, wanted: Iterable[Assignment], held_out: Callable[[np.ndarray], np.ndarray] | None = None) -> list[str]:
         """Keep what is wanted, in order; returns some names that are wanted, but were not found, in which case nothing is kept.
 
         held_out: of labels int64 (N,), which pictures of the one part there is become the test split, bool (N,).
@@ -205,7 +205,7 @@ class Store(NamedTuple):
 class Files(NamedTuple):
     """All pictures of a data set. mode: "L" or "RGB" converts them, None keeps the channels of each; stamp: of the archive."""
 
-    listing: Listing
+    listing: ImageIndex
     store: Store
     mode: str | None
     stamp: str = ""

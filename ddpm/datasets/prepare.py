@@ -20,10 +20,10 @@ from ddpm.core.params import lookup
 from ddpm.core.paths import PREPARED_DIR
 from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
-from ddpm.datasets.image_io import FITS, Unreadable, decode
+from ddpm.datasets.image_io import RESIZE_MODES, Unreadable, decode
 from ddpm.datasets.index import Files, Load, Picture
 from ddpm.datasets.registry import DATASETS, DatasetName, Images, Raw, Source
-from ddpm.datasets.resume import Unfinished
+from ddpm.datasets.resume import PartialArrays
 from ddpm.datasets.settings import SPECIAL, PrepareData
 
 LEFT_OUT = "left_out.txt"
@@ -52,7 +52,7 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
     if source.files:
         # What is left out changes no other image.
         same = {key: value for key, value in made.items() if key != "skip_bad"}
-        unfinished = Unfinished(source.files, IMAGES, same, fresh)
+        unfinished = PartialArrays(source.files, IMAGES, same, fresh)
     with unfinished or nullcontext():
         if unfinished:
             left_out = _from_files(unfinished, source, settings, folder, dataset, workers)
@@ -75,7 +75,7 @@ def _describe(folder: Path, dataset: str, made: dict, class_names: Sequence[str]
     return {
         "dataset": dataset,
         "made_with": made,
-        "required_accuracy": DATASETS[dataset].judge_accuracy,
+        "required_accuracy": DATASETS[dataset].required_accuracy,
         "counts": {split: len(images) for split, images in arrays.items()},
         "shape": list(arrays["train"].shape[1:]),
         "class_names": list(class_names),
@@ -134,11 +134,13 @@ def _write_labels(path: Path, labels: np.ndarray) -> None:
         np.save(temporary, labels)
 
 
-def _from_files(unfinished: Unfinished, source: Source, settings: PrepareData, folder: Path, dataset: str, workers: int) -> int:
+def _from_files(
+    unfinished: PartialArrays, source: Source, settings: PrepareData, folder: Path, dataset: str, workers: int
+) -> int:
     """Write the arrays of a data set of files; returns how many of its pictures were left out."""
     unread = fill(unfinished, source.files, settings, dataset, workers)
     if unread.count and not (settings.skip_bad and unfinished.shape):
-        raise unread.refusal()
+        raise unread.error()
     unfinished.save()
     kept = [unfinished.present(split) for split in range(len(SPLITS))]
     for split, raw, present in zip(SPLITS, (source.train, source.test), kept, strict=True):
@@ -206,7 +208,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: i
 
 def fitted(image: np.ndarray, settings: PrepareData) -> np.ndarray:
     """The image in the size of the settings."""
-    return FITS[settings.fit](image, settings.image_size) if settings.image_size else image
+    return RESIZE_MODES[settings.resize_mode](image, settings.image_size) if settings.image_size else image
 
 
 def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> InputError:
@@ -218,11 +220,11 @@ def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> Input
         )
     return InputError(
         f"{name}: is {image.shape[0]}x{image.shape[1]}, the first image {shape[0]}x{shape[1]}; "
-        "give all one size with prepare_data.image_size and prepare_data.fit"
+        "give all one size with prepare_data.image_size and prepare_data.resize_mode"
     )
 
 
-class Unread:
+class FailedImages:
     """Pictures that could not be read: all are named in a file, the first ones kept for a message."""
 
     def __init__(self, path: Path, total: int):
@@ -236,7 +238,7 @@ class Unread:
             file.write(f"{name}: {reason}\n")
         self.count += 1
 
-    def refusal(self) -> InputError:
+    def error(self) -> InputError:
         """The error of one line that says so."""
         advice = "prepare_data.skip_bad: true leaves {} out; or repair or remove {}"
         if self.count == 1:
@@ -250,7 +252,7 @@ class Unread:
         )
 
 
-def fill(unfinished: Unfinished, files: Files, settings: PrepareData, name: str, workers: int) -> Unread:
+def fill(unfinished: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> FailedImages:
     """Fill the arrays with all pictures that they still lack; returns those that cannot be read.
 
     Raises InputError for a picture of another size or number of channels than the first one.
@@ -264,7 +266,7 @@ def fill(unfinished: Unfinished, files: Files, settings: PrepareData, name: str,
             return picture, None, str(error)
 
     store, total = files.store, sum(unfinished.counts)
-    unread = Unread(unfinished.list, total)
+    unread = FailedImages(unfinished.list, total)
     missing = store.fetch(unfinished.missing(files.listing.pictures(store.in_place_order)))
     with Progress(name, total, "images", unfinished.written()) as progress:
         for picture, image, reason in in_threads(work, missing, workers):

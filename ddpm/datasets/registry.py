@@ -153,7 +153,7 @@ class Dataset(NamedTuple):
     it reads that others ignore."""
 
     load: Callable[[FolderSettings], Source]
-    judge_accuracy: float | None
+    required_accuracy: float | None
     reads: tuple[str, ...] = ()
 
 

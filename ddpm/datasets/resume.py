@@ -24,7 +24,7 @@ import PIL
 
 from ddpm.core.files import InputError, read_json, remove, sha256, write_json, writing
 from ddpm.core.scratch import hold, scratch_root
-from ddpm.datasets.index import Files, Listing, Picture
+from ddpm.datasets.index import Files, ImageIndex, Picture
 
 STATE, DONE, UNREADABLE = "state.json", "done.npy", "unreadable.txt"
 
@@ -32,7 +32,7 @@ STATE, DONE, UNREADABLE = "state.json", "done.npy", "unreadable.txt"
 SAVE_SECONDS = 5.0
 
 
-class Unfinished:
+class PartialArrays:
     """The arrays of one data set; `with` holds their lock, and keeps what was written when the block is left.
 
     names: of the array files of both splits. made_with: the settings that decide what is in them. fresh: forget what was there.
@@ -59,7 +59,7 @@ class Unfinished:
             self.lock.release()
             raise
 
-    def _open(self, listing: Listing, fresh: bool) -> None:
+    def _open(self, listing: ImageIndex, fresh: bool) -> None:
         """Take up what was written before, if it is of these pictures, and say so."""
         remove(self.list)
         if fresh or not self._fits():
@@ -178,7 +178,7 @@ class Unfinished:
                 pass
         self.arrays, self.waiting = [], array("q")
 
-    def __enter__(self) -> "Unfinished":
+    def __enter__(self) -> "PartialArrays":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ddpm.core.params import OneOf, OrWord, Section
-from ddpm.datasets.image_io import FITS
+from ddpm.datasets.image_io import RESIZE_MODES
 from ddpm.datasets.registry import CHANNELS
 
 
@@ -13,7 +13,7 @@ class PrepareData(Section):
     """The `prepare_data` section: what happens to the images before training."""
 
     image_size: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("native")]
-    fit: Annotated[str, OneOf(FITS)]
+    resize_mode: Annotated[str, OneOf(RESIZE_MODES)]
     channels: Annotated[str, OneOf(CHANNELS)]
     folder: str
     label: Annotated[str | None, OrWord("auto")]

@@ -32,7 +32,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 QUEUE = 20
 
 
-MOST_UPLOAD = "8mb"
+MAX_UPLOAD = "8mb"
 
 
 # Seconds: how often files are looked for that nobody will ask for again, and when they are.
@@ -59,7 +59,7 @@ def launch(
         page = build(model, about(model, config, f"{folder}, checkpoint {checkpoint}"))
         page.launch(
             server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
-            max_file_size=MOST_UPLOAD, allowed_paths=[], run_history=False, enable_monitoring=False, mcp_server=False,
+            max_file_size=MAX_UPLOAD, allowed_paths=[], run_history=False, enable_monitoring=False, mcp_server=False,
             ssr_mode=False, pwa=False, footer_links=["api"], theme=theme(), css=STYLE,
             app_kwargs={"middleware": [Middleware(guarded)]},
         )  # fmt: skip
@@ -121,7 +121,7 @@ def about(model: DiffusionModel, config: dict, where: str) -> str:
         "model": where,
         "data": f"{model.data.get('dataset', 'unknown')}, {height} x {width}, {'gray' if channels == 1 else 'colour'}",
         "classes": f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
-        "told": f"{config['model']['conditioning']}{', and trained without it too' if model.knows_no_class else ''}",
+        "told": f"{config['model']['conditioning']}{', and trained without it too' if model.supports_cfg else ''}",
         "network": f"U-Net with {sum(p.numel() for p in model.network.parameters()):,} parameters, on {model.device}",
         "noise": f"{config['diffusion']['schedule']} schedule, T = {model.schedule.steps:,}; it predicts {model.prediction}",
         "training": f"{training['steps']:,} steps of {training['batch_size']} images" if "steps" in training else "unknown",

@@ -20,10 +20,10 @@ from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED
 from ddpm.sampling.plan import CHOICES
 
-MOST_IMAGES, MOST_FILLS, MOST_BETWEEN, MOST_RESAMPLES = 64, 16, 32, 20
+MAX_IMAGES, MAX_FILLS, MAX_BETWEEN, MAX_RESAMPLES = 64, 16, 32, 20
 
 
-MOST_PIXELS = 20_000_000  # of an upload, which a small file can hold many more of
+MAX_PIXELS = 20_000_000  # of an upload, which a small file can hold many more of
 
 
 EVERY, OWN, BRUSH = "all in turn", "its own", "my brush"
@@ -36,7 +36,7 @@ TEST, SAMPLE, UPLOAD = "test image", "sample of a seed", "my picture"
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-Number = Annotated[int, Field(ge=1, le=MOST_IMAGES), Whole]
+Number = Annotated[int, Field(ge=1, le=MAX_IMAGES), Whole]
 
 
 Steps = Annotated[int, Field(ge=1), Whole]  # and at most T, which `make_plan` knows
@@ -63,8 +63,8 @@ def _path(upload: Any) -> str:
             pixels = picture.width * picture.height
     except Exception:  # whatever a file that is no picture makes of its reader
         raise InputError(f"upload: {Path(path).name}: cannot be read as a picture; choose a PNG or JPEG file") from None
-    if pixels > MOST_PIXELS:
-        raise InputError(f"upload: {pixels:,} pixels are too many; choose a picture of at most {MOST_PIXELS:,}")
+    if pixels > MAX_PIXELS:
+        raise InputError(f"upload: {pixels:,} pixels are too many; choose a picture of at most {MAX_PIXELS:,}")
     return path
 
 
@@ -85,7 +85,7 @@ def has_test_images(model: DiffusionModel) -> bool:
     return True
 
 
-class Drawing(Section):
+class DrawInputs(Section):
     content: Content
     number: Number
     sampler: SamplerChoice
@@ -95,30 +95,30 @@ class Drawing(Section):
     seed: Seed
 
 
-class Shown(Section):
+class SourceInputs(Section):
     source: Annotated[str, OneOf(NAMES)]
     number: Seed
     upload: Any
     content: Content
 
 
-class Filling(Shown):
+class InpaintInputs(SourceInputs):
     mask: Annotated[str, OneOf({BRUSH: None, **MASKS})]
     painted: str | None
-    number_of_fills: Annotated[int, Field(ge=1, le=MOST_FILLS), Whole]
+    number_of_fills: Annotated[int, Field(ge=1, le=MAX_FILLS), Whole]
     steps: Steps
-    resamples: Annotated[int, Field(ge=1, le=MOST_RESAMPLES), Whole]
+    resamples: Annotated[int, Field(ge=1, le=MAX_RESAMPLES), Whole]
     guidance: Guidance
     seed: Seed
 
 
-class Way(Section):
+class InterpolateInputs(Section):
     ends: Annotated[str, OneOf(dict.fromkeys((SAMPLE, TEST)))]
     first: Seed
     second: Seed
     first_content: Content
     second_content: Content
-    number: Annotated[int, Field(ge=2, le=MOST_BETWEEN), Whole]
+    number: Annotated[int, Field(ge=2, le=MAX_BETWEEN), Whole]
     sampler: SamplerChoice
     steps: Steps
 

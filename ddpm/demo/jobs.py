@@ -16,21 +16,32 @@ from torch import Tensor
 
 from ddpm.core.files import InputError, write_npz
 from ddpm.data.images import to_images, to_model_range, to_tensor
-from ddpm.demo.inputs import EVERY, NAMES, OWN, Comparison, Drawing, Filling, Shown, Way, asked_for, known_by
-from ddpm.editing.inpaint import jumped
+from ddpm.demo.inputs import (
+    EVERY,
+    NAMES,
+    OWN,
+    Comparison,
+    DrawInputs,
+    InpaintInputs,
+    InterpolateInputs,
+    SourceInputs,
+    asked_for,
+    known_by,
+)
+from ddpm.editing.inpaint import with_repaint_jumps
 from ddpm.editing.inputs import Named, open_image
 from ddpm.editing.tasks import inpaint_images, interpolate_images, repeated
 from ddpm.plots.image_grid import rows_of, save, table, tinted
 from ddpm.plots.video import denoising_frames, strip_film, write_film
 from ddpm.sampling.generate import draw_images
 from ddpm.sampling.model import NO_CLASS, DiffusionModel, tell
-from ddpm.sampling.plan import Plan, make_plan
-from ddpm.sampling.progress import View, finished
+from ddpm.sampling.plan import SamplingPlan, make_plan
+from ddpm.sampling.progress import SamplingProgress, final_images
 from ddpm.sampling.time_grid import evaluations
-from ddpm.sampling.trajectory import Recorder
+from ddpm.sampling.trajectory import TrajectoryRecorder
 
 # A job that nobody waits for any more ends at the next Moment; one that was asked for without listening, here.
-MOST_SECONDS = 900
+MAX_SECONDS = 900
 
 
 REFRESH_SECONDS = 0.2
@@ -45,10 +56,10 @@ TILE, FILM_TILE, FILM_FRAMES, FILMED = 64, 64, 40, 8
 ACROSS = 8  # images in a row
 
 
-SHORT, MOST_NAMES = 12, 16  # letters of a caption that stands above a column, and captions that stand beside each other
+SHORT, MAX_NAMES = 12, 16  # letters of a caption that stands above a column, and captions that stand beside each other
 
 
-class Moment(NamedTuple):
+class ProgressUpdate(NamedTuple):
     """How far a job is, in network evaluations, after how many seconds; and images uint8 (N, H, W, C) with what they are."""
 
     done: int
@@ -83,12 +94,12 @@ class Compared(NamedTuple):
     notes: tuple[str, str]
 
 
-def draw(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Moment, None, Drawn]:
+def draw(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, Drawn]:
     """Images by the values of a Drawing, in its order."""
-    asked = asked_for(Drawing, values)
+    asked = asked_for(DrawInputs, values)
     plan = make_plan(model, sampler=asked.sampler, steps=asked.steps, eta=asked.eta, guidance=asked.guidance)
     labels, captions = _told(model, asked.number, asked.content, asked.guidance)
-    record = Recorder(evaluations(plan.grid), FILM_FRAMES, FILMED)
+    record = TrajectoryRecorder(evaluations(plan.grid), FILM_FRAMES, FILMED)
     images, seconds = yield from _followed(draw_images(model, plan, labels, asked.number, asked.seed), record)
     note = _cost(plan, len(images), seconds)
     result = Drawn(folder / "sample.png", folder / "sample.npz", folder / "denoising.gif", note)
@@ -101,19 +112,19 @@ def draw(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Moment,
     return result
 
 
-def show(model: DiffusionModel, *values: Any) -> Generator[Moment, None, np.ndarray]:
+def show(model: DiffusionModel, *values: Any) -> Generator[ProgressUpdate, None, np.ndarray]:
     """The image uint8 (H, W, C) that is to be painted on, by the values of a Shown."""
-    asked = asked_for(Shown, values)
+    asked = asked_for(SourceInputs, values)
     x0 = yield from _image(model, asked, _opened(model, asked))
     return to_images(x0)[0]
 
 
-def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Moment, None, Filled]:
+def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, Filled]:
     """Several ways to fill what a mask leaves of an image, by the values of a Filling."""
-    asked = asked_for(Filling, values)
+    asked = asked_for(InpaintInputs, values)
     known, count = known_by(model, asked.mask, asked.painted), asked.number_of_fills
     jump = min(JUMP, asked.steps - 1)
-    change = (lambda grid: jumped(grid, jump, asked.resamples)) if jump and asked.resamples > 1 else None
+    change = (lambda grid: with_repaint_jumps(grid, jump, asked.resamples)) if jump and asked.resamples > 1 else None
     plan = make_plan(model, change, sampler="ddim", steps=asked.steps, eta=1.0, guidance=asked.guidance)
     labels = repeated(_opened(model, asked, asked.guidance).source.labels, count)
     # The image that is painted on was drawn without any guidance.
@@ -126,9 +137,9 @@ def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Mome
     return result
 
 
-def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Moment, None, Between]:
+def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, Between]:
     """The images from one to another, by the values of a Way."""
-    asked = asked_for(Way, values)
+    asked = asked_for(InterpolateInputs, values)
     plan = make_plan(model, sampler=asked.sampler, steps=asked.steps)
     ends = [
         _named(model, NAMES[asked.ends](number, None), content)
@@ -143,7 +154,7 @@ def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Generator[
     return result
 
 
-def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Moment, None, Compared]:
+def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, Compared]:
     """The same seed drawn by two samplers, by the values of a Comparison."""
     asked = asked_for(Comparison, values)
     ways = ((asked.first_sampler, asked.first_steps), (asked.second_sampler, asked.second_steps))
@@ -154,9 +165,9 @@ def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Mome
     before: list[tuple[str, np.ndarray]] = []
     for k, plan in enumerate(plans):
         title = f"{plan.label}, {ways[k][1]:,} steps"
-        for moment in (views := Kept(_followed(draw_images(model, plan, labels, asked.number, asked.seed)))):
+        for moment in (views := WithReturnValue(_followed(draw_images(model, plan, labels, asked.number, asked.seed)))):
             now = (title, moment.shown[1][1])
-            yield Moment(sum(work[:k]) + moment.done, sum(work), moment.seconds, [*before, now])
+            yield ProgressUpdate(sum(work[:k]) + moment.done, sum(work), moment.seconds, [*before, now])
         images, seconds = views.value
         made.append((folder / f"sampler_{k + 1}.png", _cost(plan, len(images), seconds)))
         save(made[-1][0], _rows(images, 5))
@@ -164,31 +175,31 @@ def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Mome
     return Compared(made[0][0], made[1][0], (made[0][1], made[1][1]))
 
 
-class Kept:
+class WithReturnValue:
     """A generator to loop over, whose `value` is then what it returned."""
 
-    def __init__(self, generator: Generator[Moment, None, Any]):
+    def __init__(self, generator: Generator[ProgressUpdate, None, Any]):
         self.generator = generator
         self.value: Any = None
 
-    def __iter__(self) -> Iterator[Moment]:
+    def __iter__(self) -> Iterator[ProgressUpdate]:
         self.value = yield from self.generator
 
 
 def _told(model: DiffusionModel, count: int, content: str, guidance: float) -> tuple[Tensor | None, list[str]]:
     """What the network is told of images to be drawn: a class, or texts in turn, one per line."""
-    if model.network.reads:
+    if model.network.takes_text:
         return tell(model, count, (), [line for line in content.splitlines() if line.strip()], guidance)
     return tell(model, count, [] if content in ("", EVERY) else [content], (), guidance)
 
 
 def _named(model: DiffusionModel, name: str, content: str, guidance: float = 1.0) -> Named:
     own = not content.strip() or content == OWN
-    told = {} if own else {"text": content} if model.network.reads and content != NO_CLASS else {"label": content}
+    told = {} if own else {"text": content} if model.network.takes_text and content != NO_CLASS else {"label": content}
     return open_image(model, name, **told, guidance=guidance)
 
 
-def _opened(model: DiffusionModel, asked: Shown, guidance: float = 1.0) -> Named:
+def _opened(model: DiffusionModel, asked: SourceInputs, guidance: float = 1.0) -> Named:
     name = NAMES[asked.source](asked.number, asked.upload)
     try:
         return _named(model, name, asked.content, guidance)
@@ -197,7 +208,7 @@ def _opened(model: DiffusionModel, asked: Shown, guidance: float = 1.0) -> Named
         raise InputError(str(error).replace(name, Path(name).name)) from None
 
 
-def _image(model: DiffusionModel, asked: Shown, opened: Named) -> Generator[Moment, None, Tensor]:
+def _image(model: DiffusionModel, asked: SourceInputs, opened: Named) -> Generator[ProgressUpdate, None, Tensor]:
     if opened.source.image is not None:
         return opened.source.image
     images, _ = yield from _followed(draw_images(model, make_plan(model), opened.source.labels, 1, asked.number))
@@ -205,30 +216,30 @@ def _image(model: DiffusionModel, asked: Shown, opened: Named) -> Generator[Mome
 
 
 def _followed(
-    views: Iterator[View], on_view: Callable[[View], object] = lambda view: None
-) -> Generator[Moment, None, tuple[np.ndarray, float]]:
+    views: Iterator[SamplingProgress], on_view: Callable[[SamplingProgress], object] = lambda view: None
+) -> Generator[ProgressUpdate, None, tuple[np.ndarray, float]]:
     """Moments of some work, not too many of them; returns its finished images, uint8 (N, H, W, C), and the seconds it took."""
     start, shown, idle, last = time.monotonic(), 0.0, 0.0, []
     for view in views:
         on_view(view)
         last += [view] if view.last else []
         passed = time.monotonic() - start
-        if passed > MOST_SECONDS:
+        if passed > MAX_SECONDS:
             raise InputError(f"steps: {passed:.0f} seconds were not enough; ask for fewer steps or images")
         if view.done in (1, view.total) or passed - shown >= REFRESH_SECONDS:
             pictures = [(f"x_t at t = {view.position:.4g}", to_images(view.x)), ("predicted image", to_images(view.x0))]
-            yield Moment(view.done, view.total, passed - idle, pictures)
+            yield ProgressUpdate(view.done, view.total, passed - idle, pictures)
             shown = time.monotonic() - start
             # Making and sending pictures is no work of the sampler.
             idle += shown - passed
-    return to_images(finished(iter(last))), passed - idle
+    return to_images(final_images(iter(last))), passed - idle
 
 
 def _table(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
     """A grid of images; where they show several things, a column for each if their names are short, else rows."""
     groups = rows_of(captions, len(captions))
     names = [caption for caption, _ in groups]
-    if not 1 < len(names) <= MOST_NAMES:
+    if not 1 < len(names) <= MAX_NAMES:
         return _rows(images, ACROSS)
     if max(map(len, names)) > SHORT:
         groups = rows_of(captions, ACROSS)
@@ -243,6 +254,6 @@ def _rows(images: np.ndarray, across: int) -> Image.Image:
     return table(rows, [""] * len(rows), [], TILE)
 
 
-def _cost(plan: Plan, images: int, seconds: float) -> str:
+def _cost(plan: SamplingPlan, images: int, seconds: float) -> str:
     count = "1 image" if images == 1 else f"{images} images"
     return f"{count} by {plan.label}, {plan.nfe:,} network evaluations each, {seconds:.1f} s"

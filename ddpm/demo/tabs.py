@@ -14,20 +14,20 @@ from ddpm.demo import jobs as jobs
 from ddpm.demo.inputs import (
     BRUSH,
     EVERY,
-    MOST_BETWEEN,
-    MOST_FILLS,
-    MOST_IMAGES,
-    MOST_RESAMPLES,
+    MAX_BETWEEN,
+    MAX_FILLS,
+    MAX_IMAGES,
+    MAX_RESAMPLES,
     NAMES,
     OWN,
     SAMPLE,
     TEST,
     UPLOAD,
     Comparison,
-    Drawing,
-    Filling,
-    Shown,
-    Way,
+    DrawInputs,
+    InpaintInputs,
+    InterpolateInputs,
+    SourceInputs,
     has_test_images,
     painting,
 )
@@ -51,13 +51,13 @@ DETERMINISTIC = [(sampler.label, name) for name, sampler in CHOICES.items() if n
 
 def _content(model: DiffusionModel, default: str, label: str = "") -> gr.components.Component:
     """The class or the text to be drawn, by what the model takes; nothing to be seen where it takes neither."""
-    if model.network.reads:
+    if model.network.takes_text:
         info = "One text per line, in turn." if default == EVERY else "Empty: the caption of its class."
         words = ", ".join(model.network.condition.vocabulary.words[:40])
         return gr.Textbox("", label=label or "Text", lines=2, info=f"{info} It knows the words: {words}", max_length=1000)
-    if not model.network.conditional:
+    if not model.network.takes_labels:
         return gr.Textbox("", visible=False, label="Class")
-    nothing = [("no class", NO_CLASS)] if model.knows_no_class else []
+    nothing = [("no class", NO_CLASS)] if model.supports_cfg else []
     return gr.Dropdown([default, *model.data["class_names"], *nothing], value=default, label=label or "Class")
 
 
@@ -68,7 +68,7 @@ def _steps(model: DiffusionModel, label: str = "Steps", value: int = STEPS) -> g
 
 def _guidance(model: DiffusionModel) -> gr.Slider:
     info = "1: as it learned; more leans on what it is told"
-    return gr.Slider(0, 10, value=1, step=0.1, label="Guidance", info=info, visible=model.knows_no_class)
+    return gr.Slider(0, 10, value=1, step=0.1, label="Guidance", info=info, visible=model.supports_cfg)
 
 
 def _seed() -> gr.Number:
@@ -94,7 +94,7 @@ def _runs(
     def run(*values: Any) -> Generator[list[Any], None, None]:
         # Gradio copies its files from here to where they can be asked for, until nobody has done so for a while.
         with TemporaryDirectory(prefix="ddpm_demo_") as folder:
-            moments, last = jobs.Kept(job(model, Path(folder), *values)), None
+            moments, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
             for last in moments:
                 yield [progress_line(last), *[gr.skip()] * outputs]
             note, made = finish(moments.value)
@@ -125,13 +125,13 @@ def _button(
 
 def draw_tab(model: DiffusionModel) -> None:
     classes = len(model.data["class_names"])
-    number = 2 * classes if model.network.conditional and classes <= 10 else 16
+    number = 2 * classes if model.network.takes_labels and classes <= 10 else 16
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             content = _content(model, EVERY)
-            if model.network.reads:
-                gr.Examples([[text] for text in model.captions(torch.arange(min(4, classes)), unseen=True)], content)
-            count = gr.Slider(1, MOST_IMAGES, value=number, step=1, label="Number of images")
+            if model.network.takes_text:
+                gr.Examples([[text] for text in model.captions(torch.arange(min(4, classes)), held_out_captions=True)], content)
+            count = gr.Slider(1, MAX_IMAGES, value=number, step=1, label="Number of images")
             sampler = gr.Dropdown(SAMPLER_NAMES, value="ddim", label="Sampler")
             steps = _steps(model)
             eta = gr.Slider(0, 1, value=0, step=0.05, label="Eta", info="of DDIM: 0 draws no fresh noise, 1 as much as DDPM")
@@ -147,7 +147,7 @@ def draw_tab(model: DiffusionModel) -> None:
 
     with place:
         inputs = [content, count, sampler, steps, eta, guidance, seed]
-        drawn = _button("Draw", _runs(model, jobs.draw, Drawing, 4, finish), inputs, status, [result, *files], "draw")
+        drawn = _button("Draw", _runs(model, jobs.draw, DrawInputs, 4, finish), inputs, status, [result, *files], "draw")
     drawn.success(lambda: [gr.update(interactive=True)] * 3, None, files, queue=False, api_visibility="private")
     sampler.change(_eta_of, sampler, eta, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
 
@@ -167,11 +167,11 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
             content = _content(model, OWN)
             mask = gr.Dropdown([BRUSH, *MASKS], value=BRUSH, label="What to fill", info="Paint on the image, or choose")
             painted = board(model.shape)
-            fills = gr.Slider(1, MOST_FILLS, value=4, step=1, label="Number of fills")
+            fills = gr.Slider(1, MAX_FILLS, value=4, step=1, label="Number of fills")
             with gr.Accordion("More", open=False):
                 steps = _steps(model)
                 resamples = gr.Slider(
-                    1, MOST_RESAMPLES, value=1 if model.network.masked else 10, step=1, label="Resamples",
+                    1, MAX_RESAMPLES, value=1 if model.network.takes_mask else 10, step=1, label="Resamples",
                     info="how often it goes back to make both parts agree (RePaint)",
                 )  # fmt: skip
                 guidance = _guidance(model)
@@ -183,14 +183,14 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
     def show(*values: Any) -> dict:
         if values[1] is None or (values[0] == UPLOAD and values[2] is None):
             return gr.skip()  # not yet chosen
-        moments = jobs.Kept(jobs.show(model, *values))
+        moments = jobs.WithReturnValue(jobs.show(model, *values))
         list(moments)
         return gr.update(picture=plain_picture(moments.value))
 
-    show.__signature__, show.__doc__ = _signature(Shown), jobs.show.__doc__
+    show.__signature__, show.__doc__ = _signature(SourceInputs), jobs.show.__doc__
     with place:
         inputs = [source, number, upload, content, mask, painted, fills, steps, resamples, guidance, seed]
-        run = _runs(model, jobs.inpaint, Filling, 1, lambda made: (made.note, [str(made.picture)]))
+        run = _runs(model, jobs.inpaint, InpaintInputs, 1, lambda made: (made.note, [str(made.picture)]))
         _button("Fill", run, inputs, status, [result], "inpaint")
     shown = {"preprocess": False, "show_progress": "hidden", "trigger_mode": "always_last"}
     source.change(lambda name: gr.update(visible=name == UPLOAD), source, upload, queue=False, api_visibility="private", **shown)
@@ -216,7 +216,7 @@ def interpolate_tab(model: DiffusionModel) -> None:
                 with gr.Column(min_width=130):
                     second = gr.Number(7, label="Second number", precision=0, minimum=0, maximum=MAX_SEED)
                     second_content = _content(model, OWN, "What it shows")
-            count = gr.Slider(2, MOST_BETWEEN, value=16, step=1, label="Number of images")
+            count = gr.Slider(2, MAX_BETWEEN, value=16, step=1, label="Number of images")
             sampler = gr.Dropdown(DETERMINISTIC, value="ddim", label="Sampler")
             steps = _steps(model)
             place = gr.Column()
@@ -225,7 +225,7 @@ def interpolate_tab(model: DiffusionModel) -> None:
             strip, film = framed("From one to the other"), framed("As a film")
     with place:
         inputs = [ends, first, second, first_content, second_content, count, sampler, steps]
-        run = _runs(model, jobs.interpolate, Way, 2, lambda made: (made.note, [str(made.strip), str(made.film)]))
+        run = _runs(model, jobs.interpolate, InterpolateInputs, 2, lambda made: (made.note, [str(made.strip), str(made.film)]))
         _button("Interpolate", run, inputs, status, [strip, film], "interpolate")
     ends.change(_sampler_of, ends, sampler, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
 
@@ -244,7 +244,7 @@ def compare_tab(model: DiffusionModel) -> None:
                 with gr.Row():
                     ways.append(gr.Dropdown(SAMPLER_NAMES, value=sampler, label=f"{name} sampler", min_width=130))
                     ways.append(_steps(model, "Steps", steps))
-            count = gr.Slider(1, MOST_IMAGES, value=10, step=1, label="Number of images")
+            count = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Number of images")
             guidance, seed = _guidance(model), _seed()
             place = gr.Column()
         with gr.Column(scale=3, min_width=300):

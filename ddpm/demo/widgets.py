@@ -15,13 +15,13 @@ from PIL import Image
 from starlette.responses import JSONResponse
 
 from ddpm.core.files import InputError
-from ddpm.demo.jobs import Moment
+from ddpm.demo.jobs import ProgressUpdate
 from ddpm.plots.image_grid import captioned, to_picture
 
 LIVE_IMAGES, LIVE_TILE, LIVE_ACROSS = 25, 40, 5
 
 
-LONGEST_MESSAGE = 400
+MAX_MESSAGE = 400
 
 
 class Page(gr.Blocks):
@@ -71,9 +71,9 @@ def guarded(app: Callable) -> Callable:
 def message_of(error: InputError) -> str:
     """The line of an error as text for a page: not too long, without markup, and without half characters."""
     text = str(error).encode("utf-8", "replace").decode()
-    if len(text) > LONGEST_MESSAGE:
+    if len(text) > MAX_MESSAGE:
         # What was sent stands in the middle, what to do at the end.
-        text = f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
+        text = f"{text[: MAX_MESSAGE // 2]} ... {text[-MAX_MESSAGE // 2 :]}"
     return re.sub(r"<(?=[\w/!?])", "&lt;", re.sub(r"\s+", " ", text))
 
 
@@ -102,7 +102,7 @@ def plain_picture(image: np.ndarray) -> str:
     return picture_address(to_picture(image, 1))
 
 
-def progress_line(moment: Moment, note: str = "") -> str:
+def progress_line(moment: ProgressUpdate, note: str = "") -> str:
     """How far a job is, as HTML: a bar, numbers, and what it sees, side by side."""
     line = html.escape(note or f"{moment.done:,} of {moment.total:,} network evaluations, {moment.seconds:.1f} s")
     figures = "".join(_figure(title, images) for title, images in moment.shown)

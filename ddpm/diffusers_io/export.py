@@ -15,13 +15,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ddpm.core.files import InputError, atomic, check_folder, read_json, replacing, write_json, write_text
-from ddpm.diffusers_io.model_card import Facts, write_card
+from ddpm.diffusers_io.model_card import CardInfo, write_card
 from ddpm.diffusers_io.scheduler_config import write_scheduler
 from ddpm.diffusers_io.state_dict_map import CLASSES, FIRST, LAST, LINEAR_OUT, to_theirs
 from ddpm.diffusers_io.unet_config import write_config
 from ddpm.editing import tasks
-from ddpm.networks.conditioning import ClassContent
-from ddpm.networks.unet import Details, UNet, UNetSettings
+from ddpm.networks.conditioning import ClassEmbedding
+from ddpm.networks.unet import CompatOptions, UNet, UNetSettings
 from ddpm.plots.image_grid import save_grid
 from ddpm.sampling import generate, progress
 from ddpm.sampling.model import NO_CLASS, DiffusionModel, tell
@@ -43,7 +43,7 @@ FILES = (UNET, SCHEDULER, INDEX, CARD, PICTURE, RECORD)
 QUANTILE = 0.995
 
 
-class Wishes(NamedTuple):
+class ExportOptions(NamedTuple):
     """What to export: the class or text that the network is told, or all classes kept; and how its scheduler draws."""
 
     label: str | None = None
@@ -74,33 +74,33 @@ def _is_export(folder: Path) -> bool:
         return False
 
 
-def check_wishes(model: DiffusionModel, wishes: Wishes) -> None:
+def check_wishes(model: DiffusionModel, wishes: ExportOptions) -> None:
     """Raises InputError, beginning with the option, for what this model cannot be exported with."""
     if wishes.variance == "learned" and not model.learns_variance:
         raise InputError("variance: 'learned' needs a model trained with diffusion.learned_variance: true; use small or large")
     if not wishes.keep_classes:
-        if model.network.conditional and not (model.knows_no_class or wishes.label or wishes.text):
+        if model.network.takes_labels and not (model.supports_cfg or wishes.label or wishes.text):
             raise InputError(
                 "label: this model was always told what to draw (train.condition_dropout), so say what the export draws, by "
                 "--label or --text, or keep all classes by --keep-classes"
             )
         return
-    if not isinstance(model.network.condition, ClassContent):
+    if not isinstance(model.network.condition, ClassEmbedding):
         raise InputError("keep_classes: this model takes no class (model.conditioning); leave it out")
     if wishes.label or wishes.text is not None:
         raise InputError("keep_classes: keeps every class; leave label and text out")
 
 
-def told(model: DiffusionModel, wishes: Wishes) -> tuple[Tensor | None, str]:
+def told(model: DiffusionModel, wishes: ExportOptions) -> tuple[Tensor | None, str]:
     """What the exported network is told, as ours takes it (1, ...) or None for nothing, and in words. Raises InputError as
     `tell` does."""
-    nothing = [NO_CLASS] if model.network.conditional and wishes.text is None else []
+    nothing = [NO_CLASS] if model.network.takes_labels and wishes.text is None else []
     labels = [wishes.label] if wishes.label else nothing
     found, captions = tell(model, 1, labels, [] if wishes.text is None else [wishes.text])
     return found, captions[0]
 
 
-def fold(model: DiffusionModel, labels: Tensor | None, wishes: Wishes) -> dict[str, Tensor]:
+def fold(model: DiffusionModel, labels: Tensor | None, wishes: ExportOptions) -> dict[str, Tensor]:
     """The tensors of a UNet2DModel that computes what the network does when told the labels (1, ...) and no known pixels."""
     network, channels = model.network, model.shape[2]
     theirs = to_theirs(network)
@@ -122,7 +122,7 @@ def _vector(network: UNet, labels: Tensor | None) -> Tensor:
     return network.condition(torch.zeros_like(bias)[None], labels)[0].cpu()
 
 
-def draw(model: DiffusionModel, labels: Tensor | None, wishes: Wishes, count: int) -> Picture:
+def draw(model: DiffusionModel, labels: Tensor | None, wishes: ExportOptions, count: int) -> Picture:
     """Samples of the model as it is exported, by DDIM."""
     captions = [""] * count
     if wishes.keep_classes:
@@ -135,7 +135,7 @@ def draw(model: DiffusionModel, labels: Tensor | None, wishes: Wishes, count: in
 
 
 def export(
-    model: DiffusionModel, config: dict[str, Any], out: Path, wishes: Wishes, facts: Facts, samples: int
+    model: DiffusionModel, config: dict[str, Any], out: Path, wishes: ExportOptions, facts: CardInfo, samples: int
 ) -> dict[str, Tensor]:
     """Write a model, whose config.json has that content, to the folder `out`; returns the exported weights.
 
@@ -143,7 +143,7 @@ def export(
     """
     check_wishes(model, wishes)
     labels, words = told(model, wishes)
-    settings, details = UNetSettings.model_validate(config["model"]), Details.model_validate(config.get("details", {}))
+    settings, details = UNetSettings.model_validate(config["model"]), CompatOptions.model_validate(config.get("details", {}))
     weights = fold(model, labels, wishes)
     classes = len(weights[CLASSES]) if wishes.keep_classes else None
     unet = write_config(settings, details, model.shape, len(weights[f"{LAST}.bias"]), classes)

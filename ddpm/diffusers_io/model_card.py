@@ -98,7 +98,7 @@ IMPORTED = "imported"
 LICENSE = "mit"  # of this project
 
 
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 
 
 # What a data set is called, and where hubs have it.
@@ -124,7 +124,7 @@ TRAINING = {
 }
 
 
-class Facts(NamedTuple):
+class CardInfo(NamedTuple):
     """What the card says beside the config: the checkpoint; whether the network could be told what to draw, and known pixels;
     whether the export still takes a class; its variance; its license (None: nobody knows); scores; and, once it is drawn, what it
     is told, its parameters, and the steps of DDIM of its picture, 0 for none."""
@@ -141,7 +141,7 @@ class Facts(NamedTuple):
     picture: int = 0
 
 
-def write_card(config: dict[str, Any], facts: Facts) -> str:
+def write_card(config: dict[str, Any], facts: CardInfo) -> str:
     """The model card of a model whose config.json has that content: metadata, then Markdown."""
     name = f"ddpm-{config['data'].get('dataset', 'model')}"
     metadata = yaml.safe_dump(_metadata(name, config, facts), sort_keys=False, allow_unicode=True)
@@ -150,7 +150,7 @@ def write_card(config: dict[str, Any], facts: Facts) -> str:
     return f"---\n{metadata}---\n\n" + "\n\n".join(text for text in sections if text) + "\n"
 
 
-def _metadata(name: str, config: dict[str, Any], facts: Facts) -> dict[str, Any]:
+def _metadata(name: str, config: dict[str, Any], facts: CardInfo) -> dict[str, Any]:
     title, hub = DATASETS.get(config["data"].get("dataset"), (config["data"].get("dataset", "images"), None))
     draws_as_scored = facts.keep_classes or not facts.conditional
     metrics = list(metrics_of(facts.scores, facts.keep_classes)) if draws_as_scored else []
@@ -169,7 +169,7 @@ def _metadata(name: str, config: dict[str, Any], facts: Facts) -> dict[str, Any]
     }
 
 
-def _what(name: str, config: dict[str, Any], facts: Facts) -> str:
+def _what(name: str, config: dict[str, Any], facts: CardInfo) -> str:
     height, width, channels = config["data"]["shape"]
     title = DATASETS.get(config["data"].get("dataset"), (f"`{config['data'].get('dataset', 'unknown')}`", None))[0]
     like = "" if config["data"].get("dataset") == IMPORTED else f" like those of {title}"
@@ -183,10 +183,10 @@ def _what(name: str, config: dict[str, Any], facts: Facts) -> str:
     )
 
 
-def _told(config: dict[str, Any], facts: Facts) -> str:
+def _told(config: dict[str, Any], facts: CardInfo) -> str:
     names = config["data"]["class_names"]
-    listed = ", ".join(_code(name) for name in names[:MOST_CLASSES])
-    listed += f" and {len(names) - MOST_CLASSES:,} more" if len(names) > MOST_CLASSES else ""
+    listed = ", ".join(_code(name) for name in names[:MAX_CLASSES])
+    listed += f" and {len(names) - MAX_CLASSES:,} more" if len(names) > MAX_CLASSES else ""
     lines = ["It was trained on images alone, and is told nothing but the level of noise."]
     if facts.keep_classes:
         no_class = f"; {len(names)} means no class" if _knows_no_class(config) else ""
@@ -217,7 +217,7 @@ def steps_of(timesteps: int, most: int = 50) -> int:
     return next(steps for steps in range(min(most, timesteps), 0, -1) if timesteps % steps == 0)
 
 
-def _use(config: dict[str, Any], facts: Facts) -> str:
+def _use(config: dict[str, Any], facts: CardInfo) -> str:
     timesteps = config["diffusion"]["timesteps"]
     make = _loop if facts.keep_classes else _pipeline
     notes = [
@@ -241,7 +241,7 @@ def _use(config: dict[str, Any], facts: Facts) -> str:
     return f"## How to use it\n\n```python\n{make(config, facts, timesteps)}\n```\n\n" + "\n".join(notes)
 
 
-def _pipeline(config: dict[str, Any], facts: Facts, timesteps: int) -> str:
+def _pipeline(config: dict[str, Any], facts: CardInfo, timesteps: int) -> str:
     kind, given = "DDIMPipeline", f"num_inference_steps={steps_of(timesteps)}, use_clipped_model_output=True"
     if facts.variance == "learned":
         kind, given = "DDPMPipeline", f"num_inference_steps={timesteps}"
@@ -254,7 +254,7 @@ def _pipeline(config: dict[str, Any], facts: Facts, timesteps: int) -> str:
     )
 
 
-def _loop(config: dict[str, Any], facts: Facts, timesteps: int) -> str:
+def _loop(config: dict[str, Any], facts: CardInfo, timesteps: int) -> str:
     height, width, channels = config["data"]["shape"]
     learned = facts.variance == "learned"
     kind, steps = ("DDPMScheduler", timesteps) if learned else ("DDIMScheduler", steps_of(timesteps))
@@ -275,7 +275,7 @@ def _loop(config: dict[str, Any], facts: Facts, timesteps: int) -> str:
     )
 
 
-def _training(config: dict[str, Any], facts: Facts) -> str:
+def _training(config: dict[str, Any], facts: CardInfo) -> str:
     model, diffusion, training = config["model"], config["diffusion"], config.get("training", {})
     rows = {
         "data": config["data"].get("dataset"),
@@ -295,7 +295,7 @@ def _training(config: dict[str, Any], facts: Facts) -> str:
     return f"## How it was trained\n\n| | |\n| :-- | :-- |\n{table}\n\n`ddpm.json` has every setting."
 
 
-def _scores(facts: Facts) -> str:
+def _scores(facts: CardInfo) -> str:
     if not facts.scores:
         return ""
     told = "told every class in turn" if facts.conditional else "told nothing"
@@ -307,7 +307,7 @@ def _scores(facts: Facts) -> str:
     )
 
 
-def _limits(facts: Facts) -> str:
+def _limits(facts: CardInfo) -> str:
     return (
         "## Limits\n\n"
         "It draws what its training images show, with what is wrong with them, and may draw some of them again. Images of "
@@ -315,7 +315,7 @@ def _limits(facts: Facts) -> str:
     )
 
 
-def _license(facts: Facts) -> str:
+def _license(facts: CardInfo) -> str:
     if not facts.license:
         return "## License\n\nThe weights were trained elsewhere; they stand under the license of where they come from."
     return f"## License\n\n{facts.license.upper() if facts.license == LICENSE else facts.license}."

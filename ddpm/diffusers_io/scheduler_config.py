@@ -151,7 +151,7 @@ def _matching(alpha_bar: torch.Tensor, recorded: dict[str, Any] | None) -> tuple
         theirs = torch.stack([alpha_bar, 1 - alpha_bar]).sqrt().numpy()
         apart = np.abs(ours - theirs)
         if apart.max() <= SAME and bool((apart <= SAME_SHARE * ours).all()):
-            return name, diffusion.model_copy(update={"allow_terminal_signal": bool(alpha_bar[-1] > MAX_FINAL_ALPHA_BAR)})
+            return name, diffusion.model_copy(update={"allow_nonzero_terminal_snr": bool(alpha_bar[-1] > MAX_FINAL_ALPHA_BAR)})
         if apart.max() < least:
             nearest, least = name, float(apart.max())
     raise InputError(
@@ -163,14 +163,14 @@ def _matching(alpha_bar: torch.Tensor, recorded: dict[str, Any] | None) -> tuple
 def _candidates(alpha_bar: torch.Tensor, recorded: dict[str, Any] | None) -> list[tuple[str, Diffusion]]:
     """Our schedules of as many levels: the recorded one, and each with its usual options."""
     usual = {
-        "timesteps": len(alpha_bar), "allow_terminal_signal": True, "learned_variance": False,
+        "timesteps": len(alpha_bar), "allow_nonzero_terminal_snr": True, "learned_variance": False,
         "zero_terminal_snr": bool(alpha_bar[-1] < 1e-12),
         **{name: _usual(name) for name in ("cosine", "sigmoid", "edm")},
     }  # fmt: skip
     found = [(name, make(Diffusion, **usual)) for name in SCHEDULES]
     with suppress(InputError):  # a record that is damaged says nothing
         options = {key: value for key, value in (recorded or {}).items() if key in Diffusion.model_fields}
-        remembered = make(Diffusion, **{**options, "timesteps": len(alpha_bar), "allow_terminal_signal": True})
+        remembered = make(Diffusion, **{**options, "timesteps": len(alpha_bar), "allow_nonzero_terminal_snr": True})
         remembered.make(recorded.get("schedule"))
         found.insert(0, (recorded["schedule"], remembered))
     return found

@@ -71,10 +71,10 @@ def parts(network: UNet) -> dict[str, Part]:
 
 def _whole_layers(network: UNet) -> Iterator[tuple[str, str]]:
     """Names, theirs and ours, of the layers outside of blocks."""
-    yield from {FIRST: "first", LINEAR_IN: "time.0", LINEAR_OUT: "time.2", "conv_norm_out": "norm", LAST: "last"}.items()
+    yield from {FIRST: "conv_in", LINEAR_IN: "time.0", LINEAR_OUT: "time.2", "conv_norm_out": "norm", LAST: "conv_out"}.items()
     for i in range(len(network.down) - 1):
-        yield f"down_blocks.{i}.downsamplers.0.conv", f"shrink.{i}"
-        yield f"up_blocks.{i}.upsamplers.0.conv", f"grow.{i}"
+        yield f"down_blocks.{i}.downsamplers.0.conv", f"downsample.{i}"
+        yield f"up_blocks.{i}.upsamplers.0.conv", f"upsample.{i}"
 
 
 def _members(network: UNet, kind: type[nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
@@ -86,7 +86,7 @@ def _members(network: UNet, kind: type[nn.Module]) -> Iterator[tuple[str, str, n
             for j, member in enumerate(getattr(level, here)):
                 yield f"{name}_blocks.{i}.{there}.{j}", f"{name}.{i}.{here}.{j}", member
 
-    middle = ("middle1", "middle2") if kind is ResidualBlock else ("middle_attention",)
+    middle = ("mid_block1", "mid_block2") if kind is ResidualBlock else ("mid_attention",)
     between = ((f"mid_block.{there}.{j}", name, getattr(network, name)) for j, name in enumerate(middle))
     for theirs, ours, member in (*side("down"), *between, *side("up")):
         if isinstance(member, kind):

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from ddpm.core.files import InputError
 from ddpm.core.params import Section, make
-from ddpm.networks.unet import Details, Size, UNetSettings, norm_groups
+from ddpm.networks.unet import CompatOptions, Size, UNetSettings, norm_groups
 
 CLASS = "UNet2DModel"
 
@@ -62,7 +62,7 @@ class Shape(NamedTuple):
     classes it is told or None, and whether its time embedding begins with the cosines."""
 
     settings: UNetSettings
-    details: Details
+    details: CompatOptions
     image: tuple[int, int, int]
     outputs: int
     classes: int | None
@@ -70,7 +70,7 @@ class Shape(NamedTuple):
 
 
 def write_config(
-    settings: UNetSettings, details: Details, image: tuple[int, int, int], outputs: int, classes: int | None
+    settings: UNetSettings, details: CompatOptions, image: tuple[int, int, int], outputs: int, classes: int | None
 ) -> dict[str, Any]:
     """The config of the UNet2DModel that computes as a network of ours, for images (H, W, C) and so many outputs.
 
@@ -126,7 +126,7 @@ def _attended(settings: UNetSettings) -> set[int]:
     return {widths[i] for i in settings.attention_levels} | ({widths[-1]} if settings.middle_attention else set())
 
 
-def _head_channels(settings: UNetSettings, details: Details) -> int | None:
+def _head_channels(settings: UNetSettings, details: CompatOptions) -> int | None:
     """The width of an attention head, the same everywhere; None: that of the level, which is one head."""
     attended = _attended(settings)
     if details.head_channels or settings.heads == 1 or not attended:
@@ -189,7 +189,7 @@ def _attention_levels(given: UNet2D) -> list[int]:
     return [i for i, attended in enumerate(down) if attended]
 
 
-def _with_heads(settings: UNetSettings, given: UNet2D) -> tuple[UNetSettings, Details]:
+def _with_heads(settings: UNetSettings, given: UNet2D) -> tuple[UNetSettings, CompatOptions]:
     """The settings with their heads, and what cannot be said by them."""
     attended, head = _attended(settings), given.attention_head_dim
     if attended and given.attn_norm_num_groups not in (None, given.norm_num_groups):
@@ -201,7 +201,7 @@ def _with_heads(settings: UNetSettings, given: UNet2D) -> tuple[UNetSettings, De
         settings = settings.model_copy(update={"heads": attended.pop() // head})
         head = None
     details = make(
-        Details,
+        CompatOptions,
         norm_groups=None if given.norm_num_groups == norm_groups(settings.channels) else given.norm_num_groups,
         norm_eps=given.norm_eps,
         corner_padding=given.downsample_padding == 0,

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf
-from ddpm.diffusion.prediction import determinant, solve, target
+from ddpm.diffusion.prediction import determinant, target, to_prediction
 from ddpm.diffusion.schedule import Level, NoiseSchedule, add_noise
-from ddpm.diffusion.vlb import step_bits
+from ddpm.diffusion.vlb import vlb_terms_bpd
 
 # lambda of the hybrid loss L_simple + lambda L_vlb (Nichol & Dhariwal 2021, sec. 3.1).
-BOUND_WEIGHT = 1e-3
+VLB_WEIGHT = 1e-3
 
 
 Weight = Callable[[Tensor], Tensor]
@@ -95,7 +95,7 @@ def diffusion_loss(
     """Weighted loss of every image, shape (B,).
 
     x0 and eps are (B, C, H, W), x0 in [-1, 1]; index (B,) holds levels 1..T; labels and known are what the network is told
-    beside (`UNet`), or None. A network that puts out 2C channels learns the variance too, from the bound (`_bound_loss`).
+    beside (`UNet`), or None. A network that puts out 2C channels learns the variance too, from the bound (`_vlb_loss`).
     """
     level = schedule[index]
     x_t = add_noise(x0, eps, level)
@@ -105,13 +105,13 @@ def diffusion_loss(
     mean = output[:, : x0.shape[1]]
     error = (mean - target(prediction, x0, eps, level)).square().flatten(1).mean(1)
     loss = error * output_weight(weight, prediction, level).to(error.dtype)
-    return loss + _bound_loss(schedule, index, x0, x_t, output, prediction) if learns_variance else loss
+    return loss + _vlb_loss(schedule, index, x0, x_t, output, prediction) if learns_variance else loss
 
 
-def _bound_loss(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x_t: Tensor, output: Tensor, prediction: str) -> Tensor:
+def _vlb_loss(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x_t: Tensor, output: Tensor, prediction: str) -> Tensor:
     """lambda L_vlb, estimated from one of its T terms, (B,). It trains the variance alone: the mean is held fixed
     (Nichol & Dhariwal 2021, sec. 3.1)."""
     mean, spread = output.chunk(2, dim=1)
-    found = solve(prediction, torch.cat([mean.detach(), spread], dim=1), x_t, schedule[index])
-    bits = step_bits(schedule, index, x0, found.x0.clamp(-1, 1), "learned", found.mix)
-    return BOUND_WEIGHT * schedule.steps * bits
+    found = to_prediction(prediction, torch.cat([mean.detach(), spread], dim=1), x_t, schedule[index])
+    bits = vlb_terms_bpd(schedule, index, x0, found.x0.clamp(-1, 1), "learned", found.variance_interp)
+    return VLB_WEIGHT * schedule.steps * bits

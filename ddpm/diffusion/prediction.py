@@ -13,10 +13,10 @@ from ddpm.core.files import InputError
 from ddpm.core.params import OneOf
 from ddpm.diffusion.schedule import Level, NoiseSchedule, combine
 
-Row = tuple[float | Tensor, float | Tensor]
+Coefficients = tuple[float | Tensor, float | Tensor]
 
 
-PREDICTIONS: dict[str, Callable[[Level], Row]] = {
+PREDICTIONS: dict[str, Callable[[Level], Coefficients]] = {
     "eps": lambda level: (0.0, 1.0),  # the noise (Ho et al. 2020)
     "x0": lambda level: (1.0, 0.0),  # the clean image
     "v": lambda level: (-level.sigma, level.alpha),  # the velocity alpha * eps - sigma * x0 (Salimans & Ho 2022, app. D)
@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     x0: Tensor
     x_t: Tensor
     level: Level
-    mix: Tensor | None = None
+    variance_interp: Tensor | None = None
 
     @property
     def eps(self) -> Tensor:
@@ -58,7 +58,7 @@ def determinant(name: str, level: Level) -> float | Tensor:
     return level.alpha * b - level.sigma * a
 
 
-def solve(name: str, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
+def to_prediction(name: str, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
     """x0 = (b x_t - sigma output) / det from the network's output, at a level where the determinant is not 0.
 
     x_t is (B, C, H, W); output is (B, C, H, W), or (B, 2C, H, W) of a network that learns the variance: its second half is
@@ -67,11 +67,11 @@ def solve(name: str, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
     like = level.like(x_t)
     _, b = PREDICTIONS[name](like)
     det = determinant(name, like)
-    mix = None
+    variance_interp = None
     if output.shape[1] == 2 * x_t.shape[1]:
         output, spread = output.chunk(2, dim=1)
-        mix = (spread + 1) / 2
-    return Prediction(combine(b / det, x_t, -like.sigma / det, output), x_t, level, mix)
+        variance_interp = (spread + 1) / 2
+    return Prediction(combine(b / det, x_t, -like.sigma / det, output), x_t, level, variance_interp)
 
 
 def check_prediction(name: str, schedule: NoiseSchedule) -> None:

@@ -66,18 +66,18 @@ class NoiseSchedule:
     x_T and that is not allowed.
     """
 
-    def __init__(self, alpha_bar: Tensor, allow_terminal_signal: bool = False):
+    def __init__(self, alpha_bar: Tensor, allow_nonzero_terminal_snr: bool = False):
         alpha_bar = alpha_bar.to(torch.float64)
         padded = torch.cat([alpha_bar.new_ones(1), alpha_bar])
         if not bool((padded.diff() < 0).all() and padded[-1] >= 0):
             raise InputError(
                 "schedule: alpha_bar must fall strictly and stay inside (0, 1), as far as numbers can tell levels apart"
             )
-        if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR and not allow_terminal_signal:
+        if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR and not allow_nonzero_terminal_snr:
             raise InputError(
                 f"schedule: alpha_bar is still {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps "
                 f"(allowed: at most {MAX_FINAL_ALPHA_BAR}), so x_T is no pure noise; set diffusion.zero_terminal_snr to true, or "
-                "accept it with diffusion.allow_terminal_signal"
+                "accept it with diffusion.allow_nonzero_terminal_snr"
             )
         self.steps = len(alpha_bar)
         self._levels = Level((torch.arange(self.steps + 1) - 1.0).clamp(min=0).double(), padded.sqrt(), (1 - padded).sqrt())
@@ -237,7 +237,7 @@ class Diffusion(Section):
 
     timesteps: Annotated[int, Field(ge=2, le=100_000)]
     zero_terminal_snr: bool
-    allow_terminal_signal: bool
+    allow_nonzero_terminal_snr: bool
     learned_variance: bool
     cosine: Cosine
     sigmoid: Sigmoid
@@ -247,7 +247,7 @@ class Diffusion(Section):
         """The noise schedule of that name. Raises InputError, naming them, if its options make none."""
         section = getattr(self, schedule, None)
         options = section.model_dump() if section else {}
-        signal = {"zero_terminal_snr": self.zero_terminal_snr, "allow_terminal_signal": self.allow_terminal_signal}
+        signal = {"zero_terminal_snr": self.zero_terminal_snr, "allow_nonzero_terminal_snr": self.allow_nonzero_terminal_snr}
         try:
             return make_schedule(schedule, self.timesteps, **signal, **options)
         except InputError as error:
@@ -256,8 +256,8 @@ class Diffusion(Section):
 
 
 def make_schedule(
-    name: str, timesteps: int, *, zero_terminal_snr: bool = False, allow_terminal_signal: bool = False, **options: float
+    name: str, timesteps: int, *, zero_terminal_snr: bool = False, allow_nonzero_terminal_snr: bool = False, **options: float
 ) -> NoiseSchedule:
     """The noise schedule of that name over T = timesteps. Raises InputError for an unknown name or an impossible schedule."""
     alpha_bar = lookup(SCHEDULES, name, "schedule")(timesteps, **options)
-    return NoiseSchedule(rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar, allow_terminal_signal)
+    return NoiseSchedule(rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar, allow_nonzero_terminal_snr)

@@ -44,7 +44,7 @@ class Stratified(Uniform):
         return index, torch.ones(count, device=self.device)
 
 
-class Importance(Uniform):
+class LossAwareTimesteps(Uniform):
     """Levels with a large loss more often: p_t ~ sqrt(E[L_t^2]), with weights 1 / (T p_t) (Nichol & Dhariwal 2021, eq. 18).
 
     Uniform until every level was seen ten times; one draw in a thousand stays uniform. The paper keeps the last ten losses of
@@ -88,11 +88,11 @@ class Importance(Uniform):
         self.seen, self.square = (state[name].to(self.device) for name in ("seen", "square"))
 
 
-LEVEL_DRAWS: dict[str, Callable[[int, torch.device], Uniform]] = {
+TIMESTEP_SAMPLERS: dict[str, Callable[[int, torch.device], Uniform]] = {
     "uniform": Uniform,
     "stratified": Stratified,
-    "importance": Importance,
+    "importance": LossAwareTimesteps,
 }
 
 
-LevelDrawName = Annotated[str, OneOf(LEVEL_DRAWS)]
+TimestepSamplerName = Annotated[str, OneOf(TIMESTEP_SAMPLERS)]

@@ -15,21 +15,21 @@ from ddpm.diffusion.variance import log_variance, small
 HALF_BIN = 1 / 255  # half the distance of two of the 256 values of a pixel, on [-1, 1]
 
 
-def prior_bits(x0: Tensor, last: Level) -> Tensor:
+def prior_bpd(x0: Tensor, last: Level) -> Tensor:
     """KL(q(x_T | x0) || N(0, 1)) in bits per dimension, (B,), of images (B, C, H, W) at the last level T."""
     kl = 0.5 * ((last.alpha * x0).square() + last.sigma**2 - 1 - math.log(last.sigma**2))
     return _bits(kl)
 
 
-def step_bits(
-    schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, variance: str, mix: Tensor | None = None
+def vlb_terms_bpd(
+    schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, variance: str, variance_interp: Tensor | None = None
 ) -> Tensor:
     """The bound's term of the steps from levels index (B,) to index - 1, in bits per dimension, (B,).
 
     From index > 1 it is KL(q(x_s | x_t, x0) || p(x_s | x_t)); from index 1 the decoder's -log p(x0 | x_1). x0, x0_hat and, for
     variance `learned`, mix are (B, C, H, W).
     """
-    log_p = log_variance(variance, schedule, index, x0, mix)
+    log_p = log_variance(variance, schedule, index, x0, variance_interp)
     last = (index == 1).to(x0.device).reshape((-1,) + (1,) * (x0.ndim - 1))
     return _bits(torch.where(last, _decoder(x0, x0_hat, log_p), _kl(schedule, index, x0, x0_hat, log_p)))
 

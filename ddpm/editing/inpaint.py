@@ -16,13 +16,13 @@ from ddpm.diffusion.schedule import Level, add_noise
 from ddpm.sampling.samplers import Noise, StepRule
 
 
-def jumped(grid: np.ndarray, jump: int, resamples: int) -> np.ndarray:
+def with_repaint_jumps(grid: np.ndarray, jump: int, resamples: int) -> np.ndarray:
     """The falling grid with climbs, so that each stretch of `jump` steps is walked `resamples` times: what inpainting fills in
     comes to agree with the known pixels (Lugmayr et al. 2022, sec. 4.2; their j and r, and their code's `get_schedule_jump`).
 
     Climbs start at the last level before 0 and at every `jump`-th one above it, as far as `jump` steps lead no higher than the
     start of the grid: the step to 0 is walked once, and so are up to `jump` - 1 steps at the noisy end. A climb is one move,
-    whose noise has the law of theirs, step by step. resamples = 1 gives the grid itself. Where the grid is `corrected` too,
+    whose noise has the law of theirs, step by step. resamples = 1 gives the grid itself. Where the grid is `with_corrector` too,
     that comes last. Raises InputError for jump or resamples below 1, or a jump that the grid has no room for.
     """
     steps = len(grid) - 1
@@ -46,7 +46,7 @@ def jumped(grid: np.ndarray, jump: int, resamples: int) -> np.ndarray:
 def inpainting(rule: StepRule, image: Tensor, mask: Tensor, noise: Noise) -> StepRule:
     """A step rule that keeps the known pixels, where mask is 1, and lets `rule` fill the others (Lugmayr et al. 2022, eq. 8).
 
-    On a grid with climbs (`grid.jumped`) it is RePaint, which makes the two agree better than a single descent does.
+    On a grid with climbs (`grid.with_repaint_jumps`) it is RePaint, which makes the two agree better than a single descent does.
     image (B, C, H, W) in [-1, 1]; mask (B or 1, 1 or C, H, W) of 0 and 1. `noise` is drawn for the known pixels alone, so that
     an empty mask leaves the sampler as it is. Raises InputError for a mask of another shape.
     """

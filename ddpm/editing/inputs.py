@@ -66,8 +66,8 @@ def open_image(
     else:
         default = [NO_CLASS]
         image, latent = _tensor(model, read_picture(Path(name), model.shape)), None
-    if not given and not text and model.network.conditional and guidance != 0:
-        if default == [NO_CLASS] and not model.knows_no_class:
+    if not given and not text and model.network.takes_labels and guidance != 0:
+        if default == [NO_CLASS] and not model.supports_cfg:
             raise InputError(f"label: this model must be told what {name} shows; give its class: {', '.join(classes[:20])}")
         given = default
     labels, captions = tell(model, 1, given, [text] if text else [], guidance)

@@ -1,7 +1,7 @@
 """From one image to another, and around one: latents are mixed, and decoded by DDIM with eta = 0.
 
-A latent is the noise x_T that a deterministic sampler starts from. Those of samples are known, and `slerp` and `vary` are all
-they need; real images are encoded first (`encode`), and `interpolate` and `variations` bring back what that loses.
+A latent is the noise x_T that a deterministic sampler starts from. The latents of samples are known: `slerp` and `perturb_latent`
+suffice. Real images are encoded first (`encode`); `interpolate` and `variations` add back what the encoding loses.
 """
 
 import math
@@ -44,7 +44,7 @@ def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
     return _exact_at_ends(a, b, f, first * a + second * b)
 
 
-def vary(latent: Tensor, noise: Tensor, amount: float | Tensor) -> Tensor:
+def perturb_latent(latent: Tensor, noise: Tensor, amount: float | Tensor) -> Tensor:
     """cos(angle) latent + sin(angle) noise with angle = amount * 90 degrees: from the latent (amount 0) to fresh noise (1), both
     exact, and standard normal throughout if both are.
 
@@ -115,9 +115,9 @@ def variations(
     itself, 1 with a sample that knows nothing of it. The grid is that of `encode`, the denoiser for the K images.
     Raises InputError unless 0 <= amount <= 1.
     """
-    latent = vary(encoded.latent, noise, amount)
+    latent = perturb_latent(encoded.latent, noise, amount)
     f = _per_image(amount, latent)
-    residual = vary(encoded.residual, torch.zeros_like(noise), amount)
+    residual = perturb_latent(encoded.residual, torch.zeros_like(noise), amount)
     return _decode(denoiser, schedule, grid, latent, residual, f == 0, encoded.image)
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from ddpm.core import processes
 from ddpm.data.images import to_images
 from ddpm.data.prepared import Prepared, held_out
-from ddpm.editing.inpaint import jumped, named_mask
+from ddpm.editing.inpaint import named_mask, with_repaint_jumps
 from ddpm.editing.tasks import inpaint_images
 from ddpm.features.classifier import Classifier, predict
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
-from ddpm.sampling.progress import finished
+from ddpm.sampling.progress import final_images
 
 BATCH = 100
 MAX_PSNR = 100.0  # dB, as in `evaluate`
@@ -31,7 +31,7 @@ def inpaint_methods(model: DiffusionModel, resamples: int) -> dict[str, tuple[in
     Known pixels are replaced at every level in all of them; without more that is the first one (Song et al. 2021's "imputation").
     """
     methods = {REPLACED: (1, False), REPAINT: (resamples, False)}
-    return methods | ({SHOWN: (1, True)} if model.network.masked else {})
+    return methods | ({SHOWN: (1, True)} if model.network.takes_mask else {})
 
 
 def score_inpainting(
@@ -44,18 +44,18 @@ def score_inpainting(
     """
     x0, labels = held_out(data, count, seed, model.device)
     # Told the class, the network need not look at what is known.
-    told = None if model.knows_no_class or not model.network.conditional else labels
+    told = None if model.supports_cfg or not model.network.takes_labels else labels
     mask = named_mask(MASK, model.shape).to(model.device)
     scores = {"n": len(x0), "told": told is not None, "accuracy_real": _accuracy(judge, x0, labels)}
     for name, (times, shown) in inpaint_methods(model, resamples).items():
-        plan = make_plan(model, partial(jumped, jump=jump, resamples=times), steps=steps)
+        plan = make_plan(model, partial(with_repaint_jumps, jump=jump, resamples=times), steps=steps)
 
         def fill(start: int, plan=plan, shown: bool = shown) -> Tensor:
             part = slice(start, start + BATCH)
             classes = None if told is None else told[part]
-            return finished(inpaint_images(model, plan, x0[part], mask, classes, seed + start, shown)).cpu()
+            return final_images(inpaint_images(model, plan, x0[part], mask, classes, seed + start, shown)).cpu()
 
-        filled = torch.cat(processes.share(range(0, len(x0), BATCH), fill)).to(x0)
+        filled = torch.cat(processes.map_over_ranks(range(0, len(x0), BATCH), fill)).to(x0)
         missing = (mask == 0).expand_as(x0)
         error = (filled - x0)[missing].double().square().mean()
         scores[name] = {

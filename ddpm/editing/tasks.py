@@ -17,44 +17,50 @@ from ddpm.editing import interpolate
 from ddpm.editing.img2img import from_strength, image_to_image
 from ddpm.editing.inpaint import inpainting
 from ddpm.editing.interpolate import blended
-from ddpm.networks.conditioning import known_pixels
+from ddpm.networks.conditioning import masked_input
 from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.inversion import decode, invert
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import image_noise
-from ddpm.sampling.plan import CHOICES, Plan, make_plan
-from ddpm.sampling.progress import View, finished, views_of
+from ddpm.sampling.plan import CHOICES, SamplingPlan, make_plan
+from ddpm.sampling.progress import SamplingProgress, final_images, with_progress
 from ddpm.sampling.samplers import sample
 from ddpm.sampling.time_grid import evaluations
 
 
 def inpaint_images(
-    model: DiffusionModel, plan: Plan, x0: Tensor, mask: Tensor, labels: Tensor | None, seed: int, shown: bool | None = None
-) -> Iterator[View]:
+    model: DiffusionModel,
+    plan: SamplingPlan,
+    x0: Tensor,
+    mask: Tensor,
+    labels: Tensor | None,
+    seed: int,
+    shown: bool | None = None,
+) -> Iterator[SamplingProgress]:
     """Fill what is missing of images x0, where mask (N or 1, 1, H, W) is 0; known pixels come back exactly.
 
-    A plan whose grid is `jumped` is RePaint. shown: whether the network is shown the known pixels as well; None: if it was
-    trained for that.
+    With a grid made by `with_repaint_jumps` this is RePaint. shown: whether the network receives the known pixels; None: if it
+    was trained with masks.
     """
     # Nothing of a missing pixel may be seen, whatever the image holds there.
     mask = mask.to(x0).expand(len(x0), -1, -1, -1)
     x0 = x0 * mask
     noise = image_noise(model, seed, len(x0), 2 * len(plan.grid), use="fill")
     if shown is None:
-        shown = model.network.masked
-    denoiser = plan.denoiser(labels, known_pixels(x0, mask) if shown else None)
+        shown = model.network.takes_mask
+    denoiser = plan.denoiser(labels, masked_input(x0, mask) if shown else None)
     rule = inpainting(plan.rule, x0, mask, noise)
-    yield from views_of(sample(denoiser, rule, model.schedule, plan.grid, noise(), noise), 0, evaluations(plan.grid))
+    yield from with_progress(sample(denoiser, rule, model.schedule, plan.grid, noise(), noise), 0, evaluations(plan.grid))
 
 
 def edit_images(
-    model: DiffusionModel, plan: Plan, x0: Tensor, strength: float, labels: Tensor | None, seed: int
-) -> Iterator[View]:
+    model: DiffusionModel, plan: SamplingPlan, x0: Tensor, strength: float, labels: Tensor | None, seed: int
+) -> Iterator[SamplingProgress]:
     """Image to image (SDEdit): the images noised to level strength * T and drawn from there."""
     noise = image_noise(model, seed, len(x0), len(plan.grid), use="edit")
     work = evaluations(from_strength(plan.grid, model.schedule, strength))
     frames = image_to_image(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, x0, strength, noise)
-    yield from views_of(frames, 0, max(1, work))
+    yield from with_progress(frames, 0, max(1, work))
 
 
 class Source(NamedTuple):
@@ -71,7 +77,7 @@ def repeated(labels: Tensor | None, count: int) -> Tensor | None:
     return None if labels is None else labels.expand(count, *labels.shape[1:])
 
 
-def interpolate_images(model: DiffusionModel, plan: Plan, a: Source, b: Source, count: int) -> Iterator[View]:
+def interpolate_images(model: DiffusionModel, plan: SamplingPlan, a: Source, b: Source, count: int) -> Iterator[SamplingProgress]:
     """`count` images from one to the other, both included: latents along the arc between them, drawn deterministically.
 
     Two latents are drawn by the plan. Where one end is a real image, both ends are encoded by DDIM, and come back exactly. Where
@@ -85,7 +91,7 @@ def interpolate_images(model: DiffusionModel, plan: Plan, a: Source, b: Source, 
     if a.image is None and b.image is None:
         start = interpolate.slerp(a.latent, b.latent, fractions)
         frames = sample(_between(plan.denoiser, a, b, fractions), plan.rule, model.schedule, plan.grid, start, _no_noise)
-        yield from views_of(frames, 0, evaluations(plan.grid))
+        yield from with_progress(frames, 0, evaluations(plan.grid))
         return
     _check_plain(plan)
     total = evaluations(plan.grid) * (5 + (a.image is None) + (b.image is None))
@@ -94,10 +100,12 @@ def interpolate_images(model: DiffusionModel, plan: Plan, a: Source, b: Source, 
     frames = interpolate.interpolate(
         _between(model.denoiser, a, b, fractions), model.schedule, plan.grid, first, second, fractions
     )
-    yield from views_of(frames, done, total)
+    yield from with_progress(frames, done, total)
 
 
-def vary_images(model: DiffusionModel, plan: Plan, source: Source, amount: float, count: int, seed: int) -> Iterator[View]:
+def vary_images(
+    model: DiffusionModel, plan: SamplingPlan, source: Source, amount: float, count: int, seed: int
+) -> Iterator[SamplingProgress]:
     """`count` variations of an image: its latent mixed with fresh noise; amount 0 is the image itself, 1 another one.
 
     Raises InputError for a stochastic sampler, and for an amount out of range.
@@ -108,34 +116,36 @@ def vary_images(model: DiffusionModel, plan: Plan, source: Source, amount: float
     if source.image is None:
         start = interpolate.vary(source.latent, fresh, amount)
         frames = sample(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, start, _no_noise)
-        yield from views_of(frames, 0, evaluations(plan.grid))
+        yield from with_progress(frames, 0, evaluations(plan.grid))
         return
     _check_plain(plan)
     total = 3 * evaluations(plan.grid)
     encoded, done = yield from _encoded(model, plan, source, 0, total)
     frames = interpolate.variations(model.denoiser(labels), model.schedule, plan.grid, encoded, fresh, amount)
-    yield from views_of(frames, done, total)
+    yield from with_progress(frames, done, total)
 
 
-def reconstruct_images(model: DiffusionModel, plan: Plan, x0: Tensor, labels: Tensor | None) -> Iterator[View]:
+def reconstruct_images(
+    model: DiffusionModel, plan: SamplingPlan, x0: Tensor, labels: Tensor | None
+) -> Iterator[SamplingProgress]:
     """Encode images to noise by DDIM inversion over the plan's grid, and decode them again; the latents are in the View whose
     `position` is the grid's start. Raises InputError for a plan other than DDIM without guidance."""
     _check_plain(plan)
     denoiser, total = model.denoiser(labels), 2 * evaluations(plan.grid)
-    latent = yield from views_of(invert(denoiser, model.schedule, plan.grid, x0), 0, total, final=False)
-    yield from views_of(decode(denoiser, model.schedule, plan.grid, latent.x), total // 2, total)
+    latent = yield from with_progress(invert(denoiser, model.schedule, plan.grid, x0), 0, total, final=False)
+    yield from with_progress(decode(denoiser, model.schedule, plan.grid, latent.x), total // 2, total)
 
 
-def _encoded(model: DiffusionModel, plan: Plan, source: Source, done: int, total: int) -> Iterator[View]:
+def _encoded(model: DiffusionModel, plan: SamplingPlan, source: Source, done: int, total: int) -> Iterator[SamplingProgress]:
     """Views of an image being encoded, after being drawn if it is a latent; returns (Encoded, evaluations done)."""
     grid, denoiser, image = plan.grid, model.denoiser(source.labels), source.image
     work = evaluations(grid)
     if image is None:
         frames = sample(plan.denoiser(source.labels), plan.rule, model.schedule, plan.grid, source.latent, _no_noise)
-        image = (yield from views_of(frames, done, total, final=False)).x
+        image = (yield from with_progress(frames, done, total, final=False)).x
         done += work
-    latent = (yield from views_of(invert(denoiser, model.schedule, grid, image), done, total, final=False)).x
-    decoded = (yield from views_of(decode(denoiser, model.schedule, grid, latent), done + work, total, final=False)).x
+    latent = (yield from with_progress(invert(denoiser, model.schedule, grid, image), done, total, final=False)).x
+    decoded = (yield from with_progress(decode(denoiser, model.schedule, grid, latent), done + work, total, final=False)).x
     return interpolate.Encoded(image, latent, image - decoded), done + 2 * work
 
 
@@ -149,7 +159,7 @@ def _between(denoiser: Callable[..., Denoiser], a: Source, b: Source, fractions:
     return of(a) if same else blended(of(a), of(b), fractions)
 
 
-def _check_plain(plan: Plan) -> None:
+def _check_plain(plan: SamplingPlan) -> None:
     """Real images are encoded by the inverse of DDIM without guidance, which nothing else decodes."""
     if plan.label != CHOICES["ddim"].label or plan.stochastic or plan.nfe != evaluations(plan.grid):
         raise InputError(
@@ -157,7 +167,7 @@ def _check_plain(plan: Plan) -> None:
         )
 
 
-def _check_deterministic(plan: Plan) -> None:
+def _check_deterministic(plan: SamplingPlan) -> None:
     if plan.stochastic:
         raise InputError(
             "sampler: one that draws fresh noise leads nowhere twice; use a deterministic one, such as ddim with eta 0"
@@ -168,10 +178,10 @@ def _no_noise() -> Tensor:
     raise AssertionError("a deterministic step drew noise")
 
 
-def source_image(model: DiffusionModel, source: Source, plan: Plan | None = None) -> Tensor:
+def source_image(model: DiffusionModel, source: Source, plan: SamplingPlan | None = None) -> Tensor:
     """The image (1, C, H, W) of a source: its own, or what its latent draws by a deterministic plan; None: by DDIM."""
     # The latent, not varied at all.
-    return finished(vary_images(model, plan or make_plan(model), source, 0.0, 1, 0)) if source.image is None else source.image
+    return final_images(vary_images(model, plan or make_plan(model), source, 0.0, 1, 0)) if source.image is None else source.image
 
 
 def stacked(model: DiffusionModel, sources: Sequence[Source]) -> tuple[Tensor, list[tuple[list[int], Tensor | None]]]:
@@ -184,7 +194,9 @@ def stacked(model: DiffusionModel, sources: Sequence[Source]) -> tuple[Tensor, l
     return images, [group for group in groups if group[0]]
 
 
-def _noised(model: DiffusionModel, plan: Plan, source: Source, strength: float, count: int, seed: int) -> Iterator[View]:
+def _noised(
+    model: DiffusionModel, plan: SamplingPlan, source: Source, strength: float, count: int, seed: int
+) -> Iterator[SamplingProgress]:
     images = source.image.expand(count, -1, -1, -1)
     return edit_images(model, plan, images, strength, repeated(source.labels, count), seed)
 
@@ -193,7 +205,7 @@ class Method(NamedTuple):
     """A way to vary a source: (model, plan, source, how much, how many, seed) -> Views; and whether it begins with the latent,
     where the source is one, rather than with its image."""
 
-    vary: Callable[[DiffusionModel, Plan, Source, float, int, int], Iterator[View]]
+    vary: Callable[[DiffusionModel, SamplingPlan, Source, float, int, int], Iterator[SamplingProgress]]
     of_latents: bool = False
 
 

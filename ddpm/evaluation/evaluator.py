@@ -11,18 +11,18 @@ from ddpm.core.files import InputError
 from ddpm.core.params import OrWord
 from ddpm.data.prepared import Prepared
 from ddpm.evaluation.class_balance import class_shares, total_variation, total_variation_floor
-from ddpm.evaluation.feature_metrics import FeatureSpace, Judged, set_sizes
+from ddpm.evaluation.feature_metrics import FeatureMetrics, Features, set_sizes
 from ddpm.evaluation.fid import consecutive_sets
 from ddpm.evaluation.lpips import Diversity
 from ddpm.evaluation.memorization import Memorization
 from ddpm.evaluation.prdc import LEAST
 from ddpm.features.classifier import Classifier, predict
 from ddpm.features.extractors import Inception
-from ddpm.features.pretrained import INCEPTION, MISSING, PretrainedJudges, find_weights
+from ddpm.features.pretrained import INCEPTION, MISSING, PretrainedSettings, find_weights
 from ddpm.networks.checkpoints import CheckpointName
 
 
-class Evaluate(PretrainedJudges):
+class Evaluate(PretrainedSettings):
     """The `evaluate` section."""
 
     model_config = ConfigDict(extra="forbid")
@@ -44,17 +44,17 @@ class Scored(NamedTuple):
     ratios: np.ndarray
 
 
-class Judges:
+class Evaluator:
     """The judges of one data set, with what they find in its real images, found once, when it is first needed."""
 
     def __init__(self, data: Prepared, judge: Classifier, samples: int, seed: int, device: torch.device):
         """samples: how many there are in each set that will be scored, at least. Raises InputError for fewer than 2."""
         self.data, self.judge, self.seed, self.device = data, judge, seed, device
         self.sizes = set_sizes(samples, len(data.test.images))
-        train, test = (Judged(*predict(judge, split.images, device)) for split in (data.train, data.test))
+        train, test = (Features(*predict(judge, split.images, device)) for split in (data.train, data.test))
         self.class_shares = class_shares(train.probabilities.argmax(1), len(data.class_names))
         self.real_seen = test.probabilities.argmax(1)
-        self.classifier = FeatureSpace("classifier", train.features, test, self.sizes, seed)
+        self.classifier = FeatureMetrics("classifier", train.features, test, self.sizes, seed)
 
     @cached_property
     def network(self) -> Inception | None:
@@ -62,12 +62,12 @@ class Judges:
         return None if path is None else Inception(path, self.device)
 
     @cached_property
-    def inception(self) -> FeatureSpace | None:
+    def inception(self) -> FeatureMetrics | None:
         """The Inception's feature space, None where its weights are missing."""
         if self.network is None:
             return None
         train, test = (self._inception(s.images, name) for s, name in ((self.data.train, "train"), (self.data.test, "test")))
-        return FeatureSpace("inception", train.features, test, self.sizes, self.seed)
+        return FeatureMetrics("inception", train.features, test, self.sizes, self.seed)
 
     @cached_property
     def memorization(self) -> Memorization:
@@ -88,13 +88,13 @@ class Judges:
     def fid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
         """{fid, fid_sd, accuracy} of samples as in `examine`, by the classifier alone: what many sets are compared by."""
         check_samples(images, self.data.shape, name)
-        judged = Judged(*predict(self.judge, images, self.device))
+        judged = Features(*predict(self.judge, images, self.device))
         return self.classifier.fid(judged, name) | _accuracy(judged.probabilities.argmax(1), labels)
 
     def compare(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
         """What `fid` gives, and {precision, recall, density, coverage}."""
         check_samples(images, self.data.shape, name)
-        judged = Judged(*predict(self.judge, images, self.device))
+        judged = Features(*predict(self.judge, images, self.device))
         scores = self.classifier.fid(judged, name) | self.classifier.coverage(judged, name)
         return scores | _accuracy(judged.probabilities.argmax(1), labels)
 
@@ -109,7 +109,7 @@ class Judges:
         """
         check_samples(images, self.data.shape, name)
         self.check_enough("evaluate", "sample_ddpm.samples, sample_ddim.samples")
-        judged = Judged(*predict(self.judge, images, self.device))
+        judged = Features(*predict(self.judge, images, self.device))
         seen = judged.probabilities.argmax(1)
         scores = {"classifier": self.classifier.score(judged, name), "inception": MISSING}
         if self.inception is not None:
@@ -134,9 +134,9 @@ class Judges:
             "tv_floor": total_variation_floor(self.class_shares, self.sizes.n),
         }
 
-    def _inception(self, images: np.ndarray, name: str) -> Judged:
+    def _inception(self, images: np.ndarray, name: str) -> Features:
         features, logits = self.network(images, name)
-        return Judged(features, logits.double().softmax(1).numpy())
+        return Features(features, logits.double().softmax(1).numpy())
 
 
 def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None:

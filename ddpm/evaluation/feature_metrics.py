@@ -39,21 +39,21 @@ def set_sizes(samples: int, test: int) -> Sizes:
     return Sizes(n, samples // n)
 
 
-class Judged(NamedTuple):
+class Features(NamedTuple):
     """What a judge gives to images: features (N, D) and class probabilities (N, K), float64."""
 
     features: np.ndarray
     probabilities: np.ndarray
 
 
-class FeatureSpace:
+class FeatureMetrics:
     """Scores in one feature space; the reference is the training split, and the test split stands for perfect samples.
 
     FID and KID are taken to the full training split. Precision, recall, density and coverage are taken to n random images of it,
     or all where there are fewer: they are defined between sets of one size, and the same n for samples and test images.
     """
 
-    def __init__(self, name: str, train: np.ndarray, test: Judged, sizes: Sizes, seed: int):
+    def __init__(self, name: str, train: np.ndarray, test: Features, sizes: Sizes, seed: int):
         """train: features (M, D). Raises InputError, beginning with `name`, for features that are not finite."""
         self.name, self.sizes, self.seed = name, sizes, seed
         self.train = check_features(train, f"{name}: training split")
@@ -62,13 +62,13 @@ class FeatureSpace:
         self.reference = fit_gaussian(self.train)
         self.floor = float(np.mean([frechet(fit_gaussian(self.test.features[s]), self.reference) for s in self.test_sets]))
 
-    def fid(self, judged: Judged, name: str) -> dict[str, float]:
+    def fid(self, judged: Features, name: str) -> dict[str, float]:
         """{fid, fid_sd} of samples: FID to the training split, mean over disjoint sets of n; fid_sd from 3 sets on."""
         features = self._checked(judged, name).features
         sets = consecutive_sets(len(features), self.sizes.n)
         return _mean_and_sd("fid", [frechet(fit_gaussian(features[s]), self.reference) for s in sets])
 
-    def score(self, judged: Judged, name: str) -> dict[str, float]:
+    def score(self, judged: Features, name: str) -> dict[str, float]:
         """All scores of samples, each the mean over disjoint sets of n, beside the floor that n real images reach.
 
         Raises InputError, with `name`, for features that are not finite, or for an n of fewer than 6.
@@ -89,7 +89,7 @@ class FeatureSpace:
             **self._coverage(judged.features, sets, name),
         }
 
-    def coverage(self, judged: Judged, name: str) -> dict[str, float]:
+    def coverage(self, judged: Features, name: str) -> dict[str, float]:
         """{precision, recall, density, coverage} of samples, the mean over disjoint sets of n. Raises InputError as `score`."""
         features = self._checked(judged, name).features
         return self._coverage(features, consecutive_sets(len(features), self.sizes.n), name)
@@ -121,7 +121,7 @@ class FeatureSpace:
         chosen = disjoint_sets(len(self.train), min(self.sizes.n, len(self.train)), self.seed)[0]
         return Coverage(self.train[chosen], f"{self.name}: training split")
 
-    def _checked(self, judged: Judged, name: str) -> Judged:
+    def _checked(self, judged: Features, name: str) -> Features:
         return judged._replace(features=check_features(judged.features, f"{self.name}: {name}"))
 
     def _kid(self, features: np.ndarray) -> float:

@@ -112,7 +112,7 @@ def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
         base = (x[rows] @ y.T).div_(a.shape[1]).add_(1)
         return float(base.square().mul_(base).sum())
 
-    return math.fsum(processes.share(row_chunks(len(a), len(b)), of_rows))
+    return math.fsum(processes.map_over_ranks(row_chunks(len(a), len(b)), of_rows))
 
 
 def inception_score(probabilities: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from ddpm.core.params import Section, make
-from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
@@ -36,13 +36,13 @@ def why_none(model: DiffusionModel, settings: Guidance) -> str:
     """Why no scales are compared, in one line; "" where they are."""
     if not settings.scales:
         return "guidance.scales is empty"
-    if not model.network.conditional:
+    if not model.network.takes_labels:
         return "the model takes no class or text (model.conditioning)"
-    return "" if model.knows_no_class else "the model was always told the class (train.condition_dropout)"
+    return "" if model.supports_cfg else "the model was always told the class (train.condition_dropout)"
 
 
 def compare_scales(
-    model: DiffusionModel, judges: Judges, settings: Guidance, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+    model: DiffusionModel, judges: Evaluator, settings: Guidance, seed: int, autocast: Callable, on_row: Callable[[dict], None]
 ) -> list[dict]:
     """Draw by DDIM with each scale, and judge: rows of COLUMNS, each handed to `on_row` as well; none where there is no guidance.
 
@@ -55,7 +55,7 @@ def compare_scales(
     if why_none(model, settings):
         return rows
     judges.check_enough("guidance", "guidance.samples")
-    for told in (CAPTIONS, UNSEEN) if model.network.reads else (CLASSES,):
+    for told in (CAPTIONS, UNSEEN) if model.network.takes_text else (CLASSES,):
         for scale in sorted(set(settings.scales)):
             if told == UNSEEN and scale == 0:  # nothing is told
                 continue

@@ -11,7 +11,7 @@ from ddpm.core.progress import Progress
 from ddpm.core.seeds import seeded
 from ddpm.diffusion.schedule import add_noise
 from ddpm.diffusion.variance import VARIANCES
-from ddpm.diffusion.vlb import prior_bits, step_bits
+from ddpm.diffusion.vlb import prior_bpd, vlb_terms_bpd
 from ddpm.sampling.denoiser import thresholded
 from ddpm.sampling.model import DiffusionModel
 
@@ -52,14 +52,14 @@ def likelihood(model: DiffusionModel, images: Tensor, labels: Tensor, levels: in
                 level = model.schedule[index[part, k]]
                 prediction = denoiser(add_noise(x0, eps, level), level)
                 for name in names:
-                    bits = step_bits(model.schedule, index[part, k], x0, prediction.x0, name, prediction.mix)
+                    bits = vlb_terms_bpd(model.schedule, index[part, k], x0, prediction.x0, name, prediction.variance_interp)
                     found[name][:, k] = bits.cpu().double()
-                progress.advance(len(x0) * processes.size())
+                progress.advance(len(x0) * processes.world_size())
             return found
 
-        parts = processes.share(range(0, len(images), BATCH), bits_of)
+        parts = processes.map_over_ranks(range(0, len(images), BATCH), bits_of)
     terms = {name: torch.cat([part[name] for part in parts]) for name in names}
-    prior = prior_bits(images.cpu().double(), model.schedule[total])
+    prior = prior_bpd(images.cpu().double(), model.schedule[total])
     scores: dict = {"n": len(images), "evaluations": strata + 1, "prior": float(prior.mean())}
     for name in names:
         decoder, steps = terms[name][:, 0], terms[name][:, 1:].sum(1) * ((total - 1) / strata)

@@ -26,7 +26,7 @@ BATCH = 250
 def by_batches(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, others: Tensor) -> list[Tensor]:
     """compute(images, others) of every batch, on the CPU; the batches are shared by the processes."""
     pairs = list(zip(images.split(BATCH), others.split(BATCH), strict=True))
-    return processes.share(pairs, lambda pair: compute(*pair).cpu())
+    return processes.map_over_ranks(pairs, lambda pair: compute(*pair).cpu())
 
 
 class Perceptual:

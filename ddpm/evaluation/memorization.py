@@ -112,10 +112,10 @@ class Memorization:
             distance, index = self._candidates(self._centred(chunk), k)
             squared, nearest = self._exact(chunk, index[:, :EXACT], None if own is None else own[start : start + rows])
             if progress is not None:
-                progress.advance(len(chunk) * processes.size())
+                progress.advance(len(chunk) * processes.world_size())
             return squared, nearest, distance[:, 1:].double().mean(1).numpy()
 
-        parts = processes.share(range(0, len(queries), rows), of_chunk)
+        parts = processes.map_over_ranks(range(0, len(queries), rows), of_chunk)
         squared, index, following = (np.concatenate(part) for part in zip(*parts, strict=True))
         return squared, index, following
 

@@ -52,7 +52,7 @@ class Coverage:
             recalled = (distances <= manifold[rows, None]).any(0)
             return int(precise), int(inside.sum()), recalled, inside.any(0)
 
-        parts = processes.share(row_chunks(len(points), len(self.real)), of_rows)
+        parts = processes.map_over_ranks(row_chunks(len(points), len(self.real)), of_rows)
         precise, inside, recalled, covered = zip(*parts, strict=True)
         return {
             "precision": sum(precise) / len(points),
@@ -101,4 +101,4 @@ def neighbour_radii(points: Tensor, ranks: list[int], name: str) -> Tensor:
         nearest = squared_distances(points[rows], points).topk(most + 1, largest=False).values
         return nearest[:, ranks] * (1 + ROUNDING)
 
-    return torch.cat(processes.share(row_chunks(len(points), len(points)), of_rows))
+    return torch.cat(processes.map_over_ranks(row_chunks(len(points), len(points)), of_rows))

@@ -93,7 +93,7 @@ def round_trips(model: DiffusionModel, x0: Tensor, labels: Tensor) -> RoundTrips
 
             def there_and_back(x: Tensor, y: Tensor) -> Tensor:
                 latent, image = round_trip(model.denoiser(y), model.schedule, grid, x)  # noqa: B023
-                progress.advance(len(x) * processes.size())
+                progress.advance(len(x) * processes.world_size())
                 return torch.stack([latent, image.clamp(-1, 1)], dim=1)
 
             latents, decoded = torch.cat(by_batches(there_and_back, x0, labels)).unbind(1)

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from ddpm.core.files import InputError
 from ddpm.core.params import Section
-from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.networks.checkpoints import CheckpointName
-from ddpm.networks.power_ema import NARROWEST, TOLERANCE, WIDEST, from_snapshots, list_snapshots, reach
+from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, TOLERANCE, from_snapshots, list_snapshots, supported_range
 from ddpm.sampling.denoiser import thresholded
 from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel, load
-from ddpm.sampling.plan import Plan, build
+from ddpm.sampling.plan import SamplingPlan, build
 from ddpm.sampling.samplers import SAMPLERS, Sampler, ancestral_step
 from ddpm.sampling.time_grid import evaluations, make_grid
 
@@ -32,7 +32,7 @@ class Sweep(Section):
     evaluations: Annotated[list[Count], Field(min_length=1)]
     full_length: bool
     checkpoint: CheckpointName
-    ema_widths: list[Annotated[float, Field(ge=NARROWEST, le=WIDEST)]]
+    ema_widths: list[Annotated[float, Field(ge=MIN_SIGMA_REL, le=MAX_SIGMA_REL)]]
     ema_steps: Count
 
 
@@ -61,7 +61,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def plan_method(name: str, model: DiffusionModel, budget: int) -> Plan:
+def plan_method(name: str, model: DiffusionModel, budget: int) -> SamplingPlan:
     """The plan of a method that evaluates the network at most `budget` times per image."""
     method = METHODS[name]
     steps = (budget + 1) // 2 if method.sampler.twice else budget
@@ -71,10 +71,10 @@ def plan_method(name: str, model: DiffusionModel, budget: int) -> Plan:
     def denoiser(labels):
         return thresholded(model.denoiser(labels))
 
-    return Plan(name, rule, grid, denoiser, evaluations(grid), stochastic)
+    return SamplingPlan(name, rule, grid, denoiser, evaluations(grid), stochastic)
 
 
-def judged(model: DiffusionModel, plan: Plan, judges: Judges, settings: Sweep, seed: int, autocast: Callable) -> dict:
+def judged(model: DiffusionModel, plan: SamplingPlan, judges: Evaluator, settings: Sweep, seed: int, autocast: Callable) -> dict:
     """Draw by a plan, from the same noise whatever the plan, and judge: {nfe, fid, fid_sd, accuracy, seconds}.
 
     fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes no class.
@@ -91,7 +91,7 @@ def judged(model: DiffusionModel, plan: Plan, judges: Judges, settings: Sweep, s
 
 
 def sweep(
-    model: DiffusionModel, judges: Judges, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+    model: DiffusionModel, judges: Evaluator, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
 ) -> list[dict]:
     """Draw with every method and budget, and judge: rows {method, spacing, budget} and what `judged` gives, each handed to
     `on_row` as well.
@@ -120,7 +120,7 @@ REFERENCE = "final"
 
 
 def sweep_widths(
-    folder: Path, judges: Judges, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+    folder: Path, judges: Evaluator, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
 ) -> tuple[list[dict], str]:
     """Draw from a model folder with `final` and with the EMA of each width, and judge: (rows, note).
 
@@ -153,5 +153,5 @@ def _note(steps: list[int], wanted: list[float], missed: list[float]) -> str:
     if not missed:
         return ""
     names = ", ".join(f"{width:g}" for width in missed)
-    narrowest, widest = reach(steps)
+    narrowest, widest = supported_range(steps)
     return f"Left out: {names}. {len(steps)} snapshots reach from {narrowest:g} to {widest:g}; train.snapshots gives more."

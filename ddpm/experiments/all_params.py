@@ -17,7 +17,7 @@ from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 from ddpm.training.settings import Train
 
 
-class Everything(Section):
+class AllParams(Section):
     """The content of params.yaml."""
 
     dataset: DatasetName

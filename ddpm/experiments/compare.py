@@ -9,7 +9,7 @@ from ddpm.core.files import remove, write_text
 from ddpm.experiments.quality import quality_figure
 from ddpm.experiments.significance import difference, in_words, with_spread
 from ddpm.experiments.tables import (
-    MOST_NAMED,
+    MAX_NAMED,
     OF_MODEL,
     OF_SAMPLER,
     SAMPLERS,
@@ -80,7 +80,7 @@ def _part(folder: Path, number: int, title: str, group: Experiments, parts: int)
     if parts > 1:
         yield f"## {title}"
     yield _about_judges(group)
-    if len(names) > MOST_NAMED:
+    if len(names) > MAX_NAMED:
         yield table(["", *names], [[label, *values_of(s, names)] for label, s in zip(labels, settings, strict=True)], range(99))
         names = []
     yield from _same_scores(settings, labels)

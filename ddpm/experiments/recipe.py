@@ -137,12 +137,12 @@ def full_params(recipe: Recipe, changes: Mapping[str, Any] | None = None, params
 
     Raises InputError for a key that params.yaml does not have, and for a value that no stage would take.
     """
-    from ddpm.experiments.all_params import Everything
+    from ddpm.experiments.all_params import AllParams
 
     tree = merged(read_yaml(params), recipe.content.overrides, f"{recipe.path}: overrides")
     tree = merged(tree, changes or {}, "set_param: changes")
     try:
-        make(Everything, **tree)
+        make(AllParams, **tree)
     except InputError as error:
         raise InputError(f"{recipe.path}: {error}") from None
     return tree

@@ -27,7 +27,7 @@ from ddpm.core.files import InputError, read_json, write_json, writing
 from ddpm.core.params import PARAMS_FILE, make
 from ddpm.core.scratch import scratch_root
 from ddpm.experiments.recipe import Recipe, full_params, options
-from ddpm.experiments.runner import ON_DEMAND, README, RECORDS, RUNNERS, Order, check_clean, has_git
+from ddpm.experiments.runner import ON_DEMAND, README, RECORDS, RUNNERS, RunSpec, check_clean, has_git
 
 # Copied where a run made them.
 FIGURES = [
@@ -57,7 +57,7 @@ def record(
     params = full_params(recipe, changes)
     commit = check_clean() if by_dvc or has_git() else None
     seeds = list(dict.fromkeys(seeds)) or [params["seed"]]
-    order = Order(recipe.name, params, [*options(recipe.content.overrides), *(word for text in given for word in ("-S", text))])
+    order = RunSpec(recipe.name, params, [*options(recipe.content.overrides), *(word for text in given for word in ("-S", text))])
     about = {
         "recipe": recipe.name,
         "about": recipe.content.about,

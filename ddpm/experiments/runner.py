@@ -37,14 +37,14 @@ WRITTEN = (f"{RECORDS}/", README)
 CODE = ("ddpm/", "stages/")
 
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 
 
 # Made by the sweep, which is no part of a run: what a commit holds of it belongs to another one.
 ON_DEMAND = "reports/sweep"
 
 
-class Order(NamedTuple):
+class RunSpec(NamedTuple):
     """What to run: a name, the full params.yaml but for the seed, and the `-S` options that make it of the committed one."""
 
     name: str
@@ -52,7 +52,7 @@ class Order(NamedTuple):
     options: list[str]
 
 
-class Ran(NamedTuple):
+class RunResult(NamedTuple):
     """Seconds that it took, and the line that says where the model is."""
 
     seconds: float
@@ -85,13 +85,13 @@ def check_clean() -> str:
             continue
         changed.append(path)
     if changed:
-        named = ", ".join(changed[:MOST_NAMED]) + (f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else "")
+        named = ", ".join(changed[:MAX_NAMED]) + (f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else "")
         verb = "are" if len(changed) > 1 else "is"
         raise InputError(f"record: {named} {verb} not as committed; commit or stash, so that the record names what was run")
     return git("rev-parse", "HEAD").strip()
 
 
-def with_dvc(order: Order, seed: int, folder: Path, extra: Sequence[str]) -> Ran:
+def with_dvc(order: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> RunResult:
     """Run an experiment, lay its commit into `folder`, and run the extra commands there with its outputs beside it.
 
     Raises InputError if DVC is not there, or if it or a command fails.
@@ -115,10 +115,10 @@ def with_dvc(order: Order, seed: int, folder: Path, extra: Sequence[str]) -> Ran
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             _run(get, Path(), f"dvc get {path}")
         _run_extra(extra, folder)
-    return Ran(seconds, f"`dvc exp apply {name}` brings its model and reports into the workspace")
+    return RunResult(seconds, f"`dvc exp apply {name}` brings its model and reports into the workspace")
 
 
-def without_dvc(order: Order, seed: int, folder: Path, extra: Sequence[str]) -> Ran:
+def without_dvc(order: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> RunResult:
     """Run every stage in `folder`, which becomes a copy of the commit, or of the current folder where there is no Git.
 
     Raises InputError if a stage or a command fails.
@@ -135,10 +135,10 @@ def without_dvc(order: Order, seed: int, folder: Path, extra: Sequence[str]) -> 
         _run(_words(stages[stage]["cmd"]), folder, f"stage {stage}")
     seconds = time.monotonic() - start
     _run_extra(extra, folder)
-    return Ran(seconds, f"its model is in {folder / 'models/ddpm'} (`python -m ddpm sample --model`)")
+    return RunResult(seconds, f"its model is in {folder / 'models/ddpm'} (`python -m ddpm sample --model`)")
 
 
-RUNNERS: dict[bool, Callable[[Order, int, Path, Sequence[str]], Ran]] = {True: with_dvc, False: without_dvc}
+RUNNERS: dict[bool, Callable[[RunSpec, int, Path, Sequence[str]], RunResult]] = {True: with_dvc, False: without_dvc}
 
 
 def stage_order(stages: Mapping[str, Any]) -> list[str]:

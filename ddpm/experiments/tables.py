@@ -8,7 +8,7 @@ import pandas as pd
 CODE = "code"  # stands among the settings
 
 
-MOST_NAMED = 3  # differing settings by which one is called in figures and sentences; with more, by a number
+MAX_NAMED = 3  # differing settings by which one is called in figures and sentences; with more, by a number
 
 
 SAMPLERS = ("ddpm", "ddim")
@@ -123,7 +123,7 @@ def values_of(setting: Experiments, names: list[str]) -> list[str]:
 
 def labels_of(settings: list[Experiments], names: list[str]) -> list[str]:
     """Such as "schedule cosine, train.steps 5000", with the section only where two names would be alike without it."""
-    if not 0 < len(names) <= MOST_NAMED:
+    if not 0 < len(names) <= MAX_NAMED:
         return [f"setting {number + 1}" for number in range(len(settings))]
     last = [name.split(".")[-1] for name in names]
     short = [name if last.count(end) > 1 else end for name, end in zip(names, last, strict=True)]

@@ -119,7 +119,7 @@ def predict(network: Classifier, images: np.ndarray, device: torch.device) -> tu
         f = network.features(to_model_range(to_tensor(images[start : start + PREDICT_BATCH], device)))
         return f.cpu().double().numpy(), network.head(f).cpu().double().softmax(1).numpy()
 
-    features, probabilities = zip(*processes.share(range(0, len(images), PREDICT_BATCH), predict_batch), strict=True)
+    features, probabilities = zip(*processes.map_over_ranks(range(0, len(images), PREDICT_BATCH), predict_batch), strict=True)
     return np.concatenate(features), np.concatenate(probabilities)
 
 

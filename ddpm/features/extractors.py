@@ -42,10 +42,10 @@ class Inception:
             def judge(start: int) -> tuple[np.ndarray, Tensor]:
                 batch = to_tensor(images[start : start + INCEPTION_BATCH], self.device)
                 f, z = self.network(batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch)
-                progress.advance(len(batch) * processes.size())
+                progress.advance(len(batch) * processes.world_size())
                 return f.cpu().double().numpy(), z.cpu()
 
-            features, logits = zip(*processes.share(range(0, len(images), INCEPTION_BATCH), judge), strict=True)
+            features, logits = zip(*processes.map_over_ranks(range(0, len(images), INCEPTION_BATCH), judge), strict=True)
         return np.concatenate(features), torch.cat(logits)
 
 

@@ -38,7 +38,7 @@ ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.
 MISSING = {"status": "weights missing"}  # what stands in the place of scores that such a file would have given
 
 
-class PretrainedJudges(Section):
+class PretrainedSettings(Section):
     """The keys of the `evaluate` section that are obeyed before anything is trained or sampled."""
 
     model_config = ConfigDict(extra="ignore")
@@ -62,7 +62,7 @@ def find_weights(file: WeightsFile) -> Path | None:
     return path
 
 
-def get_weights(settings: PretrainedJudges) -> None:
+def get_weights(settings: PretrainedSettings) -> None:
     """Download the weights files that are missing, if `download_weights` says so; a file that cannot be had is named.
 
     Raises InputError, saying which file goes where, if the Inception's is required and missing.

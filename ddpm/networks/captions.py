@@ -17,7 +17,7 @@ from ddpm.core.files import InputError
 PADDING, START = 0, 1  # of the ids; words come after them
 
 
-MOST_WORDS = 16  # of a caption, at least; longer class names make room for more
+MAX_WORDS = 16  # of a caption, at least; longer class names make room for more
 
 
 TEMPLATES = ("{}", "a {}", "the {}", "an image of a {}", "a picture of a {}", "this is a {}")
@@ -48,8 +48,8 @@ def names_of(class_name: str) -> list[str]:
     return [" ".join(words) for name in re.split(r"[,/]", class_name) if (words := split_words(name))]
 
 
-def captions_of(class_name: str, unseen: bool = False) -> list[str]:
-    """All captions of a class, a template after the other, its names in turn; `unseen`: those that no training shows.
+def captions_of(class_name: str, held_out_captions: bool = False) -> list[str]:
+    """All captions of a class, a template after the other, its names in turn; `held_out_captions`: those that no training shows.
 
     Raises InputError for a class name without a letter or digit.
     """
@@ -59,9 +59,9 @@ def captions_of(class_name: str, unseen: bool = False) -> list[str]:
             f"class {class_name!r}: holds no word that a caption could be made of; rename it, or use another model.conditioning"
         )
     if class_name in map(str, range(10)):
-        templates = UNSEEN_DIGIT if unseen else DIGIT_TEMPLATES
+        templates = UNSEEN_DIGIT if held_out_captions else DIGIT_TEMPLATES
     else:
-        templates = UNSEEN if unseen else TEMPLATES
+        templates = UNSEEN if held_out_captions else TEMPLATES
     return [_with_article(template, name) for template in templates for name in names]
 
 
@@ -78,7 +78,7 @@ class Vocabulary:
     """
 
     def __init__(self, class_names: Sequence[str]):
-        self.longest = max(MOST_WORDS, *map(len, _owners(class_names)))
+        self.longest = max(MAX_WORDS, *map(len, _owners(class_names)))
         # Of the captions that training shows: no other word would mean anything.
         self.words = sorted({word for name in class_names for caption in captions_of(name) for word in split_words(caption)})
         self._ids = {word: START + 1 + k for k, word in enumerate(self.words)}
@@ -118,7 +118,7 @@ def _owners(class_names: Sequence[str]) -> dict[tuple[str, ...], int]:
     """The class that each caption stands for, by the caption's words; unseen captions are told apart too."""
     owners: dict[tuple[str, ...], int] = {}
     for label, name in enumerate(class_names):
-        for caption in (*captions_of(name), *captions_of(name, unseen=True)):
+        for caption in (*captions_of(name), *captions_of(name, held_out_captions=True)):
             other = owners.setdefault(tuple(split_words(caption)), label)
             if other != label:
                 raise InputError(
@@ -128,9 +128,9 @@ def _owners(class_names: Sequence[str]) -> dict[tuple[str, ...], int]:
     return owners
 
 
-def caption_table(class_names: Sequence[str], vocabulary: Vocabulary, unseen: bool = False) -> Tensor:
+def caption_table(class_names: Sequence[str], vocabulary: Vocabulary, held_out_captions: bool = False) -> Tensor:
     """The ids of all captions, int64 (classes, M, L); a class with fewer captions than another repeats its own."""
-    captions = [captions_of(name, unseen) for name in class_names]
+    captions = [captions_of(name, held_out_captions) for name in class_names]
     most = max(map(len, captions))
     rows = [of[k % len(of)] for of in captions for k in range(most)]
     return vocabulary.encode(rows).reshape(len(class_names), most, -1)

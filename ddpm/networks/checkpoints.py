@@ -19,14 +19,14 @@ from ddpm.core.weights import load_weights, put_weights
 from ddpm.diffusion.prediction import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.networks.captions import Vocabulary
-from ddpm.networks.conditioning import CONDITIONINGS, TextContent
-from ddpm.networks.power_ema import NARROWEST, SNAPSHOTS, WIDEST, rebuild
-from ddpm.networks.unet import OURS, Details, Size, UNet, UNetSettings
+from ddpm.networks.conditioning import CONDITIONINGS, TextEncoder
+from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SNAPSHOTS, rebuild
+from ddpm.networks.unet import DEFAULTS, CompatOptions, Size, UNet, UNetSettings
 
 CONFIG = "config.json"
 
 
-FORMAT = 5
+FORMAT = 6
 
 
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
@@ -35,9 +35,9 @@ CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest
 def _checkpoint(value: Any) -> str | float:
     if isinstance(value, str) and value in CHECKPOINTS:
         return value
-    if isinstance(value, float) and NARROWEST <= value <= WIDEST:
+    if isinstance(value, float) and MIN_SIGMA_REL <= value <= MAX_SIGMA_REL:
         return value
-    names = [*CHECKPOINTS, f"or an EMA width from {NARROWEST} to {WIDEST}"]
+    names = [*CHECKPOINTS, f"or an EMA width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}"]
     raise PydanticCustomError("one_of", "is unknown", {"names": names})
 
 
@@ -63,14 +63,14 @@ class _Config(BaseModel):
     model: UNetSettings
     diffusion: _Levels
     data: _Data
-    details: Details = OURS
+    details: CompatOptions = DEFAULTS
 
 
 def make_config(
     model: UNetSettings, schedule: str, prediction: str, diffusion: Diffusion, data: dict, training: dict, seed: int
 ) -> dict:
     """The content of config.json: the network's settings, what it predicts at which levels, its data, how it was trained."""
-    reads = CONDITIONINGS[model.conditioning].content is TextContent
+    reads = CONDITIONINGS[model.conditioning].content is TextEncoder
     return {
         "format": FORMAT,
         "model": model.model_dump(),
@@ -86,7 +86,7 @@ def make_network(
     diffusion: Diffusion,
     shape: tuple[int, int, int],
     class_names: Sequence[str],
-    details: Details = OURS,
+    details: CompatOptions = DEFAULTS,
 ) -> UNet:
     """The network of these settings for images (H, W, C). Raises InputError for sizes that do not fit together."""
     return UNet(model, shape, class_names, shape[2] * (2 if diffusion.learned_variance else 1), details)
@@ -111,7 +111,7 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
     except (ValidationError, InputError) as error:
         reason = _first_mistake(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{folder / CONFIG}: describes no network ({reason}); make it again with `dvc repro -f train`") from None
-    if network.reads and config.get("words") != network.condition.vocabulary.words:
+    if network.takes_text and config.get("words") != network.condition.vocabulary.words:
         raise InputError(f"{folder / CONFIG}: words: are not those of today's captions; make it again with `dvc repro train`")
     if isinstance(checkpoint, str):
         load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")

@@ -15,7 +15,7 @@ from ddpm.networks.captions import PADDING, START, Vocabulary, caption_table
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 64, 2, 4
 
 
-class Nothing(nn.Module):
+class NoConditioning(nn.Module):
     """The embedding as it is; labels are ignored."""
 
     def __init__(self, class_names: Sequence[str], embedding: int):
@@ -25,7 +25,7 @@ class Nothing(nn.Module):
         return embedding
 
 
-class ClassContent(nn.Module):
+class ClassEmbedding(nn.Module):
     """Adds a learned vector per class: labels (B,) in 0..classes, where `classes` itself means "no class", as does None."""
 
     def __init__(self, class_names: Sequence[str], embedding: int):
@@ -43,7 +43,7 @@ class ClassContent(nn.Module):
         return labels.masked_fill(dropped, self.classes)
 
 
-class TextContent(nn.Module):
+class TextEncoder(nn.Module):
     """Adds what a small transformer (Vaswani et al. 2017), trained with the network, makes of a caption.
 
     labels: word ids (B, L) of `Vocabulary.encode`, or class numbers (B,), which stand for the first caption of the class. A
@@ -86,20 +86,20 @@ class Conditioning(NamedTuple):
     """content: what takes class or caption; masked: whether the network sees known pixels and where they are."""
 
     content: Callable[[Sequence[str], int], nn.Module]
-    masked: bool = False
+    takes_mask: bool = False
 
 
 CONDITIONINGS: dict[str, Conditioning] = {
-    "none": Conditioning(Nothing),
-    "class": Conditioning(ClassContent),
-    "text": Conditioning(TextContent),
-    "mask": Conditioning(Nothing, masked=True),
-    "class+mask": Conditioning(ClassContent, masked=True),
-    "text+mask": Conditioning(TextContent, masked=True),
+    "none": Conditioning(NoConditioning),
+    "class": Conditioning(ClassEmbedding),
+    "text": Conditioning(TextEncoder),
+    "mask": Conditioning(NoConditioning, takes_mask=True),
+    "class+mask": Conditioning(ClassEmbedding, takes_mask=True),
+    "text+mask": Conditioning(TextEncoder, takes_mask=True),
 }
 
 
-def known_pixels(images: Tensor, mask: Tensor) -> Tensor:
+def masked_input(images: Tensor, mask: Tensor) -> Tensor:
     """What a masked network is shown, (B, C + 1, H, W): images (B, C, H, W) in [-1, 1] where mask (B, 1, H, W) is 1, 0
     elsewhere, and the mask itself."""
     return torch.cat([images * mask, mask.to(images)], dim=1)

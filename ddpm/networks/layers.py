@@ -15,7 +15,7 @@ _CAN_PACK = (
 )
 
 
-class Conv(nn.Conv2d):
+class PackedConv2d(nn.Conv2d):
     """nn.Conv2d which, in eval mode on CPU and without gradients, keeps its kernel in the layout that oneDNN computes with.
 
     Otherwise every call changes the layout, which for few images takes about as long as the convolution, and PyTorch leaves
@@ -56,7 +56,7 @@ class Conv(nn.Conv2d):
             self._packed = key, weight, torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape)
         return torch.ops.mkldnn._convolution_pointwise(x, self._packed[2], self.bias, *geometry, "none", [], "")
 
-    def train(self, mode: bool = True) -> "Conv":
+    def train(self, mode: bool = True) -> "PackedConv2d":
         self._packed = None
         return super().train(mode)
 
@@ -64,7 +64,7 @@ class Conv(nn.Conv2d):
         return {**self.__dict__, "_packed": None}
 
 
-class Grow(Conv):
+class Upsample(PackedConv2d):
     """Nearest-neighbour upsampling by 2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int):
@@ -79,7 +79,7 @@ class Grow(Conv):
         return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)
 
 
-class Shrink(Conv):
+class Downsample(PackedConv2d):
     """A 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H / 2, W / 2), for even sides. Zeros stand all around the image, or,
     for `corner`, right and below of it."""
 

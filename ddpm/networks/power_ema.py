@@ -21,11 +21,11 @@ from torch import Tensor
 from ddpm.core.files import InputError
 from ddpm.core.weights import read_weights, save_weights
 
-WIDTHS = (0.05, 0.10)  # of the tracked averages: EDM2's
+TRACKED_SIGMA_REL = (0.05, 0.10)  # of the tracked averages: EDM2's
 
 
 # Widths that can be asked for. At 1/sqrt(12) = 0.2887 the average is a plain mean over the whole training.
-NARROWEST, WIDEST = 0.005, 0.28
+MIN_SIGMA_REL, MAX_SIGMA_REL = 0.005, 0.28
 
 
 # The largest residual that is accepted: an error of a tenth of the noise that the average itself still has. Up to it the variance
@@ -34,13 +34,13 @@ TOLERANCE = 0.1
 
 
 @cache
-def exponent(width: float) -> float:
+def gamma_from_sigma_rel(width: float) -> float:
     """gamma of a width: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), solved as a cubic (EDM2, app. C).
 
     Raises InputError for a width below 0.005 or above 0.28.
     """
-    if not NARROWEST <= width <= WIDEST:
-        raise InputError(f"EMA width: {width} must be from {NARROWEST} to {WIDEST}")
+    if not MIN_SIGMA_REL <= width <= MAX_SIGMA_REL:
+        raise InputError(f"EMA width: {width} must be from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}")
     q = width**-2
     # 12 - q < 0 is the only change of sign in the coefficients, so one root is positive (Descartes).
     return float(np.roots([1, 7, 16 - q, 12 - q]).real.max())
@@ -52,7 +52,7 @@ def decay(width: float, step: int) -> float:
     beta is 0 at step 1, so what w holds before it is forgotten. The share of step tau at step t is the integral of the profile
     over (tau - 1, tau].
     """
-    return (1 - 1 / step) ** (exponent(width) + 1)
+    return (1 - 1 / step) ** (gamma_from_sigma_rel(width) + 1)
 
 
 def coefficients(steps: list[int], widths: list[float], step: int, width: float) -> tuple[np.ndarray, float]:
@@ -62,9 +62,9 @@ def coefficients(steps: list[int], widths: list[float], step: int, width: float)
     change are then reproduced as they are, however few the snapshots. residual is the norm of the difference of profiles, as a
     share of the norm of the profile asked for: for weights that are independent noise at each step, the relative error.
 
-    Raises InputError for a width that `exponent` refuses.
+    Raises InputError for a width that `gamma_from_sigma_rel` refuses.
     """
-    t, gamma = np.array([*steps, step], float), np.array([exponent(value) for value in [*widths, width]])
+    t, gamma = np.array([*steps, step], float), np.array([gamma_from_sigma_rel(value) for value in [*widths, width]])
     # <p_i, p_j> on [0, min(t_i, t_j)], written so that no power overflows.
     shared = np.minimum.outer(t, t)
     powers = (shared / t[:, None]) ** gamma[:, None] * (shared / t) ** gamma
@@ -84,13 +84,15 @@ def coefficients(steps: list[int], widths: list[float], step: int, width: float)
 
 def from_snapshots(steps: list[int], width: float) -> tuple[np.ndarray, float]:
     """(coefficients (len(steps), len(WIDTHS)), residual) of the average of `width` at the last of these snapshots' steps."""
-    flat, residual = coefficients(np.repeat(steps, len(WIDTHS)).tolist(), [*WIDTHS] * len(steps), steps[-1], width)
-    return flat.reshape(len(steps), len(WIDTHS)), residual
+    flat, residual = coefficients(
+        np.repeat(steps, len(TRACKED_SIGMA_REL)).tolist(), [*TRACKED_SIGMA_REL] * len(steps), steps[-1], width
+    )
+    return flat.reshape(len(steps), len(TRACKED_SIGMA_REL)), residual
 
 
-def reach(steps: list[int]) -> tuple[float, float]:
+def supported_range(steps: list[int]) -> tuple[float, float]:
     """The narrowest and the widest average, rounded inwards, that snapshots of these steps give with an accepted residual."""
-    grid = np.linspace(NARROWEST, WIDEST, 56).round(3)
+    grid = np.linspace(MIN_SIGMA_REL, MAX_SIGMA_REL, 56).round(3)
     found = [width for width in grid.tolist() if from_snapshots(steps, width)[1] <= TOLERANCE]
     return found[0], found[-1]
 
@@ -111,10 +113,11 @@ def list_snapshots(folder: Path) -> list[int]:
 
 def save_snapshot(folder: Path, step: int, tracks: dict[float, dict[str, Tensor]]) -> None:
     """Write the averages of a step, {width: {name: tensor}} with the widths WIDTHS, into a model folder, atomically."""
-    if set(tracks) != set(WIDTHS):
-        raise ValueError(f"a snapshot holds the widths {WIDTHS}, not {tuple(tracks)}")
+    if set(tracks) != set(TRACKED_SIGMA_REL):
+        raise ValueError(f"a snapshot holds the widths {TRACKED_SIGMA_REL}, not {tuple(tracks)}")
     save_weights(
-        snapshot_file(folder, step), {_key(width, name): tracks[width][name] for width in WIDTHS for name in tracks[width]}
+        snapshot_file(folder, step),
+        {_key(width, name): tracks[width][name] for width in TRACKED_SIGMA_REL for name in tracks[width]},
     )
 
 
@@ -128,7 +131,7 @@ def rebuild(folder: Path, width: float) -> dict[str, Tensor]:
         raise InputError(f"{folder / SNAPSHOTS}: holds no snapshots; set train.snapshots above 0 and run `dvc repro train`")
     shares, residual = from_snapshots(steps, width)
     if residual > TOLERANCE:
-        narrowest, widest = reach(steps)
+        narrowest, widest = supported_range(steps)
         raise InputError(
             f"{folder / SNAPSHOTS}: gives no EMA of width {width:g}, only of {narrowest:g} to {widest:g} (residual "
             f"{residual:.0%} with {len(steps)} snapshots); choose one of these, or raise train.snapshots"
@@ -138,14 +141,14 @@ def rebuild(folder: Path, width: float) -> dict[str, Tensor]:
     for step, row in zip(steps, shares.tolist(), strict=True):
         path, tracks = snapshot_file(folder, step), read_snapshot(folder, step)
         if not total:
-            total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in tracks[WIDTHS[0]].items()}
-        for width, share in zip(WIDTHS, row, strict=True):
+            total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in tracks[TRACKED_SIGMA_REL[0]].items()}
+        for width, share in zip(TRACKED_SIGMA_REL, row, strict=True):
             if _shapes(tracks[width]) != _shapes(total):
                 raise InputError(f"{path}: holds other weights than {first.name}; make it again with `dvc repro -f train`")
             for name, value in tracks[width].items():
                 # Summed in float64: the shares have both signs and can be a hundred times their sum.
                 total[name].add_(value, alpha=share)
-    return {name: value.to(tracks[WIDTHS[0]][name].dtype) for name, value in total.items()}
+    return {name: value.to(tracks[TRACKED_SIGMA_REL[0]][name].dtype) for name, value in total.items()}
 
 
 def _key(width: float, name: str) -> str:
@@ -158,7 +161,7 @@ def read_snapshot(folder: Path, step: int) -> dict[float, dict[str, Tensor]]:
     Raises InputError if it is missing or damaged.
     """
     found = read_weights(snapshot_file(folder, step), "train")
-    starts = {width: _key(width, "") for width in WIDTHS}
+    starts = {width: _key(width, "") for width in TRACKED_SIGMA_REL}
     return {
         width: {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
         for width, start in starts.items()

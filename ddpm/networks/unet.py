@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, OrWord, Section
-from ddpm.networks.conditioning import CONDITIONINGS, Nothing, TextContent
-from ddpm.networks.layers import Conv, Grow, Shrink
+from ddpm.networks.conditioning import CONDITIONINGS, NoConditioning, TextEncoder
+from ddpm.networks.layers import Downsample, PackedConv2d, Upsample
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -35,7 +35,7 @@ class UNetSettings(Section):
     conditioning: Annotated[str, OneOf(CONDITIONINGS)]
 
 
-class Details(Section):
+class CompatOptions(Section):
     """In what networks that were trained elsewhere differ from ours, where params.yaml offers no choice.
 
     norm_groups: groups of every group norm; None: `norm_groups`. norm_eps: what it adds to the variance. corner_padding: where
@@ -50,7 +50,7 @@ class Details(Section):
     frequency_shift: Literal[0, 1] = 1
 
 
-OURS = Details()
+DEFAULTS = CompatOptions()
 
 
 def time_embedding(t: Tensor, size: int, shift: int = 1) -> Tensor:
@@ -79,10 +79,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, dropout: float, norm: Norm):
         super().__init__()
-        self.norm1, self.conv1 = norm(inputs), Conv(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = norm(outputs), Conv(outputs, outputs, 3, padding=1)
+        self.norm1, self.conv1 = norm(inputs), PackedConv2d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = norm(outputs), PackedConv2d(outputs, outputs, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
-        self.skip = Conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = PackedConv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         zero_init(self.conv2)
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, norm: Norm):
         super().__init__()
         self.heads = heads
-        self.norm, self.qkv = norm(channels), Conv(channels, 3 * channels, 1)
-        self.out = zero_init(Conv(channels, channels, 1))
+        self.norm, self.qkv = norm(channels), PackedConv2d(channels, 3 * channels, 1)
+        self.out = zero_init(PackedConv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         return self.out(h.transpose(-1, -2).reshape(batch, channels, height, width)).add_(x)
 
 
-class Resolution(nn.Module):
+class UNetLevel(nn.Module):
     """The blocks of one resolution; each may be followed by attention."""
 
     def __init__(self, widths: list[tuple[int, int]], dropout: float, heads: int | None, norm: Norm):
@@ -121,7 +121,7 @@ class UNet(nn.Module):
     """Predicts the target of the chosen parameterization from a noisy image.
 
     forward(x (B, C, H, W), t (B,) float, labels, known) -> (B, outputs, H, W). labels: class numbers (B,) or word ids (B, L),
-    int64, or None where nothing is told. known: (B, C + 1, H, W) of `known_pixels`, or None where no pixel is known; ignored by
+    int64, or None where nothing is told. known: (B, C + 1, H, W) of `masked_input`, or None where no pixel is known; ignored by
     a network without a mask. `outputs` is C, or 2C to learn the variance too. H and W must be divisible by 2 ** (levels - 1).
     Raises InputError for sizes that do not fit together.
     """
@@ -132,87 +132,87 @@ class UNet(nn.Module):
         shape: tuple[int, int, int],
         class_names: Sequence[str],
         outputs: int | None = None,
-        details: Details = OURS,
+        compat: CompatOptions = DEFAULTS,
     ):
         super().__init__()
-        check_sizes(settings, shape, details)
+        check_sizes(settings, shape, compat)
         image_channels, self.outputs = shape[2], outputs or shape[2]
         widths = [settings.channels * mult for mult in settings.channel_mults]
         base, embedding = settings.channels, settings.time_embedding or 4 * settings.channels
-        norm = partial(nn.GroupNorm, details.norm_groups or norm_groups(base), eps=details.norm_eps)
-        self.base, self.frequency_shift = base, details.frequency_shift
+        norm = partial(nn.GroupNorm, compat.norm_groups or norm_groups(base), eps=compat.norm_eps)
+        self.base, self.frequency_shift = base, compat.frequency_shift
         self.time = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         conditioning = CONDITIONINGS[settings.conditioning]
-        self.masked = conditioning.masked
+        self.takes_mask = conditioning.takes_mask
         self.condition = conditioning.content(class_names, embedding)
-        self.first = Conv(image_channels + (image_channels + 1) * self.masked, base, 3, padding=1)
+        self.conv_in = PackedConv2d(image_channels + (image_channels + 1) * self.takes_mask, base, 3, padding=1)
 
-        def level(pairs: list[tuple[int, int]], index: int) -> Resolution:
+        def level(pairs: list[tuple[int, int]], index: int) -> UNetLevel:
             attended = index in settings.attention_levels
-            return Resolution(pairs, settings.dropout, _heads(settings, details, widths[index]) if attended else None, norm)
+            return UNetLevel(pairs, settings.dropout, _heads(settings, compat, widths[index]) if attended else None, norm)
 
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         skips, current, last = [base], base, len(widths) - 1
         for i, width in enumerate(widths):
             pairs = [(current if j == 0 else width, width) for j in range(settings.blocks_per_level)]
             self.down.append(level(pairs, i))
             skips += [width] * settings.blocks_per_level + ([width] if i < last else [])
-            self.shrink.append(Shrink(width, details.corner_padding) if i < last else nn.Identity())
+            self.downsample.append(Downsample(width, compat.corner_padding) if i < last else nn.Identity())
             current = width
 
-        self.middle1 = ResidualBlock(current, current, settings.dropout, norm)
-        heads = _heads(settings, details, current)
-        self.middle_attention = Attention(current, heads, norm) if settings.middle_attention else nn.Identity()
-        self.middle2 = ResidualBlock(current, current, settings.dropout, norm)
+        self.mid_block1 = ResidualBlock(current, current, settings.dropout, norm)
+        heads = _heads(settings, compat, current)
+        self.mid_attention = Attention(current, heads, norm) if settings.middle_attention else nn.Identity()
+        self.mid_block2 = ResidualBlock(current, current, settings.dropout, norm)
 
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
             pairs = []
             for _ in range(settings.blocks_per_level + 1):
                 pairs.append((current + skips.pop(), width))
                 current = width
             self.up.append(level(pairs, i))
-            self.grow.append(Grow(width) if i > 0 else nn.Identity())
+            self.upsample.append(Upsample(width) if i > 0 else nn.Identity())
 
-        self.norm, self.last = norm(current), zero_init(Conv(current, self.outputs, 3, padding=1))
+        self.norm, self.conv_out = norm(current), zero_init(PackedConv2d(current, self.outputs, 3, padding=1))
         # One linear layer for the shifts of all blocks, in the order of `forward`: many small ones cost more than they compute.
         self.widths = [block.conv1.out_channels for block in self.modules() if isinstance(block, ResidualBlock)]
         self.embed = nn.Linear(embedding, sum(self.widths))
 
     @property
-    def conditional(self) -> bool:
+    def takes_labels(self) -> bool:
         """Whether labels have any effect."""
-        return not isinstance(self.condition, Nothing)
+        return not isinstance(self.condition, NoConditioning)
 
     @property
-    def reads(self) -> bool:
+    def takes_text(self) -> bool:
         """Whether labels may be captions."""
-        return isinstance(self.condition, TextContent)
+        return isinstance(self.condition, TextEncoder)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         embedding = F.silu(self.condition(self.time(time_embedding(t, self.base, self.frequency_shift).to(x.dtype)), labels))
         shifts = iter(self.embed(embedding)[:, :, None, None].split(self.widths, dim=1))
-        if self.masked:
+        if self.takes_mask:
             if known is None:
                 known = x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:])
             x = torch.cat([x, known], dim=1)
-        h = self.first(x)
+        h = self.conv_in(x)
         skips = [h]
         for i, level in enumerate(self.down):
             for block, attention in zip(level.blocks, level.attentions, strict=True):
                 h = attention(block(h, next(shifts)))
                 skips.append(h)
             if i < len(self.down) - 1:
-                h = self.shrink[i](h)
+                h = self.downsample[i](h)
                 skips.append(h)
-        h = self.middle1(h, next(shifts))
-        h = self.middle2(self.middle_attention(h), next(shifts))
+        h = self.mid_block1(h, next(shifts))
+        h = self.mid_block2(self.mid_attention(h), next(shifts))
         for i, level in enumerate(self.up):
             for block, attention in zip(level.blocks, level.attentions, strict=True):
                 h = attention(block(torch.cat([h, skips.pop()], dim=1), next(shifts)))
             if i < len(self.up) - 1:
-                h = self.grow[i](h)
-        return self.last(silu(self.norm(h)))
+                h = self.upsample[i](h)
+        return self.conv_out(silu(self.norm(h)))
 
 
 def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
@@ -222,11 +222,11 @@ def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def _heads(settings: UNetSettings, details: Details, width: int) -> int:
-    return width // details.head_channels if details.head_channels else settings.heads
+def _heads(settings: UNetSettings, compat: CompatOptions, width: int) -> int:
+    return width // compat.head_channels if compat.head_channels else settings.heads
 
 
-def check_sizes(settings: UNetSettings, shape: tuple[int, int, int], details: Details) -> None:
+def check_sizes(settings: UNetSettings, shape: tuple[int, int, int], compat: CompatOptions) -> None:
     """Raises InputError if the image (H, W, C), the attention or the group norm does not fit the depth and the widths."""
     levels = len(settings.channel_mults)
     factor = 2 ** (levels - 1)
@@ -240,13 +240,11 @@ def check_sizes(settings: UNetSettings, shape: tuple[int, int, int], details: De
             raise InputError(f"params.yaml: model.attention_levels: {level} does not exist; the levels are 0 to {levels - 1}")
     attended = [settings.channel_mults[i] for i in settings.attention_levels]
     attended += [settings.channel_mults[-1]] * settings.middle_attention
-    name, parts = ("head_channels", details.head_channels) if details.head_channels else ("model.heads", settings.heads)
+    name, parts = ("head_channels", compat.head_channels) if compat.head_channels else ("model.heads", settings.heads)
     for mult in attended:
         if settings.channels * mult % parts:
             raise InputError(
                 f"params.yaml: {name}: {parts} does not divide the {settings.channels * mult} channels of a level with attention"
             )
-    if details.norm_groups and settings.channels % details.norm_groups:
-        raise InputError(
-            f"norm_groups: {details.norm_groups} does not divide the {settings.channels} channels of the first level"
-        )
+    if compat.norm_groups and settings.channels % compat.norm_groups:
+        raise InputError(f"norm_groups: {compat.norm_groups} does not divide the {settings.channels} channels of the first level")

@@ -178,7 +178,7 @@ COLOURS = (BLUE, ORANGE, GRAY)
 
 
 # Above these a figure of README width has no room: for every class name, for a number in each cell, for letters side by side.
-MOST_NAMES, MOST_NUMBERS, MOST_LETTERS = 30, 12, 90
+MAX_NAMES, MAX_NUMBERS, MAX_LETTERS = 30, 12, 90
 
 
 def coverage_bars(path: Path, scores: dict[str, dict[str, float]], n: int) -> None:
@@ -201,22 +201,22 @@ def class_histogram(path: Path, seen: dict[str, np.ndarray], names: Sequence[str
     """Share of images by the class that the judge sees. seen: title -> class (N,), real images last."""
     with figure(path, 1, 9, 3.4) as (ax,):
         shares = {title: np.bincount(classes, minlength=len(names)) / len(classes) for title, classes in seen.items()}
-        if len(names) > MOST_NAMES:
+        if len(names) > MAX_NAMES:
             for (title, values), colour in zip(shares.items(), COLOURS, strict=False):
                 ax.plot(values, drawstyle="steps-mid", color=colour, linewidth=1.2, label=title)
         else:
             _grouped_bars(ax, shares)
-        _name_classes(ax, names, MOST_LETTERS)
+        _name_classes(ax, names, MAX_LETTERS)
         ax.set(xlabel="class that the judge sees", ylabel="share of the images", title="Classes of samples and of test images")
         ax.set_ylim(0, None)
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if len(names) <= MOST_NAMES else 1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if len(names) <= MAX_NAMES else 1))
         # Beside the bars, which may be equally high everywhere.
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def confusion(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> None:
     """Of the images of each class, the percentage that the judge sees as each. panels: title -> (asked (N,), seen (N,))."""
-    room = MOST_LETTERS // 3
+    room = MAX_LETTERS // 3
     height = 3.6 + (0.09 * max(map(len, names)) if _stand_upright(names, room) else 0)
     with figure(path, len(panels), 3 * len(panels), height) as axes:
         for ax, (title, (asked, seen)) in zip(axes, panels.items(), strict=True):
@@ -227,10 +227,10 @@ def confusion(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], name
             ax.set(title=f"{title}:\n{np.mean(asked == seen):.1%} as asked", xlabel="class seen")
             ax.grid(visible=False)
             _name_classes(ax, names, room)
-            if len(names) <= MOST_NAMES:
+            if len(names) <= MAX_NAMES:
                 # One name for each row serves all panels.
                 ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
-            if len(names) <= MOST_NUMBERS:
+            if len(names) <= MAX_NUMBERS:
                 for i, j in zip(*np.nonzero(counts), strict=True):
                     ink = "white" if shares[i, j] > 50 else "black"
                     ax.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=8, color=ink)
@@ -250,11 +250,11 @@ def _grouped_bars(ax: Axes, groups: dict[str, Sequence[float]]) -> list:
 
 def _name_classes(ax: Axes, names: Sequence[str], letters: int) -> None:
     """Class names below an axis with room for so many letters side by side; numbers where there are too many classes."""
-    if len(names) > MOST_NAMES:
+    if len(names) > MAX_NAMES:
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         return
     ax.set_xticks(range(len(names)), names, rotation=90 if _stand_upright(names, letters) else 0)
 
 
 def _stand_upright(names: Sequence[str], letters: int) -> bool:
-    return len(names) <= MOST_NAMES and len(names) * (max(map(len, names)) + 1) > letters
+    return len(names) <= MAX_NAMES and len(names) * (max(map(len, names)) + 1) > letters

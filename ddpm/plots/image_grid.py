@@ -137,10 +137,10 @@ def denoising_gif(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray,
     save_gif(path, frames, [frame_ms] * (len(frames) - 1) + [HOLD_MS])
 
 
-LONGEST_CAPTION = 60
+MAX_CAPTION = 60
 
 
-WIDEST_GRID = 20
+MAX_GRID_COLUMNS = 20
 
 
 TINT = (120, 150, 210)
@@ -153,7 +153,7 @@ def rows_of(captions: Sequence[str], columns: int | None) -> list[tuple[str, lis
         groups.setdefault(caption, []).append(k)
     longest = max(map(len, groups.values()))
     alone = len(groups) == 1
-    columns = columns or min(WIDEST_GRID, math.ceil(math.sqrt(longest)) if alone and longest > 10 else longest)
+    columns = columns or min(MAX_GRID_COLUMNS, math.ceil(math.sqrt(longest)) if alone and longest > 10 else longest)
     return [
         (caption if start == 0 else "", group[start : start + columns])
         for caption, group in groups.items()
@@ -175,7 +175,7 @@ def tinted(image: np.ndarray, known: torch.Tensor) -> np.ndarray:
     return np.where(known[0, 0].numpy().astype(bool)[..., None], image, np.uint8(TINT))
 
 
-def short(text: str, most: int = LONGEST_CAPTION) -> str:
+def short(text: str, most: int = MAX_CAPTION) -> str:
     """A text in one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 3] + "..."

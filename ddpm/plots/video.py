@@ -21,18 +21,18 @@ from ddpm.plots.image_grid import FONT_SIZE, INK, MARGIN, PAPER, UPSCALING, capt
 Frame = TypeVar("Frame")
 
 
-LEAST_FPS, MOST_FPS = 0.01, 60
+MIN_FPS, MAX_FPS = 0.01, 60
 
 
-MOST_HOLD = 60
+MAX_HOLD = 60
 
 
 # Browsers show a frame of 10 ms for 100 ms.
-MOST_FPS_GIF = 50
+MAX_FPS_GIF = 50
 
 
 # A duration is stored in 16 bits, in hundredths of a second.
-MOST_SECONDS_GIF = 655
+MAX_SECONDS_GIF = 655
 
 
 IMAGES_PER_ROW = 8
@@ -52,10 +52,10 @@ def write_film(path: str | os.PathLike, frames: Sequence[Image.Image], fps: floa
     """
     path = Path(path)
     write = lookup(FILMS, path.suffix.lower(), f"{path}: the suffix")
-    if not LEAST_FPS <= fps <= MOST_FPS:
-        raise InputError(f"{path}: fps: {fps} is out of range; choose {LEAST_FPS} to {MOST_FPS} frames per second")
-    if not 0 <= hold <= MOST_HOLD:
-        raise InputError(f"{path}: hold: {hold} is out of range; choose 0 to {MOST_HOLD} seconds")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise InputError(f"{path}: fps: {fps} is out of range; choose {MIN_FPS} to {MAX_FPS} frames per second")
+    if not 0 <= hold <= MAX_HOLD:
+        raise InputError(f"{path}: hold: {hold} is out of range; choose 0 to {MAX_HOLD} seconds")
     if not frames:
         raise InputError(f"{path}: a film of no frames; give one at least")
     if len(sizes := sorted({frame.size for frame in frames})) > 1:
@@ -65,15 +65,15 @@ def write_film(path: str | os.PathLike, frames: Sequence[Image.Image], fps: floa
 
 
 def _write_gif(path: Path, frames: list[Image.Image], fps: float, hold: float) -> None:
-    if fps > MOST_FPS_GIF:
+    if fps > MAX_FPS_GIF:
         # Fewer frames, as fast: the first and the last of them stay.
-        kept = np.linspace(0, len(frames) - 1, max(1, round(len(frames) * MOST_FPS_GIF / fps))).round().astype(int)
-        frames, fps = [frames[i] for i in kept], MOST_FPS_GIF
+        kept = np.linspace(0, len(frames) - 1, max(1, round(len(frames) * MAX_FPS_GIF / fps))).round().astype(int)
+        frames, fps = [frames[i] for i in kept], MAX_FPS_GIF
     # What one frame loses by rounding to 10 ms, the next one gets.
     hundredths = np.diff([round(100 * i / fps) for i in range(len(frames) + 1)])
     hundredths[-1] = max(hundredths[-1], round(100 * hold))
-    if hundredths.sum() > 100 * MOST_SECONDS_GIF:
-        raise InputError(f"{path}: a GIF of over {MOST_SECONDS_GIF} seconds; choose more fps, fewer frames or .mp4")
+    if hundredths.sum() > 100 * MAX_SECONDS_GIF:
+        raise InputError(f"{path}: a GIF of over {MAX_SECONDS_GIF} seconds; choose more fps, fewer frames or .mp4")
     save_gif(path, frames, (10 * hundredths).tolist())
 
 

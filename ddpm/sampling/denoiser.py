@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf
-from ddpm.diffusion.prediction import Prediction, solve
+from ddpm.diffusion.prediction import Prediction, to_prediction
 from ddpm.diffusion.schedule import Level
 
 Denoiser = Callable[[Tensor, Level], Prediction]
@@ -31,7 +31,7 @@ def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None 
                 raise InputError(f"{name}: shape {tuple(values.shape)} does not fit {len(x)} images; give one per image")
         t = x.new_full((len(x),), level.t) if isinstance(level.t, float) else level.t.to(x)
         output = network(x, t, *told)
-        return solve(prediction, output.to(x.dtype), x, level)
+        return to_prediction(prediction, output.to(x.dtype), x, level)
 
     return denoise
 

@@ -20,8 +20,8 @@ from ddpm.data.images import to_images
 from ddpm.sampling.denoiser import thresholded
 from ddpm.sampling.model import DiffusionModel, load
 from ddpm.sampling.noise import ImageNoise, image_noise
-from ddpm.sampling.plan import Plan
-from ddpm.sampling.progress import View, views_of
+from ddpm.sampling.plan import SamplingPlan
+from ddpm.sampling.progress import SamplingProgress, with_progress
 from ddpm.sampling.samplers import euler_step, sample
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 from ddpm.sampling.time_grid import evaluations, make_grid
@@ -44,16 +44,17 @@ TRAJECTORIES = 8
 
 def draw(
     model: DiffusionModel,
-    plan: Plan,
+    plan: SamplingPlan,
     samples: int,
     batch_size: int,
     seed: int,
     name: str,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-    unseen: bool = False,
+    held_out_captions: bool = False,
 ) -> Drawn:
-    """Draw `samples` images by a plan, the classes in turn; for a network that reads, by their captions (`unseen`: by those
-    that training did not show).
+    """Draw `samples` images by a plan, the classes in turn; for a text network, by their captions.
+
+    held_out_captions: use the caption templates that training did not show.
 
     Image i draws all its noise from (seed, name, i), in whatever batch and on whatever process. The arrays follow the layout of
     OpenAI's evaluator: arr_0 images uint8 (N, H, W, C) and, if classes are asked for, arr_1 labels int64 (N,). Beside them
@@ -64,7 +65,7 @@ def draw(
     """
     height, width, channels = model.shape
     device, steps = model.device, evaluations(plan.grid)
-    labels, captions, told = _tell(model, plan, samples, unseen)
+    labels, captions, told = _tell(model, plan, samples, held_out_captions)
     kept = _frames_to_keep(steps)
     start = time.perf_counter()
     with Progress(name, samples * steps, "steps") as progress, autocast():
@@ -80,7 +81,7 @@ def draw(
             for step, frame in enumerate(sample(denoiser, plan.rule, model.schedule, plan.grid, x, noise)):
                 if first == 0 and step in kept:
                     frames.append((frame.position, frame.x[:TRAJECTORIES], frame.x0[:TRAJECTORIES]))
-                progress.advance(shape[0] * processes.size(), f"batch from image {first:,}")
+                progress.advance(shape[0] * processes.world_size(), f"batch from image {first:,}")
             if not frame.x.isfinite().all():
                 raise InputError(
                     f"{name}: images {part.start} to {part.stop - 1} are not finite; use thresholding 'clip' or less guidance"
@@ -88,7 +89,7 @@ def draw(
             return to_images(frame.x), [(position, to_images(x), to_images(x0)) for position, x, x0 in frames]
 
         # Whole batches, so that an image has the same neighbours, and the same last digits, on however many processes.
-        batches = processes.share(range(0, samples, batch_size), draw_batch)
+        batches = processes.map_over_ranks(range(0, samples, batch_size), draw_batch)
     seconds = time.perf_counter() - start
     trajectory = batches[0][1]
     arrays = {"arr_0": np.concatenate([images for images, _ in batches])}
@@ -102,13 +103,13 @@ def draw(
 
 
 def _tell(
-    model: DiffusionModel, plan: Plan, samples: int, unseen: bool = False
+    model: DiffusionModel, plan: SamplingPlan, samples: int, held_out_captions: bool = False
 ) -> tuple[Tensor | None, list[str] | None, Tensor | None]:
     """The classes asked for (N,), their captions if the network reads, and what it is told of them; each may be None."""
     labels = model.balanced_labels(samples) if plan.conditional else None
-    if labels is None or not model.network.reads:
+    if labels is None or not model.network.takes_text:
         return labels, None, labels
-    captions = model.captions(labels, unseen)
+    captions = model.captions(labels, held_out_captions)
     return labels, captions, model.read(captions)
 
 
@@ -129,7 +130,7 @@ def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, run
     except InputError as error:
         raise InputError(f"params.yaml: sample_{name}.{error}") from None
     drawn = draw(model, plan, settings.samples, settings.batch_size, seed, name, precision.autocast)
-    if not processes.is_first():
+    if not processes.is_main_process():
         return
     write_npz(f"samples/{name}.npz", {**drawn.arrays, "sampler": np.array([plan.label])})
     write_json(f"reports/sample_{name}/metrics.json", drawn.cost)
@@ -176,8 +177,8 @@ BATCH = 100
 
 
 def draw_images(
-    model: DiffusionModel, plan: Plan, labels: Tensor | None, count: int, seed: int, batch: int = BATCH
-) -> Iterator[View]:
+    model: DiffusionModel, plan: SamplingPlan, labels: Tensor | None, count: int, seed: int, batch: int = BATCH
+) -> Iterator[SamplingProgress]:
     """Draw images, in batches; image i of a seed is the same in whatever batch."""
     work = evaluations(plan.grid)
     starts = range(0, count, batch)
@@ -186,4 +187,4 @@ def draw_images(
         noise = image_noise(model, seed, size, len(plan.grid) if plan.stochastic else 1, first)
         denoiser = plan.denoiser(None if labels is None else labels[first : first + size])
         frames = sample(denoiser, plan.rule, model.schedule, plan.grid, noise(), noise)
-        yield from views_of(frames, k * work, len(starts) * work, first)
+        yield from with_progress(frames, k * work, len(starts) * work, first)

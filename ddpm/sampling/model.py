@@ -28,7 +28,7 @@ class DiffusionModel(NamedTuple):
     schedule: NoiseSchedule
     prediction: str
     data: dict
-    knows_no_class: bool = False
+    supports_cfg: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,12 +62,15 @@ class DiffusionModel(NamedTuple):
 
     def balanced_labels(self, count: int) -> Tensor | None:
         """Labels (N,) with every class equally often, in turn (0, 1, 2, ..., 0, 1, ...); None if the network takes no class."""
-        return torch.arange(count, device=self.device) % len(self.data["class_names"]) if self.network.conditional else None
+        return torch.arange(count, device=self.device) % len(self.data["class_names"]) if self.network.takes_labels else None
 
-    def captions(self, labels: Tensor, unseen: bool = False) -> list[str]:
-        """A caption for each of labels (N,), all those of a class in turn; `unseen`: those that training did not show."""
+    def captions(self, labels: Tensor, held_out_captions: bool = False) -> list[str]:
+        """Return a caption for each of labels (N,); the templates of a class are used in turn.
+
+        held_out_captions: use the templates that training did not show.
+        """
         names = self.data["class_names"]
-        of_class, turns = [captions_of(name, unseen) for name in names], [0] * len(names)
+        of_class, turns = [captions_of(name, held_out_captions) for name in names], [0] * len(names)
         captions = []
         for label in labels.tolist():
             captions.append(of_class[label][turns[label] % len(of_class[label])])
@@ -77,7 +80,7 @@ class DiffusionModel(NamedTuple):
     def read(self, texts: Sequence[str]) -> Tensor:
         """Texts as the network takes them, word ids (N, L). Raises InputError for a network that reads none, and for words
         that it was not trained with."""
-        if not self.network.reads:
+        if not self.network.takes_text:
             raise InputError("text: this model takes no text; train one with model.conditioning: text")
         return self.network.condition.vocabulary.encode(texts).to(self.device)
 
@@ -88,8 +91,8 @@ def from_config(network: UNet, config: dict) -> DiffusionModel:
     settings = Diffusion.model_validate({key: diffusion[key] for key in Diffusion.model_fields})
     schedule = settings.make(diffusion["schedule"])
     check_prediction(diffusion["prediction"], schedule)
-    knows_no_class = network.conditional and config["training"].get("condition_dropout", 0) > 0
-    return DiffusionModel(network, schedule, diffusion["prediction"], config["data"], knows_no_class)
+    supports_cfg = network.takes_labels and config["training"].get("condition_dropout", 0) > 0
+    return DiffusionModel(network, schedule, diffusion["prediction"], config["data"], supports_cfg)
 
 
 def load(checkpoint: str | float, device: torch.device, folder: Path = MODEL_DIR) -> DiffusionModel:
@@ -138,7 +141,7 @@ def tell(
     if not labels:
         numbers = model.balanced_labels(count)
         return numbers, [""] * count if numbers is None else [names[k] for k in numbers.tolist()]
-    if not model.network.conditional:
+    if not model.network.takes_labels:
         raise InputError("label: this model takes no class (model.conditioning); leave it out")
     if set(labels) == {NO_CLASS}:
         _check_knows_no_class(model)
@@ -151,5 +154,5 @@ def tell(
 
 
 def _check_knows_no_class(model: DiffusionModel) -> None:
-    if not model.knows_no_class:
+    if not model.supports_cfg:
         raise InputError("label: no class needs a model that was trained without its class too (train.condition_dropout above 0)")

@@ -14,12 +14,12 @@ from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.names import MAX_GUIDANCE
 from ddpm.sampling.samplers import SAMPLERS, Sampler, StepRule, ancestral_step
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
-from ddpm.sampling.time_grid import SPACINGS, churned, corrected
+from ddpm.sampling.time_grid import SPACINGS, with_churn, with_corrector
 
 GridChange = Callable[[np.ndarray], np.ndarray]
 
 
-class Plan(NamedTuple):
+class SamplingPlan(NamedTuple):
     """How to draw from a model: the step rule, the grid, the denoiser of images that it is told labels and known pixels of (or
     None), network evaluations per image, whether steps draw noise, and whether classes are asked for."""
 
@@ -37,8 +37,8 @@ def build(
 ) -> tuple[StepRule, np.ndarray]:
     """The sampler's rule with its options, and the grid as it visits it."""
     if churn > 0:
-        grid = churned(grid, model.schedule, churn)
-    return partial(sampler.step, **options), corrected(grid) if sampler.twice else grid
+        grid = with_churn(grid, model.schedule, churn)
+    return partial(sampler.step, **options), with_corrector(grid) if sampler.twice else grid
 
 
 STEPS = 50
@@ -58,9 +58,9 @@ def make_plan(
     spacing: str = "trailing",
     guidance: float = 1.0,
     thresholding: str = "clip",
-) -> Plan:
+) -> SamplingPlan:
     """How to draw from a model. steps: None is all T for ddpm, and up to 50 for others; eta is ddim's, variance ddpm's; change:
-    what is done to the grid (`jumped`).
+    what is done to the grid (`with_repaint_jumps`).
 
     Raises InputError, beginning with the option, for one that is unknown, out of range, or not possible with this model.
     """

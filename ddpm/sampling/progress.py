@@ -13,7 +13,7 @@ from ddpm.data.images import to_images
 from ddpm.sampling.samplers import Frame
 
 
-class View(NamedTuple):
+class SamplingProgress(NamedTuple):
     """A moment of some work: evaluations done and in all, the number of the first image in x, the level that x is at, x and the
     prediction of x0 (B, C, H, W), and whether x is finished."""
 
@@ -26,18 +26,20 @@ class View(NamedTuple):
     last: bool
 
 
-def views_of(frames: Iterator[Frame], done: int, total: int, first: int = 0, final: bool = True) -> Iterator[View]:
+def with_progress(
+    frames: Iterator[Frame], done: int, total: int, first: int = 0, final: bool = True
+) -> Iterator[SamplingProgress]:
     """Frames as Views, `done` evaluations of `total` having been made; returns the last Frame."""
     ahead = next(frames)
     for frame in frames:
         done += 1
-        yield View(done, total, first, ahead.position, ahead.x, ahead.x0, False)
+        yield SamplingProgress(done, total, first, ahead.position, ahead.x, ahead.x0, False)
         ahead = frame
-    yield View(done + 1, total, first, ahead.position, ahead.x, ahead.x0, final)
+    yield SamplingProgress(done + 1, total, first, ahead.position, ahead.x, ahead.x0, final)
     return ahead
 
 
-def finished(views: Iterator[View], on_view: Callable[[View], object] = lambda view: None) -> Tensor:
+def final_images(views: Iterator[SamplingProgress], on_view: Callable[[SamplingProgress], object] = lambda view: None) -> Tensor:
     """Run some work to its end: its finished images (N, C, H, W); each View is handed to `on_view`.
 
     Raises InputError if an image is not finite, which a picture would hide.
@@ -53,21 +55,23 @@ def finished(views: Iterator[View], on_view: Callable[[View], object] = lambda v
     return images
 
 
-def pictures(name: str, views: Iterator[View], on_view: Callable[[View], object] = lambda view: None) -> np.ndarray:
+def pictures(
+    name: str, views: Iterator[SamplingProgress], on_view: Callable[[SamplingProgress], object] = lambda view: None
+) -> np.ndarray:
     """Run some work to its end, showing how far it is: its finished images, uint8 (N, H, W, C).
 
-    Raises InputError as `finished` does.
+    Raises InputError as `final_images` does.
     """
     images = []
     for view in shown(name, views):
         on_view(view)
         if view.last:
             # Batch by batch: as floats, thousands of images need much memory.
-            images.append(to_images(finished(iter([view]))))
+            images.append(to_images(final_images(iter([view]))))
     return np.concatenate(images)
 
 
-def shown(name: str, views: Iterator[View]) -> Iterator[View]:
+def shown(name: str, views: Iterator[SamplingProgress]) -> Iterator[SamplingProgress]:
     """The Views of some work, its progress shown on standard error."""
     first = next(views)
     with Progress(name, first.total, "evaluations") as progress:

@@ -46,7 +46,7 @@ def ancestral_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise:
     """The posterior's mean plus noise of the chosen variance (Ho et al. 2020, algorithm 2 and eq. 7)."""
     # The mean of q(x_s | x_t, x0) is the DDIM step of eta = 1 without its noise; its factor of eps, simplified.
     mean = _towards(x, prediction.x0, t, s, s.sigma**2 * t.alpha / (s.alpha * t.sigma))
-    return combine(1.0, mean, VARIANCES[variance](t, s, prediction.mix) ** 0.5, noise()) if s.sigma > 0 else mean
+    return combine(1.0, mean, VARIANCES[variance](t, s, prediction.variance_interp) ** 0.5, noise()) if s.sigma > 0 else mean
 
 
 def euler_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise, memory: dict) -> Tensor:
@@ -62,7 +62,7 @@ def _move(x: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
 def heun_step(x: Tensor, prediction: Prediction, t: Level, s: Level, noise: Noise, memory: dict) -> Tensor:
     """y_s = y_t + (r_s - r_t) (eps_t + eps_s) / 2, with eps_s at where an Euler step leads (Karras et al. 2022, algorithm 1).
 
-    On a grid that stays once at each level (`corrected`): the fall is the Euler step, the stay corrects it.
+    On a grid that stays once at each level (`with_corrector`): the fall is the Euler step, the stay corrects it.
     """
     if s.sigma < t.sigma:
         memory["start"] = x, prediction.eps, t

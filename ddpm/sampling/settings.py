@@ -13,7 +13,7 @@ from ddpm.diffusion.variance import VarianceName
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.denoiser import Denoiser, ThresholdName, inside, thresholded
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.plan import GridChange, Plan, build
+from ddpm.sampling.plan import GridChange, SamplingPlan, build
 from ddpm.sampling.samplers import SAMPLERS, SamplerName, StepRule, ancestral_step
 from ddpm.sampling.time_grid import SpacingName, evaluations, make_grid
 
@@ -34,7 +34,7 @@ class Sampling(Section):
     guidance_interval: Annotated[Annotated[list[Ratio], Field(min_length=2, max_length=2)] | None, OrWord("all")]
     checkpoint: CheckpointName
 
-    def _plan(self, model: DiffusionModel, label: str, rule: StepRule, grid: np.ndarray, stochastic: bool) -> Plan:
+    def _plan(self, model: DiffusionModel, label: str, rule: StepRule, grid: np.ndarray, stochastic: bool) -> SamplingPlan:
         if self.guidance != 1:
             _check_guidance(self.guidance, model)
         interval = tuple(self.guidance_interval) if self.guidance_interval else None
@@ -53,13 +53,13 @@ class Sampling(Section):
             doubled = sum(inside(model.schedule[position], interval) for position in left)
         # Outside the interval the class is told whatever the scale.
         conditional = self.guidance > 0 or interval is not None
-        return Plan(label, rule, grid, denoiser, evaluations(grid) + doubled, stochastic, conditional)
+        return SamplingPlan(label, rule, grid, denoiser, evaluations(grid) + doubled, stochastic, conditional)
 
 
 def _check_guidance(guidance: float, model: DiffusionModel) -> None:
-    if not model.network.conditional:
+    if not model.network.takes_labels:
         raise InputError(f"guidance: {guidance} needs a model that takes a class or a text (model.conditioning); set it to 1.0")
-    if not model.knows_no_class:
+    if not model.supports_cfg:
         raise InputError(
             f"guidance: {guidance} needs a model that was also trained without its class (train.condition_dropout above 0); "
             "set it to 1.0"
@@ -71,7 +71,7 @@ class SampleDDPM(Sampling):
 
     variance: VarianceName
 
-    def plan(self, model: DiffusionModel, steps: int | None = None, change: GridChange | None = None) -> Plan:
+    def plan(self, model: DiffusionModel, steps: int | None = None, change: GridChange | None = None) -> SamplingPlan:
         """Over all levels, or some; `change` is applied to the grid first.
 
         Raises InputError, beginning with the key, for settings that this model cannot be drawn from with.
@@ -94,7 +94,7 @@ class SampleDDIM(Sampling):
     spacing: SpacingName
     churn: Annotated[float, Field(ge=0)]
 
-    def plan(self, model: DiffusionModel, change: GridChange | None = None) -> Plan:
+    def plan(self, model: DiffusionModel, change: GridChange | None = None) -> SamplingPlan:
         """`change` is applied to the grid first.
 
         Raises InputError, beginning with the key, for settings that this model cannot be drawn from with.

@@ -84,7 +84,7 @@ def make_grid(spacing: str, schedule: NoiseSchedule, steps: int) -> np.ndarray:
 MAX_CHURN = math.sqrt(2) - 1
 
 
-def churned(grid: np.ndarray, schedule: NoiseSchedule, churn: float) -> np.ndarray:
+def with_churn(grid: np.ndarray, schedule: NoiseSchedule, churn: float) -> np.ndarray:
     """The grid with a climb before each step, by a factor 1 + min(churn / S, sqrt(2) - 1) in sigma / alpha
     (S_churn of Karras et al. 2022, algorithm 2), but not above T."""
     factor = min(churn / (len(grid) - 1), MAX_CHURN)
@@ -97,7 +97,7 @@ def churned(grid: np.ndarray, schedule: NoiseSchedule, churn: float) -> np.ndarr
     return np.array([*visits, 0.0])
 
 
-def corrected(grid: np.ndarray) -> np.ndarray:
+def with_corrector(grid: np.ndarray) -> np.ndarray:
     """The grid with a stay after each fall, but for the last one."""
     visits = [grid[0]]
     for before, position in pairwise(grid):

@@ -4,7 +4,7 @@ import numpy as np
 
 from ddpm.core.files import InputError
 from ddpm.data.images import to_images
-from ddpm.sampling.progress import View
+from ddpm.sampling.progress import SamplingProgress
 
 TRAJECTORY_FRAMES = 24
 
@@ -15,7 +15,7 @@ def _frames_to_keep(steps: int) -> set[int]:
     return set(np.unique(np.round(positions * (steps - 1)).astype(int)).tolist())
 
 
-class Recorder:
+class TrajectoryRecorder:
     """Keeps `count` moments of work that takes `total` evaluations, of up to `most` images of its first batch.
 
     It is handed every View. levels (F,), x and x0 uint8 (F, K, H, W, C) are what it kept, the last moment always.
@@ -27,7 +27,7 @@ class Recorder:
         self._x: list[np.ndarray] = []
         self._x0: list[np.ndarray] = []
 
-    def __call__(self, view: View) -> None:
+    def __call__(self, view: SamplingProgress) -> None:
         if view.first == 0 and view.done - 1 in self.kept:
             self.levels.append(view.position)
             self._x.append(to_images(view.x[: self.most]))

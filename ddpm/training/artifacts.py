@@ -25,7 +25,7 @@ SPEED = REPORT / "speed.csv"
 PREVIEWS = "previews"
 
 
-class Outputs:
+class TrainingArtifacts:
     """The files of one training; a resumed one starts with those of its first part."""
 
     def __init__(self, trainer: Trainer, config: dict, saved: ResumeState):
@@ -42,7 +42,7 @@ class Outputs:
             if step > trainer.step:
                 snapshot_file(saved.folder, step).unlink()
         self.parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
-        several = f" in {processes.size()} processes" if processes.size() > 1 else ""
+        several = f" in {processes.world_size()} processes" if processes.world_size() > 1 else ""
         print(f"U-Net with {self.parameters:,} parameters on {trainer.device}{several}", flush=True)
         if trainer.step:
             print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,}", flush=True)

@@ -26,7 +26,7 @@ STATE = "state.pt"
 
 
 # Of the content of state.pt; raised when older code's states cannot be gone on from.
-FORMAT = 3
+FORMAT = 4
 
 
 def stage_fingerprint(stage: str) -> str:
@@ -47,7 +47,7 @@ def surroundings(device: torch.device, dtype: torch.dtype, compiled: bool = Fals
         "precision": dtype,
         "compile": compiled,
         "threads": torch.get_num_threads(),
-        "processes": processes.size(),
+        "processes": processes.world_size(),
         "torch": torch.__version__,
     }
     return {key: str(value).removeprefix("torch.") for key, value in found.items()}

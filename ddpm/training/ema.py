@@ -10,7 +10,7 @@ from torch import Tensor, nn
 ALIGNMENT = 32  # numbers: 128 bytes, which the kernels of CPUs and GPUs like to start at
 
 
-class Flat:
+class FlatParameters:
     """All parameters of a network in one `vector` (N,), and their gradients in `vector.grad`; the network's own become views.
 
     What is done to all of them alike, as by optimizers and averages, is then one operation instead of hundreds of tiny ones,
@@ -37,7 +37,7 @@ class Flat:
             parameter.data, parameter.grad = values[name], gradients[name]
         self._parameters, self._gradients = list(named.values()), list(gradients.values())
 
-    def is_whole(self) -> bool:
+    def grads_attached(self) -> bool:
         """Whether the network's gradients are still views of the vector's; whoever set one to None has parted them."""
         return all(parameter.grad is view for parameter, view in zip(self._parameters, self._gradients, strict=True))
 
@@ -55,7 +55,7 @@ def ramped(decay: float) -> Callable[[int], float]:
 class EMA:
     """Shadow weights w <- d w + (1 - d) weights after each optimizer step, d = decay(step)."""
 
-    def __init__(self, weights: Flat, decay: Callable[[int], float]):
+    def __init__(self, weights: FlatParameters, decay: Callable[[int], float]):
         self.weights, self.decay = weights, decay
         self.shadow = weights.vector.detach().clone()
 

@@ -7,7 +7,7 @@ from ddpm.core import processes
 from ddpm.core.progress import Progress
 from ddpm.core.stage import Interrupted
 from ddpm.data.prepared import Split
-from ddpm.training.monitor import signals
+from ddpm.training.monitor import stop_signals
 from ddpm.training.trainer import Trainer
 
 STEP_PHASES = ("data", "forward", "backward", "update")
@@ -39,7 +39,7 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
     def due(every: int) -> bool:
         return trainer.step % every == 0 or trainer.step == s.steps
 
-    with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, signals() as noted:
+    with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, stop_signals() as noted:
         note, logged = "", trainer.step
         while trainer.step < s.steps:
             trainer.train_step()
@@ -60,7 +60,7 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
             if row:
                 trainer.history.append({"step": trainer.step, **row})
             # From here on process 0 is by itself: what it does, and a signal that it alone obeys, needs none of the others.
-            if processes.is_first():
+            if processes.is_main_process():
                 _write(trainer, hooks, bool(row), logging, due(s.preview_every))
                 stopping = noted.received
                 if saving or stopping:

@@ -18,7 +18,7 @@ from ddpm.core.files import InputError
 FLOAT16_TRIALS = 24
 
 
-class Guard:
+class NonFiniteGuard:
     """Counts, on the device, the updates in a row that were left out because their gradient was not finite.
 
     `allowed` in a row are forgiven; one more, and `check` stops the training.
@@ -42,11 +42,11 @@ class Guard:
             raise InputError(
                 f"train: the loss or its gradient is not finite at step {step}{times}; lower train.learning_rate or "
                 "train.gradient_clip, set runtime.precision to float32, or let more such updates be skipped "
-                "(train.skip_nonfinite). The last good state is kept"
+                "(train.max_nonfinite_skips). The last good state is kept"
             )
 
 
-class Phases:
+class PhaseTimer:
     """Seconds by phase of the work; on a GPU by its own clock, which is read late."""
 
     def __init__(self, device: torch.device):
@@ -83,7 +83,7 @@ class Phases:
         return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares if seconds / total >= 0.005)
 
 
-class Signals:
+class StopSignal:
     """Notes SIGTERM and SIGINT: `received` is the number of the one that came, None before. One that comes more than a second
     later is obeyed at once; until then it is taken for the same, since several parents may pass one on."""
 
@@ -100,14 +100,14 @@ class Signals:
 
 
 @contextmanager
-def signals() -> Iterator[Signals]:
+def stop_signals() -> Iterator[StopSignal]:
     """Within this context, a signal to end is only noted (in process 0), or waits until process 0 has saved (in all others)."""
-    noted = Signals()
+    noted = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    if not processes.is_first():
-        with launch.outlive_first():
+    if not processes.is_main_process():
+        with launch.defer_signals_until_saved():
             yield noted
         return
     previous = {number: signal.signal(number, noted.note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -9,7 +9,7 @@ from pydantic import Field
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.diffusion.loss import LossWeightName
-from ddpm.diffusion.timestep_sampling import LevelDrawName
+from ddpm.diffusion.timestep_sampling import TimestepSamplerName
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -25,17 +25,17 @@ class Train(Section):
 
     steps: Count
     batch_size: Count
-    accumulation: Count
+    gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     lr_schedule: Annotated[str, OneOf(LR_SCHEDULES)]
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
-    skip_nonfinite: Annotated[int, Field(ge=0)]
+    max_nonfinite_skips: Annotated[int, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
     loss_gamma: Annotated[Annotated[float, Field(gt=0)] | None, OrWord("auto")]
-    levels: LevelDrawName
+    timestep_sampling: TimestepSamplerName
     condition_dropout: Annotated[float, Field(ge=0, lt=1)]
     flip: bool
     log_every: Count
@@ -67,8 +67,8 @@ class Train(Section):
 
     def check_share(self, processes: int) -> None:
         """Raises InputError if a batch has too few images for every process and part."""
-        if self.batch_size < processes * self.accumulation:
+        if self.batch_size < processes * self.gradient_accumulation:
             raise InputError(
                 f"params.yaml: train.batch_size: {self.batch_size} images cannot be shared by {processes} processes in "
-                f"{self.accumulation} parts each; raise it, or lower train.accumulation or runtime.processes"
+                f"{self.gradient_accumulation} parts each; raise it, or lower train.gradient_accumulation or runtime.processes"
             )

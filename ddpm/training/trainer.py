@@ -15,12 +15,12 @@ from ddpm.data.loader import Batches
 from ddpm.data.prepared import Split
 from ddpm.diffusion.loss import PLAIN, check_weight, diffusion_loss, make_weight
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.diffusion.timestep_sampling import LEVEL_DRAWS
+from ddpm.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from ddpm.networks import power_ema
-from ddpm.networks.conditioning import known_pixels
-from ddpm.training.ema import EMA, Flat, ramped
+from ddpm.networks.conditioning import masked_input
+from ddpm.training.ema import EMA, FlatParameters, ramped
 from ddpm.training.masks import random_masks
-from ddpm.training.monitor import FLOAT16_TRIALS, Guard, Phases
+from ddpm.training.monitor import FLOAT16_TRIALS, NonFiniteGuard, PhaseTimer
 from ddpm.training.settings import Train
 
 VALIDATION_IMAGES = 2_000
@@ -55,25 +55,25 @@ class Trainer:
         scaler: torch.amp.GradScaler | None = None,
         model: nn.Module | None = None,
     ):
-        settings.check_share(processes.size())
+        settings.check_share(processes.world_size())
         self.network, self.batches, self.settings, self.seed = network, batches, settings, seed
         self.model = network if model is None else model
         self.device = batches.device
         self.schedule, self.prediction = schedule.to(self.device), prediction
         self.autocast, self.scaler = autocast, scaler
-        self.flat = Flat(network)
+        self.flat = FlatParameters(network)
         self.optimizer = torch.optim.AdamW(
             [self.flat.vector], settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.ema = EMA(self.flat, ramped(settings.ema_decay))
-        widths = power_ema.WIDTHS if settings.snapshots else ()
+        widths = power_ema.TRACKED_SIGMA_REL if settings.snapshots else ()
         self.tracks = {width: EMA(self.flat, partial(power_ema.decay, width)) for width in widths}
         name = settings.loss_weight or PLAIN[prediction]
         check_weight(name, schedule)
         self.weight = make_weight(name, settings.loss_gamma)
-        self.levels = LEVEL_DRAWS[settings.levels](schedule.steps, self.device)
-        self.guard = Guard(settings.skip_nonfinite + (FLOAT16_TRIALS if scaler else 0), self.device)
-        self.phases = Phases(self.device)
+        self.timesteps = TIMESTEP_SAMPLERS[settings.timestep_sampling](schedule.steps, self.device)
+        self.guard = NonFiniteGuard(settings.max_nonfinite_skips + (FLOAT16_TRIALS if scaler else 0), self.device)
+        self.phases = PhaseTimer(self.device)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.speed: list[dict[str, float]] = []
@@ -92,19 +92,19 @@ class Trainer:
         """One optimizer step, on this process's share of the batch."""
         s, phases = self.settings, self.phases
         phases.enter("data")
-        mine = processes.part(s.batch_size)
+        mine = processes.local_slice(s.batch_size)
         torch.manual_seed(seed_of(self.seed, "train", self.seen))
         x0, labels = self.batches.batch(self.seen, s.batch_size, mine)
         labels, known = self.tell(x0, labels, mine)
-        index, weight = self.levels.draw(s.batch_size)
+        index, weight = self.timesteps.draw(s.batch_size)
         shape = (s.batch_size, *x0.shape[2:], x0.shape[1])
         eps = torch.randn(shape, device=self.device)[mine].permute(0, 3, 1, 2)
         torch.manual_seed(seed_of(self.seed, "dropout", self.seen, processes.rank()))
         inputs = (x0, labels, index[mine], eps, weight[mine], *([] if known is None else [known]))
-        pieces = list(zip(*(value.tensor_split(s.accumulation) for value in inputs), strict=True))
+        pieces = list(zip(*(value.tensor_split(s.gradient_accumulation) for value in inputs), strict=True))
         losses = torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
-        losses = processes.gathered(losses, s.batch_size)
-        self.levels.update(index, losses)
+        losses = processes.all_gather_rows(losses, s.batch_size)
+        self.timesteps.update(index, losses)
         phases.enter("update")
         norm = self._update()
         good = norm.isfinite()
@@ -120,11 +120,11 @@ class Trainer:
     ) -> Tensor:
         """Add the gradient of some images' share of the batch's mean loss; returns their losses, without weights (b,)."""
         # Gradients meet those of the other processes once, with the last piece.
-        with nullcontext() if last or processes.size() == 1 else self.model.no_sync():
+        with nullcontext() if last or processes.world_size() == 1 else self.model.no_sync():
             self.phases.enter("forward")
             losses = self._losses(self.model, x0, labels, index, eps, known)
             # DistributedDataParallel takes the mean over processes; the loss is a sum over them.
-            loss = (weight * losses).sum() * (processes.size() / self.settings.batch_size)
+            loss = (weight * losses).sum() * (processes.world_size() / self.settings.batch_size)
             self.phases.enter("backward")
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         return losses.detach()
@@ -141,20 +141,21 @@ class Trainer:
 
     def probe(self, model: nn.Module) -> None:
         """Use a model as a training step does, forwards and backwards, without waiting for other processes."""
-        mine = processes.part(self.settings.batch_size)
+        mine = processes.local_slice(self.settings.batch_size)
         x0, labels = self.batches.batch(0, self.settings.batch_size, mine)
         labels, known = self.tell(x0, labels, mine)
         x0, labels, known = (
-            value if value is None else value.tensor_split(self.settings.accumulation)[0] for value in (x0, labels, known)
+            value if value is None else value.tensor_split(self.settings.gradient_accumulation)[0]
+            for value in (x0, labels, known)
         )
         eps = torch.zeros(len(x0), *x0.shape[2:], x0.shape[1], device=self.device).permute(0, 3, 1, 2)
         index = torch.ones(len(x0), dtype=torch.int64, device=self.device)
-        with nullcontext() if processes.size() == 1 else model.no_sync():
+        with nullcontext() if processes.world_size() == 1 else model.no_sync():
             self._losses(model, x0, labels, index, eps, known).sum().backward()
 
     def _update(self) -> Tensor:
         """One step of the optimizer, left out where the gradient is not finite; returns the gradient's norm before clipping."""
-        assert self.flat.is_whole()
+        assert self.flat.grads_attached()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(self.step)
         if self.scaler:
@@ -179,14 +180,14 @@ class Trainer:
 
         network, dropout = self.network, self.settings.condition_dropout
         dropped = chances() < dropout
-        if network.reads:
+        if network.takes_text:
             labels = network.condition.describe(labels, chances())
-        if network.conditional:
+        if network.takes_labels:
             labels = network.condition.drop(labels, dropped)
-        if not network.masked:
+        if not network.takes_mask:
             return labels, None
         masks = random_masks(self.settings.batch_size, *x0.shape[2:], self.device)[mine]
-        return labels, known_pixels(x0, masks.masked_fill((chances() < dropout)[:, None, None, None], 0))
+        return labels, masked_input(x0, masks.masked_fill((chances() < dropout)[:, None, None, None], 0))
 
     def read_sums(self) -> dict[str, float]:
         """Mean loss, over all levels and by their quarters, and gradient norm since the last call; what no step gave a finite
@@ -213,13 +214,13 @@ class Trainer:
             eps = torch.randn(x0.shape, generator=noise)
             inputs = x0, eps, index[part], torch.tensor(split.labels[part])
             x0, eps, levels, labels = (value.to(self.device) for value in inputs)
-            masks = random_masks(len(x0), *x0.shape[2:], torch.device("cpu"), noise) if self.network.masked else None
-            known = None if masks is None else known_pixels(x0, masks.to(self.device))
+            masks = random_masks(len(x0), *x0.shape[2:], torch.device("cpu"), noise) if self.network.takes_mask else None
+            known = None if masks is None else masked_input(x0, masks.to(self.device))
             losses = self._losses(self.network, x0, labels, levels, eps, known)
             return losses.cpu().double().sum().item()
 
         with self.averaged():
-            return sum(processes.share(range(0, count, VALIDATION_BATCH), batch_loss)) / count
+            return sum(processes.map_over_ranks(range(0, count, VALIDATION_BATCH), batch_loss)) / count
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -244,7 +245,7 @@ class Trainer:
             "tracks": {width: track.state_dict() for width, track in self.tracks.items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
-            "levels": self.levels.state_dict(),
+            "timesteps": self.timesteps.state_dict(),
             "streak": self.guard.streak,
             "sums": self.sums,
             "history": self.history,
@@ -262,7 +263,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler and state["scaler"]:  # none if the state was saved in another precision
             self.scaler.load_state_dict(state["scaler"])
-        self.levels.load_state_dict(state["levels"])
+        self.timesteps.load_state_dict(state["timesteps"])
         self.guard.streak, self.sums = (state[name].to(self.device) for name in ("streak", "sums"))
         self.step, self.history, self.speed = state["step"], state["history"], state["speed"]
         self.best_loss = state["best_loss"]

@@ -132,9 +132,10 @@ def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
         images = (_images(case) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         batches = Batches(images, np.zeros(len(images), np.int64), 0, device)
         changes = {
-            "batch_size": case.batch, "accumulation": 1, "steps": 1_000_000, "lr_schedule": "constant", "warmup_steps": 0,
+            "batch_size": case.batch, "gradient_accumulation": 1, "steps": 1_000_000,
+            "lr_schedule": "constant", "warmup_steps": 0,
             "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "gradient_clip": CLIP, "ema_decay": EMA_DECAY,
-            "loss_weight": "auto", "loss_gamma": "auto", "levels": "uniform", "condition_dropout": 0.0, "flip": False,
+            "loss_weight": "auto", "loss_gamma": "auto", "timestep_sampling": "uniform", "condition_dropout": 0.0, "flip": False,
             "snapshots": 0,
         }  # fmt: skip
         train = Train(**{**sections["train"], **changes})

@@ -25,7 +25,7 @@ from ddpm.core.files import write_json, write_text
 from ddpm.core.params import read_yaml
 from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import Split
-from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.fid import fit_gaussian, frechet, inception_score, kernel_distance
 from ddpm.features.classifier import Classifier, predict
 from ddpm.plots.numbers import number, table
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = SimpleNamespace(train=train, test=test, shape=(SIDE, SIDE, 1), class_names=[str(i) for i in range(CLASSES)])
 
     say(f"{options.images:,} images: all in-domain metrics")
-    seconds, _ = timed(lambda: Judges(data, judge, options.images, 0, CPU).examine(samples.images, samples.labels, "samples"))
+    seconds, _ = timed(lambda: Evaluator(data, judge, options.images, 0, CPU).examine(samples.images, samples.labels, "samples"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     say(f"  {seconds:.1f} s, at most {peak:.2f} GB")
     sides = {"ours": ours, "torchmetrics": torchmetrics}

@@ -25,7 +25,7 @@ from ddpm.networks.unet import UNet, UNetSettings  # noqa: E402
 from ddpm.sampling.denoiser import network_denoiser, thresholded  # noqa: E402
 from ddpm.sampling.noise import ImageNoise  # noqa: E402
 from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample  # noqa: E402
-from ddpm.sampling.time_grid import corrected, make_grid  # noqa: E402
+from ddpm.sampling.time_grid import make_grid, with_corrector  # noqa: E402
 
 RULES = {
     "ancestral": partial(ancestral_step, variance="small"),
@@ -75,7 +75,7 @@ def main() -> None:
     print(f"batch {options.batch} of {options.size}x{options.size} on {where}, {options.rounds} rounds")
     for name, rule in RULES.items():
         grid = make_grid("trailing", schedule, 1000)
-        grid = corrected(grid) if name == "heun" else grid
+        grid = with_corrector(grid) if name == "heun" else grid
         frames = endless(rule, denoiser, schedule, grid, shape, device)
         for _ in range(30):
             bare()

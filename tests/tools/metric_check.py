@@ -25,7 +25,7 @@ from ddpm.data.prepared import Prepared, Split, open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DATASETS
 from ddpm.datasets.settings import PrepareData
-from ddpm.evaluation.evaluator import Judges
+from ddpm.evaluation.evaluator import Evaluator
 from ddpm.features.classifier import Classifier, TrainClassifier, load_classifier, save_classifier, train_classifier
 from ddpm.plots.image_grid import captioned, save
 from ddpm.plots.numbers import number, percent, table
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     n = min(MOST, len(data.test.images) // (SETS + 2))
     order = np.random.default_rng(p.seed).permutation(len(data.test.images))
     parts = [Split(np.asarray(data.test.images[i]), np.asarray(data.test.labels[i])) for i in (order[:n], order[n:])]
-    judges = Judges(data._replace(test=parts[0]), judge, SETS * n, p.seed, device)
+    judges = Evaluator(data._replace(test=parts[0]), judge, SETS * n, p.seed, device)
     scores, strip = {}, []
     for name, make in ROWS.items():
         images = make(Pool(parts[1], data.train, SETS * n, np.random.default_rng(p.seed)))

@@ -33,7 +33,7 @@ from ddpm.plots.numbers import table
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, DIFFERENT = 1000, 1000
 FEWEST = 10  # pictures of a class
-SETTINGS = {"image_size": None, "fit": "pad", "channels": "native", "label": None, "test_share": 0.1, "skip_bad": False}
+SETTINGS = {"image_size": None, "resize_mode": "pad", "channels": "native", "label": None, "test_share": 0.1, "skip_bad": False}
 
 
 def picture(number: int) -> bytes:
