@@ -144,7 +144,7 @@ def prepared() -> Prepared:
     """Make data/prepared by ./params.yaml, and open it."""
     p = params.load(dataset=DatasetName, prepare_data=PrepareData)
     prepare(p.dataset, p.prepare_data)
-    return open_prepared(p.dataset, p.prepare_data)
+    return open_prepared(p.dataset, p.prepare_data.as_written())
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from ddpm.plots import image_grid
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, UPSCALING
 from ddpm.sampling import generate, plan, progress
 from ddpm.sampling.denoiser import THRESHOLDS
-from ddpm.sampling.plan import CHOICES
+from ddpm.sampling.samplers import SAMPLERS
 from ddpm.sampling.time_grid import SPACINGS
 
 # As in conftest.py, of work of any name.
@@ -62,7 +62,7 @@ def built(tmp_path_factory) -> Path:
         patch.chdir(folder)
         given = PrepareData(**read_yaml(ROOT / "params.yaml")["prepare_data"])
         prepare("digits", given)
-        data = open_prepared("digits", given)
+        data = open_prepared("digits", given.as_written())
         for name, conditioning in MODELS.items():
             torch.manual_seed(0)
             network = awake(UNet(settings(conditioning=conditioning), data.shape, data.class_names))
@@ -563,7 +563,7 @@ def test_every_option_is_explained(parameter):
 
 # Options by name, and the registries that they choose from; help must not import these.
 CHOICES = {
-    "sampler": CHOICES,
+    "sampler": SAMPLERS,
     "spacing": SPACINGS,
     "thresholding": THRESHOLDS,
     "variance": VARIANCES,

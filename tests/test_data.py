@@ -444,7 +444,7 @@ def test_prepared_digits(tmp_path, capsys):
         assert hashlib.sha256((tmp_path / f"{name}.npy").read_bytes()).hexdigest() == digest
     assert "digits train: 1,297/1,297 images (100%)" in capsys.readouterr().err
 
-    data = open_prepared("digits", settings(), tmp_path)
+    data = open_prepared("digits", settings().as_written(), tmp_path)
     assert isinstance(data.train.images, np.memmap)
     assert not data.train.images.flags.writeable
     assert data.shape == (8, 8, 1)
@@ -481,7 +481,7 @@ def test_data_from_other_params_is_refused(tmp_path):
     for key, value in changes.items():
         message = refused(open_prepared, "digits", settings(**{key: value}), tmp_path)
         assert f"was made with {key} = {getattr(settings(), key)!r}, but params.yaml has {value!r}" in message
-    assert len(open_prepared("digits", settings(label="Smiling", skip_bad=True), tmp_path).train.images) == 1297
+    assert len(open_prepared("digits", settings(label="Smiling", skip_bad=True).as_written(), tmp_path).train.images) == 1297
 
 
 def test_missing_and_damaged_arrays_are_refused(tmp_path):
@@ -641,7 +641,7 @@ def test_images_are_preloaded_if_they_take_less_than_a_quarter_of_the_memory(few
 
 def test_prepared_arrays_reach_the_batches_without_a_warning(tmp_path):
     prepare("digits", settings(), tmp_path)
-    data = open_prepared("digits", settings(), tmp_path)
+    data = open_prepared("digits", settings().as_written(), tmp_path)
     images, labels = Batches(data.train.images, data.train.labels, 0, CPU).batch(0, 1297)
     assert (images.min(), images.max()) == (-1, 1)
     assert torch.bincount(labels).tolist() == np.bincount(data.train.labels).tolist()
@@ -702,7 +702,7 @@ def test_a_real_folder_of_mixed_pictures(raw, tmp_path):
     assert meta["counts"] == {"train": 900, "test": 100}
     assert meta["shape"] == [32, 32, 3]
     assert all(0.3 < mean < 0.6 for mean in meta["mean"])
-    data = open_prepared("image_folder", settings(channels="rgb", **fitted), tmp_path / "rgb")
+    data = open_prepared("image_folder", settings(channels="rgb", **fitted).as_written(), tmp_path / "rgb")
     assert data.train.images.std() > 40
     assert sorted(data.class_names) == data.class_names
     assert set(data.test.labels.tolist()) <= set(data.train.labels.tolist())

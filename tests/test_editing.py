@@ -19,7 +19,7 @@ from ddpm.editing.inpaint import inpainting, with_repaint_jumps
 from ddpm.sampling.denoiser import network_denoiser
 from ddpm.sampling.inversion import invert, round_trip
 from ddpm.sampling.samplers import SAMPLERS, sample
-from ddpm.sampling.time_grid import SPACINGS, evaluations, make_grid, with_churn, with_corrector
+from ddpm.sampling.time_grid import SPACINGS, denoising_steps, make_grid, with_churn, with_corrector
 
 
 def error(steps, denoiser, schedule=LINEAR):
@@ -134,7 +134,7 @@ def test_jumps_are_those_of_diffusers(data):
     for before, after in pairwise(ours):
         walked += np.arange(before + 1, after + 1).tolist() if after > before else [after]
     assert walked == [t + 1 for t in theirs[1:]]
-    assert evaluations(ours) == steps + (resamples - 1) * jump * ((steps - 1) // jump)
+    assert denoising_steps(ours) == steps + (resamples - 1) * jump * ((steps - 1) // jump)
 
 
 @given(steps=st.integers(2, 30), jump=st.integers(1, 29), resamples=st.integers(1, 5), spacing=st.sampled_from(list(SPACINGS)))
@@ -185,7 +185,7 @@ def test_every_sampler_inpaints_with_jumps(name):
     assert torch.equal(out[..., :2], image[..., :2])
     assert out.isfinite().all()
     assert (out[..., 2:] - 0.3).abs().max() < 2.5  # data of mean 0.3, standard deviation 0.5
-    assert len(asked) == evaluations(grid)
+    assert len(asked) == denoising_steps(grid)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -292,7 +292,7 @@ def test_a_part_of_a_grid_starts_at_its_level_and_ends_at_0(steps, position, spa
 def test_strength_is_the_share_of_the_steps(steps, strength):
     grid = from_strength(make_grid("trailing", LINEAR, steps), LINEAR, strength)
     assert grid[0] == max(1, round(strength * T))
-    assert abs(evaluations(grid) - strength * steps) <= max(0.5 + steps / T, 1 - strength * steps)
+    assert abs(denoising_steps(grid) - strength * steps) <= max(0.5 + steps / T, 1 - strength * steps)
 
 
 def test_full_strength_starts_at_t_on_every_grid():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
-from ddpm.sampling.time_grid import MAX_CHURN, SPACINGS, evaluations, make_grid, with_churn, with_corrector
+from ddpm.sampling.time_grid import MAX_CHURN, SPACINGS, denoising_steps, make_grid, with_churn, with_corrector
 
 LINEAR = make_schedule("linear", 1000)
 
@@ -34,7 +34,7 @@ def test_grids_fall_strictly_from_t_to_0(spacing, data):
     assert grid[0] == (1 + (steps - 1) * (total // steps) if spacing == "leading" else total)
     if steps > 1 and spacing != "trailing":
         assert grid[-2] == pytest.approx(1)
-    assert evaluations(grid) == steps
+    assert denoising_steps(grid) == steps
     if spacing in ("leading", "trailing", "linspace"):
         assert (grid == np.round(grid)).all()
 
@@ -76,7 +76,7 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 def test_churn_climbs_by_its_factor_before_each_step(steps, churn, spacing):
     plain = make_grid(spacing, LINEAR, steps)
     rough = with_churn(plain, LINEAR, churn)
-    assert evaluations(rough) == steps
+    assert denoising_steps(rough) == steps
     climbs = np.flatnonzero(np.diff(rough) > 0)
     factor = 1 + min(churn / steps, MAX_CHURN)
     top = ratios(LINEAR, [1000, 0])[0]
@@ -100,5 +100,5 @@ def test_a_correction_stays_once_at_each_level_but_the_last():
     assert with_corrector(np.array([9.0, 5, 6, 1, 2, 0])).tolist() == [9, 5, 5, 6, 1, 1, 2, 0]
     assert with_corrector(np.array([9.0, 0])).tolist() == [9, 0]
     grid = make_grid("karras", LINEAR, 18)
-    assert evaluations(with_corrector(grid)) == 35
-    assert evaluations(with_corrector(with_churn(grid, LINEAR, math.sqrt(2)))) == 35
+    assert denoising_steps(with_corrector(grid)) == 35
+    assert denoising_steps(with_corrector(with_churn(grid, LINEAR, math.sqrt(2)))) == 35

@@ -100,7 +100,7 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(raw, tmp_path, capsys, decode
     capsys.readouterr()
     meta = prepare("image_folder", settings(**FIT))
     assert contents(tmp_path / "data" / "prepared") == expected
-    assert meta["sha256"] == open_prepared("image_folder", settings(**FIT)).meta["sha256"]
+    assert meta["sha256"] == open_prepared("image_folder", settings(**FIT).as_written()).meta["sha256"]
     said = capsys.readouterr().out
     assert len(decoded) == 16 - done
     assert (f"{done} of 16 images were prepared before; going on from there" in said) == (done > 0)
@@ -288,7 +288,7 @@ def test_bad_pictures_can_be_left_out_and_then_the_rest_is_as_it_was(raw, tmp_pa
     for found, array, mask in zip(arrays(tmp_path / "out"), expected, [kept[0], kept[0], kept[1], kept[1]], strict=True):
         np.testing.assert_array_equal(found, array[mask])
     assert meta["mean"] == pytest.approx((expected[0][kept[0]].mean((0, 1, 2)) / 255).tolist(), abs=1e-6)
-    data = open_prepared("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
+    data = open_prepared("image_folder", settings(**FIT, skip_bad=True).as_written(), tmp_path / "out")
     assert len(data.train.images) == meta["counts"]["train"]
     assert f"image_folder: 3 images that cannot be read are left out; {tmp_path / 'out' / 'left_out.txt'} names them" in (
         capsys.readouterr().out

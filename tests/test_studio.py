@@ -33,9 +33,9 @@ from ddpm.networks.unet import UNet
 from ddpm.sampling.generate import draw_images
 from ddpm.sampling.model import DiffusionModel, class_number, from_config, tell
 from ddpm.sampling.noise import image_noise, latent_of
-from ddpm.sampling.plan import CHOICES, make_plan
+from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import SamplingProgress, final_images, pictures
-from ddpm.sampling.samplers import sample
+from ddpm.sampling.samplers import SAMPLERS, sample
 from ddpm.sampling.trajectory import TrajectoryRecorder
 
 T = 50
@@ -91,7 +91,7 @@ ONES, CLIMBS = torch.ones(1, 1, 8, 8), partial(with_repaint_jumps, jump=2, resam
 JOBS = {
     "draw": lambda: draw_images(MODEL, PLAN, None, 5, 0, batch=2),
     "draw by heun": lambda: draw_images(MODEL, make_plan(MODEL, sampler="heun", steps=4), None, 3, 0),
-    "inpaint": lambda: inpaint_images(MODEL, make_plan(MODEL, CLIMBS, steps=6), picture(), ONES, ONE, 0),
+    "inpaint": lambda: inpaint_images(MODEL, make_plan(MODEL, change=CLIMBS, steps=6), picture(), ONES, ONE, 0),
     "edit": lambda: edit_images(MODEL, PLAN, picture(), 0.6, ONE, 0),
     "edit nothing": lambda: edit_images(MODEL, PLAN, picture(), 0.0, ONE, 0),
     "between samples": lambda: interpolate_images(MODEL, PLAN, sample_of(1), sample_of(2, 3), 4),
@@ -125,7 +125,7 @@ class TestPlan:
         assert make_plan(MODEL, sampler="ddpm").nfe == T
         assert make_plan(MODEL, sampler="heun", steps=5).nfe == 9
 
-    @pytest.mark.parametrize("sampler", CHOICES)
+    @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_every_sampler_draws(self, sampler):
         plan = make_plan(MODEL, sampler=sampler, steps=3)
         assert final_images(draw_images(MODEL, plan, None, 2, 0)).shape == (2, 1, 8, 8)
@@ -243,7 +243,7 @@ class TestInpaint:
     def test_known_pixels_come_back_bit_by_bit(self, name, resamples):
         model, x0 = MODELS[name], picture(count=3)
         known = open_mask("left", model.shape)
-        plan = make_plan(model, partial(with_repaint_jumps, jump=2, resamples=resamples), steps=5)
+        plan = make_plan(model, change=partial(with_repaint_jumps, jump=2, resamples=resamples), steps=5)
         told, _ = tell(model, 3)
         filled = final_images(inpaint_images(model, plan, x0, known, told, 0))
         assert torch.equal(filled[..., 4:], x0[..., 4:])

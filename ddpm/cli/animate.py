@@ -59,7 +59,7 @@ def animate(
     subject = lookup(animations.ANIMATIONS, what, "what")
     lookup(UPSCALING, upscaling, "upscaling")
     if subject.of_snapshots and load.checkpoint != "final":
-        raise InputError(f"checkpoint: a film of the training shows its snapshots, not {load.checkpoint!r}; leave it out")
+        raise InputError(f"a film of the training shows its snapshots, not {load.checkpoint!r}; leave it out", key="checkpoint")
     out = out or Path(f"out/{what}.gif")
     still = output.check_out(out, {**FILMS, ".png": save} if subject.still else FILMS) == ".png"
     model, number = load(), number or subject.number

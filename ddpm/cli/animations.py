@@ -17,7 +17,7 @@ from ddpm.sampling.generate import draw_images
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import final_images, pictures
-from ddpm.sampling.time_grid import evaluations
+from ddpm.sampling.time_grid import denoising_steps
 from ddpm.sampling.trajectory import TrajectoryRecorder
 
 
@@ -53,7 +53,7 @@ def moments(model: DiffusionModel, plan: dict, shot: AnimationOptions) -> Image.
 
 def _recorded(model: DiffusionModel, plan: dict, shot: AnimationOptions) -> TrajectoryRecorder:
     made = make_plan(model, **plan)
-    recorder = TrajectoryRecorder(evaluations(made.grid), shot.frames)
+    recorder = TrajectoryRecorder(denoising_steps(made.grid), shot.frames)
     pictures(made.label, draw_images(model, made, shot.told, shot.number, shot.seed), recorder)
     return recorder
 

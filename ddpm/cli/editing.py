@@ -63,7 +63,7 @@ def interpolate(
 
     for name, given in (("label", label), ("text", text)):
         if given and len(given) > 2:
-            raise InputError(f"{name}: {len(given)} were given for two images; give one or two")
+            raise InputError(f"{len(given)} were given for two images; give one or two", key=name)
     film = output.check_out(out, {".png": None, **FILMS}) != ".png"
     lookup(UPSCALING, upscaling, "upscaling")
     model, number = load(), number or (48 if film else 12)
@@ -138,7 +138,7 @@ def inpaint(
     room = len(set(plain.grid.tolist())) - 2
     resamples = resamples or (1 if model.network.takes_mask or room < 1 else 10)
     change = partial(with_repaint_jumps, jump=jump or min(10, max(1, room)), resamples=resamples)
-    made, clock = make_plan(model, change, **plan), output.Clock()
+    made, clock = make_plan(model, change=change, **plan), output.Clock()
     output.check_size(model.shape, tile, number + 2)
     x0 = source_image(model, named.source)
     work = tasks.inpaint_images(

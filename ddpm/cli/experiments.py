@@ -53,7 +53,7 @@ def record(
     from ddpm.experiments import recipe as recipes
 
     if name is None:
-        raise InputError("record: name a recipe; `python -m ddpm recipe` lists them")
+        raise InputError("name a recipe; `python -m ddpm recipe` lists them", key="record")
     found, given = recipes.read_recipe(name), set_param or []
     changes = recipes.read_changes(given)
     from ddpm.experiments import record as records

@@ -114,7 +114,7 @@ def load_model(folder: Path, checkpoint: str, device: str, threads: int | None) 
 def open_device(name: str, threads: int | None) -> torch.device:
     """The device of a name (`runtime.DEVICES`), computing with so many threads. Raises InputError if it is not there."""
     if not lookup(DEVICES, name, "device")():
-        raise InputError(f"device: {name!r} is not here, or PyTorch cannot use it; choose 'auto' or 'cpu'")
+        raise InputError(f"{name!r} is not here, or PyTorch cannot use it; choose 'auto' or 'cpu'", key="device")
     auto = dict.fromkeys(("processes", "workers", "compile", "preload"), "auto")
     numbers = {"threads": threads or "auto", "precision": "float32", "deterministic": True, "log_seconds": 10.0}
     return setup(make(Runtime, device=name, **auto, **numbers))
@@ -131,6 +131,7 @@ def checkpoint_of(text: str) -> str | float:
         return lookup(names, text, "checkpoint")
     if not MIN_SIGMA_REL <= width <= MAX_SIGMA_REL:
         raise InputError(
-            f"checkpoint: width {text} is out of range; give {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, or {', '.join(CHECKPOINTS)}"
+            f"width {text} is out of range; give {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, or {', '.join(CHECKPOINTS)}",
+            key="checkpoint",
         )
     return width

@@ -19,14 +19,9 @@ from ddpm.cli.output import say
 from ddpm.core.files import InputError
 
 PROGRAM = "python -m ddpm"
-
-
 INTERRUPTED = 130
-
-
 # click's ClickException, which some versions of typer bring along under a name of their own.
 Refused = typer.BadParameter.__mro__[2]
-
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=False, rich_markup_mode="rich", context_settings={"help_option_names": ["--help", "-h"]}
@@ -53,7 +48,7 @@ def demo(
 ) -> None:
     """Open a web page on which the model draws, fills and compares."""
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("demo: gradio, which makes the page, is not installed; run `pip install -r requirements-demo.txt`")
+        raise InputError("gradio, which makes the page, is not installed; run `pip install -r requirements-demo.txt`", key="demo")
     from ddpm.cli.info import checkpoint_of, open_device
     from ddpm.demo.app import launch
 
@@ -124,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     except Refused as error:
         return _end(f"error: {_in_one_line(error)}")
     except InputError as error:
-        return _end(f"error: {_with_dashes(str(error), arguments)}")
+        return _end(f"error: {_with_dashes(error, arguments)}")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return _end("error: out of memory; draw fewer images at once (--number, or --batch of sample)")
@@ -150,10 +145,9 @@ def _long(hint: str) -> str:
     return max(hint.replace("'", "").split(" / "), key=len)
 
 
-def _with_dashes(text: str, arguments: Sequence[str]) -> str:
-    """A message that begins with the name of an option, as `--name`."""
+def _with_dashes(error: InputError, arguments: Sequence[str]) -> str:
+    """The text of an error; the key is written as `--name` if it is an option of the command."""
     command = typer.main.get_command(app).commands.get(arguments[0] if arguments else "")
     names = [name for param in (command.params if command else []) for name in param.opts if name.startswith("--")]
-    begin = text.partition(":")[0]
-    dashed = f"--{begin.replace('_', '-')}"
-    return text.replace(begin, dashed, 1) if dashed in names else text
+    dashed = f"--{error.key.replace('_', '-')}"
+    return f"{dashed}: {error.message}" if dashed in names else str(error)

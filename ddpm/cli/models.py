@@ -11,8 +11,6 @@ from ddpm.cli.options import HOW, MODEL, OUT, WHAT, with_option_groups
 from ddpm.cli.output import say
 
 EXPORTED, IMPORTED = Path("out/diffusers"), Path("models/imported")
-
-
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", rich_help_panel=OUT, help="Folder to write.")]
 
 

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 WHAT, HOW, OUT, MODEL = "What", "How it is drawn", "What is written", "Model and machine"
-
-
 MAX_STEPS, MAX_TILE, MAX_COLUMNS = 1_000_000, 512, 1000
-
 
 Labels = Annotated[
     list[str] | None,
@@ -30,7 +27,6 @@ Labels = Annotated[
     ),
 ]  # fmt: skip
 
-
 Texts = Annotated[
     list[str] | None,
     typer.Option(
@@ -38,7 +34,6 @@ Texts = Annotated[
         help="Caption to draw, for models that read (`info` lists their words). Repeat it for several in turn.",
     ),
 ]  # fmt: skip
-
 
 Label = Annotated[
     str | None,
@@ -48,7 +43,6 @@ Label = Annotated[
     ),
 ]  # fmt: skip
 
-
 Text = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +50,6 @@ Text = Annotated[
         help="What a model that reads is told of the image, in place of a class.",
     ),
 ]  # fmt: skip
-
 
 Seed = Annotated[
     int,
@@ -66,12 +59,8 @@ Seed = Annotated[
     ),
 ]  # fmt: skip
 
-
 IMAGE_HELP = "A picture's file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
-
-
 Image = Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)]
-
 
 Tile = Annotated[
     int,
@@ -81,7 +70,6 @@ Tile = Annotated[
     ),
 ]  # fmt: skip
 
-
 Columns = Annotated[
     int | None,
     typer.Option(
@@ -90,12 +78,10 @@ Columns = Annotated[
     ),
 ]  # fmt: skip
 
-
 Upscaling = Annotated[
     str,
     typer.Option(metavar="NAME", rich_help_panel=OUT, help="How images are enlarged: nearest, whole pixels, or smooth."),
 ]
-
 
 Spacing = Annotated[
     str,
@@ -104,7 +90,6 @@ Spacing = Annotated[
         help="Which noise levels are visited: trailing, leading, linspace, quadratic, log_snr or karras.",
     ),
 ]  # fmt: skip
-
 
 Thresholding = Annotated[
     str,
@@ -239,4 +224,4 @@ def _refuse_nan(values: dict[str, Any]) -> None:
     for name, value in values.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and math.isnan(number):
-                raise InputError(f"{name}: nan is no number; give one")
+                raise InputError("nan is no number; give one", key=name)

@@ -16,8 +16,6 @@ from ddpm.core.files import InputError, _atomic_folder, check_above, write_npz, 
 from ddpm.plots.image_grid import GAP, MAX_GRID_COLUMNS, save, save_grid, table
 
 MAX_PIXELS = 64_000_000
-
-
 MAX_FILM_PIXELS = 400_000_000
 
 
@@ -26,14 +24,14 @@ def check_out(path: Path, kinds: Mapping[str, Any]) -> str:
     suffix = path.suffix.lower()
     valid = " or ".join(kind or "none, for a folder" for kind in kinds)
     if "\0" in str(path) or not path.name or path.name.startswith("."):
-        raise InputError(f"out: {str(path)!r} is no name of a file; give one that ends in {valid}")
+        raise InputError(f"{str(path)!r} is no name of a file; give one that ends in {valid}", key="out")
     if suffix not in kinds:
-        raise InputError(f"out: {str(path)!r} ends in {suffix or 'no suffix'!r}; valid: {valid}")
+        raise InputError(f"{str(path)!r} ends in {suffix or 'no suffix'!r}; valid: {valid}", key="out")
     with writing(path):
         if path.is_dir():
-            raise InputError(f"out: {path} is a folder that is there already; give another name, or remove it")
+            raise InputError(f"{path} is a folder that is there already; give another name, or remove it", key="out")
         if not suffix and path.exists():
-            raise InputError(f"out: {path} is a file that is there already; give another name, or a suffix")
+            raise InputError(f"{path} is a file that is there already; give another name, or a suffix", key="out")
     check_above(path)
     return suffix
 
@@ -44,7 +42,8 @@ def check_size(shape: tuple[int, int, int], tile: int, images: int, most: int = 
     factor = max(1, -(-tile // longest))
     if images * (factor * shape[0] + GAP) * (factor * shape[1] + GAP) > most:
         raise InputError(
-            f"tile: {images:,} images of {factor * longest} pixels are too large for one file; choose a smaller --tile, or fewer"
+            f"{images:,} images of {factor * longest} pixels are too large for one file; choose a smaller --tile, or fewer",
+            key="tile",
         )
 
 

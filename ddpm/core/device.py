@@ -24,7 +24,6 @@ DEVICES: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
 }
 
-
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,8 +55,10 @@ def setup(runtime: Runtime) -> torch.device:
     if kind == "cuda":
         if processes.local_world_size() > torch.cuda.device_count():
             raise InputError(
-                f"params.yaml: runtime.processes: {processes.local_world_size()} processes need as many GPUs, this machine has "
-                f"{torch.cuda.device_count()}; set it to 'auto'"
+                f"{processes.local_world_size()} processes need as many GPUs, this machine has "
+                f"{torch.cuda.device_count()}; set it to 'auto'",
+                key="runtime.processes",
+                where="params.yaml",
             )
         torch.cuda.set_device(processes.local_rank())
         _make_deterministic(runtime.deterministic)
@@ -88,8 +89,10 @@ def device_kind(runtime: Runtime) -> str:
     """cpu, cuda or mps. Raises InputError for one that is not there."""
     if not DEVICES[runtime.device]():
         raise InputError(
-            f"params.yaml: runtime.device: {runtime.device!r} was asked for, but this machine has no such device that "
-            "PyTorch can use; set it to 'auto' or 'cpu'"
+            f"{runtime.device!r} was asked for, but this machine has no such device that "
+            "PyTorch can use; set it to 'auto' or 'cpu'",
+            key="runtime.device",
+            where="params.yaml",
         )
     if runtime.device != "auto":
         return runtime.device

@@ -20,7 +20,6 @@ import numpy as np
 
 _TEMPORARY = ".partial"
 
-
 _WRITE_ADVICE = {
     errno.ENOSPC: "no space left on the device: free some and run again",
     errno.EDQUOT: "the disk quota is used up: free some space and run again",
@@ -32,7 +31,6 @@ _WRITE_ADVICE = {
     errno.EEXIST: "a part of the path is a file, not a folder",
 }
 
-
 # What NumPy raises for a damaged archive: zlib.error inside an entry, RuntimeError for flags that no entry of ours has,
 # AttributeError or TypeError, by version, for a bare array.
 _DAMAGED = (
@@ -41,7 +39,20 @@ _DAMAGED = (
 
 
 class InputError(Exception):
-    """Something outside the code is wrong (a setting, a file, the machine); its message is one line that says what to do."""
+    """A mistake outside the code: a setting, a file or the machine. Its text is one line: `where: key: message`.
+
+    message: what is wrong and what to do.
+    key: the setting or file that is wrong, such as "train.steps" or a path.
+    where: the file that holds the setting.
+    """
+
+    def __init__(self, message: str, *, key: str | os.PathLike = "", where: str | os.PathLike = ""):
+        self.message, self.key, self.where = message, os.fspath(key), os.fspath(where)
+        super().__init__(": ".join(part for part in (self.where, self.key, message) if part))
+
+    def within(self, where: str | os.PathLike, prefix: str = "") -> "InputError":
+        """Return the same error for a setting of the file `where`; `prefix` is put before the key."""
+        return InputError(self.message, key=f"{prefix}{self.key}", where=where)
 
 
 @contextmanager
@@ -52,7 +63,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         # NumPy reports a full disk without a number.
         advice = _WRITE_ADVICE.get(error.errno, f"cannot be written ({error.strerror or error}); is there space left?")
-        raise InputError(f"{path}: {advice}") from error
+        raise InputError(f"{advice}", key=path) from error
 
 
 @contextmanager
@@ -103,7 +114,7 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
-        raise InputError(f"{path}: a value is NaN or infinite, which must not be recorded: {value}") from error
+        raise InputError(f"a value is NaN or infinite, which must not be recorded: {value}", key=path) from error
     write_text(path, text + "\n")
 
 
@@ -112,11 +123,13 @@ def read_json(path: str | os.PathLike, made_by: str) -> dict:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+        raise InputError(f"not found; make it with `dvc repro {made_by}`", key=path) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
+        raise InputError(
+            f"cannot be read ({_first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path
+        ) from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; make it again with `dvc repro -f {made_by}`")
+        raise InputError(f"holds no JSON object; make it again with `dvc repro -f {made_by}`", key=path)
     return value
 
 
@@ -136,11 +149,11 @@ def read_npz(path: str | os.PathLike, made_by: str, needed: Iterable[str] = ()) 
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+        raise InputError(f"not found; make it with `dvc repro {made_by}`", key=path) from None
     except _DAMAGED as error:
-        raise InputError(f"{path}: damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`") from None
+        raise InputError(f"damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path) from None
     if missing := sorted(set(needed) - set(arrays)):
-        raise InputError(f"{path}: holds no array {missing[0]}; make it again with `dvc repro -f {made_by}`")
+        raise InputError(f"holds no array {missing[0]}; make it again with `dvc repro -f {made_by}`", key=path)
     return arrays
 
 
@@ -154,16 +167,16 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def sha256_tree(paths: Iterable[str | os.PathLike]) -> str:
-    """SHA-256 over the names and contents of files and folders; byte-code is left out, as in .dvcignore.
+    """SHA-256 over the names and contents of files and folders; byte-code and documentation are left out, as in .dvcignore.
 
     Raises InputError if a path does not exist.
     """
     digest = hashlib.sha256()
     for root in map(Path, paths):
         if not root.exists():
-            raise InputError(f"{root}: not found")
+            raise InputError("not found", key=root)
         for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".pyc", ".md"):
                 digest.update(f"{path.as_posix()}\0{sha256(path)}\n".encode())
     return digest.hexdigest()
 
@@ -177,9 +190,9 @@ def check_above(path: Path) -> None:
     with writing(path):
         above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise InputError(f"out: {path}: {above.name} is a file, not a folder; give another name")
+        raise InputError(f"{path}: {above.name} is a file, not a folder; give another name", key="out")
     if not os.access(above, os.W_OK):
-        raise InputError(f"out: no permission to write to {above}; give another name, or change its rights")
+        raise InputError(f"no permission to write to {above}; give another name, or change its rights", key="out")
 
 
 @contextmanager
@@ -201,14 +214,14 @@ def check_folder(path: Path, files: Collection[str], ours: Callable[[Path], bool
     files: the names that such a folder holds, at most; ours: whether one was written by us; what: its name in the message.
     """
     if "\0" in str(path) or not path.name or path.name.startswith("."):
-        raise InputError(f"out: {str(path)!r} is no name of a folder; give one")
+        raise InputError(f"{str(path)!r} is no name of a folder; give one", key="out")
     with writing(path):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise InputError(f"out: {path} is a file or a link that is there already; give another name, or remove it")
+            raise InputError(f"{path} is a file or a link that is there already; give another name, or remove it", key="out")
         if path.is_dir():
             found = {entry.name for entry in path.iterdir()}
             if found and not (found <= set(files) and ours(path)):
-                raise InputError(f"out: {path} is there already and is no {what}; give another name, or remove it")
+                raise InputError(f"{path} is there already and is no {what}; give another name, or remove it", key="out")
     check_above(path)
 
 

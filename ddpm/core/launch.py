@@ -24,11 +24,7 @@ from ddpm.core.processes import is_main_process, store
 
 # Set for the processes that a stage starts itself: their parent says what went wrong, once (and stages/__init__.py reads it).
 CHILD = "DDPM_CHILD"
-
-
 _SAVED = "saved"
-
-
 # torchrun kills its processes 30 seconds after it asked them to end.
 GRACE_SECONDS = 20
 
@@ -106,10 +102,11 @@ def launch(processes: int, module: str) -> None:
 def report(error: Exception) -> NoReturn:
     """In a process that a stage started: leave the error to the parent, and end."""
     ours = isinstance(error, InputError)
-    text = str(error) if ours else "".join(traceback.format_exception(error)).rstrip()
+    text = error.message if ours else "".join(traceback.format_exception(error)).rstrip()
     # Gloo says with a plain RuntimeError that another process is gone.
     lost = type(error) is RuntimeError or isinstance(error, dist.DistError)
     note = {"message": text, "timestamp": int(time.time()), "input": ours, "lost": lost}
+    note |= {"key": error.key, "where": error.where} if ours else {}
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with open(path, "w", encoding="utf-8") as file:
             json.dump(note, file)
@@ -129,7 +126,7 @@ def _first_failure(failures: dict[int, object], processes: int) -> InputError:
     number, failure = min(failures.items(), key=order)
     note = failure.error_file_data
     if note.get("input"):
-        return InputError(note["message"])
+        return InputError(note["message"], key=note["key"], where=note["where"])
     if "input" in note:
         print(note["message"], file=sys.stderr)
         reason = "failed with the error above"

@@ -19,15 +19,9 @@ from pydantic_core import PydanticCustomError
 from ddpm.core.files import InputError
 
 PARAMS_FILE = "params.yaml"
-
-
 PIPELINE_FILE = "dvc.yaml"
-
-
 # Read by every stage and declared by none: nothing in it changes a result.
 UNDECLARED = "runtime"
-
-
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -46,7 +40,7 @@ def lookup(registry: Mapping[str, Any], name: str, what: str) -> Any:
     """registry[name]; raises InputError with the valid names for an unknown one."""
     if name in registry:
         return registry[name]
-    raise InputError(f"{what}: {name!r} is unknown{_choices(name, registry)}")
+    raise InputError(f"{name!r} is unknown{_choices(name, registry)}", key=what)
 
 
 def OneOf(registry: Mapping[str, Any]) -> AfterValidator:  # noqa: N802 (reads as a type in annotations)
@@ -97,13 +91,13 @@ def read_yaml(path: str | os.PathLike) -> dict:
     try:
         value = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); run from the folder that holds it") from None
+        raise InputError(f"cannot be read ({error.strerror}); run from the folder that holds it", key=path) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-45
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+        raise InputError(f"not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})", key=f"{path}{where}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no `key: value` lines")
+        raise InputError("holds no `key: value` lines", key=path)
     return value
 
 
@@ -120,7 +114,8 @@ def load(path: str | os.PathLike = PARAMS_FILE, /, **kinds: Any) -> SimpleNamesp
     try:
         values = model.model_validate({f"p_{name}": raw[name] for name in kinds if name in raw})
     except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error.errors()[0], kinds)}") from None
+        key, message = _explain(error.errors()[0], kinds)
+        raise InputError(message, key=key, where=path) from None
     return SimpleNamespace(**{name: getattr(values, f"p_{name}") for name in kinds})
 
 
@@ -130,8 +125,8 @@ def make(kind: type[Section], **values: Any) -> Section:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        message = _explain({**first, "loc": ("section", *first["loc"])}, {"section": kind})
-        raise InputError(message.removeprefix("section.")) from None
+        key, message = _explain({**first, "loc": ("section", *first["loc"])}, {"section": kind})
+        raise InputError(message, key=key.removeprefix("section.")) from None
 
 
 def _refuse_unknown_sections(path: str | os.PathLike, raw: dict) -> None:
@@ -143,27 +138,28 @@ def _refuse_unknown_sections(path: str | os.PathLike, raw: dict) -> None:
     known = {UNDECLARED} | {str(name).split(".")[0] for stage in stages for name in stage.get("params", [])}
     for key in raw:
         if key not in known:
-            raise InputError(f"{path}: {key}: unknown section{_choices(str(key), sorted(known))}")
+            raise InputError(f"unknown section{_choices(str(key), sorted(known))}", key=str(key), where=path)
 
 
-def _explain(error: dict, kinds: Mapping[str, Any]) -> str:
+def _explain(error: dict, kinds: Mapping[str, Any]) -> tuple[str, str]:
+    """The key of a mistake and what is wrong with its value."""
     top, *rest = error["loc"]
     location = [str(top).removeprefix("p_"), *map(str, rest)]
     key, value = ".".join(location), error["input"]
     section, rules = _walk(kinds[location[0]], location[1:])
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_choices(location[-1], _fields(section))}"
+        return key, f"unknown key{_choices(location[-1], _fields(section))}"
     if error["type"] == "missing":
-        return f"{key}: missing; add it (the committed {PARAMS_FILE} shows a value)"
+        return key, f"missing; add it (the committed {PARAMS_FILE} shows a value)"
     if error["type"] == "one_of":
-        return f"{key}: {value!r} is unknown{_choices(value, error['ctx']['names'])}"
+        return key, f"{value!r} is unknown{_choices(value, error['ctx']['names'])}"
     if error["type"] == "value_error":
-        return f"{key}: {value!r} {error['ctx']['error']}"
+        return key, f"{value!r} {error['ctx']['error']}"
     if error["type"] == "model_type":
-        return f"{key}: {value!r} is no section; write its keys below it: {', '.join(_fields(section))}"
+        return key, f"{value!r} is no section; write its keys below it: {', '.join(_fields(section))}"
     needs = error["msg"].replace("Input should ", "must ").replace("List should ", "must ")
     needs = needs.replace("a valid integer", "an integer").replace("a valid ", "a ")
-    return f"{key}: {value!r} {needs}{_word(rules)}{_bounds(rules)}"
+    return key, f"{value!r} {needs}{_word(rules)}{_bounds(rules)}"
 
 
 def _fields(kind: Any) -> dict[str, Any]:

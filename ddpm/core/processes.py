@@ -17,8 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ddpm.core.files import InputError
 
 T, R = TypeVar("T"), TypeVar("R")
-
-
 _store: dist.Store | None = None
 
 

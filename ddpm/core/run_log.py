@@ -24,7 +24,7 @@ class RunLog:
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"{folder}: DVCLive cannot start ({reason}); the project must be a Git repository with a commit"
+                f"DVCLive cannot start ({reason}); the project must be a Git repository with a commit", key=folder
             ) from None
 
     def log(self, row: dict[str, float], step: str) -> None:

@@ -29,9 +29,9 @@ def hold(folder: Path, running: str) -> FileLock:
         lock.acquire(timeout=0)
         folder.mkdir(exist_ok=True)
     except Timeout:
-        raise InputError(f"{folder}: {running} is running; wait for it, or stop it") from None
+        raise InputError(f"{running} is running; wait for it, or stop it", key=folder) from None
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); set DDPM_SCRATCH to another folder") from None
+        raise InputError(f"cannot be written ({error.strerror}); set DDPM_SCRATCH to another folder", key=folder) from None
     return lock
 
 

@@ -22,10 +22,10 @@ def read_weights(path: Path, made_by: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; make it with `dvc repro {made_by}`") from None
+        raise InputError(f"not found; make it with `dvc repro {made_by}`", key=path) from None
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: damaged ({reason}); make it again with `dvc repro -f {made_by}`") from None
+        raise InputError(f"damaged ({reason}); make it again with `dvc repro -f {made_by}`", key=path) from None
 
 
 def load_weights(path: Path, network: nn.Module, made_by: str) -> None:
@@ -41,7 +41,8 @@ def put_weights(weights: dict[str, Tensor], network: nn.Module, path: Path, made
     if wrong:
         sizes = f"{tuple(found.get(wrong[0], ()))} in the file, {tuple(expected.get(wrong[0], ()))} by the config"
         raise InputError(
-            f"{path}: does not fit the config beside it: {wrong[0]} is {sizes} ({len(wrong)} differ); "
-            f"make it again with `dvc repro -f {made_by}`"
+            f"does not fit the config beside it: {wrong[0]} is {sizes} ({len(wrong)} differ); "
+            f"make it again with `dvc repro -f {made_by}`",
+            key=path,
         )
     network.load_state_dict(weights)

@@ -20,12 +20,8 @@ from ddpm.data.images import to_model_range
 
 # Share of the device's free memory that the training images may take; the rest is for the network and what it remembers.
 SHARE = 0.25
-
-
 # Of images that stay on disk: threads that read, and batches that are read ahead. A disk is fast when several wait for it.
 READERS, AHEAD = 8, 2
-
-
 SMALL = 1024  # bytes of an image, of which many lie in a page that the system reads
 
 
@@ -109,7 +105,7 @@ def _copier(images: np.ndarray) -> Callable[[np.ndarray, np.ndarray, np.ndarray]
     def read(index: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         for image, place in zip(index.tolist(), places.tolist(), strict=True):
             if os.preadv(file, [rows[place]], images.offset + image * size) != size:
-                raise InputError(f"{images.filename}: is cut off; run `dvc repro -f prepare_data`")
+                raise InputError("is cut off; run `dvc repro -f prepare_data`", key=images.filename)
 
     weakref.finalize(read, os.close, file)
     return read

@@ -18,8 +18,6 @@ from ddpm.core.paths import PREPARED_DIR
 from ddpm.data.images import to_model_range, to_tensor
 
 META = "meta.json"
-
-
 SPLITS = ("train", "test")
 
 
@@ -62,8 +60,8 @@ def open_prepared(dataset: str, settings: Mapping[str, Any], folder: Path = PREP
     for key, value in meta.get("made_with", {"dataset": None}).items():
         if current.get(key) != value:
             raise InputError(
-                f"{folder}: was made with {key} = {value!r}, but params.yaml has {current.get(key)!r}; "
-                "run `dvc repro prepare_data`"
+                f"was made with {key} = {value!r}, but params.yaml has {current.get(key)!r}; run `dvc repro prepare_data`",
+                key=folder,
             )
     return Prepared(meta, *(_open_split(folder, meta, name) for name in SPLITS))
 
@@ -81,9 +79,9 @@ def _open_split(folder: Path, meta: dict, name: str) -> Split:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); run `dvc repro -f prepare_data`") from None
+            raise InputError(f"cannot be read ({error}); run `dvc repro -f prepare_data`", key=path) from None
         if list(array.shape) != shape:
-            raise InputError(f"{path}: has shape {list(array.shape)}, {META} says {shape}; run `dvc repro -f prepare_data`")
+            raise InputError(f"has shape {list(array.shape)}, {META} says {shape}; run `dvc repro -f prepare_data`", key=path)
         arrays.append(array)
     return Split(*arrays)
 

@@ -35,14 +35,8 @@ from ddpm.datasets.image_io import EXTENSIONS, Unreadable
 from ddpm.datasets.index import STAMPS, FoundFile, ImageIndex, Load, Picture, Store, at_random, bounded, read_part
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-
-
 MEGABYTE = 1 << 20
-
-
 BLOCK = 512
-
-
 DAMAGED = (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError)
 
 
@@ -89,7 +83,7 @@ def list_tar(path: Path, compression: str | None) -> Iterator[tuple[FoundFile, s
                 pass
             progress.advance(size - progress.count)
         except DAMAGED as error:
-            raise InputError(f"{path}: is damaged, or no TAR archive ({_reason(error)}); replace it") from None
+            raise InputError(f"is damaged, or no TAR archive ({_reason(error)}); replace it", key=path) from None
 
 
 def read_tar(path: Path, picture: Picture) -> BytesIO:
@@ -117,7 +111,7 @@ def stream_tar(path: Path, compression: str, pictures: Iterable[Picture]) -> Ite
                     data = b""
                 yield picture, lambda picture=picture, data=data: load(picture, data)
         except DAMAGED as error:
-            raise InputError(f"{path}: is damaged ({_reason(error)}); replace it") from None
+            raise InputError(f"is damaged ({_reason(error)}); replace it", key=path) from None
 
 
 def _reason(error: Exception) -> str:
@@ -125,26 +119,12 @@ def _reason(error: Exception) -> str:
 
 
 END = struct.Struct("<4s4H2LH")
-
-
 END64 = struct.Struct("<4sQ2H2L4Q")
-
-
 MEMBER = struct.Struct("<4s6H3L5H2L")
-
-
 LOCAL = struct.Struct("<4s5H3L2H")
-
-
 MAX_COMMENT = 0xFFFF
-
-
 IN_EXTRA = 0xFFFFFFFF  # of a size or an offset that needs 64 bits
-
-
 ZIP64, ENCRYPTED, UTF8 = 1, 0x1, 0x800
-
-
 STORED, DEFLATED = 0, 8
 
 
@@ -176,7 +156,7 @@ def list_zip(path: Path) -> Iterator[tuple[FoundFile, str]]:
                 reason = "" if member.kind in (0, stat.S_IFREG, stat.S_IFDIR) else "no regular file"
                 yield FoundFile(member.name, place, member.size, member.crc + 1), reason
         except (struct.error, ValueError) as error:
-            raise InputError(f"{path}: is damaged, or no ZIP archive ({error}); replace it") from None
+            raise InputError(f"is damaged, or no ZIP archive ({error}); replace it", key=path) from None
 
 
 def archive_start(path: Path) -> int:
@@ -185,7 +165,7 @@ def archive_start(path: Path) -> int:
         try:
             return _directory(file)[2]
         except (struct.error, ValueError) as error:
-            raise InputError(f"{path}: is damaged, or no ZIP archive ({error}); replace it") from None
+            raise InputError(f"is damaged, or no ZIP archive ({error}); replace it", key=path) from None
 
 
 def read_zip(path: Path, picture: Picture, start: int) -> BytesIO:
@@ -262,11 +242,7 @@ def _large(extra: bytes, values: list[int]) -> list[int]:
 
 
 OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:|(.*/)?\.\.(/|$)")
-
-
 DEPTH = 3  # of the folders that matter: a common one, train or test, the class
-
-
 SHOWN = 3
 
 

@@ -17,15 +17,9 @@ from ddpm.datasets.image_folder import walk
 from ddpm.datasets.index import Assignment, Files, ImageIndex, Store, on_disk
 
 PARTITION, ATTRIBUTES, FACES = "list_eval_partition.txt", "list_attr_celeba.txt", "img_align_celeba"
-
-
 # The validation pictures are left out: who compares with others' numbers must not have trained on them.
 PARTS = {"0": 0, "2": 1}
-
-
 DEFAULT = "Male"
-
-
 # Names of the two classes that say more than "not X" and "x".
 CLASS_NAMES = {"Male": ("female", "male"), "Young": ("old", "young")}
 
@@ -41,8 +35,9 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
         (folder / FACES).is_dir() or archive.is_file()
     ):
         raise InputError(
-            f"{folder}: CelebA is not there; put {FACES}/ or {FACES}.zip, {PARTITION} and {ATTRIBUTES} there, from "
-            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or set DDPM_DATA_ROOT to the folder that has celeba/"
+            f"CelebA is not there; put {FACES}/ or {FACES}.zip, {PARTITION} and {ATTRIBUTES} there, from "
+            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or set DDPM_DATA_ROOT to the folder that has celeba/",
+            key=folder,
         )
     attribute = attribute or DEFAULT
     listing, store, stamp = ImageIndex(), on_disk(folder), ""
@@ -51,10 +46,10 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
     else:
         store, stamp = _archived(archive, listing)
     if missing := listing.assign(_wanted(folder, attribute)):
-        raise InputError(f"{store.where / missing[0]}: is in {PARTITION}, but not there; unpack or download the pictures again")
+        raise InputError(f"is in {PARTITION}, but not there; unpack or download the pictures again", key=store.where / missing[0])
     names = CLASS_NAMES.get(attribute, tuple(f"{prefix}{attribute.lower().replace('_', ' ')}" for prefix in ("not ", "")))
     if not np.bincount(listing.labels(0), minlength=len(names)).all() or not listing.counts[1]:
-        raise InputError(f"{folder / PARTITION}: leaves no pictures of one of {', '.join(names)}, or none to test; replace it")
+        raise InputError(f"leaves no pictures of one of {', '.join(names)}, or none to test; replace it", key=folder / PARTITION)
     return Files(listing, store, mode, stamp), list(names)
 
 
@@ -72,7 +67,9 @@ def _wanted(folder: Path, attribute: str) -> Iterator[Assignment]:
             known = next(rows, "").split()
             if attribute not in known:
                 raise InputError(
-                    f"params.yaml: prepare_data.label: {attribute!r} is no attribute of {attributes}; it has {', '.join(known)}"
+                    f"{attribute!r} is no attribute of {attributes}; it has {', '.join(known)}",
+                    key="prepare_data.label",
+                    where="params.yaml",
                 )
             column = 1 + known.index(attribute)
             for number, (part, row) in enumerate(zip_longest(parts, rows, fillvalue=""), 1):

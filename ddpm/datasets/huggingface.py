@@ -25,14 +25,8 @@ from ddpm.datasets.image_io import Unreadable
 from ddpm.datasets.index import Assignment, Files, FoundFile, ImageIndex, Load, Picture, Store, bounded
 
 SAVED = ("dataset_dict.json", "dataset_info.json")  # one of them lies in what save_to_disk wrote
-
-
 PARQUET = ("*.parquet", "data/*.parquet")
-
-
 AT_ONCE = 16  # pictures
-
-
 # Whether rows first..end may be left out.
 Skip = Callable[[int, int], bool]
 
@@ -55,7 +49,7 @@ def library() -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise InputError(f"dataset: huggingface needs a library that is missing ({error}); pip install datasets") from None
+        raise InputError(f"huggingface needs a library that is missing ({error}); pip install datasets", key="dataset") from None
     return datasets
 
 
@@ -67,12 +61,12 @@ def open_rows(datasets: ModuleType, path: Path) -> list[Rows]:
     train = next((splits[name] for name in (*TRAIN_NAMES, "") if name in splits), None)
     if train is None or not train.count:
         raise InputError(
-            f"{path}: holds no training split; name a folder that save_to_disk wrote, or one with train-*.parquet, in "
-            "prepare_data.folder"
+            "holds no training split; name a folder that save_to_disk wrote, or one with train-*.parquet, in prepare_data.folder",
+            key=path,
         )
     tests = [splits[name] for name in TEST_NAMES if name in splits and splits[name].count]
     if tests and set(tests[0].features) != set(train.features):
-        raise InputError(f"{path}: {train.name} and {tests[0].name} have different columns; prepare them with the same")
+        raise InputError(f"{train.name} and {tests[0].name} have different columns; prepare them with the same", key=path)
     return [rows._replace(read=partial(_checked, path, rows.read)) for rows in (train, *tests[:1])]
 
 
@@ -82,7 +76,7 @@ def _undamaged(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are of these types too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: is damaged, or no data set of Hugging Face ({reason}); replace it") from None
+        raise InputError(f"is damaged, or no data set of Hugging Face ({reason}); replace it", key=path) from None
 
 
 def _checked(path: Path, read: Callable, column: str, at_once: int, skip: Skip) -> Iterator[tuple[int, list]]:
@@ -167,14 +161,8 @@ def _load(value: bytes | dict | None, picture: Picture) -> BytesIO:
 
 
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
-
-
 LABELS_AT_ONCE = 10_000
-
-
 MAX_CLASSES = 10_000
-
-
 ONLY_CLASS = "image"
 
 
@@ -212,7 +200,7 @@ def _image_column(datasets: ModuleType, rows: Rows, path: Path) -> str:
     found = [name for name in IMAGE_NAMES if name in found][:1] or found
     if len(found) != 1:
         which = f"several columns of images ({', '.join(found)})" if found else "no column of images"
-        raise InputError(f"{path}: has {which} among {', '.join(rows.features)}; leave one, or call it `image`")
+        raise InputError(f"has {which} among {', '.join(rows.features)}; leave one, or call it `image`", key=path)
     return found[0]
 
 
@@ -224,13 +212,15 @@ def _label_column(datasets: ModuleType, rows: Rows, path: Path, label: str | Non
     if label is not None:
         if label not in rows.features:
             raise InputError(
-                f"params.yaml: prepare_data.label: {label!r} is no column of {path}; it has {', '.join(rows.features)}"
+                f"{label!r} is no column of {path}; it has {', '.join(rows.features)}",
+                key="prepare_data.label",
+                where="params.yaml",
             )
         return label
     found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
     found = [name for name in LABEL_NAMES if name in (found or rows.features)][:1] or found
     if len(found) > 1:
-        raise InputError(f"{path}: has several columns of classes ({', '.join(found)}); name one in prepare_data.label")
+        raise InputError(f"has several columns of classes ({', '.join(found)}); name one in prepare_data.label", key=path)
     return found[0] if found else None
 
 
@@ -242,7 +232,7 @@ def _values(rows: Rows, label: str | None, path: Path) -> list:
     for _, part in rows.read(label, LABELS_AT_ONCE, nothing):
         values.update(_plain(part, rows, label, path))
         if len(values) > MAX_CLASSES:
-            raise InputError(f"{path}: column {label} has more than {MAX_CLASSES:,} values; name another in prepare_data.label")
+            raise InputError(f"column {label} has more than {MAX_CLASSES:,} values; name another in prepare_data.label", key=path)
     return sorted(values)
 
 
@@ -251,8 +241,9 @@ def _plain(part: list, rows: Rows, label: str, path: Path) -> list:
     for value in part:
         if not isinstance(value, int | str) or value == -1:  # -1: how `datasets` writes that a class is not known
             raise InputError(
-                f"{path}: column {label} of {rows.name} holds {value!r}, which is no class; leave those rows out, or name "
-                "another column in prepare_data.label"
+                f"column {label} of {rows.name} holds {value!r}, which is no class; leave those rows out, or name "
+                "another column in prepare_data.label",
+                key=path,
             )
     return part
 
@@ -263,7 +254,7 @@ def _wanted(splits: list[Rows], label: str | None, numbers: dict, path: Path) ->
         for first, values in parts:
             for i, value in enumerate(values if label is None else _plain(values, rows, label, path), first):
                 if value not in numbers:
-                    raise InputError(f"{path}: {rows.name} has the class {value!r}, {splits[0].name} has not; leave it out")
+                    raise InputError(f"{rows.name} has the class {value!r}, {splits[0].name} has not; leave it out", key=path)
                 yield Assignment(_name(rows, i), part, numbers[value], i.to_bytes(8, "big"))
 
 

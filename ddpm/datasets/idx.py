@@ -16,7 +16,6 @@ IDX_FILES = {
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
 
-
 _UNSIGNED_BYTE = 8
 
 
@@ -41,9 +40,9 @@ def read_idx_split(folder: Path, split: str, classes: int) -> tuple[np.ndarray, 
     labels_path = _find(folder, IDX_FILES[split, "labels"])
     images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
     if len(images) != len(labels):
-        raise InputError(f"{labels_path}: has {len(labels)} labels for the {len(images)} images of {images_path}")
+        raise InputError(f"has {len(labels)} labels for the {len(images)} images of {images_path}", key=labels_path)
     if labels.max() >= classes:
-        raise InputError(f"{labels_path}: holds the label {labels.max()}, but there are {classes} classes: replace it")
+        raise InputError(f"holds the label {labels.max()}, but there are {classes} classes: replace it", key=labels_path)
     return images[..., None], labels.astype(np.int64)
 
 
@@ -54,17 +53,18 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); it is truncated or damaged: replace it") from None
+        raise InputError(f"cannot be read ({error}); it is truncated or damaged: replace it", key=path) from None
     header = 4 + 4 * dimensions
     if len(data) < header or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
-        raise InputError(f"{path}: is no idx file of {dimensions} dimensions: replace it")
+        raise InputError(f"is no idx file of {dimensions} dimensions: replace it", key=path)
     shape = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
     if 0 in shape:
-        raise InputError(f"{path}: holds nothing: replace it")
+        raise InputError("holds nothing: replace it", key=path)
     if len(data) != header + math.prod(shape):
         raise InputError(
-            f"{path}: holds {len(data) - header:,} bytes of data, but its header says {math.prod(shape):,}; "
-            "it is truncated or damaged: replace it"
+            f"holds {len(data) - header:,} bytes of data, but its header says {math.prod(shape):,}; "
+            "it is truncated or damaged: replace it",
+            key=path,
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 

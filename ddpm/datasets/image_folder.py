@@ -14,11 +14,7 @@ from ddpm.datasets.image_io import EXTENSIONS
 from ddpm.datasets.index import STAMPS, Assignment, Files, FoundFile, ImageIndex, on_disk
 
 TRAIN_NAMES, TEST_NAMES = ("train",), ("test", "val", "validation")
-
-
 NO_CLASSES = ("__MACOSX",)  # and hidden ones
-
-
 # Gives the names of the folders in one; paths end with "/", the root is "".
 Folders = Callable[[str], list[str]]
 
@@ -50,11 +46,12 @@ def read_image_folder(path: Path, mode: str | None, test_share: float) -> tuple[
         layout = find_layout(path, tree, _common_root(tree))
         files = Files(listing, kind.store(path), mode, stamp_of(path))
     elif path.is_file():
-        raise InputError(f"{path}: is neither a folder nor an archive ({', '.join(ARCHIVES)}); see prepare_data.folder")
+        raise InputError(f"is neither a folder nor an archive ({', '.join(ARCHIVES)}); see prepare_data.folder", key=path)
     else:
         raise InputError(
-            f"{path}: no such folder; put class folders of images there, or name another one, or an archive, below the raw "
-            "folder (DDPM_DATA_ROOT or data/raw) in prepare_data.folder"
+            "no such folder; put class folders of images there, or name another one, or an archive, below the raw "
+            "folder (DDPM_DATA_ROOT or data/raw) in prepare_data.folder",
+            key=path,
         )
     _arrange(listing, layout, path, test_share)
     return files, layout.class_names
@@ -69,7 +66,7 @@ def find_layout(path: Path, folders: Folders, root: str = "") -> Layout:
     names = [_class_names(path, folders, place) for place in roots]
     if strangers := sorted(set(names[-1]) - set(names[0])):
         raise InputError(
-            f"{path / roots[1] / strangers[0]}: is no class of {path / roots[0]}; both splits need the same class folders"
+            f"is no class of {path / roots[0]}; both splits need the same class folders", key=path / roots[1] / strangers[0]
         )
     return Layout(roots, names[0])
 
@@ -81,7 +78,7 @@ def held_out(share: float, where: Path, advice: str) -> Callable[[np.ndarray], n
         try:
             return stratified(labels, share)
         except ValueError as error:
-            raise InputError(f"{where}: its {len(labels)} images cannot be split ({error}); {advice}") from None
+            raise InputError(f"its {len(labels)} images cannot be split ({error}); {advice}", key=where) from None
 
     return split
 
@@ -89,7 +86,7 @@ def held_out(share: float, where: Path, advice: str) -> Callable[[np.ndarray], n
 def _class_names(path: Path, folders: Folders, root: str) -> list[str]:
     names = [name for name in folders(root) if not name.startswith(".") and name not in NO_CLASSES]
     if not names:
-        raise InputError(f"{path / root}: holds no class folders; every class needs a folder with its images")
+        raise InputError("holds no class folders; every class needs a folder with its images", key=path / root)
     return names
 
 
@@ -98,7 +95,7 @@ def _folders(path: Path, folder: str) -> list[str]:
         with os.scandir(path / folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
-        raise InputError(f"{path / folder}: cannot be read ({error.strerror}); change its rights") from None
+        raise InputError(f"cannot be read ({error.strerror}); change its rights", key=path / folder) from None
 
 
 def walk(path: Path, folder: str) -> Iterator[FoundFile]:
@@ -114,7 +111,7 @@ def walk(path: Path, folder: str) -> Iterator[FoundFile]:
                     elif is_picture_name(entry.name):
                         yield _entry(here, entry)
         except OSError as error:
-            raise InputError(f"{path / here}: cannot be read ({error.strerror}); change its rights") from None
+            raise InputError(f"cannot be read ({error.strerror}); change its rights", key=path / here) from None
 
 
 def _entry(folder: str, file: os.DirEntry) -> FoundFile:
@@ -165,11 +162,11 @@ def _key(label: int, rest: str) -> bytes:
 
 def _refuse_empty(root: Path, names: list[str], labels: np.ndarray) -> None:
     if not len(labels):
-        raise InputError(f"{root}: holds no images (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise InputError(f"holds no images (looked for {', '.join(sorted(EXTENSIONS))})", key=root)
     counts = np.bincount(labels, minlength=len(names))
     if not counts.all():
         name = names[int(counts.argmin())]
-        raise InputError(f"{root / name}: holds no images; add some, or remove the folder if it is no class")
+        raise InputError("holds no images; add some, or remove the folder if it is no class", key=root / name)
 
 
 def stratified(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:

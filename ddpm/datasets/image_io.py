@@ -14,17 +14,13 @@ from ddpm.core.files import InputError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
-
 # What brings a picture upright, by the orientation that its camera wrote into it (EXIF 2.3, section 4.6.4).
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
-
 GRAY = {"1", "L", "LA", "La"}
-
-
 # Formats whose mode "I" holds 16 bits: PNG in older versions of Pillow, and PGM.
 SIXTEEN_BITS = {"PNG", "PPM"}
 
@@ -57,7 +53,7 @@ def read_picture(path: Path, mode: str | None) -> np.ndarray:
     try:
         return decode(path, mode)
     except Unreadable as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
+        raise InputError(f"cannot be read as an image ({error}); repair or remove it", key=path) from None
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -90,8 +86,10 @@ def pad(image: np.ndarray, size: int) -> np.ndarray:
     height, width, _ = image.shape
     if height > size or width > size:
         raise InputError(
-            f"params.yaml: prepare_data.image_size: {size} is smaller than an image of {height}x{width}, which padding cannot "
-            "shrink; set prepare_data.resize_mode to 'resize'"
+            f"{size} is smaller than an image of {height}x{width}, which padding cannot "
+            "shrink; set prepare_data.resize_mode to 'resize'",
+            key="prepare_data.image_size",
+            where="params.yaml",
         )
     top, left = (size - height) // 2, (size - width) // 2
     return np.pad(image, ((top, size - height - top), (left, size - width - left), (0, 0)))

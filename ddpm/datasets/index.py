@@ -20,11 +20,7 @@ from ddpm.core.files import InputError
 from ddpm.datasets.image_io import Unreadable, decode
 
 MEMORY = 4096  # KiB that SQLite may keep of the table
-
-
 CHUNK = 1 << 16
-
-
 # Positive integers that SQLite holds.
 STAMPS = (1 << 62) - 1
 
@@ -176,8 +172,6 @@ def _room() -> Iterator[None]:
 
 # More than any encoded picture; what claims to be larger is not read into memory.
 LARGEST = 256 << 20
-
-
 # Gives the file of one picture, in any thread. Raises Unreadable.
 Load = Callable[[], Path | BytesIO]
 
@@ -227,7 +221,7 @@ class Pictures(Sequence):
             return decode(load(), self.files.mode)
         except Unreadable as error:
             shown = self.files.store.shown(picture)
-            raise InputError(f"{shown}: cannot be read as an image ({error}); repair or remove it") from None
+            raise InputError(f"cannot be read as an image ({error}); repair or remove it", key=shown) from None
 
     @property
     def paths(self) -> list[Path]:

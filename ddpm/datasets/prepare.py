@@ -27,11 +27,7 @@ from ddpm.datasets.resume import PartialArrays
 from ddpm.datasets.settings import SPECIAL, PrepareData
 
 LEFT_OUT = "left_out.txt"
-
-
 IMAGES = tuple(f"{split}_images.npy" for split in SPLITS)
-
-
 BLOCK = 16 << 20  # bytes of an array that are read at once
 
 
@@ -147,7 +143,7 @@ def _from_files(
         there = np.bincount(raw.labels if present.all() else raw.labels[present], minlength=len(source.class_names))
         if not there.any() or (split == "train" and not there.all()):
             name = f"class {source.class_names[int(there.argmin())]!r}" if split == "train" else "the test split"
-            raise InputError(f"{dataset}: no image of {name} can be read; repair some of those that {unread.path} names")
+            raise InputError(f"no image of {name} can be read; repair some of those that {unread.path} names", key=dataset)
     for split, raw, present, path in zip(SPLITS, (source.train, source.test), kept, unfinished.paths, strict=True):
         _publish(path, folder / path.name, present)
         _write_labels(folder / f"{split}_labels.npy", raw.labels if present.all() else raw.labels[present])
@@ -179,11 +175,7 @@ def _publish(path: Path, target: Path, present: np.ndarray) -> None:
 
 # Images under way for each thread: enough that none waits for a slow one, few enough to bound the memory.
 AHEAD = 8
-
-
 NAMED = 5  # unreadable pictures in a message
-
-
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -215,12 +207,13 @@ def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> Input
     """The error for an image that has not the shape of the first one."""
     if image.shape[2] != shape[2]:
         return InputError(
-            f"{name}: has {image.shape[2]} channels, the first image {shape[2]}; "
-            "convert all with prepare_data.channels: gray or rgb"
+            f"has {image.shape[2]} channels, the first image {shape[2]}; convert all with prepare_data.channels: gray or rgb",
+            key=name,
         )
     return InputError(
-        f"{name}: is {image.shape[0]}x{image.shape[1]}, the first image {shape[0]}x{shape[1]}; "
-        "give all one size with prepare_data.image_size and prepare_data.resize_mode"
+        f"is {image.shape[0]}x{image.shape[1]}, the first image {shape[0]}x{shape[1]}; "
+        "give all one size with prepare_data.image_size and prepare_data.resize_mode",
+        key=name,
     )
 
 
@@ -243,7 +236,7 @@ class FailedImages:
         advice = "prepare_data.skip_bad: true leaves {} out; or repair or remove {}"
         if self.count == 1:
             ((name, reason),) = self.first
-            return InputError(f"{name}: cannot be read as an image ({reason}); {advice.format('it', 'it')}")
+            return InputError(f"cannot be read as an image ({reason}); {advice.format('it', 'it')}", key=name)
         named = ", ".join(f"{name} ({reason})" for name, reason in self.first)
         more = f", and {self.count - NAMED:,} others," if self.count > NAMED else ","
         return InputError(

@@ -20,11 +20,7 @@ from ddpm.datasets.index import Files, Pictures
 
 # How many channels an image gets: those it has, or gray or RGB for all.
 CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
-
-
 DIGITS = [str(digit) for digit in range(10)]
-
-
 DIGITS_TEST = 500
 
 
@@ -106,8 +102,8 @@ def cifar10(settings: FolderSettings) -> Source:
         splits = [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
     except (RuntimeError, OSError, EOFError) as error:
         raise InputError(
-            f"{root / unpacked}: damaged ({str(error).splitlines()[0]}); delete it, and let it download or put {archive} "
-            f"into {root}"
+            f"damaged ({str(error).splitlines()[0]}); delete it, and let it download or put {archive} into {root}",
+            key=root / unpacked,
         ) from None
     return Source(*(Raw(s.data, np.asarray(s.targets, np.int64)) for s in splits), splits[0].classes)
 
@@ -143,8 +139,9 @@ def _download(name: str, files: str, download: Callable[[], object]) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{name}: cannot be downloaded ({reason}); put {files}, or set DDPM_DATA_ROOT to the folder that has them; "
-            "`-S dataset=digits` needs no files"
+            f"cannot be downloaded ({reason}); put {files}, or set DDPM_DATA_ROOT to the folder that has them; "
+            "`-S dataset=digits` needs no files",
+            key=name,
         ) from None
 
 
@@ -167,6 +164,5 @@ DATASETS: dict[str, Dataset] = {
     "image_folder": Dataset(image_folder, None, ("skip_bad",)),
     "huggingface": Dataset(huggingface, None, ("label", "skip_bad")),
 }
-
 
 DatasetName = Annotated[str, OneOf(DATASETS)]

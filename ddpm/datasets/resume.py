@@ -27,8 +27,6 @@ from ddpm.core.scratch import hold, scratch_root
 from ddpm.datasets.index import Files, ImageIndex, Picture
 
 STATE, DONE, UNREADABLE = "state.json", "done.npy", "unreadable.txt"
-
-
 SAVE_SECONDS = 5.0
 
 

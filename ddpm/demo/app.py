@@ -27,14 +27,8 @@ from ddpm.sampling.model import DiffusionModel, from_config
 
 # Read when Gradio is imported.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-
 QUEUE = 20
-
-
 MAX_UPLOAD = "8mb"
-
-
 # Seconds: how often files are looked for that nobody will ask for again, and when they are.
 CLEAN_EVERY, CLEAN_AFTER = 600, 3600
 

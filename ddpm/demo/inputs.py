@@ -18,53 +18,33 @@ from ddpm.editing.inpaint import MASKS, known_where
 from ddpm.editing.inputs import open_image, open_mask
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED
-from ddpm.sampling.plan import CHOICES
+from ddpm.sampling.samplers import SAMPLERS
 
 MAX_IMAGES, MAX_FILLS, MAX_BETWEEN, MAX_RESAMPLES = 64, 16, 32, 20
-
-
 MAX_PIXELS = 20_000_000  # of an upload, which a small file can hold many more of
-
-
 EVERY, OWN, BRUSH = "all in turn", "its own", "my brush"
-
-
 TEST, SAMPLE, UPLOAD = "test image", "sample of a seed", "my picture"
-
-
 # Some clients send every number as 20.0.
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
 Number = Annotated[int, Field(ge=1, le=MAX_IMAGES), Whole]
-
-
 Steps = Annotated[int, Field(ge=1), Whole]  # and at most T, which `make_plan` knows
-
-
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Whole]
-
-
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
-
-
 Content = Annotated[str, Field(max_length=1000)]
-
-
-SamplerChoice = Annotated[str, OneOf(CHOICES)]
+SamplerChoice = Annotated[str, OneOf(SAMPLERS)]
 
 
 def _path(upload: Any) -> str:
     path = upload.get("path") if isinstance(upload, dict) else None
     if not isinstance(path, str) or not Path(path).is_file():
-        raise InputError("upload: there is no picture yet; choose one")
+        raise InputError("there is no picture yet; choose one", key="upload")
     try:
         with Image.open(path) as picture:
             pixels = picture.width * picture.height
     except Exception:  # whatever a file that is no picture makes of its reader
-        raise InputError(f"upload: {Path(path).name}: cannot be read as a picture; choose a PNG or JPEG file") from None
+        raise InputError(f"{Path(path).name}: cannot be read as a picture; choose a PNG or JPEG file", key="upload") from None
     if pixels > MAX_PIXELS:
-        raise InputError(f"upload: {pixels:,} pixels are too many; choose a picture of at most {MAX_PIXELS:,}")
+        raise InputError(f"{pixels:,} pixels are too many; choose a picture of at most {MAX_PIXELS:,}", key="upload")
     return path
 
 
@@ -149,9 +129,11 @@ def known_by(model: DiffusionModel, mask: str, painted: str | None) -> Tensor:
         return open_mask(mask, model.shape)
     bits = painted or ""
     if "1" not in bits:
-        raise InputError("mask: nothing is painted; paint over what shall be filled, or choose a part by its name")
+        raise InputError("nothing is painted; paint over what shall be filled, or choose a part by its name", key="mask")
     if len(bits) != height * width or set(bits) - {"0", "1"}:
-        raise InputError(f"mask: {len(bits)} characters are no painting; give a 0 or a 1 for each of {height} x {width} pixels")
+        raise InputError(
+            f"{len(bits)} characters are no painting; give a 0 or a 1 for each of {height} x {width} pixels", key="mask"
+        )
     return known_where(np.array([bit == "0" for bit in bits]).reshape(height, width))
 
 

@@ -35,27 +35,18 @@ from ddpm.plots.image_grid import rows_of, save, table, tinted
 from ddpm.plots.video import denoising_frames, strip_film, write_film
 from ddpm.sampling.generate import draw_images
 from ddpm.sampling.model import NO_CLASS, DiffusionModel, tell
-from ddpm.sampling.plan import SamplingPlan, make_plan
+from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import SamplingProgress, final_images
-from ddpm.sampling.time_grid import evaluations
+from ddpm.sampling.settings import SamplingPlan
+from ddpm.sampling.time_grid import denoising_steps
 from ddpm.sampling.trajectory import TrajectoryRecorder
 
 # A job that nobody waits for any more ends at the next Moment; one that was asked for without listening, here.
 MAX_SECONDS = 900
-
-
 REFRESH_SECONDS = 0.2
-
-
 JUMP = 10
-
-
 TILE, FILM_TILE, FILM_FRAMES, FILMED = 64, 64, 40, 8
-
-
 ACROSS = 8  # images in a row
-
-
 SHORT, MAX_NAMES = 12, 16  # letters of a caption that stands above a column, and captions that stand beside each other
 
 
@@ -99,7 +90,7 @@ def draw(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Progres
     asked = asked_for(DrawInputs, values)
     plan = make_plan(model, sampler=asked.sampler, steps=asked.steps, eta=asked.eta, guidance=asked.guidance)
     labels, captions = _told(model, asked.number, asked.content, asked.guidance)
-    record = TrajectoryRecorder(evaluations(plan.grid), FILM_FRAMES, FILMED)
+    record = TrajectoryRecorder(denoising_steps(plan.grid), FILM_FRAMES, FILMED)
     images, seconds = yield from _followed(draw_images(model, plan, labels, asked.number, asked.seed), record)
     note = _cost(plan, len(images), seconds)
     result = Drawn(folder / "sample.png", folder / "sample.npz", folder / "denoising.gif", note)
@@ -125,7 +116,7 @@ def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Prog
     known, count = known_by(model, asked.mask, asked.painted), asked.number_of_fills
     jump = min(JUMP, asked.steps - 1)
     change = (lambda grid: with_repaint_jumps(grid, jump, asked.resamples)) if jump and asked.resamples > 1 else None
-    plan = make_plan(model, change, sampler="ddim", steps=asked.steps, eta=1.0, guidance=asked.guidance)
+    plan = make_plan(model, change=change, sampler="ddim", steps=asked.steps, eta=1.0, guidance=asked.guidance)
     labels = repeated(_opened(model, asked, asked.guidance).source.labels, count)
     # The image that is painted on was drawn without any guidance.
     x0 = yield from _image(model, asked, _opened(model, asked))
@@ -160,7 +151,7 @@ def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Prog
     ways = ((asked.first_sampler, asked.first_steps), (asked.second_sampler, asked.second_steps))
     plans = [make_plan(model, sampler=sampler, steps=steps, guidance=asked.guidance) for sampler, steps in ways]
     labels, _ = _told(model, asked.number, asked.content, asked.guidance)
-    work = [evaluations(plan.grid) for plan in plans]
+    work = [denoising_steps(plan.grid) for plan in plans]
     made: list[tuple[Path, str]] = []
     before: list[tuple[str, np.ndarray]] = []
     for k, plan in enumerate(plans):
@@ -205,7 +196,7 @@ def _opened(model: DiffusionModel, asked: SourceInputs, guidance: float = 1.0) -
         return _named(model, name, asked.content, guidance)
     except InputError as error:
         # Where the server keeps an upload is nobody's business.
-        raise InputError(str(error).replace(name, Path(name).name)) from None
+        raise InputError(error.message.replace(name, Path(name).name), key=error.key.replace(name, Path(name).name)) from None
 
 
 def _image(model: DiffusionModel, asked: SourceInputs, opened: Named) -> Generator[ProgressUpdate, None, Tensor]:
@@ -225,7 +216,7 @@ def _followed(
         last += [view] if view.last else []
         passed = time.monotonic() - start
         if passed > MAX_SECONDS:
-            raise InputError(f"steps: {passed:.0f} seconds were not enough; ask for fewer steps or images")
+            raise InputError(f"{passed:.0f} seconds were not enough; ask for fewer steps or images", key="steps")
         if view.done in (1, view.total) or passed - shown >= REFRESH_SECONDS:
             pictures = [(f"x_t at t = {view.position:.4g}", to_images(view.x)), ("predicted image", to_images(view.x0))]
             yield ProgressUpdate(view.done, view.total, passed - idle, pictures)

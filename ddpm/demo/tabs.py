@@ -35,18 +35,13 @@ from ddpm.demo.widgets import Page, board, framed, plain_picture, progress_line,
 from ddpm.editing.inpaint import MASKS
 from ddpm.sampling.model import NO_CLASS, DiffusionModel
 from ddpm.sampling.names import MAX_SEED
-from ddpm.sampling.plan import CHOICES, STEPS
+from ddpm.sampling.plan import DEFAULT_STEPS
+from ddpm.sampling.samplers import SAMPLERS
 
 Components = Sequence[gr.components.Component]
-
-
 NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
-
-
-SAMPLER_NAMES = [(sampler.label, name) for name, sampler in CHOICES.items()]
-
-
-DETERMINISTIC = [(sampler.label, name) for name, sampler in CHOICES.items() if not sampler.stochastic]
+SAMPLER_NAMES = [(sampler.label, name) for name, sampler in SAMPLERS.items()]
+DETERMINISTIC = [(sampler.label, name) for name, sampler in SAMPLERS.items() if not sampler.stochastic]
 
 
 def _content(model: DiffusionModel, default: str, label: str = "") -> gr.components.Component:
@@ -61,7 +56,7 @@ def _content(model: DiffusionModel, default: str, label: str = "") -> gr.compone
     return gr.Dropdown([default, *model.data["class_names"], *nothing], value=default, label=label or "Class")
 
 
-def _steps(model: DiffusionModel, label: str = "Steps", value: int = STEPS) -> gr.Slider:
+def _steps(model: DiffusionModel, label: str = "Steps", value: int = DEFAULT_STEPS) -> gr.Slider:
     total = model.schedule.steps
     return gr.Slider(1, total, value=min(value, total), step=1, label=label)
 
@@ -153,7 +148,7 @@ def draw_tab(model: DiffusionModel) -> None:
 
 
 def _eta_of(sampler: Any) -> dict:
-    known = CHOICES.get(sampler) if isinstance(sampler, str) else None
+    known = SAMPLERS.get(sampler) if isinstance(sampler, str) else None
     return gr.update(interactive=True) if known and "eta" in known.options else gr.update(value=0, interactive=False)
 
 

@@ -19,8 +19,6 @@ from ddpm.demo.jobs import ProgressUpdate
 from ddpm.plots.image_grid import captioned, to_picture
 
 LIVE_IMAGES, LIVE_TILE, LIVE_ACROSS = 25, 40, 5
-
-
 MAX_MESSAGE = 400
 
 
@@ -34,7 +32,7 @@ class Page(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, *rest, **named)
         except Exception as error:  # whatever components make of values that no page of theirs would send
             reason = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"request: {reason[-1]}; use the page, or see its API") from None
+            raise InputError(f"{reason[-1]}; use the page, or see its API", key="request") from None
 
     async def process_api(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         try:
@@ -84,7 +82,7 @@ def refuse_addresses(value: Any) -> None:
         value = pending.pop()
         if isinstance(value, dict):
             if isinstance(path := value.get("path"), str) and re.match(r"\s*\w[\w+.-]*:", path):
-                raise InputError("upload: an address cannot be fetched; upload the picture itself")
+                raise InputError("an address cannot be fetched; upload the picture itself", key="upload")
             pending += value.values()
         elif isinstance(value, list):
             pending += value
@@ -134,7 +132,6 @@ BOARD = """
   </div>
 </div>
 """
-
 
 # The mask is as large as the image, whatever the size on the screen: a click paints whole pixels. `value` is a 0 or a 1 for each.
 BOARD_SCRIPT = """

@@ -29,17 +29,9 @@ from ddpm.sampling.plan import make_plan
 
 # Of diffusers; these files are as its classes of that version read and write them.
 VERSION = "0.38.0"
-
-
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
 UNET, SCHEDULER, INDEX, CARD, PICTURE, RECORD = "unet", "scheduler", "model_index.json", "README.md", "samples.png", "ddpm.json"
-
-
 FILES = (UNET, SCHEDULER, INDEX, CARD, PICTURE, RECORD)
-
-
 QUANTILE = 0.995
 
 
@@ -77,18 +69,21 @@ def _is_export(folder: Path) -> bool:
 def check_wishes(model: DiffusionModel, wishes: ExportOptions) -> None:
     """Raises InputError, beginning with the option, for what this model cannot be exported with."""
     if wishes.variance == "learned" and not model.learns_variance:
-        raise InputError("variance: 'learned' needs a model trained with diffusion.learned_variance: true; use small or large")
+        raise InputError(
+            "'learned' needs a model trained with diffusion.learned_variance: true; use small or large", key="variance"
+        )
     if not wishes.keep_classes:
         if model.network.takes_labels and not (model.supports_cfg or wishes.label or wishes.text):
             raise InputError(
-                "label: this model was always told what to draw (train.condition_dropout), so say what the export draws, by "
-                "--label or --text, or keep all classes by --keep-classes"
+                "this model was always told what to draw (train.condition_dropout), so say what the export draws, by "
+                "--label or --text, or keep all classes by --keep-classes",
+                key="label",
             )
         return
     if not isinstance(model.network.condition, ClassEmbedding):
-        raise InputError("keep_classes: this model takes no class (model.conditioning); leave it out")
+        raise InputError("this model takes no class (model.conditioning); leave it out", key="keep_classes")
     if wishes.label or wishes.text is not None:
-        raise InputError("keep_classes: keeps every class; leave label and text out")
+        raise InputError("keeps every class; leave label and text out", key="keep_classes")
 
 
 def told(model: DiffusionModel, wishes: ExportOptions) -> tuple[Tensor | None, str]:

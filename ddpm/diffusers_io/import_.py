@@ -22,11 +22,7 @@ from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG, make_config
 from ddpm.networks.unet import UNet
 
 T = TypeVar("T")
-
-
 WEIGHTS = "diffusion_pytorch_model"
-
-
 FILES = (CONFIG, CHECKPOINTS["final"])
 
 
@@ -58,7 +54,9 @@ def read_folder(folder: Path, size: int | None = None) -> Found:
     """
     unet = next((at for at in (folder / UNET, folder) if (at / "config.json").is_file()), None)
     if unet is None:
-        raise InputError(f"{folder}: holds no {UNET}/config.json; give a folder that diffusers has saved a pipeline or U-Net to")
+        raise InputError(
+            f"holds no {UNET}/config.json; give a folder that diffusers has saved a pipeline or U-Net to", key=folder
+        )
     shape = _within(unet / "config.json", lambda: read_config(_json(unet / "config.json"), size))
     record = _record(folder if unet == folder / UNET else unet.parent)
     learned, notes = _learned(folder, unet, record)
@@ -87,7 +85,7 @@ def _assembled(
     names, dropout = _classes(shape, record)
     if (table is None) != (shape.classes is None) or (table is not None and len(table) != shape.classes):
         rows = "none" if table is None else len(table)
-        raise InputError(f"{path}: {CLASSES} has {rows} rows, by its config it should be {shape.classes or 'none'}")
+        raise InputError(f"{CLASSES} has {rows} rows, by its config it should be {shape.classes or 'none'}", key=path)
     diffusion = learned.diffusion.model_copy(update={"learned_variance": shape.outputs > shape.image[2]})
     data = {"dataset": IMPORTED, "shape": list(shape.image), "class_names": names, "sha256": {}}
     config = make_config(shape.settings, learned.schedule, learned.prediction, diffusion, data, {}, 0)
@@ -95,12 +93,12 @@ def _assembled(
     try:
         network = UNet(shape.settings, shape.image, names, shape.outputs, shape.details)
     except InputError as error:
-        raise InputError(f"{path.parent / 'config.json'}: {str(error).removeprefix('params.yaml: ')}") from None
+        raise error.within(path.parent / "config.json") from None
     weights = _within(path, lambda: to_ours(_ordered(theirs, shape), network))
     if table is not None:
         rows = weights["condition.table.weight"]
         if table.shape[1] != rows.shape[1]:
-            raise InputError(f"{path}: {CLASSES} is {table.shape[1]} wide, by its config it should be {rows.shape[1]}")
+            raise InputError(f"{CLASSES} is {table.shape[1]} wide, by its config it should be {rows.shape[1]}", key=path)
         # Without a row for "no class" there is nothing that it could mean; that it is not asked for is in the config.
         weights["condition.table.weight"] = table if len(table) == len(rows) else torch.cat([table, table.mean(0, keepdim=True)])
     return config, weights
@@ -140,16 +138,16 @@ def _within(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise error.within(path) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); save the model again") from None
+        raise InputError(f"cannot be read ({str(error).splitlines()[0]}); save the model again", key=path) from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; save the model again")
+        raise InputError("holds no JSON object; save the model again", key=path)
     return value
 
 
@@ -165,12 +163,12 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """The file of the weights, and its tensors in float32 on the CPU."""
     path = next((at for suffix in READERS if (at := folder / f"{WEIGHTS}{suffix}").is_file()), None)
     if path is None:
-        raise InputError(f"{folder}: holds no {WEIGHTS}{' or '.join(READERS)}; save the model again")
+        raise InputError(f"holds no {WEIGHTS}{' or '.join(READERS)}; save the model again", key=folder)
     try:
         return path, {str(name): value.float() for name, value in READERS[path.suffix](path).items()}
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as weights ({reason}); save the model again") from None
+        raise InputError(f"cannot be read as weights ({reason}); save the model again", key=path) from None
 
 
 def write_model(found: Found, out: Path) -> None:

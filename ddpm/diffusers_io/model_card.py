@@ -14,8 +14,6 @@ from ddpm.core.paths import METRICS_FILE, MODEL_DIR
 from ddpm.plots.numbers import measured, number, percent, supported
 
 JUDGED = "FID in the features of the project's own classifier, not comparable with papers"
-
-
 ASKED = "samples that the project's own classifier sees as the class asked for"
 
 
@@ -90,16 +88,9 @@ def table_of(scores: Sequence[Score]) -> str:
 
 
 TASK = "unconditional-image-generation"
-
-
 IMPORTED = "imported"
-
-
 LICENSE = "mit"  # of this project
-
-
 MAX_CLASSES = 20
-
 
 # What a data set is called, and where hubs have it.
 DATASETS = {
@@ -109,7 +100,6 @@ DATASETS = {
     "kmnist": ("Kuzushiji-MNIST", None),
     "cifar10": ("CIFAR-10", "uoft-cs/cifar10"),
 }
-
 
 TRAINING = {
     "steps": "steps",

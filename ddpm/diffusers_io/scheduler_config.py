@@ -14,10 +14,7 @@ from ddpm.core.params import Section, lookup, make
 from ddpm.diffusion.schedule import MAX_FINAL_ALPHA_BAR, SCHEDULES, Diffusion, NoiseSchedule, rescale_to_zero_terminal_snr
 
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-
-
 VARIANCES = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
-
 
 THRESHOLDS = {
     "none": {"clip_sample": False, "thresholding": False},
@@ -25,16 +22,13 @@ THRESHOLDS = {
     "dynamic": {"clip_sample": False, "thresholding": True},
 }
 
-
 TIMESTEP_SPACINGS = {name: name for name in ("trailing", "leading", "linspace")}
-
 
 # Those whose config holds betas, with the same defaults.
 READABLE = dict.fromkeys(
     f"{name}Scheduler"
     for name in ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep")
 )  # fmt: skip
-
 
 # How far alpha and sigma of a level may be from ours, and as a share of ours: what betas in float32 make of them.
 SAME, SAME_SHARE = 2e-5, 1e-2
@@ -73,8 +67,9 @@ def write_scheduler(
     """
     if prediction not in PREDICTIONS:
         raise InputError(
-            f"to: diffusers has no counterpart of prediction {prediction!r}: turning it into one that it has takes factors that "
-            f"change with t, which its U-Net does not multiply by; it has {', '.join(PREDICTIONS)}"
+            f"diffusers has no counterpart of prediction {prediction!r}: turning it into one that it has takes factors that "
+            f"change with t, which its U-Net does not multiply by; it has {', '.join(PREDICTIONS)}",
+            key="to",
         )
     return {
         "_class_name": "DDPMScheduler",
@@ -127,7 +122,7 @@ def read_scheduler(config: dict[str, Any], recorded: dict[str, Any] | None = Non
     prediction = {theirs: ours for ours, theirs in PREDICTIONS.items()}[given.prediction_type]
     if prediction == "eps" and alpha_bar[-1] == 0:
         raise InputError(
-            "prediction_type: 'epsilon' says nothing of the image at the last level, where betas leave no signal of it"
+            "'epsilon' says nothing of the image at the last level, where betas leave no signal of it", key="prediction_type"
         )
     return Learned(schedule, diffusion, prediction, given.variance_type)
 
@@ -138,7 +133,7 @@ def _alpha_bar(given: Scheduler) -> torch.Tensor:
     else:
         alpha_bar = torch.cumprod(1 - torch.tensor(given.trained_betas, dtype=torch.float64), 0)
         if len(alpha_bar) != given.num_train_timesteps:
-            raise InputError(f"trained_betas: {len(alpha_bar)} do not fit num_train_timesteps, {given.num_train_timesteps}")
+            raise InputError(f"{len(alpha_bar)} do not fit num_train_timesteps, {given.num_train_timesteps}", key="trained_betas")
     return rescale_to_zero_terminal_snr(alpha_bar) if given.rescale_betas_zero_snr else alpha_bar
 
 

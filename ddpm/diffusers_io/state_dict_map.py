@@ -14,21 +14,11 @@ from ddpm.core.files import InputError
 from ddpm.networks.unet import Attention, ResidualBlock, UNet
 
 LINEAR_IN = "time_embedding.linear_1"
-
-
 LINEAR_OUT = "time_embedding.linear_2"
-
-
 FIRST, LAST = "conv_in", "conv_out"
-
-
 CLASSES = "class_embedding.weight"
-
-
 # Of the attention's layers, as diffusers called them before version 0.15.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
 _BLOCK = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "skip"}
 
 
@@ -115,7 +105,7 @@ def to_ours(theirs: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
         rows = ours[part.name][part.first : part.first + part.rows]
         flat = tuple(rows.shape[:2]) if part.flat else ()
         if tuple(given[name].shape) not in (tuple(rows.shape), flat):
-            raise InputError(f"{name}: shape {tuple(given[name].shape)} must be {flat or tuple(rows.shape)}, by its config")
+            raise InputError(f"shape {tuple(given[name].shape)} must be {flat or tuple(rows.shape)}, by its config", key=name)
         rows.copy_(given[name].reshape(rows.shape))
     return ours
 

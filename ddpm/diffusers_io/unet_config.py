@@ -10,11 +10,7 @@ from ddpm.core.params import Section, make
 from ddpm.networks.unet import CompatOptions, Size, UNetSettings, norm_groups
 
 CLASS = "UNet2DModel"
-
-
 Plain, Attended = Literal["DownBlock2D", "AttnDownBlock2D"], Literal["UpBlock2D", "AttnUpBlock2D"]
-
-
 ATTENDED = {"AttnDownBlock2D": True, "AttnUpBlock2D": True, "DownBlock2D": False, "UpBlock2D": False}
 
 
@@ -78,7 +74,7 @@ def write_config(
     """
     if settings.channels < 4:
         raise InputError(
-            f"model.channels: {settings.channels} is too few for the time embedding of diffusers; it needs 4 or more"
+            f"{settings.channels} is too few for the time embedding of diffusers; it needs 4 or more", key="model.channels"
         )
     levels = range(len(settings.channel_mults))
     attended = [i in settings.attention_levels for i in levels]
@@ -133,8 +129,9 @@ def _head_channels(settings: UNetSettings, details: CompatOptions) -> int | None
         return details.head_channels
     if len(attended) > 1:
         raise InputError(
-            f"model.heads: {settings.heads} heads at {len(attended)} widths ({', '.join(map(str, sorted(attended)))} channels) "
-            "cannot be exported, since diffusers has heads of one width; such a model needs heads: 1, or attention at one width"
+            f"{settings.heads} heads at {len(attended)} widths ({', '.join(map(str, sorted(attended)))} channels) "
+            "cannot be exported, since diffusers has heads of one width; such a model needs heads: 1, or attention at one width",
+            key="model.heads",
         )
     return attended.pop() // settings.heads
 
@@ -146,7 +143,7 @@ def read_config(config: dict[str, Any], size: int | None = None) -> Shape:
     """
     name = config.get("_class_name", CLASS)
     if name != CLASS:
-        raise InputError(f"_class_name: {name!r} cannot be imported, only {CLASS}")
+        raise InputError(f"{name!r} cannot be imported, only {CLASS}", key="_class_name")
     given = make(UNet2D, **{key: value for key, value in config.items() if not key.startswith("_")})
     settings = make(
         UNetSettings,
@@ -161,7 +158,7 @@ def read_config(config: dict[str, Any], size: int | None = None) -> Shape:
         conditioning="none" if given.num_class_embeds is None else "class",
     )
     if given.out_channels not in (given.in_channels, 2 * given.in_channels):
-        raise InputError(f"out_channels: {given.out_channels} must be in_channels ({given.in_channels}), or twice as many")
+        raise InputError(f"{given.out_channels} must be in_channels ({given.in_channels}), or twice as many", key="out_channels")
     return Shape(
         *_with_heads(settings, given),
         image=(*_sides(given.sample_size, size), given.in_channels),
@@ -174,17 +171,22 @@ def read_config(config: dict[str, Any], size: int | None = None) -> Shape:
 def _mults(widths: Sequence[int]) -> list[int]:
     for width in widths:
         if width % widths[0]:
-            raise InputError(f"block_out_channels: {width} is no multiple of the first, {widths[0]}, as our network needs it")
+            raise InputError(
+                f"{width} is no multiple of the first, {widths[0]}, as our network needs it", key="block_out_channels"
+            )
     return [width // widths[0] for width in widths]
 
 
 def _attention_levels(given: UNet2D) -> list[int]:
     down, up = ([ATTENDED[name] for name in names] for names in (given.down_block_types, given.up_block_types))
     if not len(down) == len(up) == len(given.block_out_channels):
-        raise InputError(f"down_block_types: {len(down)} blocks do not fit {len(given.block_out_channels)} block_out_channels")
+        raise InputError(
+            f"{len(down)} blocks do not fit {len(given.block_out_channels)} block_out_channels", key="down_block_types"
+        )
     if down != up[::-1]:
         raise InputError(
-            f"up_block_types: attention must be where down_block_types have it ({', '.join(given.down_block_types)}), in reverse"
+            f"attention must be where down_block_types have it ({', '.join(given.down_block_types)}), in reverse",
+            key="up_block_types",
         )
     return [i for i, attended in enumerate(down) if attended]
 
@@ -193,10 +195,12 @@ def _with_heads(settings: UNetSettings, given: UNet2D) -> tuple[UNetSettings, Co
     """The settings with their heads, and what cannot be said by them."""
     attended, head = _attended(settings), given.attention_head_dim
     if attended and given.attn_norm_num_groups not in (None, given.norm_num_groups):
-        raise InputError(f"attn_norm_num_groups: {given.attn_norm_num_groups} must be norm_num_groups, {given.norm_num_groups}")
+        raise InputError(
+            f"{given.attn_norm_num_groups} must be norm_num_groups, {given.norm_num_groups}", key="attn_norm_num_groups"
+        )
     for width in attended:
         if head and width % head:
-            raise InputError(f"attention_head_dim: {head} does not divide the {width} channels of a level with attention")
+            raise InputError(f"{head} does not divide the {width} channels of a level with attention", key="attention_head_dim")
     if len(attended) == 1 and head:
         settings = settings.model_copy(update={"heads": attended.pop() // head})
         head = None
@@ -213,5 +217,5 @@ def _with_heads(settings: UNetSettings, given: UNet2D) -> tuple[UNetSettings, Co
 
 def _sides(sides: list[int] | None, size: int | None) -> tuple[int, int]:
     if not sides and not size:
-        raise InputError("sample_size: is missing, so nobody knows how large its images are; say it by --size")
+        raise InputError("is missing, so nobody knows how large its images are; say it by --size", key="sample_size")
     return tuple(sides or [size, size])

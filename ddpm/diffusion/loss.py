@@ -20,11 +20,7 @@ from ddpm.diffusion.vlb import vlb_terms_bpd
 
 # lambda of the hybrid loss L_simple + lambda L_vlb (Nichol & Dhariwal 2021, sec. 3.1).
 VLB_WEIGHT = 1e-3
-
-
 Weight = Callable[[Tensor], Tensor]
-
-
 Network = Callable[..., Tensor]
 
 
@@ -47,10 +43,7 @@ LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "p2": p2,
 }
 
-
 LossWeightName = Annotated[str, OneOf(LOSS_WEIGHTS)]
-
-
 # The weights that leave the squared error of the network's own output as it is.
 PLAIN = {"eps": "simple", "x0": "x0", "v": "v", "flow": "flow"}
 
@@ -61,7 +54,9 @@ def make_weight(name: str, gamma: float | None = None) -> Weight:
     if gamma is None:
         return weight
     if "gamma" not in inspect.signature(weight).parameters:
-        raise InputError(f"params.yaml: train.loss_gamma: {gamma} has no meaning for loss_weight {name!r}; set it to 'auto'")
+        raise InputError(
+            f"{gamma} has no meaning for loss_weight {name!r}; set it to 'auto'", key="train.loss_gamma", where="params.yaml"
+        )
     return partial(weight, gamma=gamma)
 
 
@@ -71,8 +66,10 @@ def check_weight(name: str, schedule: NoiseSchedule) -> None:
     if LOSS_WEIGHTS[name](last) == 0:
         valid = ", ".join(other for other, weight in LOSS_WEIGHTS.items() if weight(last) > 0)
         raise InputError(
-            f"params.yaml: train.loss_weight: {name!r} is 0 at a level without signal, so with diffusion.zero_terminal_snr the "
-            f"network would never see the noise that sampling starts from; use one of {valid}"
+            f"{name!r} is 0 at a level without signal, so with diffusion.zero_terminal_snr the "
+            f"network would never see the noise that sampling starts from; use one of {valid}",
+            key="train.loss_weight",
+            where="params.yaml",
         )
 
 

@@ -15,14 +15,12 @@ from ddpm.diffusion.schedule import Level, NoiseSchedule, combine
 
 Coefficients = tuple[float | Tensor, float | Tensor]
 
-
 PREDICTIONS: dict[str, Callable[[Level], Coefficients]] = {
     "eps": lambda level: (0.0, 1.0),  # the noise (Ho et al. 2020)
     "x0": lambda level: (1.0, 0.0),  # the clean image
     "v": lambda level: (-level.sigma, level.alpha),  # the velocity alpha * eps - sigma * x0 (Salimans & Ho 2022, app. D)
     "flow": lambda level: (-1.0, 1.0),  # the straight path's velocity eps - x0 (Lipman et al. 2023; Liu et al. 2023)
 }
-
 
 PredictionName = Annotated[str, OneOf(PREDICTIONS)]
 
@@ -78,6 +76,8 @@ def check_prediction(name: str, schedule: NoiseSchedule) -> None:
     """Raises InputError if that prediction cannot tell x0 at the last level: eps is x_T itself where no signal is left."""
     if determinant(name, schedule[schedule.steps]) == 0:
         raise InputError(
-            f"params.yaml: prediction: {name!r} is impossible with diffusion.zero_terminal_snr, since at the last level x_t is "
-            "the noise and says nothing of x0; use v, x0 or flow"
+            f"{name!r} is impossible with diffusion.zero_terminal_snr, since at the last level x_t is "
+            "the noise and says nothing of x0; use v, x0 or flow",
+            key="prediction",
+            where="params.yaml",
         )

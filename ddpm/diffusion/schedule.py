@@ -19,8 +19,6 @@ from ddpm.core.params import OneOf, Section, lookup
 
 # A schedule whose last level still carries signal trains a network that never sees the pure noise it must start from.
 MAX_FINAL_ALPHA_BAR = 1e-2
-
-
 MAX_BETA = 0.999
 
 
@@ -71,13 +69,14 @@ class NoiseSchedule:
         padded = torch.cat([alpha_bar.new_ones(1), alpha_bar])
         if not bool((padded.diff() < 0).all() and padded[-1] >= 0):
             raise InputError(
-                "schedule: alpha_bar must fall strictly and stay inside (0, 1), as far as numbers can tell levels apart"
+                "alpha_bar must fall strictly and stay inside (0, 1), as far as numbers can tell levels apart", key="schedule"
             )
         if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR and not allow_nonzero_terminal_snr:
             raise InputError(
-                f"schedule: alpha_bar is still {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps "
+                f"alpha_bar is still {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps "
                 f"(allowed: at most {MAX_FINAL_ALPHA_BAR}), so x_T is no pure noise; set diffusion.zero_terminal_snr to true, or "
-                "accept it with diffusion.allow_nonzero_terminal_snr"
+                "accept it with diffusion.allow_nonzero_terminal_snr",
+                key="schedule",
             )
         self.steps = len(alpha_bar)
         self._levels = Level((torch.arange(self.steps + 1) - 1.0).clamp(min=0).double(), padded.sqrt(), (1 - padded).sqrt())
@@ -187,13 +186,8 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "edm": edm,
 }
 
-
 ScheduleName = Annotated[str, OneOf(SCHEDULES)]
-
-
 Logit = Annotated[float, Field(ge=-30, le=30)]
-
-
 NoiseRatio = Annotated[float, Field(ge=1e-5, le=1e5)]  # sigma / alpha; beyond, float64 no longer tells levels apart
 
 
@@ -252,7 +246,7 @@ class Diffusion(Section):
             return make_schedule(schedule, self.timesteps, **signal, **options)
         except InputError as error:
             by = f" (diffusion.{schedule}: {options})" if options else ""
-            raise InputError(f"params.yaml: {error}{by}") from None
+            raise InputError(f"{error.message}{by}", key=error.key, where="params.yaml") from None
 
 
 def make_schedule(

@@ -94,5 +94,4 @@ TIMESTEP_SAMPLERS: dict[str, Callable[[int, torch.device], Uniform]] = {
     "importance": LossAwareTimesteps,
 }
 
-
 TimestepSamplerName = Annotated[str, OneOf(TIMESTEP_SAMPLERS)]

@@ -36,7 +36,6 @@ VARIANCES: dict[str, Callable[[Level, Level, Tensor | None], float | Tensor]] = 
     "learned": learned,
 }
 
-
 VarianceName = Annotated[str, OneOf(VARIANCES)]
 
 

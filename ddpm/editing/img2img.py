@@ -36,7 +36,9 @@ def from_strength(grid: np.ndarray, schedule: NoiseSchedule, strength: float) ->
     Raises InputError unless 0 <= strength <= 1.
     """
     if not 0 <= strength <= 1:
-        raise InputError(f"strength: {strength} is not possible; give a number from 0, the image itself, to 1, noise at first")
+        raise InputError(
+            f"{strength} is not possible; give a number from 0, the image itself, to 1, noise at first", key="strength"
+        )
     return from_level(grid, max(float(strength > 0), float(round(strength * schedule.steps))))
 
 

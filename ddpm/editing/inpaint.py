@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ddpm.core.files import InputError
-from ddpm.diffusion.prediction import Prediction
 from ddpm.diffusion.schedule import Level, add_noise
+from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.samplers import Noise, StepRule
 
 
@@ -27,10 +27,10 @@ def with_repaint_jumps(grid: np.ndarray, jump: int, resamples: int) -> np.ndarra
     """
     steps = len(grid) - 1
     if resamples < 1:
-        raise InputError(f"resamples: {resamples} is not possible; give 1, which never climbs, or more")
+        raise InputError(f"{resamples} is not possible; give 1, which never climbs, or more", key="resamples")
     if jump < 1 or (resamples > 1 and jump >= steps):
         raise InputError(
-            f"jump: {jump} steps are no climb on a grid of {steps} steps; give at least 1, and fewer than the grid has"
+            f"{jump} steps are no climb on a grid of {steps} steps; give at least 1, and fewer than the grid has", key="jump"
         )
     left = dict.fromkeys(range(steps - 1, jump - 1, -jump), resamples - 1)
     visits, index = [], 0
@@ -51,11 +51,13 @@ def inpainting(rule: StepRule, image: Tensor, mask: Tensor, noise: Noise) -> Ste
     an empty mask leaves the sampler as it is. Raises InputError for a mask of another shape.
     """
     if mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, image.shape, strict=True)):
-        raise InputError(f"mask: shape {tuple(mask.shape)} does not fit images of {tuple(image.shape)}; both are (B, C, H, W)")
+        raise InputError(
+            f"shape {tuple(mask.shape)} does not fit images of {tuple(image.shape)}; both are (B, C, H, W)", key="mask"
+        )
 
-    def step(x: Tensor, prediction: Prediction, t: Level, s: Level, fresh: Noise, memory: dict) -> Tensor:
-        filled = rule(x, prediction, t, s, fresh, memory)
-        return torch.where(mask.bool(), add_noise(image, noise(), s), filled)
+    def step(denoiser: Denoiser, x: Tensor, t: Level, s: Level, fresh: Noise, state: dict) -> tuple[Tensor, Tensor]:
+        filled, x0 = rule(denoiser, x, t, s, fresh, state)
+        return torch.where(mask.bool(), add_noise(image, noise(), s), filled), x0
 
     return step
 

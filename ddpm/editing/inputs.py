@@ -29,7 +29,7 @@ def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> np.ndarray
 def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """A picture on disk as an image of a model, uint8 (H, W, C). Raises InputError, naming it, if it cannot be read."""
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such picture; name a file, a test image such as 'test:3', or a sample such as 'seed:7'")
+        raise InputError("no such picture; name a file, a test image such as 'test:3', or a sample such as 'seed:7'", key=path)
     array = image_io.read_picture(path, "L" if shape[2] == 1 else "RGB")
     return fit_picture(Image.fromarray(array[..., 0] if shape[2] == 1 else array), shape)
 
@@ -68,7 +68,7 @@ def open_image(
         image, latent = _tensor(model, read_picture(Path(name), model.shape)), None
     if not given and not text and model.network.takes_labels and guidance != 0:
         if default == [NO_CLASS] and not model.supports_cfg:
-            raise InputError(f"label: this model must be told what {name} shows; give its class: {', '.join(classes[:20])}")
+            raise InputError(f"this model must be told what {name} shows; give its class: {', '.join(classes[:20])}", key="label")
         given = default
     labels, captions = tell(model, 1, given, [text] if text else [], guidance)
     return Named(name, Source(image, latent, labels), captions[0])
@@ -98,8 +98,8 @@ def open_mask(name: str, shape: tuple[int, int, int]) -> Tensor:
     if name in MASKS:
         return named_mask(name, shape)
     if not os.path.isfile(name):
-        raise InputError(f"mask: {name!r} is no picture, nor one of {', '.join(MASKS)}")
+        raise InputError(f"{name!r} is no picture, nor one of {', '.join(MASKS)}", key="mask")
     filled = read_picture(Path(name), (*shape[:2], 1))[..., 0] >= 128
     if not filled.any():
-        raise InputError(f"mask: {name} holds nothing to fill; paint it white where the image shall be filled")
+        raise InputError(f"{name} holds nothing to fill; paint it white where the image shall be filled", key="mask")
     return known_where(~filled)

@@ -54,7 +54,9 @@ def perturb_latent(latent: Tensor, noise: Tensor, amount: float | Tensor) -> Ten
     f = _per_image(amount, latent)
     wrong = f[~((f >= 0) & (f <= 1))]
     if len(wrong):
-        raise InputError(f"amount: {wrong[0]:g} is not possible; give a number from 0, the image itself, to 1, another image")
+        raise InputError(
+            f"{wrong[0]:g} is not possible; give a number from 0, the image itself, to 1, another image", key="amount"
+        )
     angle = f * (math.pi / 2)
     return _exact_at_ends(latent, noise, f, angle.cos() * latent + angle.sin() * noise)
 

@@ -17,11 +17,7 @@ from ddpm.sampling.progress import final_images
 
 BATCH = 100
 MAX_PSNR = 100.0  # dB, as in `evaluate`
-
-
 MASK = "right"
-
-
 REPLACED, REPAINT, SHOWN = "replacement", "RePaint", "mask_network"
 
 
@@ -48,7 +44,7 @@ def score_inpainting(
     mask = named_mask(MASK, model.shape).to(model.device)
     scores = {"n": len(x0), "told": told is not None, "accuracy_real": _accuracy(judge, x0, labels)}
     for name, (times, shown) in inpaint_methods(model, resamples).items():
-        plan = make_plan(model, partial(with_repaint_jumps, jump=jump, resamples=times), steps=steps)
+        plan = make_plan(model, change=partial(with_repaint_jumps, jump=jump, resamples=times), steps=steps)
 
         def fill(start: int, plan=plan, shown: bool = shown) -> Tensor:
             part = slice(start, start + BATCH)

@@ -34,7 +34,9 @@ def models_of_training(model: DiffusionModel, folder: Path, count: int) -> Itera
     """
     steps = list_snapshots(folder)
     if not steps:
-        raise InputError(f"{folder}: holds no snapshots to make a film of; set train.snapshots above 0 and run `dvc repro train`")
+        raise InputError(
+            "holds no snapshots to make a film of; set train.snapshots above 0 and run `dvc repro train`", key=folder
+        )
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(count, len(steps))).round().astype(int))
     for step in (steps[k] for k in chosen):
         put_weights(read_snapshot(folder, step)[TRACKED_SIGMA_REL[0]], model.network, folder, "train")
@@ -42,17 +44,9 @@ def models_of_training(model: DiffusionModel, folder: Path, count: int) -> Itera
 
 
 Count = Annotated[int, Field(ge=1)]
-
-
 STRENGTHS, AMOUNTS = (0.25, 0.5, 0.75), (0.2, 0.4)
-
-
 PAIRS = 3
-
-
 BETWEEN, EVERY = 25, 3  # images of an interpolation; every third stands in the strip
-
-
 FILM_IMAGES, FILM_STEPS = 20, 20
 
 
@@ -111,7 +105,7 @@ def _fills(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings: E
     arrays = {"inpaint_image": x0, "inpaint_known": x0 * mask}
     for name, (times, shown) in inpaint_methods(model, settings.repaint_resamples).items():
         plan = make_plan(
-            model, partial(with_repaint_jumps, jump=settings.repaint_jump_length, resamples=times), steps=settings.steps
+            model, change=partial(with_repaint_jumps, jump=settings.repaint_jump_length, resamples=times), steps=settings.steps
         )
         for k in (1, 2):
             filled = final_images(inpaint_images(model, plan, x0, mask, labels, seed + k, shown))

@@ -22,10 +22,11 @@ from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.inversion import decode, invert
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import image_noise
-from ddpm.sampling.plan import CHOICES, SamplingPlan, make_plan
+from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import SamplingProgress, final_images, with_progress
-from ddpm.sampling.samplers import sample
-from ddpm.sampling.time_grid import evaluations
+from ddpm.sampling.samplers import SAMPLERS, sample
+from ddpm.sampling.settings import SamplingPlan
+from ddpm.sampling.time_grid import denoising_steps
 
 
 def inpaint_images(
@@ -50,7 +51,7 @@ def inpaint_images(
         shown = model.network.takes_mask
     denoiser = plan.denoiser(labels, masked_input(x0, mask) if shown else None)
     rule = inpainting(plan.rule, x0, mask, noise)
-    yield from with_progress(sample(denoiser, rule, model.schedule, plan.grid, noise(), noise), 0, evaluations(plan.grid))
+    yield from with_progress(sample(denoiser, rule, model.schedule, plan.grid, noise(), noise), 0, denoising_steps(plan.grid))
 
 
 def edit_images(
@@ -58,7 +59,7 @@ def edit_images(
 ) -> Iterator[SamplingProgress]:
     """Image to image (SDEdit): the images noised to level strength * T and drawn from there."""
     noise = image_noise(model, seed, len(x0), len(plan.grid), use="edit")
-    work = evaluations(from_strength(plan.grid, model.schedule, strength))
+    work = denoising_steps(from_strength(plan.grid, model.schedule, strength))
     frames = image_to_image(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, x0, strength, noise)
     yield from with_progress(frames, 0, max(1, work))
 
@@ -86,15 +87,15 @@ def interpolate_images(model: DiffusionModel, plan: SamplingPlan, a: Source, b: 
     """
     _check_deterministic(plan)
     if count < 2:
-        raise InputError(f"number: {count} is too few to lead from one image to another; give 2 or more")
+        raise InputError(f"{count} is too few to lead from one image to another; give 2 or more", key="number")
     fractions = torch.linspace(0, 1, count, device=model.device)
     if a.image is None and b.image is None:
         start = interpolate.slerp(a.latent, b.latent, fractions)
         frames = sample(_between(plan.denoiser, a, b, fractions), plan.rule, model.schedule, plan.grid, start, _no_noise)
-        yield from with_progress(frames, 0, evaluations(plan.grid))
+        yield from with_progress(frames, 0, denoising_steps(plan.grid))
         return
     _check_plain(plan)
-    total = evaluations(plan.grid) * (5 + (a.image is None) + (b.image is None))
+    total = denoising_steps(plan.grid) * (5 + (a.image is None) + (b.image is None))
     first, done = yield from _encoded(model, plan, a, 0, total)
     second, done = yield from _encoded(model, plan, b, done, total)
     frames = interpolate.interpolate(
@@ -114,12 +115,12 @@ def vary_images(
     fresh = image_noise(model, seed, count, 1, use="vary")()
     labels = repeated(source.labels, count)
     if source.image is None:
-        start = interpolate.vary(source.latent, fresh, amount)
+        start = interpolate.perturb_latent(source.latent, fresh, amount)
         frames = sample(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, start, _no_noise)
-        yield from with_progress(frames, 0, evaluations(plan.grid))
+        yield from with_progress(frames, 0, denoising_steps(plan.grid))
         return
     _check_plain(plan)
-    total = 3 * evaluations(plan.grid)
+    total = 3 * denoising_steps(plan.grid)
     encoded, done = yield from _encoded(model, plan, source, 0, total)
     frames = interpolate.variations(model.denoiser(labels), model.schedule, plan.grid, encoded, fresh, amount)
     yield from with_progress(frames, done, total)
@@ -131,7 +132,7 @@ def reconstruct_images(
     """Encode images to noise by DDIM inversion over the plan's grid, and decode them again; the latents are in the View whose
     `position` is the grid's start. Raises InputError for a plan other than DDIM without guidance."""
     _check_plain(plan)
-    denoiser, total = model.denoiser(labels), 2 * evaluations(plan.grid)
+    denoiser, total = model.denoiser(labels), 2 * denoising_steps(plan.grid)
     latent = yield from with_progress(invert(denoiser, model.schedule, plan.grid, x0), 0, total, final=False)
     yield from with_progress(decode(denoiser, model.schedule, plan.grid, latent.x), total // 2, total)
 
@@ -139,7 +140,7 @@ def reconstruct_images(
 def _encoded(model: DiffusionModel, plan: SamplingPlan, source: Source, done: int, total: int) -> Iterator[SamplingProgress]:
     """Views of an image being encoded, after being drawn if it is a latent; returns (Encoded, evaluations done)."""
     grid, denoiser, image = plan.grid, model.denoiser(source.labels), source.image
-    work = evaluations(grid)
+    work = denoising_steps(grid)
     if image is None:
         frames = sample(plan.denoiser(source.labels), plan.rule, model.schedule, plan.grid, source.latent, _no_noise)
         image = (yield from with_progress(frames, done, total, final=False)).x
@@ -161,16 +162,16 @@ def _between(denoiser: Callable[..., Denoiser], a: Source, b: Source, fractions:
 
 def _check_plain(plan: SamplingPlan) -> None:
     """Real images are encoded by the inverse of DDIM without guidance, which nothing else decodes."""
-    if plan.label != CHOICES["ddim"].label or plan.stochastic or plan.nfe != evaluations(plan.grid):
+    if plan.label != SAMPLERS["ddim"].label or plan.stochastic or plan.nfe != denoising_steps(plan.grid):
         raise InputError(
-            "sampler: real images are encoded and decoded by ddim with eta 0 and guidance 1; leave these options out"
+            "real images are encoded and decoded by ddim with eta 0 and guidance 1; leave these options out", key="sampler"
         )
 
 
 def _check_deterministic(plan: SamplingPlan) -> None:
     if plan.stochastic:
         raise InputError(
-            "sampler: one that draws fresh noise leads nowhere twice; use a deterministic one, such as ddim with eta 0"
+            "one that draws fresh noise leads nowhere twice; use a deterministic one, such as ddim with eta 0", key="sampler"
         )
 
 

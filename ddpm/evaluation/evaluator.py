@@ -81,8 +81,9 @@ class Evaluator:
         """Raises InputError, naming a stage and its settings, if sets are too small for neighbours."""
         if self.sizes.n < LEAST:
             raise InputError(
-                f"{stage}: sets of {self.sizes.n} images are too few for {LEAST - 1} neighbours of each; use at least {LEAST} "
-                f"samples ({settings}) and test images"
+                f"sets of {self.sizes.n} images are too few for {LEAST - 1} neighbours of each; use at least {LEAST} "
+                f"samples ({settings}) and test images",
+                key=stage,
             )
 
     def fid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
@@ -144,12 +145,13 @@ def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
         bad = int((~np.isfinite(images.reshape(len(images), -1)).all(1)).sum())
         raise InputError(
-            f"samples/{name}.npz: {bad} of {len(images)} images are NaN or infinite; run `dvc repro -f sample_{name}`"
+            f"{bad} of {len(images)} images are NaN or infinite; run `dvc repro -f sample_{name}`", key=f"samples/{name}.npz"
         )
     if images.dtype != np.uint8 or images.shape[1:] != shape:
         raise InputError(
-            f"samples/{name}.npz: holds {images.dtype} images of shape {images.shape[1:]}, the data is uint8 of shape "
-            f"{shape}; run `dvc repro sample_{name}`"
+            f"holds {images.dtype} images of shape {images.shape[1:]}, the data is uint8 of shape "
+            f"{shape}; run `dvc repro sample_{name}`",
+            key=f"samples/{name}.npz",
         )
 
 

@@ -35,7 +35,7 @@ def set_sizes(samples: int, test: int) -> Sizes:
     """The largest n for which both the samples and the test split fill a set: FID falls as 1/N, so both need the same."""
     n = min(samples, test)
     if n < 2:
-        raise InputError(f"evaluate: {samples} samples and {test} test images are too few; both need at least 2")
+        raise InputError(f"{samples} samples and {test} test images are too few; both need at least 2", key="evaluate")
     return Sizes(n, samples // n)
 
 

@@ -13,11 +13,7 @@ from ddpm.evaluation.prdc import row_chunks
 # Of the regression behind fid_infinity: the features whole, in halves, ... at most in fifths, as long as each part holds four
 # times as many images as there are features. In smaller ones FID falls faster than 1/N, and the line ends too low.
 INFINITY_PARTS = 5
-
-
 INFINITY_IMAGES = 4
-
-
 # Kernels within a set are summed inside blocks of so many features, so that time grows linearly; the mean stays unbiased.
 KERNEL_BLOCK = 5_000
 
@@ -26,12 +22,13 @@ def check_features(features: np.ndarray, name: str) -> np.ndarray:
     """float64 (N, D), finite, N >= 2. Raises InputError otherwise: NaN would come out as a plausible number or a crash."""
     features = np.asarray(features, np.float64)
     if len(features) < 2:
-        raise InputError(f"{name}: {len(features)} images are too few for a covariance; use at least 2")
+        raise InputError(f"{len(features)} images are too few for a covariance; use at least 2", key=name)
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         raise InputError(
-            f"{name}: the features of {bad} of {len(features)} images are NaN or infinite; the judge's weights are damaged, make "
-            "them again with `dvc repro -f train_classifier`, or replace the Inception's file"
+            f"the features of {bad} of {len(features)} images are NaN or infinite; the judge's weights are damaged, make "
+            "them again with `dvc repro -f train_classifier`, or replace the Inception's file",
+            key=name,
         )
     return features
 
@@ -75,7 +72,9 @@ def frechet_at_infinity(features: np.ndarray, reference: Gaussian) -> float:
     Raises InputError for fewer than 4 features, which give no line.
     """
     if len(features) < 4:
-        raise InputError(f"fid_infinity: {len(features)} images are too few for a line through several sizes; use at least 4")
+        raise InputError(
+            f"{len(features)} images are too few for a line through several sizes; use at least 4", key="fid_infinity"
+        )
     inverse, values = [], []
     most = min(INFINITY_PARTS, max(2, len(features) // (INFINITY_IMAGES * features.shape[1])))
     for parts in range(1, min(most, len(features) // 2) + 1):

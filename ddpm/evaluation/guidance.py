@@ -6,19 +6,15 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from ddpm.core.params import Section, make
+from ddpm.core.params import Section
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.settings import SampleDDIM
+from ddpm.sampling.plan import make_plan
 
 Count = Annotated[int, Field(ge=1)]
-
-
 CLASSES, CAPTIONS, UNSEEN = "classes", "captions", "captions never seen"
-
-
 COLUMNS = ("method", "scale", "nfe", "fid", "fid_sd", "precision", "recall", "accuracy")
 
 
@@ -59,11 +55,7 @@ def compare_scales(
         for scale in sorted(set(settings.scales)):
             if told == UNSEEN and scale == 0:  # nothing is told
                 continue
-            plan = make(
-                SampleDDIM, samples=1, batch_size=1, sampler="ddim", steps=min(settings.steps, model.schedule.steps), eta=0.0,
-                spacing="trailing", churn=0.0, thresholding="clip", threshold_quantile=1.0, guidance=scale,
-                guidance_interval="all", checkpoint=settings.checkpoint,
-            ).plan(model)  # fmt: skip
+            plan = make_plan(model, steps=min(settings.steps, model.schedule.steps), guidance=scale)
             drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "guidance", autocast, told == UNSEEN)
             scores = judges.compare(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "guidance")
             rows.append(

@@ -18,8 +18,6 @@ from ddpm.features.extractors import load_lpips_alex
 from ddpm.features.pretrained import ALEXNET, MISSING, find_weights
 
 LPIPS_SIZE = 64  # AlexNet needs at least 31 pixels
-
-
 BATCH = 250
 
 
@@ -81,8 +79,6 @@ def _as_rgb(images: Tensor) -> Tensor:
 
 
 PAIRS = 500
-
-
 DISTANCES = ("classifier", "alex")
 
 
@@ -99,7 +95,9 @@ class Diversity:
         self.real = self._of(test)
         for name in DISTANCES:
             if self.real.get(name) == 0:
-                raise InputError(f"diversity: all test images look alike to the judge ({name}), so nothing can be held to them")
+                raise InputError(
+                    f"all test images look alike to the judge ({name}), so nothing can be held to them", key="diversity"
+                )
 
     def __call__(self, images: np.ndarray) -> dict[str, float | str]:
         """{classifier, alex (where there are weights), status} of samples uint8 (N, H, W, C), N >= n."""

@@ -11,20 +11,10 @@ from ddpm.core.files import InputError
 from ddpm.core.progress import Progress
 
 NEXT = 50  # neighbours after the nearest, to whose mean distance the nearest is held
-
-
 NEAR = 1 / 3  # of that mean: a nearest training image that is closer is a near copy
-
-
 EXACT = 8  # of the nearest by float32, how many are measured again in whole numbers
-
-
 ROWS = 1_000  # images that are searched at a time
-
-
 ELEMENTS = 1 << 24  # of one block of distances, or of one block of pixels
-
-
 PICTURED = 10
 
 
@@ -54,7 +44,7 @@ class Memorization:
     def __init__(self, train: np.ndarray, test: np.ndarray):
         """Raises InputError for a training split of fewer than 2 images."""
         if len(train) < 2:
-            raise InputError(f"memorization: {len(train)} training images are too few; use at least 2")
+            raise InputError(f"{len(train)} training images are too few; use at least 2", key="memorization")
         self.images, self.train = train, train.reshape(len(train), -1)
         # Whole numbers, so that float32 computes the products of small images exactly.
         self.centre = torch.from_numpy(np.rint(self.train[:ROWS].mean(0)).astype(np.float32))

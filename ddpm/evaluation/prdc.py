@@ -10,14 +10,8 @@ from ddpm.core import processes
 from ddpm.core.files import InputError
 
 MANIFOLD_K = 3  # of precision and recall, as in their paper
-
-
 BALL_K = 5  # of density and coverage, as in theirs
-
-
 LEAST = BALL_K + 1  # images that a set must have
-
-
 RANKS = [MANIFOLD_K, BALL_K]
 
 
@@ -63,11 +57,7 @@ class Coverage:
 
 
 ELEMENTS = 1 << 21  # of one chunk: 16 MB of float64
-
-
 EQUAL = 1e-13  # share of the squared norms that is taken off: what rounding leaves between equal points is less
-
-
 ROUNDING = 1e-10  # by which a radius is longer, so that the neighbour that it reaches to lies inside whichever way it is computed
 
 
@@ -94,7 +84,7 @@ def neighbour_radii(points: Tensor, ranks: list[int], name: str) -> Tensor:
     """
     most = max(ranks)
     if len(points) <= most:
-        raise InputError(f"{name}: {len(points)} images are too few for {most} neighbours of each; use at least {most + 1}")
+        raise InputError(f"{len(points)} images are too few for {most} neighbours of each; use at least {most + 1}", key=name)
 
     def of_rows(rows: slice) -> Tensor:
         # The nearest of all is the point itself, or one equal to it.

@@ -21,8 +21,6 @@ from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.time_grid import make_grid
 
 EXAMPLES = 8
-
-
 ROUND_TRIP_STEPS = (10, 20, 50, 100)
 
 
@@ -115,22 +113,12 @@ def round_trips_if_trained(model: DiffusionModel, x0: Tensor, labels: Tensor, re
 
 
 MAX_PSNR = 100.0
-
-
 DATA_RANGE = 2.0  # images in [-1, 1]
-
-
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of T
-
-
 HEADLINE = 0.25
-
-
 # A covariance over more pixels than this is too large to decompose; it is estimated from so many images instead, whose
 # singular vectors span all that it can explain.
 WIENER_LIMIT = 4096
-
-
 WIENER_IMAGES = 4096
 
 

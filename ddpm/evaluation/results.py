@@ -12,14 +12,8 @@ from ddpm.evaluation.likelihood import Likelihood
 from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips
 
 PLOTS = Path("reports/evaluate/plots")
-
-
 JUDGED = Path("samples/judged")
-
-
 REAL = "real test images"
-
-
 COVERAGE = ("precision", "recall", "density", "coverage")
 
 

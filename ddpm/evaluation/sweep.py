@@ -14,12 +14,10 @@ from ddpm.core.params import Section
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, TOLERANCE, from_snapshots, list_snapshots, supported_range
-from ddpm.sampling.denoiser import thresholded
 from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel, load
-from ddpm.sampling.plan import SamplingPlan, build
-from ddpm.sampling.samplers import SAMPLERS, Sampler, ancestral_step
-from ddpm.sampling.time_grid import evaluations, make_grid
+from ddpm.sampling.plan import SamplingPlan, make_plan
+from ddpm.sampling.samplers import SAMPLERS
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -37,41 +35,39 @@ class Sweep(Section):
 
 
 class Method(NamedTuple):
-    """A sampler with the grid that suits it; full: also drawn with all T steps, as in DDIM's table 1."""
+    """A sampler with the grid that suits it.
 
-    sampler: Sampler
+    sampler: its name in SAMPLERS.
+    spacing: of its grid.
+    options: of its step rule.
+    full: also drawn with all T steps, as in DDIM's table 1.
+    """
+
+    sampler: str
     spacing: str
     options: dict[str, float | str] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
     full: bool = False
 
 
-ANCESTRAL = Sampler("DDPM", ancestral_step, stochastic=True)
-
-
 METHODS: dict[str, Method] = {
-    "DDIM, eta 0": Method(SAMPLERS["ddim"], "trailing", {"eta": 0.0}, full=True),
-    "DDIM, eta 0.5": Method(SAMPLERS["ddim"], "trailing", {"eta": 0.5}),
-    "DDIM, eta 1": Method(SAMPLERS["ddim"], "trailing", {"eta": 1.0}, full=True),
-    "DDPM, large variance": Method(ANCESTRAL, "trailing", {"variance": "large"}, full=True),
-    "Euler": Method(SAMPLERS["euler"], "quadratic"),
-    "Heun": Method(SAMPLERS["heun"], "trailing"),
-    "AB2": Method(SAMPLERS["ab2"], "quadratic"),
-    "DPM-Solver++ 2M": Method(SAMPLERS["dpmpp_2m"], "log_snr"),
-    "SDE-DPM-Solver++ 2M": Method(SAMPLERS["dpmpp_2m_sde"], "log_snr"),
+    "DDIM, eta 0": Method("ddim", "trailing", {"eta": 0.0}, full=True),
+    "DDIM, eta 0.5": Method("ddim", "trailing", {"eta": 0.5}),
+    "DDIM, eta 1": Method("ddim", "trailing", {"eta": 1.0}, full=True),
+    "DDPM, large variance": Method("ddpm", "trailing", {"variance": "large"}, full=True),
+    "Euler": Method("euler", "quadratic"),
+    "Heun": Method("heun", "trailing"),
+    "AB2": Method("ab2", "quadratic"),
+    "DPM-Solver++ 2M": Method("dpmpp_2m", "log_snr"),
+    "SDE-DPM-Solver++ 2M": Method("dpmpp_2m_sde", "log_snr"),
 }
 
 
 def plan_method(name: str, model: DiffusionModel, budget: int) -> SamplingPlan:
-    """The plan of a method that evaluates the network at most `budget` times per image."""
+    """Return the plan of a method that evaluates the network at most `budget` times per image."""
     method = METHODS[name]
-    steps = (budget + 1) // 2 if method.sampler.twice else budget
-    rule, grid = build(method.sampler, make_grid(method.spacing, model.schedule, steps), model, **method.options)
-    stochastic = method.sampler.stochastic or method.options.get("eta", 0.0) != 0
-
-    def denoiser(labels):
-        return thresholded(model.denoiser(labels))
-
-    return SamplingPlan(name, rule, grid, denoiser, evaluations(grid), stochastic)
+    steps = (budget + 1) // 2 if SAMPLERS[method.sampler].second_order else budget
+    plan = make_plan(model, sampler=method.sampler, steps=steps, spacing=method.spacing, **method.options)
+    return plan._replace(label=name)
 
 
 def judged(model: DiffusionModel, plan: SamplingPlan, judges: Evaluator, settings: Sweep, seed: int, autocast: Callable) -> dict:
@@ -101,7 +97,7 @@ def sweep(
     total = model.schedule.steps
     for key, budget in (("evaluations", max(settings.evaluations)), ("ema_steps", settings.ema_steps)):
         if budget > total:
-            raise InputError(f"params.yaml: sweep.{key}: {budget} is more than the model's T = {total} steps")
+            raise InputError(f"{budget} is more than the model's T = {total} steps", key=f"sweep.{key}", where="params.yaml")
     rows = []
     for name, method in METHODS.items():
         budgets = sorted({*settings.evaluations, *([total] if method.full and settings.full_length else [])})
@@ -114,8 +110,6 @@ def sweep(
 
 
 METHOD = "DDIM, eta 0"
-
-
 REFERENCE = "final"
 
 

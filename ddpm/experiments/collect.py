@@ -24,18 +24,10 @@ from ddpm.experiments.compare import write_experiments
 from ddpm.experiments.tables import CODE, SAMPLERS, SCORES, Experiments
 
 HEADER = "Experiment,rev,typ,"
-
-
 SEED, SUCCESS = "seed", "Success"
-
-
 QUALITY = [key for key in SCORES if ".cost." not in key]
-
-
 # Sections that change no number in METRICS_FILE.
 IDLE = ("runtime", "report", "sweep", "guidance", "edit")
-
-
 QUEUE = "`dvc exp run --queue -S 'schedule=linear,cosine' -S 'seed=range(0,3)'`, then `dvc queue start`"
 
 

@@ -17,7 +17,6 @@ PANELS: dict[str, tuple[str, float | None]] = {
     "seconds_per_1000": ("Seconds per 1,000 images\n(lower is better)", None),
 }
 
-
 DECADE = 5  # values that span more than this factor get a logarithmic axis
 
 

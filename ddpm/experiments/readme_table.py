@@ -12,24 +12,14 @@ from ddpm.experiments.significance import with_spread
 from ddpm.plots.numbers import table
 
 RUN = "run.json"
-
-
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-
-
 MADE_BY = "`python -m ddpm results`"
-
-
 SAMPLERS = ("ddpm", "ddim")
-
 
 HEADER = ["recipe", "data", "parameters", "sampler", "NFE", "FID ↓ (floor)", "n", "precision", "recall", "accuracy", "training",
           "machine"]  # fmt: skip
 
-
 TEXT = (0, 1, 3, 11)
-
-
 MINUTE, HOUR = 60, 3600
 
 
@@ -42,12 +32,12 @@ def update(readme: Path, records: Path, recipes: Sequence[str], check: bool = Fa
     try:
         before = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{readme}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
+        raise InputError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})", key=readme) from None
     after = with_table(before, results_section(records, recipes, readme.parent), str(readme))
     count = len(list(_runs_files(records)))
     counted = f"{count} recorded recipe{'s' * (count != 1)}"
     if check and after != before:
-        raise InputError(f"{readme}: its table of results is not that of the {counted}; run {MADE_BY}")
+        raise InputError(f"its table of results is not that of the {counted}; run {MADE_BY}", key=readme)
     if not check and after != before:
         write_text(readme, after)
     return f"{readme}: {counted}"
@@ -58,7 +48,7 @@ def with_table(text: str, section: str, name: str) -> str:
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in tail:
-        raise InputError(f"{name}: the table needs the line {BEGIN} and below it the line {END}, each once")
+        raise InputError(f"the table needs the line {BEGIN} and below it the line {END}, each once", key=name)
     return f"{head}{BEGIN}\n{section}\n{END}{tail}"
 
 
@@ -87,7 +77,7 @@ def _rows(path: Path, relative_to: Path) -> Iterator[list[str]]:
             yield _row(record, metrics, sampler, path.parent, relative_to)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path}: is no record of a run ({reason}); record it again, or remove its folder") from None
+        raise InputError(f"is no record of a run ({reason}); record it again, or remove its folder", key=path) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,18 +24,10 @@ from ddpm.core.files import InputError
 from ddpm.core.params import PARAMS_FILE, Section, lookup, make, read_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
-
-
 SUFFIX = ".yaml"
-
-
 Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
-
-
 # What Hydra, which reads `-S` for DVC, and the unquoted $(...) of a shell both leave as it is.
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/-+.%@")
-
-
 # Words that Hydra takes for something else, whatever their case.
 NO_TEXT = ("null", "nan", "inf", "true", "false")
 
@@ -72,8 +64,10 @@ def read_recipe(given: str) -> Recipe:
     content = read_yaml(path)
     try:
         return Recipe(path.stem, path, make(RecipeFile, **content))
-    except (InputError, TypeError) as error:  # TypeError: a key that is no text
-        raise InputError(f"{path}: {error}") from None
+    except InputError as error:
+        raise error.within(path) from None
+    except TypeError as error:  # a key that is no text
+        raise InputError(str(error), key=path) from None
 
 
 def list_recipes() -> str:
@@ -98,11 +92,11 @@ def read_changes(given: Sequence[str]) -> dict[str, Any]:
             if not isinstance(node, dict):
                 break
         if not equals or not last or not isinstance(node, dict):
-            raise InputError(f"set_param: {text!r} is no change of a setting; write `-S train.steps=100`")
+            raise InputError(f"{text!r} is no change of a setting; write `-S train.steps=100`", key="set_param")
         try:
             node[last] = _with_numbers(yaml.safe_load(value))
         except yaml.YAMLError:
-            raise InputError(f"set_param: {text!r} has a value that cannot be read; write `-S train.steps=100`") from None
+            raise InputError(f"{text!r} has a value that cannot be read; write `-S train.steps=100`", key="set_param") from None
     return changes
 
 
@@ -127,7 +121,7 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str) ->
         old = lookup(base, key, where)
         if isinstance(old, Mapping) != isinstance(value, Mapping):
             kind = "a section: write keys below it" if isinstance(old, Mapping) else "no section: it has no keys"
-            raise InputError(f"{where}: {key!r} is {kind}")
+            raise InputError(f"{key!r} is {kind}", key=where)
         result[key] = merged(old, value, f"{where}.{key}") if isinstance(old, Mapping) else value
     return result
 
@@ -144,7 +138,7 @@ def full_params(recipe: Recipe, changes: Mapping[str, Any] | None = None, params
     try:
         make(AllParams, **tree)
     except InputError as error:
-        raise InputError(f"{recipe.path}: {error}") from None
+        raise error.within(recipe.path) from None
     return tree
 
 
@@ -166,7 +160,9 @@ def _word(value: Any, key: str) -> str:
         return f"[{','.join(_word(one, key) for one in value)}]"
     if isinstance(value, str) and value and PLAIN.issuperset(value) and value.lower() not in NO_TEXT and _is_text(value):
         return value
-    raise InputError(f"{key}: {value!r} cannot be handed to DVC in an unquoted word; use letters, digits and _ / - + . % @ alone")
+    raise InputError(
+        f"{value!r} cannot be handed to DVC in an unquoted word; use letters, digits and _ / - + . % @ alone", key=key
+    )
 
 
 def _is_text(value: str) -> bool:

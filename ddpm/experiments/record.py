@@ -36,13 +36,8 @@ FIGURES = [
     "reports/report/ddpm_denoising.gif",
 ]
 
-
 OF_SWEEP = ("fid.png", "ema.png", "fid.csv")
-
-
 SCORES = {"edit.json": "reports/edit/metrics.json", "guidance.csv": "reports/guidance/guidance.csv"}
-
-
 LARGEST = 1 << 20  # bytes of a file: records are in Git
 
 
@@ -124,7 +119,7 @@ def training_seconds(speeds: Path, batch_size: int) -> float:
                 total += (int(row["step"]) - last) * batch_size / float(row["images_per_second"])
                 last = int(row["step"])
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{speeds}: cannot be read ({error}); make it again with `dvc repro -f train`") from None
+        raise InputError(f"cannot be read ({error}); make it again with `dvc repro -f train`", key=speeds) from None
     return total
 
 

@@ -27,19 +27,11 @@ from ddpm.core.scratch import scratch_root
 from ddpm.datasets.registry import raw_root
 
 RECORDS, README = "reports/recipes", "README.md"
-
-
 # What may differ from the commit: it is what records are written into.
 WRITTEN = (f"{RECORDS}/", README)
-
-
 # Where a file that Git does not know yet would be part of what runs.
 CODE = ("ddpm/", "stages/")
-
-
 MAX_NAMED = 3
-
-
 # Made by the sweep, which is no part of a run: what a commit holds of it belongs to another one.
 ON_DEMAND = "reports/sweep"
 
@@ -64,7 +56,7 @@ def git(*arguments: str) -> str:
     try:
         ended = subprocess.run(["git", *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
     except OSError as error:
-        raise InputError(f"git: cannot be run ({error.strerror}); install it") from None
+        raise InputError(f"cannot be run ({error.strerror}); install it", key="git") from None
     if ended.returncode:
         reason = (ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"])[0]
         raise InputError(f"git {arguments[0]}: {reason.removeprefix('fatal: ')}; run in a checkout of the project")
@@ -87,7 +79,7 @@ def check_clean() -> str:
     if changed:
         named = ", ".join(changed[:MAX_NAMED]) + (f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else "")
         verb = "are" if len(changed) > 1 else "is"
-        raise InputError(f"record: {named} {verb} not as committed; commit or stash, so that the record names what was run")
+        raise InputError(f"{named} {verb} not as committed; commit or stash, so that the record names what was run", key="record")
     return git("rev-parse", "HEAD").strip()
 
 
@@ -97,7 +89,7 @@ def with_dvc(order: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> R
     Raises InputError if DVC is not there, or if it or a command fails.
     """
     if importlib.util.find_spec("dvc") is None:
-        raise InputError("record: DVC is not installed; run `pip install dvc`, or give --without-dvc")
+        raise InputError("DVC is not installed; run `pip install dvc`, or give --without-dvc", key="record")
     # DVC refuses a name that is there already.
     name = f"{re.sub('[^0-9A-Za-z]+', '-', order.name)}-seed-{seed}-{datetime.now():%y%m%d-%H%M%S}"
     changes = [*order.options, "-S", f"seed={seed}"]
@@ -210,7 +202,7 @@ def _run(command: Sequence[str], folder: Path, what: str) -> None:
     try:
         process = subprocess.Popen(command, cwd=folder, env=os.environ | places)
     except OSError as error:
-        raise InputError(f"{what}: cannot be run ({error.strerror})") from None
+        raise InputError(f"cannot be run ({error.strerror})", key=what) from None
     received = []
 
     def pass_on(number: int, _: object) -> None:
@@ -227,4 +219,4 @@ def _run(command: Sequence[str], folder: Path, what: str) -> None:
     if signal.SIGINT in received:
         raise KeyboardInterrupt
     if status:
-        raise InputError(f"{what}: ended with status {status}, for the reason above; nothing of this run was recorded")
+        raise InputError(f"ended with status {status}, for the reason above; nothing of this run was recorded", key=what)

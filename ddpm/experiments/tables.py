@@ -6,14 +6,8 @@ import numpy as np
 import pandas as pd
 
 CODE = "code"  # stands among the settings
-
-
 MAX_NAMED = 3  # differing settings by which one is called in figures and sentences; with more, by a number
-
-
 SAMPLERS = ("ddpm", "ddim")
-
-
 # What decides which images are judged, and by which judge but for its seed. Across different values nothing is compared.
 JUDGED_BY = ("dataset", "prepare_data", "train_classifier")
 
@@ -43,19 +37,13 @@ OF_SAMPLER = {
     "seconds_per_1000": Measure("seconds per 1,000 images", 0),
 }
 
-
 OF_MODEL = {
     "reconstruction.psnr": Measure("PSNR in dB ↑", 0),
     "psnr_over_wiener": Measure("PSNR above the Wiener filter's ↑", 1, 1.0, " dB"),
 }
 
-
 COMPUTED = ("fid_over_floor", "seconds_per_1000")
-
-
 _READ = ["classifier.fid_floor", "cost.images_per_second", *(key for key in OF_SAMPLER if key not in COMPUTED)]
-
-
 # The keys of metrics.json that are read.
 SCORES = ["n", "reconstruction.psnr", "reconstruction.psnr_wiener", *(f"{name}.{key}" for name in SAMPLERS for key in _READ)]
 

@@ -21,11 +21,7 @@ from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import Prepared, Split
 
 WEIGHTS, CONFIG = "classifier.safetensors", "config.json"
-
-
 FEATURES = 64
-
-
 PREDICT_BATCH = 500
 
 
@@ -139,9 +135,10 @@ def check_accuracy(reached: float, required: float | None, data: Prepared) -> No
     """Raises InputError if the judge is too weak for its numbers to mean anything."""
     if required is not None and reached < required:
         raise InputError(
-            f"train_classifier: {reached:.2%} of the test images are classified correctly, but a judge of "
+            f"{reached:.2%} of the test images are classified correctly, but a judge of "
             f"{data.meta['dataset']} needs {required:.2%}; raise train_classifier.epochs, or lower "
-            "train_classifier.required_accuracy and trust the metrics less"
+            "train_classifier.required_accuracy and trust the metrics less",
+            key="train_classifier",
         )
 
 
@@ -159,9 +156,9 @@ def load_classifier(data: Prepared, device: torch.device, folder: Path = CLASSIF
     """The judge of this data in eval mode, frozen, and its config. Raises InputError if it was trained on other data."""
     config = read_json(folder / CONFIG, "train_classifier")
     if config.get("data") != data.identity():
-        raise InputError(f"{folder}: was trained on other data than data/prepared holds; run `dvc repro train_classifier`")
+        raise InputError("was trained on other data than data/prepared holds; run `dvc repro train_classifier`", key=folder)
     network = Classifier(data.shape[2], len(data.class_names))
     load_weights(folder / WEIGHTS, network, "train_classifier")
     if config.get("sha256") != sha256(folder / WEIGHTS):
-        raise InputError(f"{folder / WEIGHTS}: is not the file that {CONFIG} names; run `dvc repro -f train_classifier`")
+        raise InputError(f"is not the file that {CONFIG} names; run `dvc repro -f train_classifier`", key=folder / WEIGHTS)
     return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), config

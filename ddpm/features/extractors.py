@@ -16,11 +16,7 @@ from ddpm.core.progress import Progress
 from ddpm.data.images import to_tensor
 
 INCEPTION_BATCH = 50
-
-
 INCEPTION_FEATURES = "2048"
-
-
 INCEPTION_LOGITS = "logits_unbiased"
 
 
@@ -58,7 +54,7 @@ def load_lpips_alex(path: Path, device: torch.device) -> torch.nn.Module:
     try:
         trunk = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged archive raises
-        raise InputError(f"{path}: cannot be loaded ({str(error).splitlines()[0]}); replace it") from None
+        raise InputError(f"cannot be loaded ({str(error).splitlines()[0]}); replace it", key=path) from None
     # torchvision numbers the layers "features.N.weight"; lpips keeps N, behind the name of one of five slices.
     ours = network.net.state_dict()
     for key in ours:

@@ -31,10 +31,7 @@ INCEPTION = WeightsFile(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/",
 )
 
-
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/")
-
-
 MISSING = {"status": "weights missing"}  # what stands in the place of scores that such a file would have given
 
 
@@ -58,7 +55,9 @@ def find_weights(file: WeightsFile) -> Path | None:
     """The path of a weights file, None if it is not there. Raises InputError if its content is not the published one."""
     path = next(iter(sorted(weights_folder().glob(f"*{file.sha256}*.pth"))), None)
     if path is not None and not (digest := sha256(path)).startswith(file.sha256):
-        raise InputError(f"{path}: its SHA-256 begins with {digest[:8]}, not {file.sha256}: damaged or another file; replace it")
+        raise InputError(
+            f"its SHA-256 begins with {digest[:8]}, not {file.sha256}: damaged or another file; replace it", key=path
+        )
     return path
 
 

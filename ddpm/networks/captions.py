@@ -15,24 +15,12 @@ from torch import Tensor
 from ddpm.core.files import InputError
 
 PADDING, START = 0, 1  # of the ids; words come after them
-
-
 MAX_WORDS = 16  # of a caption, at least; longer class names make room for more
-
-
 TEMPLATES = ("{}", "a {}", "the {}", "an image of a {}", "a picture of a {}", "this is a {}")
-
-
 DIGIT_TEMPLATES = (*TEMPLATES, "the digit {}", "the number {}", "a handwritten {}", "a handwritten digit {}")
-
-
 # Never seen in training, though their words are: how well a network reads, not remembers, is measured with these.
 UNSEEN = ("the picture of a {}", "this is the {}", "this is an image of the {}")
-
-
 UNSEEN_DIGIT = (*UNSEEN, "handwritten {}", "a picture of the digit {}", "this is a handwritten number {}")
-
-
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -97,16 +85,16 @@ class Vocabulary:
     def _checked(self, text: str) -> list[str]:
         words = split_words(text)
         if text.strip() and not words:
-            raise InputError(f"text: {text!r} holds no words; the model knows: {self._listed()}")
+            raise InputError(f"{text!r} holds no words; the model knows: {self._listed()}", key="text")
         if len(words) > self.longest:
-            raise InputError(f"text: {len(words)} words are too many; give at most {self.longest}")
+            raise InputError(f"{len(words)} words are too many; give at most {self.longest}", key="text")
         return words
 
     def _id(self, word: str) -> int:
         if word not in self._ids:
             nearest = difflib.get_close_matches(word, self.words, n=1)
             hint = f"did you mean {nearest[0]!r}? It knows" if nearest else "it knows"
-            raise InputError(f"text: the model was trained without the word {word!r}; {hint}: {self._listed()}")
+            raise InputError(f"the model was trained without the word {word!r}; {hint}: {self._listed()}", key="text")
         return self._ids[word]
 
     def _listed(self, most: int = 40) -> str:

@@ -24,11 +24,7 @@ from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SNAPSHOTS, reb
 from ddpm.networks.unet import DEFAULTS, CompatOptions, Size, UNet, UNetSettings
 
 CONFIG = "config.json"
-
-
 FORMAT = 6
-
-
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 
 
@@ -103,16 +99,18 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
     config = read_json(folder / CONFIG, "train")
     if config.get("format") != FORMAT:
         raise InputError(
-            f"{folder / CONFIG}: format {config.get('format')} is not {FORMAT}; make it again with `dvc repro train`"
+            f"format {config.get('format')} is not {FORMAT}; make it again with `dvc repro train`", key=folder / CONFIG
         )
     try:
         known = _Config.model_validate(config)
         network = make_network(known.model, known.diffusion, tuple(known.data.shape), known.data.class_names, known.details)
     except (ValidationError, InputError) as error:
         reason = _first_mistake(error) if isinstance(error, ValidationError) else error
-        raise InputError(f"{folder / CONFIG}: describes no network ({reason}); make it again with `dvc repro -f train`") from None
+        raise InputError(
+            f"describes no network ({reason}); make it again with `dvc repro -f train`", key=folder / CONFIG
+        ) from None
     if network.takes_text and config.get("words") != network.condition.vocabulary.words:
-        raise InputError(f"{folder / CONFIG}: words: are not those of today's captions; make it again with `dvc repro train`")
+        raise InputError("words: are not those of today's captions; make it again with `dvc repro train`", key=folder / CONFIG)
     if isinstance(checkpoint, str):
         load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
     else:
@@ -129,4 +127,4 @@ def _first_mistake(error: ValidationError) -> str:
 def check_data(found: dict, identity: dict) -> None:
     """Raises InputError if the data that a config names is not the data of that identity."""
     if found != identity:
-        raise InputError("models/ddpm: was trained on other data than data/prepared holds; run `dvc repro train`")
+        raise InputError("was trained on other data than data/prepared holds; run `dvc repro train`", key="models/ddpm")

@@ -22,12 +22,8 @@ from ddpm.core.files import InputError
 from ddpm.core.weights import read_weights, save_weights
 
 TRACKED_SIGMA_REL = (0.05, 0.10)  # of the tracked averages: EDM2's
-
-
 # Widths that can be asked for. At 1/sqrt(12) = 0.2887 the average is a plain mean over the whole training.
 MIN_SIGMA_REL, MAX_SIGMA_REL = 0.005, 0.28
-
-
 # The largest residual that is accepted: an error of a tenth of the noise that the average itself still has. Up to it the variance
 # of that noise was right to 10 % (1 to 40 snapshots, even or crowded).
 TOLERANCE = 0.1
@@ -128,13 +124,14 @@ def rebuild(folder: Path, width: float) -> dict[str, Tensor]:
     """
     steps = list_snapshots(folder)
     if not steps:
-        raise InputError(f"{folder / SNAPSHOTS}: holds no snapshots; set train.snapshots above 0 and run `dvc repro train`")
+        raise InputError("holds no snapshots; set train.snapshots above 0 and run `dvc repro train`", key=folder / SNAPSHOTS)
     shares, residual = from_snapshots(steps, width)
     if residual > TOLERANCE:
         narrowest, widest = supported_range(steps)
         raise InputError(
-            f"{folder / SNAPSHOTS}: gives no EMA of width {width:g}, only of {narrowest:g} to {widest:g} (residual "
-            f"{residual:.0%} with {len(steps)} snapshots); choose one of these, or raise train.snapshots"
+            f"gives no EMA of width {width:g}, only of {narrowest:g} to {widest:g} (residual "
+            f"{residual:.0%} with {len(steps)} snapshots); choose one of these, or raise train.snapshots",
+            key=folder / SNAPSHOTS,
         )
     total: dict[str, Tensor] = {}
     first = snapshot_file(folder, steps[0])
@@ -144,7 +141,7 @@ def rebuild(folder: Path, width: float) -> dict[str, Tensor]:
             total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in tracks[TRACKED_SIGMA_REL[0]].items()}
         for width, share in zip(TRACKED_SIGMA_REL, row, strict=True):
             if _shapes(tracks[width]) != _shapes(total):
-                raise InputError(f"{path}: holds other weights than {first.name}; make it again with `dvc repro -f train`")
+                raise InputError(f"holds other weights than {first.name}; make it again with `dvc repro -f train`", key=path)
             for name, value in tracks[width].items():
                 # Summed in float64: the shares have both signs and can be a hundred times their sum.
                 total[name].add_(value, alpha=share)

@@ -16,8 +16,6 @@ from ddpm.networks.conditioning import CONDITIONINGS, NoConditioning, TextEncode
 from ddpm.networks.layers import Downsample, PackedConv2d, Upsample
 
 Size = Annotated[int, Field(ge=1)]
-
-
 Norm = Callable[[int], nn.GroupNorm]
 
 
@@ -232,19 +230,27 @@ def check_sizes(settings: UNetSettings, shape: tuple[int, int, int], compat: Com
     factor = 2 ** (levels - 1)
     if shape[0] % factor or shape[1] % factor:
         raise InputError(
-            f"params.yaml: model.channel_mults: {levels} levels halve the image {levels - 1} times, so its sides must be "
-            f"multiples of {factor}, but they are {shape[0]}x{shape[1]}; use fewer levels or another prepare_data.image_size"
+            f"{levels} levels halve the image {levels - 1} times, so its sides must be "
+            f"multiples of {factor}, but they are {shape[0]}x{shape[1]}; use fewer levels or another prepare_data.image_size",
+            key="model.channel_mults",
+            where="params.yaml",
         )
     for level in settings.attention_levels:
         if level >= levels:
-            raise InputError(f"params.yaml: model.attention_levels: {level} does not exist; the levels are 0 to {levels - 1}")
+            raise InputError(
+                f"{level} does not exist; the levels are 0 to {levels - 1}", key="model.attention_levels", where="params.yaml"
+            )
     attended = [settings.channel_mults[i] for i in settings.attention_levels]
     attended += [settings.channel_mults[-1]] * settings.middle_attention
     name, parts = ("head_channels", compat.head_channels) if compat.head_channels else ("model.heads", settings.heads)
     for mult in attended:
         if settings.channels * mult % parts:
             raise InputError(
-                f"params.yaml: {name}: {parts} does not divide the {settings.channels * mult} channels of a level with attention"
+                f"{parts} does not divide the {settings.channels * mult} channels of a level with attention",
+                key=name,
+                where="params.yaml",
             )
     if compat.norm_groups and settings.channels % compat.norm_groups:
-        raise InputError(f"norm_groups: {compat.norm_groups} does not divide the {settings.channels} channels of the first level")
+        raise InputError(
+            f"{compat.norm_groups} does not divide the {settings.channels} channels of the first level", key="norm_groups"
+        )

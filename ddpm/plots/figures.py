@@ -172,11 +172,7 @@ def fid_over_width(path: Path, frame: pd.DataFrame, levels: dict[str, float], n:
 
 
 REAL = "real test images"
-
-
 COLOURS = (BLUE, ORANGE, GRAY)
-
-
 # Above these a figure of README width has no room: for every class name, for a number in each cell, for letters side by side.
 MAX_NAMES, MAX_NUMBERS, MAX_LETTERS = 30, 12, 90
 

@@ -12,20 +12,10 @@ from ddpm.core.files import atomic
 from ddpm.core.params import lookup
 
 GAP = 3
-
-
 MARGIN = 8
-
-
 FONT_SIZE = 14
-
-
 INK, PAPER = (40, 40, 40), (255, 255, 255)
-
-
 FIRST_PER_CLASS, FIRST_CLASSES = 10, 10
-
-
 HOLD_MS = 2_000  # a GIF rests on its last frame
 
 
@@ -138,11 +128,7 @@ def denoising_gif(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray,
 
 
 MAX_CAPTION = 60
-
-
 MAX_GRID_COLUMNS = 20
-
-
 TINT = (120, 150, 210)
 
 

@@ -14,11 +14,7 @@ from ddpm.core.stage import run_stage
 
 # Beside DVC's own temporary files, which Git ignores; the setting is relative to .dvc.
 DVC = Path(".dvc")
-
-
 PAGE = Path("tmp/offline_plots.html")
-
-
 # What DVC puts into a page. Without {scripts} it adds no link to the web.
 PLOTS, PLACEHOLDERS = "{plot_divs}", ("{scripts}", "{plot_divs}", "{refresh_tag}")
 
@@ -39,7 +35,7 @@ def page(bundle: str) -> str:
 def main() -> None:
     """Write the page and name it in .dvc/config.local. Raises InputError outside a DVC project, or without the package."""
     if not DVC.is_dir():
-        raise InputError(".dvc: not found; run this in the root of the project")
+        raise InputError("not found; run this in the root of the project", key=".dvc")
     try:
         import vl_convert
     except ImportError:

@@ -12,10 +12,7 @@ from ddpm.core.files import atomic
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GRAY = "#0072B2", "#E69F00", "#666666"
-
-
 PALETTE = [BLUE, ORANGE, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800", "#8C4A2F", "#999999"]
-
 
 STYLE = {
     "font.size": 10,

@@ -19,25 +19,13 @@ from ddpm.core.params import lookup
 from ddpm.plots.image_grid import FONT_SIZE, INK, MARGIN, PAPER, UPSCALING, captioned, save_gif
 
 Frame = TypeVar("Frame")
-
-
 MIN_FPS, MAX_FPS = 0.01, 60
-
-
 MAX_HOLD = 60
-
-
 # Browsers show a frame of 10 ms for 100 ms.
 MAX_FPS_GIF = 50
-
-
 # A duration is stored in 16 bits, in hundredths of a second.
 MAX_SECONDS_GIF = 655
-
-
 IMAGES_PER_ROW = 8
-
-
 # The crf of x264: the edges of enlarged pixels stay sharp, where its usual 23 blurs those of coloured noise.
 QUALITY = 12
 
@@ -53,14 +41,14 @@ def write_film(path: str | os.PathLike, frames: Sequence[Image.Image], fps: floa
     path = Path(path)
     write = lookup(FILMS, path.suffix.lower(), f"{path}: the suffix")
     if not MIN_FPS <= fps <= MAX_FPS:
-        raise InputError(f"{path}: fps: {fps} is out of range; choose {MIN_FPS} to {MAX_FPS} frames per second")
+        raise InputError(f"fps: {fps} is out of range; choose {MIN_FPS} to {MAX_FPS} frames per second", key=path)
     if not 0 <= hold <= MAX_HOLD:
-        raise InputError(f"{path}: hold: {hold} is out of range; choose 0 to {MAX_HOLD} seconds")
+        raise InputError(f"hold: {hold} is out of range; choose 0 to {MAX_HOLD} seconds", key=path)
     if not frames:
-        raise InputError(f"{path}: a film of no frames; give one at least")
+        raise InputError("a film of no frames; give one at least", key=path)
     if len(sizes := sorted({frame.size for frame in frames})) > 1:
         some = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
-        raise InputError(f"{path}: frames of {len(sizes)} sizes ({some}); make all of one size")
+        raise InputError(f"frames of {len(sizes)} sizes ({some}); make all of one size", key=path)
     write(path, [frame.convert("RGB") for frame in frames], fps, hold)
 
 
@@ -73,7 +61,7 @@ def _write_gif(path: Path, frames: list[Image.Image], fps: float, hold: float) -
     hundredths = np.diff([round(100 * i / fps) for i in range(len(frames) + 1)])
     hundredths[-1] = max(hundredths[-1], round(100 * hold))
     if hundredths.sum() > 100 * MAX_SECONDS_GIF:
-        raise InputError(f"{path}: a GIF of over {MAX_SECONDS_GIF} seconds; choose more fps, fewer frames or .mp4")
+        raise InputError(f"a GIF of over {MAX_SECONDS_GIF} seconds; choose more fps, fewer frames or .mp4", key=path)
     save_gif(path, frames, (10 * hundredths).tolist())
 
 
@@ -82,7 +70,7 @@ def _write_mp4(path: Path, frames: list[Image.Image], fps: float, hold: float) -
     try:
         av.Codec("libx264", "w")
     except ValueError:
-        raise InputError(f"{path}: PyAV has no libx264 encoder here, which .mp4 needs; choose .gif") from None
+        raise InputError("PyAV has no libx264 encoder here, which .mp4 needs; choose .gif", key=path) from None
     frames = [_even(frame) for frame in frames]
     frames += frames[-1:] * (round(hold * fps) - 1)
     # Several threads cut a frame into other parts, and the file into other bytes.
@@ -106,7 +94,7 @@ def _write_mp4(path: Path, frames: list[Image.Image], fps: float, hold: float) -
             if isinstance(error, OSError):
                 raise
             size = f"{frames[0].width}x{frames[0].height}"
-            raise InputError(f"{path}: libx264 cannot encode frames of {size} ({error.strerror}); choose .gif") from error
+            raise InputError(f"libx264 cannot encode frames of {size} ({error.strerror}); choose .gif", key=path) from error
 
 
 FILMS: dict[str, Callable[[Path, list[Image.Image], float, float], None]] = {".gif": _write_gif, ".mp4": _write_mp4}
@@ -187,14 +175,14 @@ def progressive_picture(
 def _grids(images: np.ndarray, columns: int, tile: int, upscaling: str) -> list[Image.Image]:
     _check(images, "images")
     if columns < 1:
-        raise InputError(f"columns: {columns} must be at least 1")
+        raise InputError(f"{columns} must be at least 1", key="columns")
     enlarge, starts = lookup(UPSCALING, upscaling, "upscaling"), range(0, images.shape[1], columns)
     return [captioned([list(grid[i : i + columns]) for i in starts], [""] * len(starts), [], tile, enlarge) for grid in images]
 
 
 def _check(images: np.ndarray, name: str) -> None:
     if images.dtype != np.uint8 or images.ndim != 5 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise InputError(f"{name}: {images.dtype} of shape {images.shape}; give uint8 (frames, images, height, width, 1 or 3)")
+        raise InputError(f"{images.dtype} of shape {images.shape}; give uint8 (frames, images, height, width, 1 or 3)", key=name)
 
 
 def _width(texts: Sequence[str]) -> int:

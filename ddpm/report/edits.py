@@ -15,10 +15,7 @@ PICTURES: dict[str, dict[str, str]] = {
     "interpolation": {"interpolate_sample_*": "samples {}", "interpolate_image_*": "test images {}"},
 }
 
-
 HOLD = {"interpolation": 0.0, "training": 2.0}
-
-
 COLUMNS = 10
 
 

@@ -14,11 +14,7 @@ from ddpm.report.guidance import guidance_curves
 from ddpm.report.summary import SAMPLERS
 
 FIGURES = Path("reports/report")
-
-
 COVERAGE = ("precision", "recall", "density", "coverage")
-
-
 QUARTERS = {"0_25": "0 to 0.25", "25_50": "0.25 to 0.5", "50_75": "0.5 to 0.75", "75_100": "0.75 to 1"}
 
 
@@ -146,4 +142,4 @@ def read_table(path: str, made_by: str) -> pd.DataFrame:
     try:
         return pd.read_csv(path, sep="\t" if path.endswith(".tsv") else ",")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); make it again with `dvc repro -f {made_by}`") from None
+        raise InputError(f"cannot be read ({error}); make it again with `dvc repro -f {made_by}`", key=path) from None

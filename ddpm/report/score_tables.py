@@ -32,7 +32,6 @@ IN_SPACE = [
     Score("coverage", "coverage", "↑", "share of training images with a sample in their neighbourhood"),
 ]
 
-
 IN_ALL = [
     Score(
         "classes.tv",
@@ -61,7 +60,6 @@ IN_ALL = [
     Score("diversity.classifier", "diversity", "→ 1", "LPIPS between random samples over that of test images; low is a collapse"),
     Score("diversity.alex", "diversity (AlexNet)", "→ 1", "the same, in the features of AlexNet"),
 ]
-
 
 SHARES = {"memorization.near_copies", "memorization.authenticity"}
 

@@ -9,24 +9,12 @@ import math
 from ddpm.plots.numbers import measured, number, share_error, share_of, supported
 
 SAMPLERS = ("ddpm", "ddim")
-
-
 DEVIATIONS = 2
-
-
 # Denoising is measured on the same images for all denoisers, so less than this is no gain to speak of.
 NOTICEABLE_DB = 0.1
-
-
 RIGHT_AUC = 0.5
-
-
 MINIMAL_SETS = 3
-
-
 IS_MINIMUM = 1_000
-
-
 # Above this share of the FID, a reader should know that the floor makes up so much of it.
 LARGE_FLOOR = 0.5
 

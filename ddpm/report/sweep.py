@@ -14,8 +14,6 @@ from ddpm.plots.figures import fid_over_nfe, fid_over_width
 from ddpm.plots.numbers import number, percent, table
 
 FOLDER = Path("reports/sweep")
-
-
 BASE, NOISY, RIVAL, BASE_STEPS = "DDIM, eta 0", "DDIM, eta 1", "DPM-Solver++ 2M", 50
 
 

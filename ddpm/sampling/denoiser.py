@@ -12,8 +12,6 @@ from ddpm.diffusion.prediction import Prediction, to_prediction
 from ddpm.diffusion.schedule import Level
 
 Denoiser = Callable[[Tensor, Level], Prediction]
-
-
 Limit = Callable[[Tensor, float], Tensor]
 
 
@@ -28,7 +26,7 @@ def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None 
     def denoise(x: Tensor, level: Level) -> Prediction:
         for name, values in zip(("labels", "known"), told, strict=False):
             if values is not None and len(values) != len(x):
-                raise InputError(f"{name}: shape {tuple(values.shape)} does not fit {len(x)} images; give one per image")
+                raise InputError(f"shape {tuple(values.shape)} does not fit {len(x)} images; give one per image", key=name)
         t = x.new_full((len(x),), level.t) if isinstance(level.t, float) else level.t.to(x)
         output = network(x, t, *told)
         return to_prediction(prediction, output.to(x.dtype), x, level)
@@ -49,8 +47,6 @@ def dynamic(x0: Tensor, quantile: float) -> Tensor:
 
 
 THRESHOLDS: dict[str, Limit | None] = {"none": None, "clip": clip, "dynamic": dynamic}
-
-
 ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
 
 

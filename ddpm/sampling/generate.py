@@ -20,11 +20,10 @@ from ddpm.data.images import to_images
 from ddpm.sampling.denoiser import thresholded
 from ddpm.sampling.model import DiffusionModel, load
 from ddpm.sampling.noise import ImageNoise, image_noise
-from ddpm.sampling.plan import SamplingPlan
 from ddpm.sampling.progress import SamplingProgress, with_progress
 from ddpm.sampling.samplers import euler_step, sample
-from ddpm.sampling.settings import SampleDDIM, SampleDDPM
-from ddpm.sampling.time_grid import evaluations, make_grid
+from ddpm.sampling.settings import SampleDDIM, SampleDDPM, SamplingPlan
+from ddpm.sampling.time_grid import denoising_steps, make_grid
 from ddpm.sampling.trajectory import _frames_to_keep
 
 
@@ -37,8 +36,6 @@ class Drawn(NamedTuple):
 
 # Compiling takes as long as some thousands of the network's evaluations.
 COMPILE_PAYS = 2_000
-
-
 TRAJECTORIES = 8
 
 
@@ -64,7 +61,7 @@ def draw(
     Raises InputError if an image is not finite, which uint8 would hide.
     """
     height, width, channels = model.shape
-    device, steps = model.device, evaluations(plan.grid)
+    device, steps = model.device, denoising_steps(plan.grid)
     labels, captions, told = _tell(model, plan, samples, held_out_captions)
     kept = _frames_to_keep(steps)
     start = time.perf_counter()
@@ -84,7 +81,7 @@ def draw(
                 progress.advance(shape[0] * processes.world_size(), f"batch from image {first:,}")
             if not frame.x.isfinite().all():
                 raise InputError(
-                    f"{name}: images {part.start} to {part.stop - 1} are not finite; use thresholding 'clip' or less guidance"
+                    f"images {part.start} to {part.stop - 1} are not finite; use thresholding 'clip' or less guidance", key=name
                 )
             return to_images(frame.x), [(position, to_images(x), to_images(x0)) for position, x, x0 in frames]
 
@@ -128,7 +125,7 @@ def draw_from_model(name: str, settings: SampleDDPM | SampleDDIM, seed: int, run
             model = _compiled(model, settings, runtime.compile, precision)
             plan = settings.plan(model)
     except InputError as error:
-        raise InputError(f"params.yaml: sample_{name}.{error}") from None
+        raise error.within("params.yaml", f"sample_{name}.") from None
     drawn = draw(model, plan, settings.samples, settings.batch_size, seed, name, precision.autocast)
     if not processes.is_main_process():
         return
@@ -158,8 +155,6 @@ def _compiled(
 
 
 IMAGES = 20
-
-
 STEPS = 20
 
 
@@ -180,7 +175,7 @@ def draw_images(
     model: DiffusionModel, plan: SamplingPlan, labels: Tensor | None, count: int, seed: int, batch: int = BATCH
 ) -> Iterator[SamplingProgress]:
     """Draw images, in batches; image i of a seed is the same in whatever batch."""
-    work = evaluations(plan.grid)
+    work = denoising_steps(plan.grid)
     starts = range(0, count, batch)
     for k, first in enumerate(starts):
         size = min(batch, count - first)

@@ -21,7 +21,7 @@ def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Te
     Raises InputError for eta > 0, which draws noise that no step back can know.
     """
     if eta > 0:
-        raise InputError(f"eta: {eta} cannot be inverted, since sampling with it draws fresh noise; only eta = 0 can")
+        raise InputError(f"{eta} cannot be inverted, since sampling with it draws fresh noise; only eta = 0 can", key="eta")
     return _climb(denoiser, schedule, grid, x0)
 
 

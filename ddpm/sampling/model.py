@@ -81,7 +81,7 @@ class DiffusionModel(NamedTuple):
         """Texts as the network takes them, word ids (N, L). Raises InputError for a network that reads none, and for words
         that it was not trained with."""
         if not self.network.takes_text:
-            raise InputError("text: this model takes no text; train one with model.conditioning: text")
+            raise InputError("this model takes no text; train one with model.conditioning: text", key="text")
         return self.network.condition.vocabulary.encode(texts).to(self.device)
 
 
@@ -126,9 +126,9 @@ def tell(
     Raises InputError for what the model does not take or know, and for what guidance 0 would ignore.
     """
     if labels and texts:
-        raise InputError("text: cannot be given together with label; a text says what to draw by itself")
+        raise InputError("cannot be given together with label; a text says what to draw by itself", key="text")
     if guidance == 0 and (texts or set(labels) - {NO_CLASS}):
-        raise InputError("guidance: 0 draws without class or text; leave label and text out, or raise it")
+        raise InputError("0 draws without class or text; leave label and text out, or raise it", key="guidance")
     if guidance == 0:
         return None, [""] * count
     if texts:
@@ -142,12 +142,12 @@ def tell(
         numbers = model.balanced_labels(count)
         return numbers, [""] * count if numbers is None else [names[k] for k in numbers.tolist()]
     if not model.network.takes_labels:
-        raise InputError("label: this model takes no class (model.conditioning); leave it out")
+        raise InputError("this model takes no class (model.conditioning); leave it out", key="label")
     if set(labels) == {NO_CLASS}:
         _check_knows_no_class(model)
         return None, [""] * count
     if NO_CLASS in labels:
-        raise InputError(f"label: {NO_CLASS!r} cannot be mixed with classes; draw twice")
+        raise InputError(f"{NO_CLASS!r} cannot be mixed with classes; draw twice", key="label")
     numbers = [class_number(model, name) for name in labels]
     chosen = [numbers[k % len(numbers)] for k in range(count)]
     return torch.tensor(chosen, device=model.device), [names[k] for k in chosen]
@@ -155,4 +155,6 @@ def tell(
 
 def _check_knows_no_class(model: DiffusionModel) -> None:
     if not model.supports_cfg:
-        raise InputError("label: no class needs a model that was trained without its class too (train.condition_dropout above 0)")
+        raise InputError(
+            "no class needs a model that was trained without its class too (train.condition_dropout above 0)", key="label"
+        )

@@ -44,7 +44,7 @@ def image_noise(model: DiffusionModel, seed: int, count: int, draws: int, first:
     """All the noise of images first .. first + count - 1 of a seed, of its own for each use: an image that was drawn from a
     seed is not to meet that noise again when it is edited. Raises InputError for a seed that is none."""
     if seed < 0:
-        raise InputError(f"seed: {seed} is out of range; give 0 or more")
+        raise InputError(f"{seed} is out of range; give 0 or more", key="seed")
     height, width, channels = model.shape
     return ImageNoise(model.device, (count, channels, height, width), first, draws, "studio", use, seed)
 

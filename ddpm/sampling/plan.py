@@ -1,27 +1,37 @@
-"""What is asked of a model: the sampler and its options, classes and texts, and the noise of a seed."""
+"""The sampling plan: what `sample` and `generate` need to draw images from a model."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ddpm.core.files import InputError
-from ddpm.core.params import lookup, make
+from ddpm.core.params import lookup
 from ddpm.diffusion.variance import VARIANCES
-from ddpm.sampling.denoiser import Denoiser
+from ddpm.sampling.denoiser import THRESHOLDS, Denoiser, inside, thresholded
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.names import MAX_GUIDANCE
-from ddpm.sampling.samplers import SAMPLERS, Sampler, StepRule, ancestral_step
-from ddpm.sampling.settings import SampleDDIM, SampleDDPM
-from ddpm.sampling.time_grid import SPACINGS, with_churn, with_corrector
+from ddpm.sampling.samplers import SAMPLERS, Sampler, StepRule, corrects
+from ddpm.sampling.time_grid import SPACINGS, make_grid, with_churn
 
+DEFAULT_STEPS = 50
 GridChange = Callable[[np.ndarray], np.ndarray]
 
 
 class SamplingPlan(NamedTuple):
-    """How to draw from a model: the step rule, the grid, the denoiser of images that it is told labels and known pixels of (or
-    None), network evaluations per image, whether steps draw noise, and whether classes are asked for."""
+    """How to draw from a model.
+
+    label: the sampler's name in tables and figures.
+    rule: the step rule with its options.
+    grid: the positions that it visits.
+    denoiser: function (labels, known=None) -> Denoiser, with guidance and thresholding applied.
+    nfe: network evaluations per image.
+    stochastic: whether the steps draw noise.
+    conditional: whether the network receives labels.
+    """
 
     label: str
     rule: StepRule
@@ -32,56 +42,103 @@ class SamplingPlan(NamedTuple):
     conditional: bool = True
 
 
-def build(
-    sampler: Sampler, grid: np.ndarray, model: DiffusionModel, churn: float = 0.0, **options: float
-) -> tuple[StepRule, np.ndarray]:
-    """The sampler's rule with its options, and the grid as it visits it."""
-    if churn > 0:
-        grid = with_churn(grid, model.schedule, churn)
-    return partial(sampler.step, **options), with_corrector(grid) if sampler.twice else grid
-
-
-STEPS = 50
-
-
-CHOICES: dict[str, Sampler] = {"ddpm": Sampler("DDPM", ancestral_step, ("variance",), stochastic=True), **SAMPLERS}
-
-
 def make_plan(
     model: DiffusionModel,
-    change: GridChange | None = None,
     *,
     sampler: str = "ddim",
     steps: int | None = None,
     eta: float = 0.0,
     variance: str = "small",
     spacing: str = "trailing",
+    churn: float = 0.0,
     guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
     thresholding: str = "clip",
+    threshold_quantile: float = 0.995,
+    change: GridChange | None = None,
 ) -> SamplingPlan:
-    """How to draw from a model. steps: None is all T for ddpm, and up to 50 for others; eta is ddim's, variance ddpm's; change:
-    what is done to the grid (`with_repaint_jumps`).
+    """Return the plan to draw from a model.
 
-    Raises InputError, beginning with the option, for one that is unknown, out of range, or not possible with this model.
+    steps: None is all T for ddpm, and at most 50 for the others.
+    eta, variance: options of ddim and of ddpm.
+    guidance_interval: (lowest, highest) noise sigma / alpha at which guidance applies; None is everywhere.
+    change: applied to the grid first, such as `editing.inpaint.with_repaint_jumps`.
+
+    Raises InputError, whose key is the option, for a value that is unknown, out of range, or not possible with this model.
     """
-    lookup(CHOICES, sampler, "sampler")
-    total = model.schedule.steps
-    if steps is not None and not 1 <= steps <= total:
-        raise InputError(f"steps: {steps} is out of range; this model has T = {total}, so give 1 to {total}")
-    if not guidance <= MAX_GUIDANCE:
-        raise InputError(f"guidance: {guidance} is out of range; give 0 to {MAX_GUIDANCE:g}")
-    lookup(SPACINGS, spacing, "spacing")
-    lookup(VARIANCES, variance, "variance")
-    common = {
-        "samples": 1, "batch_size": 1, "checkpoint": "final", "thresholding": thresholding, "threshold_quantile": 0.995,
-        "guidance": float(guidance), "guidance_interval": "all",
-    }  # fmt: skip
-    if sampler == "ddpm":
-        for name, value, usual in (("eta", eta, 0.0), ("spacing", spacing, "trailing")):
-            if value != usual:
-                raise InputError(f"{name}: {value!r} has no meaning for sampler 'ddpm'; leave it out")
-        return make(SampleDDPM, variance=variance, **common).plan(model, steps, change)
-    if variance != "small":
-        raise InputError(f"variance: {variance!r} has no meaning for sampler {sampler!r}, only for ddpm; leave it out")
-    chosen = {"sampler": sampler, "steps": steps or min(STEPS, total), "eta": float(eta), "spacing": spacing, "churn": 0.0}
-    return make(SampleDDIM, **chosen, **common).plan(model, change)
+    chosen, total = lookup(SAMPLERS, sampler, "sampler"), model.schedule.steps
+    for name, value, registry in (
+        ("spacing", spacing, SPACINGS), ("variance", variance, VARIANCES), ("thresholding", thresholding, THRESHOLDS),
+    ):  # fmt: skip
+        lookup(registry, value, name)
+    options = _options(sampler, chosen, eta=eta, variance=variance)
+    if variance == "learned" and not model.learns_variance:
+        raise InputError(
+            "'learned' needs a model trained with diffusion.learned_variance: true; use small or large", key="variance"
+        )
+    if churn > 0 and chosen.multistep:
+        raise InputError(
+            f"{churn} re-noises before each step, which clears the state of sampler {sampler!r}; use heun, euler or ddim, "
+            "or set it to 0.0",
+            key="churn",
+        )
+    _check_guidance(model, guidance, guidance_interval)
+    if steps is None:
+        steps = total if sampler == "ddpm" else min(DEFAULT_STEPS, total)
+    grid = make_grid(spacing, model.schedule, steps)
+    grid = change(grid) if change else grid
+    grid = with_churn(grid, model.schedule, churn) if churn > 0 else grid
+
+    def denoiser(labels: Tensor | None, known: Tensor | None = None) -> Denoiser:
+        return thresholded(model.denoiser(labels, guidance, guidance_interval, known), thresholding, threshold_quantile)
+
+    nfe = _evaluations(chosen, grid, model, guidance, guidance_interval)
+    stochastic = chosen.stochastic or eta > 0 or churn > 0
+    # Outside the interval the network receives the labels whatever the scale is.
+    conditional = guidance > 0 or guidance_interval is not None
+    return SamplingPlan(chosen.label, partial(chosen.step, **options), grid, denoiser, nfe, stochastic, conditional)
+
+
+def _options(name: str, sampler: Sampler, *, eta: float, variance: str) -> dict[str, Any]:
+    """Return the options of a sampler's rule. Raises InputError for one that it does not take."""
+    if not 0 <= eta <= 1:
+        raise InputError(f"{eta} is out of range; give 0 to 1", key="eta")
+    given = {"eta": (eta, 0.0), "variance": (variance, "small")}
+    for option, (value, default) in given.items():
+        if option not in sampler.options and value != default:
+            takers = ", ".join(other for other, row in SAMPLERS.items() if option in row.options)
+            raise InputError(
+                f"{value!r} has no meaning for sampler {name!r}, only for {takers}; set it to {default!r}", key=option
+            )
+    return {option: given[option][0] for option in sampler.options}
+
+
+def _check_guidance(model: DiffusionModel, guidance: float, interval: tuple[float, float] | None) -> None:
+    if not 0 <= guidance <= MAX_GUIDANCE:
+        raise InputError(f"{guidance} is out of range; give 0 to {MAX_GUIDANCE:g}", key="guidance")
+    if guidance != 1 and not model.network.takes_labels:
+        raise InputError(
+            f"{guidance} needs a model that takes a class or a text (model.conditioning); set it to 1.0", key="guidance"
+        )
+    if guidance != 1 and not model.supports_cfg:
+        raise InputError(
+            f"{guidance} needs a model that was also trained without its class (train.condition_dropout above 0); set it to 1.0",
+            key="guidance",
+        )
+    if interval and guidance == 1:
+        raise InputError(f"{list(interval)} has no meaning without guidance; set it to 'all'", key="guidance_interval")
+    if interval and interval[0] > interval[1]:
+        raise InputError(f"{list(interval)} ends before it starts; give [lowest, highest] sigma / alpha", key="guidance_interval")
+
+
+def _evaluations(
+    sampler: Sampler, grid: np.ndarray, model: DiffusionModel, guidance: float, interval: tuple[float, float] | None
+) -> int:
+    """Return the network evaluations per image; a guided prediction takes two."""
+    count = 0
+    for position, following in pairwise(grid.tolist()):
+        t, s = model.schedule[position], model.schedule[following]
+        if s.sigma < t.sigma:
+            for level in (t, s) if sampler.second_order and corrects(t, s) else (t,):
+                count += 2 if guidance not in (0.0, 1.0) and inside(level, interval) else 1
+    return count

@@ -51,7 +51,7 @@ def final_images(views: Iterator[SamplingProgress], on_view: Callable[[SamplingP
             images.append(view.x)
     images = torch.cat(images)
     if not images.isfinite().all():
-        raise InputError("thresholding: without it the images are not finite; use 'clip', or less guidance")
+        raise InputError("without it the images are not finite; use 'clip', or less guidance", key="thresholding")
     return images
 
 

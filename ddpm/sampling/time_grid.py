@@ -1,12 +1,10 @@
 """Which noise levels a sampler visits: positions on the levels 0..T, from the noisiest down to 0.
 
-A position between two levels is a level too (`NoiseSchedule`). A grid may climb, which adds noise again, and may stay, which a
-sampler that evaluates twice per step uses for its correction.
+A position between two levels is a level too (`NoiseSchedule`). Positions normally decrease; an increase re-noises x.
 """
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
@@ -67,7 +65,6 @@ SPACINGS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
     "karras": karras,
 }
 
-
 SpacingName = Annotated[str, OneOf(SPACINGS)]
 
 
@@ -75,8 +72,8 @@ def make_grid(spacing: str, schedule: NoiseSchedule, steps: int) -> np.ndarray:
     """The S + 1 positions that a sampler visits, strictly falling, the last one 0. Raises InputError unless 1 <= steps <= T."""
     if not 1 <= steps <= schedule.steps:
         raise InputError(
-            f"steps: {steps} sampling steps are not possible with a model of T = {schedule.steps} "
-            f"(allowed: 1 to {schedule.steps})"
+            f"{steps} sampling steps are not possible with a model of T = {schedule.steps} (allowed: 1 to {schedule.steps})",
+            key="steps",
         )
     return np.append(lookup(SPACINGS, spacing, "spacing")(schedule, steps), 0.0)
 
@@ -97,14 +94,6 @@ def with_churn(grid: np.ndarray, schedule: NoiseSchedule, churn: float) -> np.nd
     return np.array([*visits, 0.0])
 
 
-def with_corrector(grid: np.ndarray) -> np.ndarray:
-    """The grid with a stay after each fall, but for the last one."""
-    visits = [grid[0]]
-    for before, position in pairwise(grid):
-        visits += [position, position] if 0 < position < before else [position]
-    return np.array(visits)
-
-
-def evaluations(grid: np.ndarray) -> int:
-    """How often the denoiser is evaluated on the way: at every level that is left for a cleaner one or the same."""
-    return int((np.diff(grid) <= 0).sum())
+def denoising_steps(grid: np.ndarray) -> int:
+    """Return the number of steps of the grid that denoise: those to a lower position. The others re-noise."""
+    return int((np.diff(grid) < 0).sum())

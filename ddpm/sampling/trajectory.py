@@ -48,7 +48,7 @@ def choose_frames(total: int, count: int) -> list[int]:
     The last is always among them, the first too if there are two or more. Raises InputError for less than one of either.
     """
     if total < 1 or count < 1:
-        raise InputError(f"frames: {count} of {total} cannot be chosen; ask for one at least, of one at least")
+        raise InputError(f"{count} of {total} cannot be chosen; ask for one at least, of one at least", key="frames")
     order = np.arange(min(count, total))
     positions = 1 - (order[::-1] / max(1, len(order) - 1)) ** 1.5
     # Where several would be the same frame near the end, the earlier ones move forward.

@@ -17,11 +17,7 @@ from ddpm.training.loop import SPEED_COLUMNS, Hooks
 from ddpm.training.trainer import Trainer
 
 REPORT = Path("reports/train")
-
-
 SPEED = REPORT / "speed.csv"
-
-
 PREVIEWS = "previews"
 
 

@@ -23,8 +23,6 @@ from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
 from ddpm.core.scratch import hold, scratch_root
 
 STATE = "state.pt"
-
-
 # Of the content of state.pt; raised when older code's states cannot be gone on from.
 FORMAT = 4
 

@@ -11,8 +11,6 @@ from ddpm.training.monitor import stop_signals
 from ddpm.training.trainer import Trainer
 
 STEP_PHASES = ("data", "forward", "backward", "update")
-
-
 SPEED_COLUMNS = ("step", "images_per_second", *(f"{name}_ms" for name in STEP_PHASES))
 
 

@@ -40,9 +40,10 @@ class NonFiniteGuard:
         if step := int(self.failed_at):
             times = f", and {self.allowed + 1} in a row are too many" if self.allowed else ""
             raise InputError(
-                f"train: the loss or its gradient is not finite at step {step}{times}; lower train.learning_rate or "
+                f"the loss or its gradient is not finite at step {step}{times}; lower train.learning_rate or "
                 "train.gradient_clip, set runtime.precision to float32, or let more such updates be skipped "
-                "(train.max_nonfinite_skips). The last good state is kept"
+                "(train.max_nonfinite_skips). The last good state is kept",
+                key="train",
             )
 
 

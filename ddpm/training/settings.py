@@ -13,7 +13,6 @@ from ddpm.diffusion.timestep_sampling import TimestepSamplerName
 
 Count = Annotated[int, Field(ge=1)]
 
-
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # half a cosine down to 0 (Loshchilov & Hutter 2017)
@@ -69,6 +68,8 @@ class Train(Section):
         """Raises InputError if a batch has too few images for every process and part."""
         if self.batch_size < processes * self.gradient_accumulation:
             raise InputError(
-                f"params.yaml: train.batch_size: {self.batch_size} images cannot be shared by {processes} processes in "
-                f"{self.gradient_accumulation} parts each; raise it, or lower train.gradient_accumulation or runtime.processes"
+                f"{self.batch_size} images cannot be shared by {processes} processes in "
+                f"{self.gradient_accumulation} parts each; raise it, or lower train.gradient_accumulation or runtime.processes",
+                key="train.batch_size",
+                where="params.yaml",
             )

@@ -24,11 +24,7 @@ from ddpm.training.monitor import FLOAT16_TRIALS, NonFiniteGuard, PhaseTimer
 from ddpm.training.settings import Train
 
 VALIDATION_IMAGES = 2_000
-
-
 VALIDATION_BATCH = 500
-
-
 QUARTERS = ("0_25", "25_50", "50_75", "75_100")  # of the levels, in percent of T
 
 

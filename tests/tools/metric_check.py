@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     p = params.load(seed=params.Seed, prepare_data=PrepareData, train_classifier=TrainClassifier, runtime=Runtime)
     device, work, start = setup(p.runtime), given.work / given.dataset, time.monotonic()
     prepare(given.dataset, p.prepare_data, work / "prepared")
-    data = open_prepared(given.dataset, p.prepare_data, work / "prepared")
+    data = open_prepared(given.dataset, p.prepare_data.as_written(), work / "prepared")
     changes = {} if given.dataset == "digits" else LONG_TRAINING
     changes = {**changes, **({"epochs": given.epochs} if given.epochs else {})}
     judge, config = the_judge(data, p.train_classifier.model_copy(update=changes), p.seed, device, work / "classifier")
