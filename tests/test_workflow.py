@@ -12,7 +12,7 @@ from conftest import ROOT
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
 STEPS = {step["name"]: step for job in WORKFLOW["jobs"].values() for step in job["steps"] if "name" in step}
-LOCK, METRICS = "dvc.lock is of this code and these params", "Metrics beside those of the target branch"
+LOCK, METRICS = "dvc.lock is up to date", "Metrics compared with the target branch"
 
 PIPELINE = {
     "stages": {
