@@ -10,6 +10,7 @@ from ddpm.core.files import InputError
 from ddpm.core.params import OneOf
 from ddpm.diffusion.prediction import Prediction, to_prediction
 from ddpm.diffusion.schedule import Level
+from ddpm.sampling.names import THRESHOLD_NAMES
 
 Denoiser = Callable[[Tensor, Level], Prediction]
 Limit = Callable[[Tensor, float], Tensor]
@@ -47,6 +48,7 @@ def dynamic(x0: Tensor, quantile: float) -> Tensor:
 
 
 THRESHOLDS: dict[str, Limit | None] = {"none": None, "clip": clip, "dynamic": dynamic}
+assert tuple(THRESHOLDS) == THRESHOLD_NAMES
 ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
 
 

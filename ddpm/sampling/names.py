@@ -1,4 +1,11 @@
-"""Limits of sampling that help texts name. Nothing here imports PyTorch, so that `--help` is quick."""
+"""Names and limits of sampling for help texts. Nothing here imports PyTorch, so that `--help` is quick.
+
+Each registry asserts that its keys are these names.
+"""
 
 MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 50.0
+SAMPLER_NAMES = ("ddpm", "ddim", "euler", "heun", "ab2", "dpmpp_2m", "dpmpp_2m_sde")
+SPACING_NAMES = ("leading", "trailing", "linspace", "quadratic", "log_snr", "karras")
+THRESHOLD_NAMES = ("none", "clip", "dynamic")
+VARIANCE_NAMES = ("small", "large", "learned")

@@ -18,6 +18,7 @@ from ddpm.core.params import OneOf
 from ddpm.diffusion.schedule import Level, NoiseSchedule, add_more_noise, combine
 from ddpm.diffusion.variance import VARIANCES, small
 from ddpm.sampling.denoiser import Denoiser
+from ddpm.sampling.names import SAMPLER_NAMES, VARIANCE_NAMES
 
 Noise = Callable[[], Tensor]
 # step(denoiser, x at t, t, s, noise, state, **options) -> (x at s, the last prediction of x0). `noise` draws standard normal
@@ -141,6 +142,8 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": Sampler("DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=0.0), multistep=True),
     "dpmpp_2m_sde": Sampler("SDE-DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=1.0), multistep=True, stochastic=True),
 }
+assert tuple(SAMPLERS) == SAMPLER_NAMES
+assert tuple(VARIANCES) == VARIANCE_NAMES
 SamplerName = Annotated[str, OneOf(SAMPLERS)]
 
 
