@@ -1,8 +1,15 @@
 """Shared helpers: a folder to run stages in, and what a refused run looks like."""
 
+import os
 import re
 import shutil
 from pathlib import Path
+
+# One thread each, in the processes that tests start too: these networks are too small to gain from more, and threads of several
+# workers slow each other down. Read when PyTorch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["DVC_TEST"] = "1"  # no process in the background that looks for a newer DVC
 
 import hypothesis
 import pytest
@@ -24,9 +31,8 @@ from ddpm.networks.checkpoints import make_config
 from ddpm.networks.unet import UNet, UNetSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-# These networks are too small to gain from threads, and lose much to them where the machine has anything else to do.
 torch.set_num_threads(1)
-# How long an example takes is a matter of what else the machine does.
+# The time of an example depends on the load of the machine.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 MAX_WORKERS = 8  # each of them loads PyTorch
