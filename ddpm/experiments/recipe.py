@@ -133,8 +133,15 @@ def full_params(recipe: Recipe, changes: Mapping[str, Any] | None = None, params
     """
     from ddpm.experiments.all_params import AllParams
 
-    tree = merged(read_yaml(params), recipe.content.overrides, f"{recipe.path}: overrides")
-    tree = merged(tree, changes or {}, "set_param: changes")
+    base = read_yaml(params)
+    try:
+        tree = merged(base, recipe.content.overrides, "overrides")
+    except InputError as error:
+        raise error.within(recipe.path) from None
+    try:
+        tree = merged(tree, changes or {}, "changes")
+    except InputError as error:
+        raise InputError(f"{error.key}: {error.message}", key="set_param") from None
     try:
         make(AllParams, **tree)
     except InputError as error:
