@@ -1,6 +1,6 @@
-"""The acceptance run: what the README promises, shown with the real `dvc` on a tiny profile, in a clone of the last commit.
+"""The acceptance run: the README's commands with the real `dvc` on a tiny profile, in a clone of the last commit.
 
-One clone serves all tests. Each starts from its recorded run (`dvc repro`, then a commit), to which the clone is put back.
+All tests share one clone. Each starts from its recorded run (`dvc repro`, then a commit), which a fixture restores.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ TIMEOUT = 300  # seconds for one command; the longest takes about 30 on two idle
 UP_TO_DATE = "Data and pipelines are up to date."
 TRAIN_AGAIN = ("-f", "-s", "train")  # this stage alone, though nothing changed, and from step 0
 RUNS = ".dvc/cache/runs"
-OTHER = ("-S", "train.weight_decay=0.001", "train")  # a training that the recorded run has not made
+OTHER = ("-S", "train.weight_decay=0.001", "train")  # a training that is not in the recorded run
 
-# Everything small, and one thread, so that runs that share a machine do not wait for each other.
+# Small networks do not gain from a second thread, and two runs on one machine slow each other down with it.
 PROFILE = {
     "train_classifier": {"epochs": 3, "required_accuracy": 0.1},
     "diffusion": {"timesteps": 20},
@@ -62,10 +62,10 @@ class Project:
 
     def __init__(self, folder: Path, site: Path):
         self.folder = folder
-        # `python` in dvc.yaml shall be this interpreter, and no setting from outside shall reach the clone.
+        # `python` in dvc.yaml is this interpreter, and no setting from outside reaches the clone.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "DDPM_", "GIT_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.env = {**kept, "PATH": path, "DVC_SITE_CACHE_DIR": str(site), "DVC_NO_ANALYTICS": "1"}
+        self.env = {**kept, "PATH": path, "DVC_SITE_CACHE_DIR": str(site), "DVC_TEST": "1"}
 
     def run(self, *command: str, status: int = 0) -> str:
         """Output and errors of a command, which must end with `status` within TIMEOUT."""
@@ -129,23 +129,27 @@ class Project:
         return {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
     def changed_params(self) -> list[str]:
-        """Lines taken from and added to params.yaml since the last commit."""
+        """Lines removed from and added to params.yaml since the last commit."""
         return re.findall(r"^[-+](?![-+]{2} ).*", self.git("diff", "-U0", "HEAD", "--", "params.yaml"), re.M)
 
     def restore(self) -> None:
-        """Back to the recorded run, with no process and no unfinished training left."""
-        for process in psutil.process_iter():
-            try:
-                if Path(process.cwd()).is_relative_to(self.folder):
-                    process.kill()
-            except psutil.Error:
-                pass
+        """Restore the recorded run, without processes and unfinished trainings of an earlier test."""
+        self.kill_processes()
         for forgotten in (".scratch", RUNS):
             shutil.rmtree(self.folder / forgotten, ignore_errors=True)
         shutil.copytree(self.folder.with_name("runs"), self.folder / RUNS)
         self.git("checkout", "-qf", BRANCH)
         self.git("clean", "-fdq")
         self.dvc("checkout", "--force")
+
+    def kill_processes(self) -> None:
+        """Kill every process that runs in the clone."""
+        for process in psutil.process_iter():
+            try:
+                if Path(process.cwd()).is_relative_to(self.folder):
+                    process.kill()
+            except psutil.Error:
+                pass
 
 
 def kill_group(process: subprocess.Popen) -> None:
@@ -210,16 +214,15 @@ def recorded(tmp_path_factory):
     shutil.copytree(project.folder / RUNS, project.folder.with_name("runs"))
     project.dvc("exp", "run", *OTHER)
     project.other_weights = project.weights()
-    project.restore()
-    return project
+    yield project
+    project.kill_processes()
 
 
 @pytest.fixture
 def project(recorded):
     """The clone with the recorded run in its workspace."""
     recorded.restore()
-    yield recorded
-    recorded.restore()
+    return recorded
 
 
 def test_repro_twice(project):
@@ -232,7 +235,7 @@ def test_repro_twice(project):
 
 
 def test_schedule_and_back(project):
-    """Another schedule trains from step 0; the first one again comes from the run cache and leaves everything as committed."""
+    """Another schedule trains from step 0; the first one then comes from the run cache and leaves everything as committed."""
     recorded = project.weights()
     output = project.dvc("exp", "run", "-S", "schedule=cosine")
     assert "Running stage 'train'" in output
@@ -253,7 +256,7 @@ def test_schedule_and_back(project):
 
 
 def test_sampling_code(project):
-    """A change in ddpm/sampling concerns the samplers and what reads them, not the training."""
+    """A change in ddpm/sampling reruns the samplers and what reads them, not the training."""
     with open(project.folder / "ddpm/sampling/samplers.py", "a", encoding="utf-8") as file:
         file.write("# changed\n")
     changed = set(re.findall(r"^(\w+):$", project.dvc("status"), re.M))
@@ -273,7 +276,7 @@ def test_runtime_section(project):
 
 
 def test_two_runs_give_the_same(project):
-    """`dvc repro -f` trains and draws again, and dvc.lock names the same models and samples."""
+    """`dvc repro -f` trains and samples again, and dvc.lock names the same models and samples."""
 
     def hashes() -> dict[str, str]:
         lock = yaml.safe_load((project.folder / "dvc.lock").read_text())
@@ -292,7 +295,7 @@ def test_two_runs_give_the_same(project):
 
 
 def test_resume_after_kill_9(project):
-    """A killed `dvc exp run` goes on where it was: no row twice or missing, and weights bit-equal to the uninterrupted run.
+    """A killed `dvc exp run` resumes: no row twice or missing, and weights bit-equal to the uninterrupted run.
 
     Meanwhile a second trainer on the same state is refused in one line.
     """
@@ -316,7 +319,7 @@ def test_resume_after_kill_9(project):
 
 
 def test_resume_after_kill_9_in_a_temporary_folder(project):
-    """The state of a killed `dvc exp run --temp` stands in the main checkout, and the next one goes on from it."""
+    """The state of a killed `dvc exp run --temp` is in the main checkout, and the next one resumes from it."""
     with project.training("exp", "run", "--temp", *OTHER) as (process, _):
         kill_group(process)
     assert project.state
@@ -330,13 +333,11 @@ def test_resume_after_kill_9_in_a_temporary_folder(project):
 
 
 def test_force(project):
-    """`-f` starts afresh, though there is a state to go on from."""
+    """`-f` starts from step 0, although there is a saved state."""
     recorded = project.weights()
-    for _ in range(2):
-        with project.training("repro", *TRAIN_AGAIN) as (process, output):
-            kill_group(process)
-        assert "resuming" not in output()
-    assert "starting afresh, as -f asks" in output()
+    with project.training("repro", *TRAIN_AGAIN) as (process, _):
+        kill_group(process)
+    assert project.state
     output = project.dvc("repro", *TRAIN_AGAIN)
     assert "starting afresh, as -f asks" in output
     assert "resuming" not in output
@@ -358,7 +359,7 @@ def test_damaged_state(project):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_saves_first(project, how):
-    """Told to end, a training writes its state at the step in hand; the same command goes on from that very step."""
+    """At a signal a training writes its state after the current step; the same command resumes from that step."""
     with project.training("exp", "run", *OTHER) as (process, output):
         (trainer,) = [p for p in group(process) if p.cmdline()[-1:] == ["stages.train"]]
         trainer.send_signal(how)
@@ -370,7 +371,7 @@ def test_a_signal_saves_first(project, how):
 
 
 def test_several_processes(project):
-    """Two processes train, draw and judge; one that is killed ends all in one line, and the next start resumes."""
+    """Two processes train, sample and evaluate; killing one ends all with one line, and the next start resumes."""
     params = project.folder / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("processes: auto", "processes: 2   "), encoding="utf-8")
     with project.training("exp", "run", *OTHER) as (process, output):
@@ -394,14 +395,14 @@ def test_several_processes(project):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 @pytest.mark.parametrize("shell", ["sh", "bash"])
-@pytest.mark.parametrize("moment", ["at its start", "while training"])
-def test_no_trainer_without_dvc(project, monkeypatch, moment, shell):
-    """Killing dvc alone ends the trainer too, be it still importing or in the middle of training.
+@pytest.mark.parametrize("phase", ["at its start", "while training"])
+def test_no_trainer_without_dvc(project, monkeypatch, phase, shell):
+    """Killing dvc alone ends the trainer too, while it imports and while it trains.
 
-    dvc runs its commands in $SHELL; some shells put the command in their own place, others stay between it and dvc.
+    dvc runs its commands in $SHELL; some shells replace themselves with the command, others stay its parent.
     """
     monkeypatch.setitem(project.env, "SHELL", shutil.which(shell) or pytest.skip(f"no {shell} here"))
-    if moment == "while training":
+    if phase == "while training":
         with project.training("repro", *TRAIN_AGAIN) as (process, output):
             process.kill()
             process.wait(30)
@@ -414,7 +415,7 @@ def test_no_trainer_without_dvc(project, monkeypatch, moment, shell):
         process.kill()
         process.wait(30)
         wait_for(lambda: not group(process), output, timeout=30)
-    assert not (project.folder / "models/ddpm").exists(), "the trainer went on"
+    assert not (project.folder / "models/ddpm").exists(), "the trainer was not stopped"
 
 
 def test_other_params(project):
