@@ -473,32 +473,34 @@ def test_the_mean_is_that_of_every_channel_of_the_training_images(raw, tmp_path)
 
 def test_data_from_other_params_is_refused(tmp_path):
     prepare("digits", settings(), tmp_path)
-    message = refused(open_prepared, "mnist", settings(), tmp_path)
+    message = refused(open_prepared, "mnist", settings().as_written(), tmp_path)
     assert message == f"{tmp_path}: was made with dataset = 'digits', but params.yaml has 'mnist'; run `dvc repro prepare_data`"
     changes = {"image_size": 16, "resize_mode": "resize", "channels": "rgb", "folder": "other", "test_share": 0.5}
     # The others are read by data sets of their own.
     assert changes.keys() == PrepareData.model_fields.keys() - {"label", "skip_bad"}
     for key, value in changes.items():
-        message = refused(open_prepared, "digits", settings(**{key: value}), tmp_path)
-        assert f"was made with {key} = {getattr(settings(), key)!r}, but params.yaml has {value!r}" in message
+        message = refused(open_prepared, "digits", settings(**{key: value}).as_written(), tmp_path)
+        assert f"was made with {key} = {settings().as_written()[key]!r}, but params.yaml has {value!r}" in message
     assert len(open_prepared("digits", settings(label="Smiling", skip_bad=True).as_written(), tmp_path).train.images) == 1297
 
 
 def test_missing_and_damaged_arrays_are_refused(tmp_path):
-    assert "meta.json: not found; make it with `dvc repro prepare_data`" in refused(open_prepared, "digits", settings(), tmp_path)
+    assert "meta.json: not found; make it with `dvc repro prepare_data`" in refused(
+        open_prepared, "digits", settings().as_written(), tmp_path
+    )
     prepare("digits", settings(), tmp_path)
     for name in ("train_images.npy", "test_labels.npy", "meta.json"):
         good = (tmp_path / name).read_bytes()
         for bad in (good[: len(good) // 2], good[:4], b"", b"no array"):
             (tmp_path / name).write_bytes(bad)
-            message = refused(open_prepared, "digits", settings(), tmp_path)
+            message = refused(open_prepared, "digits", settings().as_written(), tmp_path)
             assert message.startswith(f"{tmp_path / name}: cannot be read")
             assert "dvc repro -f prepare_data" in message
         (tmp_path / name).write_bytes(good)
     np.save(tmp_path / "test_labels.npy", np.zeros(499, np.int64))
-    assert "has shape [499], meta.json says [500]" in refused(open_prepared, "digits", settings(), tmp_path)
+    assert "has shape [499], meta.json says [500]" in refused(open_prepared, "digits", settings().as_written(), tmp_path)
     (tmp_path / "test_labels.npy").unlink()
-    assert "test_labels.npy: cannot be read" in refused(open_prepared, "digits", settings(), tmp_path)
+    assert "test_labels.npy: cannot be read" in refused(open_prepared, "digits", settings().as_written(), tmp_path)
 
 
 def test_an_old_meta_does_not_vouch_for_the_arrays_of_an_interrupted_run(pictures, tmp_path):

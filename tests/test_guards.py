@@ -15,13 +15,14 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from ddpm.core.files import InputError, write_json, write_npz
+from ddpm.core.paths import METRICS_FILE
 from ddpm.data.images import to_tensor
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.fid import check_features, inception_score, kernel_distance
 from ddpm.evaluation.likelihood import Likelihood
 from ddpm.evaluation.lpips import lpips_alex
 from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips, psnr
-from ddpm.evaluation.results import METRICS, write_results
+from ddpm.evaluation.results import write_results
 from ddpm.features.classifier import Classifier, load_classifier, predict, save_classifier
 from ddpm.features.extractors import Inception
 
@@ -55,7 +56,7 @@ class TestStage:
         make_samples(data.test.images[:20], ddim=images)
         message = "samples/ddim.npz: 1 of 20 images are NaN or infinite; run `dvc repro -f sample_ddim`"
         assert refused(main) == message
-        assert not METRICS.exists()
+        assert not METRICS_FILE.exists()
 
     def test_images_that_are_floats(self, model, data, refused):
         """They would wrap around, or be taken for black: no range is guessed."""
@@ -72,7 +73,7 @@ class TestStage:
         message = refused(main)
         assert message.startswith("classifier: training split: the features of 1297 of 1297 images are NaN or infinite; ")
         assert "`dvc repro -f train_classifier`" in message
-        assert not METRICS.exists()
+        assert not METRICS_FILE.exists()
 
     def test_fewer_samples_than_neighbours(self, model, data, refused):
         make_judge(data)
@@ -102,9 +103,9 @@ class TestMetricsFile:
         assert not Path("samples").exists()
         with pytest.raises(InputError, match=r"metrics\.json: a value is NaN or infinite"):
             self.write(self.scores(), seconds=value)
-        assert not METRICS.exists()
+        assert not METRICS_FILE.exists()
         self.write(self.scores())
-        assert METRICS.exists()
+        assert METRICS_FILE.exists()
 
 
 def test_nan_features_are_refused_by_name():

@@ -302,7 +302,7 @@ def test_bad_pictures_can_be_left_out_and_then_the_rest_is_as_it_was(raw, tmp_pa
 
 def test_data_with_pictures_left_out_is_not_taken_for_the_whole(raw, tmp_path):
     prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
-    message = refused(open_prepared, "image_folder", settings(**FIT), tmp_path / "out")
+    message = refused(open_prepared, "image_folder", settings(**FIT).as_written(), tmp_path / "out")
     assert "was made with skip_bad = True, but params.yaml has False" in message
 
 

@@ -80,8 +80,8 @@ def test_celeba_folder_and_zip_give_the_same_arrays(celeba, tmp_path):
     zipped(celeba)
     prepare("celeba", settings(**fitted), tmp_path / "zip")
     assert contents(tmp_path / "zip") == contents(tmp_path / "folder")
-    message = refused(open_prepared, "celeba", settings(**fitted, label="Smiling"), tmp_path / "zip")
-    assert "was made with label = None, but params.yaml has 'Smiling'" in message
+    message = refused(open_prepared, "celeba", settings(**fitted, label="Smiling").as_written(), tmp_path / "zip")
+    assert "was made with label = 'auto', but params.yaml has 'Smiling'" in message
 
 
 def test_celeba_that_is_not_there(raw, celeba):
