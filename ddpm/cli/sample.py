@@ -114,7 +114,7 @@ def _styles(samplers: Sequence[str], style: dict[str, Any]) -> dict[str, dict[st
     from ddpm.core.params import lookup
     from ddpm.sampling.samplers import SAMPLERS
 
-    used = {name: {*lookup(SAMPLERS, name, "sampler").options} | ({"spacing"} if name != "ddpm" else set()) for name in samplers}
+    used = {name: {*lookup(SAMPLERS, name, "sampler").options} for name in samplers}
     # What none of them uses stays, to be refused.
     of_some = set().union(*used.values())
     return {name: {key: value for key, value in style.items() if key not in of_some - own} for name, own in used.items()}
