@@ -223,7 +223,7 @@ class TestVocabulary:
 
 
 class TestTable:
-    @pytest.mark.parametrize("unseen", [False, True])
+    @pytest.mark.parametrize("held_out_captions", [False, True])
     def test_a_row_is_a_caption(self, held_out_captions):
         table = caption_table(DIGITS, KNOWN, held_out_captions)
         for label, name in enumerate(DIGITS):

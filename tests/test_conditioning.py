@@ -292,7 +292,7 @@ class TestWhatIsLearned:
     # 40 and 220 in [-1, 1].
     DARK, BRIGHT = -0.686, 0.725
 
-    @pytest.mark.parametrize("unseen", [False, True])
+    @pytest.mark.parametrize("held_out_captions", [False, True])
     def test_all_captions_are_understood(self, taught, held_out_captions):
         labels = torch.arange(2 * len(captions_of("0", held_out_captions))) % 2
         texts = taught.captions(labels, held_out_captions)
@@ -307,7 +307,7 @@ class TestWhatIsLearned:
         (nothing,) = seen_as(taught, [""])
         assert self.DARK + 0.05 < nothing < self.BRIGHT - 0.05
 
-    @pytest.mark.parametrize("unseen", [False, True])
+    @pytest.mark.parametrize("held_out_captions", [False, True])
     @pytest.mark.parametrize("guidance", [1.0, 2.0])
     def test_drawn_images_are_what_their_captions_say(self, taught, held_out_captions, guidance):
         section = {**read_yaml(ROOT / "params.yaml")["sample_ddim"], "steps": 5, "guidance": guidance}

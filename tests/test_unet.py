@@ -91,7 +91,7 @@ def test_the_width_of_the_time_embedding_is_a_setting():
 def test_details_of_networks_trained_elsewhere():
     shape, kind = (8, 8, 1), settings(channels=8, attention_levels=[1])
     details = CompatOptions(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4)
-    network, ours = (awake(UNet(kind, shape, DIGITS, details=given)) for given in (details, CompatOptions()))
+    network, ours = (awake(UNet(kind, shape, DIGITS, compat=compat)) for compat in (details, CompatOptions()))
     assert {(n.num_groups, n.eps) for n in network.modules() if isinstance(n, torch.nn.GroupNorm)} == {(4, 1e-6)}
     assert network.down[1].attentions[0].heads == 4
     x = torch.randn(2, 8, 6, 6)
@@ -110,7 +110,7 @@ def test_details_of_networks_trained_elsewhere():
 )
 def test_details_that_do_not_fit_are_refused(details, message):
     with pytest.raises(InputError, match=message):
-        UNet(settings(middle_attention=True), (8, 8, 1), DIGITS, details=CompatOptions(**details))
+        UNet(settings(middle_attention=True), (8, 8, 1), DIGITS, compat=CompatOptions(**details))
 
 
 def test_time_embedding_is_the_papers():
