@@ -11,8 +11,8 @@ from ddpm.data.loader import Batches
 from ddpm.data.prepared import open_prepared
 from ddpm.diffusion.prediction import PredictionName, check_prediction
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
-from ddpm.networks.checkpoints import make_config, make_network
-from ddpm.networks.unet import UNetSettings
+from ddpm.networks.checkpoints import make_config
+from ddpm.networks.registry import NetworkSettings, make_network
 from ddpm.training.artifacts import TrainingArtifacts
 from ddpm.training.checkpoint import ResumeState, stage_fingerprint, surroundings
 from ddpm.training.loop import Hooks, train
@@ -23,7 +23,7 @@ from ddpm.training.trainer import Trainer
 def main() -> None:
     p = params.load(
         dataset=str, schedule=ScheduleName, prediction=PredictionName, seed=params.Seed, prepare_data=dict,
-        diffusion=Diffusion, model=UNetSettings, train=Train, runtime=Runtime,
+        diffusion=Diffusion, model=NetworkSettings, train=Train, runtime=Runtime,
     )  # fmt: skip
     device = setup(p.runtime)
     p.train.check_share(processes.world_size())

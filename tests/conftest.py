@@ -28,7 +28,8 @@ from ddpm.datasets.registry import DatasetName
 from ddpm.datasets.settings import PrepareData
 from ddpm.diffusion.schedule import Diffusion
 from ddpm.networks.checkpoints import make_config
-from ddpm.networks.unet import UNet, UNetSettings
+from ddpm.networks.registry import NetworkSettings
+from ddpm.networks.unet import UNet
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -162,6 +163,6 @@ def data(workspace) -> Prepared:
 @pytest.fixture
 def model(data) -> None:
     """A workspace with data/prepared and models/ddpm, an untrained network of T = 50."""
-    settings = params.load(model=UNetSettings).model
+    settings = params.load(model=NetworkSettings).model
     write_json("models/ddpm/config.json", make_config(settings, "linear", "v", diffusion(50), data.identity(), {}, 0))
     save_weights(Path("models/ddpm/final.safetensors"), UNet(settings, data.shape, data.class_names).state_dict())

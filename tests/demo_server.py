@@ -20,7 +20,8 @@ from ddpm.core import params
 from ddpm.core.files import write_json
 from ddpm.core.weights import save_weights
 from ddpm.networks.checkpoints import make_config
-from ddpm.networks.unet import UNet, UNetSettings
+from ddpm.networks.registry import NetworkSettings
+from ddpm.networks.unet import UNet
 
 MISSING = "pip install -r requirements-demo.txt"
 SERVE = """
@@ -47,7 +48,7 @@ class Server(NamedTuple):
 def untrained_model(conditioning: str, timesteps: int) -> None:
     """models/ddpm and data/prepared in the current folder: an untrained network of digits, with ./params.yaml's settings."""
     data = prepared()
-    settings = params.load(model=UNetSettings).model.model_copy(update={"conditioning": conditioning})
+    settings = params.load(model=NetworkSettings).model.model_copy(update={"conditioning": conditioning})
     training = {"condition_dropout": 0.1, "steps": 0, "batch_size": 8}
     config = make_config(settings, "linear", "v", diffusion(timesteps), data.identity(), training, 0)
     write_json("models/ddpm/config.json", config)

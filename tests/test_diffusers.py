@@ -21,7 +21,8 @@ from ddpm.diffusers_io.scheduler_config import betas_of, read_scheduler, write_s
 from ddpm.diffusers_io.state_dict_map import parts, to_theirs
 from ddpm.diffusers_io.unet_config import read_config
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
-from ddpm.networks.checkpoints import make_config, make_network
+from ddpm.networks.checkpoints import make_config
+from ddpm.networks.registry import make_network
 from ddpm.networks.unet import CompatOptions
 from ddpm.sampling.model import load
 from ddpm.sampling.plan import make_plan
@@ -44,7 +45,7 @@ def make_model(prediction="v", schedule="linear", shape=(8, 8, 1), dropout=0.1, 
     kind, levels = settings(**changes), diffusion(T, **(options or {}))
     config = make_config(kind, schedule, prediction, levels, IDENTITY | {"shape": list(shape)}, {"condition_dropout": dropout}, 0)
     details = details or CompatOptions()
-    network = awake(make_network(kind, levels, shape, NAMES, details))
+    network = awake(make_network(kind, levels, shape, NAMES, compat=details))
     write_json("models/ddpm/config.json", config | {"details": details.model_dump()})
     save_weights(Path("models/ddpm/final.safetensors"), network.state_dict())
     return load("final", CPU)

@@ -14,7 +14,8 @@ from ddpm.cli.main import main
 from ddpm.core.files import write_json
 from ddpm.core.weights import save_weights
 from ddpm.diffusers_io.model_card import CardInfo, steps_of, write_card
-from ddpm.networks.checkpoints import make_config, make_network
+from ddpm.networks.checkpoints import make_config
+from ddpm.networks.registry import make_network
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
 T = 20

@@ -19,7 +19,7 @@ from ddpm.evaluation.evaluator import Evaluate
 from ddpm.evaluation.guidance import Guidance
 from ddpm.evaluation.sweep import Sweep
 from ddpm.features.classifier import TrainClassifier
-from ddpm.networks.unet import UNetSettings
+from ddpm.networks.registry import NetworkSettings
 from ddpm.report.page import Report
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 from ddpm.training.settings import Train
@@ -32,7 +32,7 @@ EVERYTHING = {
     "prepare_data": PrepareData,
     "train_classifier": TrainClassifier,
     "diffusion": Diffusion,
-    "model": UNetSettings,
+    "model": NetworkSettings,
     "train": Train,
     "sample_ddpm": SampleDDPM,
     "sample_ddim": SampleDDIM,

@@ -30,7 +30,7 @@ from ddpm.experiments import recipe as recipes
 from ddpm.experiments.all_params import AllParams
 from ddpm.experiments.recipe import full_params, options, read_changes, read_recipe, recipe_names
 from ddpm.experiments.runner import stage_order
-from ddpm.networks.checkpoints import make_network
+from ddpm.networks.registry import make_network
 from ddpm.networks.unet import UNet
 from ddpm.training.trainer import Trainer
 

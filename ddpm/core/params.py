@@ -151,6 +151,8 @@ def _explain(error: dict, kinds: Mapping[str, Any]) -> tuple[str, str]:
         return key, f"unknown key{_choices(location[-1], _fields(section))}"
     if error["type"] == "missing":
         return key, f"missing; add it (the committed {PARAMS_FILE} shows a value)"
+    if error["type"] == "section":  # from a section whose class depends on its values
+        return f"{key}.{error['ctx']['key']}", error["ctx"]["message"]
     if error["type"] == "one_of":
         return key, f"{value!r} is unknown{_choices(value, error['ctx']['names'])}"
     if error["type"] == "value_error":

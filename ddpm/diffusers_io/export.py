@@ -68,6 +68,8 @@ def _is_export(folder: Path) -> bool:
 
 def check_wishes(model: DiffusionModel, wishes: ExportOptions) -> None:
     """Raises InputError, beginning with the option, for what this model cannot be exported with."""
+    if not isinstance(model.network, UNet):
+        raise InputError("only a network of type unet can be exported", key="model.type")
     if wishes.variance == "learned" and not model.learns_variance:
         raise InputError(
             "'learned' needs a model trained with diffusion.learned_variance: true; use small or large", key="variance"

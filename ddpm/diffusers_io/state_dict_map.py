@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.core.files import InputError
-from ddpm.networks.unet import Attention, ResidualBlock, UNet
+from ddpm.networks.layers import Attention, ResidualBlock
+from ddpm.networks.unet import UNet
 
 LINEAR_IN = "time_embedding.linear_1"
 LINEAR_OUT = "time_embedding.linear_2"

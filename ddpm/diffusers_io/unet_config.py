@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from ddpm.core.files import InputError
 from ddpm.core.params import Section, make
-from ddpm.networks.unet import CompatOptions, Size, UNetSettings, norm_groups
+from ddpm.networks.layers import norm_groups
+from ddpm.networks.unet import CompatOptions, Size, UNetSettings
 
 CLASS = "UNet2DModel"
 Plain, Attended = Literal["DownBlock2D", "AttnDownBlock2D"], Literal["UpBlock2D", "AttnUpBlock2D"]

@@ -1,7 +1,6 @@
-"""What the network is told beside the time: what the image shows, added to the time embedding, and pixels that are known.
+"""Conditioning: class or text embeddings added to the time embedding; masked image and mask concatenated to the input.
 
-What an image shows is its class or a caption. A class number tells every network: one that reads captions takes it for the first
-caption of the class.
+Class ids are accepted by every network; text networks map an id to that class's first caption.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +15,9 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 64, 2, 4
 
 
 class NoConditioning(nn.Module):
-    """The embedding as it is; labels are ignored."""
+    """Returns the embedding unchanged; labels are ignored."""
+
+    takes_labels = takes_text = False
 
     def __init__(self, class_names: Sequence[str], embedding: int):
         super().__init__()
@@ -26,7 +27,12 @@ class NoConditioning(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """Adds a learned vector per class: labels (B,) in 0..classes, where `classes` itself means "no class", as does None."""
+    """Adds a learned vector per class to the embedding (B, E).
+
+    labels: class ids (B,) from 0 to `classes`; `classes` itself means "no class", and so does None.
+    """
+
+    takes_labels, takes_text = True, False
 
     def __init__(self, class_names: Sequence[str], embedding: int):
         super().__init__()
@@ -39,16 +45,18 @@ class ClassEmbedding(nn.Module):
         return embedding + self.table(labels)
 
     def drop(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        """Labels (B,), those where `dropped` (B,) replaced by "no class"."""
+        """Returns labels (B,) with those where `dropped` (B,) is true replaced by "no class"."""
         return labels.masked_fill(dropped, self.classes)
 
 
 class TextEncoder(nn.Module):
-    """Adds what a small transformer (Vaswani et al. 2017), trained with the network, makes of a caption.
+    """Adds a caption's encoding by a small transformer (Vaswani et al. 2017), trained with the network, to the embedding (B, E).
 
-    labels: word ids (B, L) of `Vocabulary.encode`, or class numbers (B,), which stand for the first caption of the class. A
-    caption without words means "no caption", as does None.
+    labels: word ids (B, L) of `Vocabulary.encode`, or class ids (B,), which mean the first caption of the class. A caption
+    without words means "no caption", and so does None.
     """
+
+    takes_labels = takes_text = True
 
     def __init__(self, class_names: Sequence[str], embedding: int):
         super().__init__()
@@ -60,7 +68,7 @@ class TextEncoder(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, TEXT_LAYERS, nn.LayerNorm(TEXT_WIDTH), enable_nested_tensor=False)
         self.out = nn.Linear(TEXT_WIDTH, embedding)
-        # Made from the class names, so not part of the weights.
+        # It follows from the class names, so it is not saved with the weights.
         self.register_buffer("captions", caption_table(class_names, self.vocabulary), persistent=False)
 
     def forward(self, embedding: Tensor, labels: Tensor | None) -> Tensor:
@@ -68,24 +76,28 @@ class TextEncoder(nn.Module):
             labels = torch.full((len(embedding), 1), START, device=embedding.device)
         elif labels.ndim == 1:
             labels = self.captions[labels, 0]
-        read = self.layers(self.words(labels) + self.places[: labels.shape[1]], src_key_padding_mask=labels == PADDING)
-        # START has seen all words; it stands for the caption.
-        return embedding + self.out(read[:, 0])
+        encoded = self.layers(self.words(labels) + self.places[: labels.shape[1]], src_key_padding_mask=labels == PADDING)
+        # START attends to all words, so its encoding represents the caption.
+        return embedding + self.out(encoded[:, 0])
 
-    def describe(self, labels: Tensor, draws: Tensor) -> Tensor:
-        """A caption (B, L) of each class in labels (B,), chosen by a draw (B,) in [0, 1)."""
-        return self.captions[labels, (draws * self.captions.shape[1]).long()]
+    def describe(self, labels: Tensor, u: Tensor) -> Tensor:
+        """Returns a caption (B, L) of each class in labels (B,), chosen by random numbers u (B,) in [0, 1)."""
+        return self.captions[labels, (u * self.captions.shape[1]).long()]
 
     def drop(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        """Captions (B, L), those where `dropped` (B,) replaced by "no caption"."""
+        """Returns captions (B, L) with those where `dropped` (B,) is true replaced by "no caption"."""
         words = torch.arange(labels.shape[1], device=labels.device) > 0
         return labels.masked_fill(dropped[:, None] & words, PADDING)
 
 
 class Conditioning(NamedTuple):
-    """content: what takes class or caption; masked: whether the network sees known pixels and where they are."""
+    """A value of `model.conditioning`.
 
-    content: Callable[[Sequence[str], int], nn.Module]
+    embed_labels: class of the module that adds labels to the time embedding.
+    takes_mask: whether the network also receives known pixels (`masked_input`).
+    """
+
+    embed_labels: Callable[[Sequence[str], int], nn.Module]
     takes_mask: bool = False
 
 
@@ -100,6 +112,8 @@ CONDITIONINGS: dict[str, Conditioning] = {
 
 
 def masked_input(images: Tensor, mask: Tensor) -> Tensor:
-    """What a masked network is shown, (B, C + 1, H, W): images (B, C, H, W) in [-1, 1] where mask (B, 1, H, W) is 1, 0
-    elsewhere, and the mask itself."""
+    """Returns the known pixels and the mask, (B, C + 1, H, W), which a masked network takes as further channels.
+
+    images: (B, C, H, W) in [-1, 1]. mask: (B, 1, H, W), 1 where a pixel is known; the others become 0.
+    """
     return torch.cat([images * mask, mask.to(images)], dim=1)

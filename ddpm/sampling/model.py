@@ -14,7 +14,7 @@ from ddpm.diffusion.prediction import check_prediction
 from ddpm.diffusion.schedule import Diffusion, NoiseSchedule
 from ddpm.networks.captions import captions_of, split_words
 from ddpm.networks.checkpoints import load_model
-from ddpm.networks.unet import UNet
+from ddpm.networks.registry import Network
 from ddpm.sampling.denoiser import Denoiser, guided, network_denoiser
 
 
@@ -24,7 +24,7 @@ class DiffusionModel(NamedTuple):
     knows_no_class: whether classes or captions were dropped in training, so that guidance has something to lean away from.
     """
 
-    network: UNet
+    network: Network
     schedule: NoiseSchedule
     prediction: str
     data: dict
@@ -85,7 +85,7 @@ class DiffusionModel(NamedTuple):
         return self.network.condition.vocabulary.encode(texts).to(self.device)
 
 
-def from_config(network: UNet, config: dict) -> DiffusionModel:
+def from_config(network: Network, config: dict) -> DiffusionModel:
     """A model from a network and the content of its config.json."""
     diffusion = config["diffusion"]
     settings = Diffusion.model_validate({key: diffusion[key] for key in Diffusion.model_fields})

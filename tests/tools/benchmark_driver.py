@@ -21,7 +21,8 @@ import torch  # noqa: E402
 from ddpm.core.params import load  # noqa: E402
 from ddpm.datasets.registry import DIGITS  # noqa: E402
 from ddpm.diffusion.schedule import make_schedule  # noqa: E402
-from ddpm.networks.unet import UNet, UNetSettings  # noqa: E402
+from ddpm.networks.registry import NetworkSettings  # noqa: E402
+from ddpm.networks.unet import UNet  # noqa: E402
 from ddpm.sampling.denoiser import network_denoiser, thresholded  # noqa: E402
 from ddpm.sampling.noise import ImageNoise  # noqa: E402
 from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample  # noqa: E402
@@ -51,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    settings = load(ROOT / "params.yaml", model=UNetSettings).model
+    settings = load(ROOT / "params.yaml", model=NetworkSettings).model
     network = UNet(settings, (options.size, options.size, 1), DIGITS).to(device, memory_format=torch.channels_last).eval()
     labels = torch.arange(options.batch, device=device) % 10
     shape = (options.batch, 1, options.size, options.size)
