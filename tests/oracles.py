@@ -1,6 +1,7 @@
 """What samplers are held against: a nonlinear fake network, exact denoisers of simple data, the exact law of an output."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,16 +9,15 @@ import torch
 from ddpm.diffusion.prediction import Prediction
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.sampling.denoiser import network_denoiser
-from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample
+from ddpm.sampling.samplers import SAMPLERS, sample
 
 T = 1000
 LINEAR = make_schedule("linear", T)
 
 
 def rule(name, **options):
-    """A step rule by name; "ancestral" is that of sample_ddpm."""
-    step = ancestral_step if name == "ancestral" else SAMPLERS[name].step
-    return lambda *arguments: step(*arguments, **options)
+    """The step rule of a sampler with its options."""
+    return partial(SAMPLERS[name].step, **options)
 
 
 def nonlinear_network(x, t, labels=None):

@@ -1,16 +1,15 @@
-"""What the sampling driver costs beyond the network: a step of the driver against the bare network, interleaved.
+"""Measures the overhead of the sampling driver: one network evaluation in the driver against one of the bare network.
 
     python tests/tools/benchmark_driver.py [--batch 16] [--size 8] [--rounds 400]
 
-Prints, per sampler, the median over rounds of (driver step) / (bare evaluation) of the same network on the same input, with the
-network of params.yaml. Both sides alternate within every round, so that what else the machine does hits both.
+Prints, per sampler, the median over rounds of (driver step / its evaluations) / (bare evaluation) of the same network on the
+same input, with the network of params.yaml. Both alternate within every round, so that other load on the machine affects both.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,14 +24,8 @@ from ddpm.networks.registry import NetworkSettings  # noqa: E402
 from ddpm.networks.unet import UNet  # noqa: E402
 from ddpm.sampling.denoiser import network_denoiser, thresholded  # noqa: E402
 from ddpm.sampling.noise import ImageNoise  # noqa: E402
-from ddpm.sampling.samplers import SAMPLERS, ancestral_step, sample  # noqa: E402
-from ddpm.sampling.time_grid import make_grid, with_corrector  # noqa: E402
-
-RULES = {
-    "ancestral": partial(ancestral_step, variance="small"),
-    "ddim": partial(SAMPLERS["ddim"].step, eta=0.0),
-    **{name: sampler.step for name, sampler in SAMPLERS.items() if name != "ddim"},
-}
+from ddpm.sampling.samplers import SAMPLERS, sample  # noqa: E402
+from ddpm.sampling.time_grid import make_grid  # noqa: E402
 
 
 def endless(rule, denoiser, schedule, grid, shape, device):
@@ -74,14 +67,14 @@ def main() -> None:
 
     where = f"{device}, {torch.get_num_threads()} threads"
     print(f"batch {options.batch} of {options.size}x{options.size} on {where}, {options.rounds} rounds")
-    for name, rule in RULES.items():
-        grid = make_grid("trailing", schedule, 1000)
-        grid = with_corrector(grid) if name == "heun" else grid
-        frames = endless(rule, denoiser, schedule, grid, shape, device)
+    grid = make_grid("trailing", schedule, 1000)
+    for name, sampler in SAMPLERS.items():
+        evaluations = 2 if sampler.second_order else 1
+        frames = endless(sampler.step, denoiser, schedule, grid, shape, device)
         for _ in range(30):
             bare()
             next(frames)
-        pairs = [(timed(lambda: next(frames)), timed(bare)) for _ in range(options.rounds)]  # noqa: B023
+        pairs = [(timed(lambda: next(frames)) / evaluations, timed(bare)) for _ in range(options.rounds)]  # noqa: B023
         ratio = statistics.median(step / alone for step, alone in pairs)
         alone = statistics.median(alone for _, alone in pairs)
         print(f"{name:13} {ratio:.3f} of the bare network ({1e3 * alone:.2f} ms)")
