@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ddpm.core import params
 from ddpm.core.device import Runtime, setup, usable_cpus
-from ddpm.core.scratch import dvc_forces
+from ddpm.core.scratch import fresh_start
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import open_prepared
 from ddpm.datasets.prepare import prepare
@@ -22,7 +22,7 @@ def main() -> None:
     setup(p.runtime)
     # Found missing here, a weights file costs no training.
     get_weights(p.evaluate)
-    meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus(), fresh=dvc_forces())
+    meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus(), fresh=fresh_start())
     data = open_prepared(p.dataset, p.prepare_data.as_written())
     first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
     size = "x".join(map(str, meta["shape"]))

@@ -4,7 +4,7 @@ import torch
 
 from ddpm.core import params, processes
 from ddpm.core.device import Precision, Runtime, compiled, setup
-from ddpm.core.scratch import dvc_forces
+from ddpm.core.scratch import fresh_start
 from ddpm.core.seeds import seed_of
 from ddpm.core.stage import run_stage
 from ddpm.data.loader import Batches
@@ -44,7 +44,7 @@ def main() -> None:
     if processes.is_main_process():
         found = surroundings(device, precision.dtype, compiled=trainer.model is not shared)
         saved = ResumeState(stage_fingerprint("train"), found)
-    state = processes.from_rank0(lambda: saved.load(fresh=dvc_forces()))
+    state = processes.from_rank0(lambda: saved.load(fresh=fresh_start()))
     if state:
         trainer.load_state_dict(state)
     outputs = TrainingArtifacts(trainer, config, saved) if saved else None

@@ -1,15 +1,14 @@
-"""Which states and snapshots are kept, and whether dvc was told to start afresh."""
+"""Which states and snapshots are kept, and when a training starts from step 0."""
 
 import itertools
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training import SETTINGS
 
-from ddpm.core.scratch import dvc_forces, is_forced
+from ddpm.core.scratch import fresh_start
 from ddpm.networks.power_ema import supported_range
 from ddpm.training import checkpoint
 from ddpm.training.artifacts import kept_snapshots
@@ -20,49 +19,22 @@ CPU = torch.device("cpu")
 WHERE = surroundings(CPU, torch.float32)
 
 
-class TestForce:
-    @pytest.mark.parametrize(
-        "command",
-        [
-            "dvc repro -f", "dvc repro --force train", "/opt/venv/bin/python /opt/venv/bin/dvc repro -fs train", "dvc exp run -f",
-            "python -m dvc repro -f", "dvc exp run --temp -f -S seed=1", "python3 -m dvc -v exp run -sf train", "dvc repro -Rf .",
-        ],
-    )  # fmt: skip
-    def test_it_is_seen(self, command):
-        assert is_forced(command.split())
+class TestFreshStart:
+    @pytest.mark.parametrize(("value", "fresh"), [(None, False), ("", False), ("0", False), ("1", True)])
+    def test_environment_variable(self, monkeypatch, value, fresh):
+        monkeypatch.delenv("DDPM_FRESH", raising=False)
+        if value is not None:
+            monkeypatch.setenv("DDPM_FRESH", value)
+        assert fresh_start() is fresh
 
-    @pytest.mark.parametrize(
-        "command",
-        [
-            "dvc repro", "dvc repro -s train", "dvc exp run -S name=-f", "dvc commit -f sweep", "rm -f dvc repro",
-            "python -m stages.train", "bash -c dvc-like repro -f", "dvc exp exec-run --infofile run", "pytest -f tests",
-            "dvc exp run --name first -S train.flip=true", "dvc exp run -nfast",
-        ],
-    )  # fmt: skip
-    def test_nothing_else_is_taken_for_it(self, command):
-        assert not is_forced(command.split())
-
-    def test_all_ancestors_are_asked(self, monkeypatch):
-        class Ancestor:
-            def __init__(self, command):
-                self.command = command
-
-            def cmdline(self):
-                return self.command.split()
-
-        for command, forced in (("dvc repro -f train", True), ("dvc repro train", False)):
-            ancestors = [Ancestor("/bin/sh -c python -m stages.train"), Ancestor(command), Ancestor("bash")]
-            monkeypatch.setattr(psutil.Process, "parents", lambda self: ancestors)  # noqa: B023
-            assert dvc_forces() is forced
-
-    def test_a_forced_training_drops_the_state_and_all_beside_it(self, tmp_path, capsys):
+    def test_fresh_start_empties_the_folder(self, tmp_path, capsys):
         state = ResumeState("abc", WHERE, tmp_path)
         state.save({"step": 1})
         (state.folder / "previews").mkdir()
         (state.folder / "previews" / "step_1.png").touch()
         assert state.load(fresh=True) is None
         assert list(state.folder.iterdir()) == []
-        assert "starting afresh, as -f asks" in capsys.readouterr().out
+        assert "DDPM_FRESH is set" in capsys.readouterr().out
 
 
 class TestState:

@@ -808,7 +808,7 @@ class TestBroken:
 
     def test_weights_of_another_network(self, error, broken, built):
         (broken / "final.safetensors").write_bytes((built / "models/text/final.safetensors").read_bytes())
-        assert "does not fit the config beside it" in error("sample", "-m", "broken")
+        assert "does not fit the config.json in its folder" in error("sample", "-m", "broken")
 
     def test_images_that_are_not_finite(self, error, broken):
         network = awake(UNet(settings(conditioning="class"), (8, 8, 1), DIGITS))

@@ -251,7 +251,7 @@ class TestStore:
         save(tmp_path, saved)
         config = make_config(settings(conditioning=told), "linear", "v", diffusion(50), IDENTITY, {}, 0)
         write_json(tmp_path / CONFIG, config)
-        with pytest.raises(InputError, match=r"final\.safetensors: does not fit the config beside it: "):
+        with pytest.raises(InputError, match=r"final\.safetensors: does not fit the config.json in its folder: "):
             load_model(tmp_path, "final", CPU)
 
     def test_classes_without_captions_of_their_own_are_refused(self, tmp_path):

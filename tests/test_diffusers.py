@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_unet import IDENTITY, awake, settings
 
 from ddpm.cli.main import main
-from ddpm.core.files import InputError, replacing, write_json
+from ddpm.core.files import InputError, atomic_folder, write_json
 from ddpm.core.weights import save_weights
 from ddpm.diffusers_io import import_
 from ddpm.diffusers_io.scheduler_config import betas_of, read_scheduler, write_scheduler
@@ -292,7 +292,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, mo
         rename(source, goal)
 
     monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(InputError, match="no space left"), replacing(target) as folder:
+    with pytest.raises(InputError, match="no space left"), atomic_folder(target, replace=True) as folder:
         (folder / "a").write_text("after")
     assert (target / "a").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]

@@ -322,7 +322,7 @@ class TestCheckpoints:
     def test_snapshots_of_another_network(self, snapshots):
         for step in (900, 1000):
             save_snapshot(Path("models/ddpm"), step, {width: {"x": torch.zeros(2)} for width in TRACKED_SIGMA_REL})
-        with pytest.raises(InputError, match=r"^models/ddpm/snapshots: does not fit the config beside it: "):
+        with pytest.raises(InputError, match=r"^models/ddpm/snapshots: does not fit the config.json in its folder: "):
             self.load(0.05)
 
     @pytest.mark.parametrize("section", ["sample_ddpm", "sample_ddim", "evaluate", "sweep"])

@@ -1,11 +1,10 @@
-"""How a stage runs: precision, compilation, processes, neighbours, and the end of the process."""
+"""How a stage runs: precision, compilation, processes, and the end of the process."""
 
 import os
 import shutil
 import subprocess
 import sys
 
-import psutil
 import pytest
 import torch
 from conftest import ROOT, edit_params
@@ -13,7 +12,7 @@ from test_training import make_trainer, run
 from torch import nn
 
 from ddpm.core import params
-from ddpm.core.device import Neighbours, Precision, Runtime, compiled, process_count
+from ddpm.core.device import Precision, Runtime, compiled, process_count
 from ddpm.core.stage import Interrupted, run_stage
 
 CPU = torch.device("cpu")
@@ -51,7 +50,7 @@ class TestCompile:
         monkeypatch.setattr(torch, "compile", broken)
         layer = nn.Linear(2, 2)
         assert compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2)).sum().backward()) is layer
-        assert capsys.readouterr().err == "torch.compile does not work here (no compiler); going on without it\n"
+        assert capsys.readouterr().err == "torch.compile does not work here (no compiler); running without it\n"
 
     def test_a_compiler_that_fails_at_the_first_call_is_noticed_too(self, capsys, monkeypatch):
         def late(network, **_):
@@ -113,30 +112,6 @@ class TestProcesses:
             "error: params.yaml: train.batch_size: 1 images cannot be shared by 2 processes in 1 parts each; raise it, or lower "
             "train.gradient_accumulation or runtime.processes\n"
         )
-
-
-class TestNeighbours:
-    @pytest.mark.parametrize(("busy", "own", "warned"), [(100.0, 195.0, False), (100.0, 110.0, True), (60.0, 119.0, False)])
-    def test_a_machine_with_other_work_is_named_once(self, monkeypatch, capsys, busy, own, warned):
-        monkeypatch.setattr(psutil, "cpu_percent", lambda: busy)
-        monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
-        monkeypatch.setattr(psutil.Process, "cpu_percent", lambda self: own)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-        neighbours = Neighbours(CPU)
-        neighbours.warn()
-        neighbours.warn()
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == warned
-        if warned:
-            assert lines[0] == (
-                "warning: 2 threads share 2 CPUs with other work that takes 0.9 of them; runtime.threads: 1 may be faster"
-            )
-
-    def test_one_thread_waits_for_nobody(self, monkeypatch, capsys):
-        monkeypatch.setattr(psutil, "cpu_percent", lambda: 100.0)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        Neighbours(CPU).warn()
-        assert capsys.readouterr().err == ""
 
 
 def test_an_interrupted_stage_ends_with_the_status_of_its_signal(monkeypatch, capsys):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm.core.files import InputError, _atomic_folder, check_above, write_npz, write_text, writing
+from ddpm.core.files import InputError, atomic_folder, check_writable, write_npz, write_text, writing
 from ddpm.plots.image_grid import GAP, MAX_GRID_COLUMNS, save, save_grid, table
 
 MAX_PIXELS = 64_000_000
@@ -32,7 +32,7 @@ def check_out(path: Path, kinds: Mapping[str, Any]) -> str:
             raise InputError(f"{path} is a folder that is there already; give another name, or remove it", key="out")
         if not suffix and path.exists():
             raise InputError(f"{path} is a file that is there already; give another name, or a suffix", key="out")
-    check_above(path)
+    check_writable(path)
     return suffix
 
 
@@ -76,7 +76,7 @@ def _write_arrays(path: Path, drawn: Drawn, layout: Layout) -> None:
 
 def _write_folder(path: Path, drawn: Drawn, layout: Layout) -> None:
     """00000.png, 00001.png, ... as they are, and labels.csv beside them if the network was told something."""
-    with _atomic_folder(path) as folder:
+    with atomic_folder(path) as folder:
         for k, image in enumerate(drawn.images):
             Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{k:05d}.png")
         if any(drawn.captions):

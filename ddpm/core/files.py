@@ -1,9 +1,7 @@
-"""Files: atomic writes, hashes, and one-line errors that name the file.
+"""Writes files and folders atomically, reads JSON and .npz files, hashes files, and defines InputError.
 
-Everything is written to a temporary name beside its target and renamed, so a reader sees the old file or the new one.
-
-
-A folder that is written whole or not at all, and replaces nothing but its like."""
+Everything is written to a temporary name in the same folder and renamed, so a reader sees the old content or the new.
+"""
 
 import errno
 import hashlib
@@ -31,7 +29,7 @@ _WRITE_ADVICE = {
     errno.EEXIST: "a part of the path is a file, not a folder",
 }
 
-# What NumPy raises for a damaged archive: zlib.error inside an entry, RuntimeError for flags that no entry of ours has,
+# What NumPy raises for a damaged archive: zlib.error inside an entry, RuntimeError for flags that `write_npz` never sets,
 # AttributeError or TypeError, by version, for a bare array.
 _DAMAGED = (
     OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile
@@ -51,26 +49,31 @@ class InputError(Exception):
         super().__init__(": ".join(part for part in (self.where, self.key, message) if part))
 
     def within(self, where: str | os.PathLike, prefix: str = "") -> "InputError":
-        """Return the same error for a setting of the file `where`; `prefix` is put before the key."""
+        """Returns the same error for a setting of the file `where`; `prefix` is put before the key."""
         return InputError(self.message, key=f"{prefix}{self.key}", where=where)
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an exception's text, or the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turn an OSError of the block into an InputError that names `path` and says what to do."""
+    """Turns an OSError of the block into an InputError whose key is `path` and whose message says what to do."""
     try:
         yield
     except OSError as error:
         # NumPy reports a full disk without a number.
         advice = _WRITE_ADVICE.get(error.errno, f"cannot be written ({error.strerror or error}); is there space left?")
-        raise InputError(f"{advice}", key=path) from error
+        raise InputError(advice, key=path) from error
 
 
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
+    """Yields a temporary path in the same folder; renames it to `path` if the block succeeds, removes it if not.
 
-    Raises InputError, naming `path`, when the file cannot be written.
+    Makes the folder. Raises InputError, with the key `path`, when the file cannot be written.
     """
     path = Path(path)
     # The suffix comes last but one: libraries choose a format by the suffix.
@@ -83,7 +86,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        # Not there after success; after a failure that hit the folder itself, there may be nothing to remove either.
+        # It is gone after success, and may not exist if the folder itself could not be written.
         try:
             os.unlink(temporary)
         except OSError:
@@ -91,26 +94,26 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_partial(folder: str | os.PathLike) -> None:
-    """Remove what processes that were killed while they wrote have left in a folder and those below it."""
+    """Removes the temporary files that killed processes have left in a folder and in the folders below it."""
     with writing(folder):
         for path in Path(folder).rglob(f".*{_TEMPORARY}*"):
             path.unlink(missing_ok=True)
 
 
 def remove(path: str | os.PathLike) -> None:
-    """Remove a file if it is there. Raises InputError, naming it, if it cannot be removed."""
+    """Removes a file if it exists. Raises InputError, with the path as key, if it cannot be removed."""
     with writing(path):
         Path(path).unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Writes UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-    """Write indented JSON atomically. Raises InputError for NaN and infinity, which JSON does not have."""
+    """Writes indented JSON atomically. Raises InputError for NaN and infinity, which JSON does not have."""
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
@@ -119,22 +122,20 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 def read_json(path: str | os.PathLike, made_by: str) -> dict:
-    """Read a JSON object; raises InputError naming the stage `made_by` if the file is missing or damaged."""
+    """Reads a JSON object. Raises InputError, naming the stage `made_by`, if the file is missing or damaged."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"not found; make it with `dvc repro {made_by}`", key=path) from None
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot be read ({_first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path
-        ) from None
+        raise InputError(f"cannot be read ({first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path) from None
     if not isinstance(value, dict):
         raise InputError(f"holds no JSON object; make it again with `dvc repro -f {made_by}`", key=path)
     return value
 
 
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as a compressed .npz, atomically; equal arrays give equal bytes (every entry has the same fixed date)."""
+    """Writes arrays as a compressed .npz, atomically. Equal arrays give equal bytes: every entry has the same fixed date."""
     with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -144,21 +145,22 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_npz(path: str | os.PathLike, made_by: str, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """Read all arrays of an .npz; raises InputError naming the stage `made_by` if it is missing, damaged or incomplete."""
+    """Reads all arrays of an .npz. Raises InputError, naming the stage `made_by`, if it is missing or damaged, or if an array
+    of `needed` is not in it."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"not found; make it with `dvc repro {made_by}`", key=path) from None
     except _DAMAGED as error:
-        raise InputError(f"damaged ({_first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path) from None
+        raise InputError(f"damaged ({first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path) from None
     if missing := sorted(set(needed) - set(arrays)):
         raise InputError(f"holds no array {missing[0]}; make it again with `dvc repro -f {made_by}`", key=path)
     return arrays
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Returns the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -167,7 +169,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def sha256_tree(paths: Iterable[str | os.PathLike]) -> str:
-    """SHA-256 over the names and contents of files and folders; byte-code and documentation are left out, as in .dvcignore.
+    """Returns the SHA-256 over the names and contents of files and folders, without byte-code and Markdown, as in .dvcignore.
 
     Raises InputError if a path does not exist.
     """
@@ -181,12 +183,8 @@ def sha256_tree(paths: Iterable[str | os.PathLike]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def check_above(path: Path) -> None:
-    """Raises InputError for a path whose folder, or the nearest above it that is there, cannot be written to."""
+def check_writable(path: Path) -> None:
+    """Raises InputError, with the key `out`, if the nearest existing folder above `path` cannot be written to."""
     with writing(path):
         above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
@@ -195,23 +193,13 @@ def check_above(path: Path) -> None:
         raise InputError(f"no permission to write to {above}; give another name, or change its rights", key="out")
 
 
-@contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder, renamed to `path` if the block succeeds, removed if not."""
-    temporary = path.with_name(f".{path.name}.partial{os.getpid()}")
-    try:
-        with writing(path):
-            temporary.mkdir(parents=True)
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def check_folder(path: Path, files: Collection[str], is_ours: Callable[[Path], bool], kind: str) -> None:
+    """Raises InputError, with the key `out`, if a command cannot write a folder, or would replace one of another kind.
 
-
-def check_folder(path: Path, files: Collection[str], ours: Callable[[Path], bool], what: str) -> None:
-    """Raises InputError, before any work, for a folder that cannot be written, or that is there and no earlier one of its kind.
-
-    files: the names that such a folder holds, at most; ours: whether one was written by us; what: its name in the message.
+    path: the folder to write; an existing one must be empty or an earlier output of the same command.
+    files: the names that such an output may hold.
+    is_ours: returns whether this command wrote an existing folder.
+    kind: the name of the output in messages.
     """
     if "\0" in str(path) or not path.name or path.name.startswith("."):
         raise InputError(f"{str(path)!r} is no name of a folder; give one", key="out")
@@ -219,22 +207,26 @@ def check_folder(path: Path, files: Collection[str], ours: Callable[[Path], bool
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise InputError(f"{path} is a file or a link that is there already; give another name, or remove it", key="out")
         if path.is_dir():
-            found = {entry.name for entry in path.iterdir()}
-            if found and not (found <= set(files) and ours(path)):
-                raise InputError(f"{path} is there already and is no {what}; give another name, or remove it", key="out")
-    check_above(path)
+            names = {entry.name for entry in path.iterdir()}
+            if names and not (names <= set(files) and is_ours(path)):
+                raise InputError(f"{path} is there already and is no {kind}; give another name, or remove it", key="out")
+    check_writable(path)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new folder, put in the place of `path` if the block succeeds, removed if not."""
-    new, old = (path.with_name(f".{path.name}.partial{os.getpid()}{which}") for which in ("", "-old"))
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yields a new folder; puts it in the place of `path` if the block succeeds, removes it if not.
+
+    replace: replace an existing folder, which `check_folder` has accepted; otherwise it is an error.
+    Raises InputError, with the key `path`, when the folder cannot be written.
+    """
+    new, old = (path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}{suffix}") for suffix in ("", "-old"))
     try:
         with writing(path):
             new.mkdir(parents=True)
             yield new
-            if path.exists():
-                # A folder cannot take the place of one that holds files.
+            if replace and path.exists():
+                # A folder cannot be renamed to one that holds files.
                 os.replace(path, old)
             os.replace(new, path)
     finally:

@@ -1,4 +1,4 @@
-"""How a stage runs, not what it computes: device, threads, precision, seeds, progress, and the end of the process."""
+"""Shows the progress of long work on a terminal or in a log file."""
 
 import sys
 import time
@@ -9,9 +9,15 @@ from ddpm.core import processes
 
 
 class Progress:
-    """Progress of long work: a bar on a terminal, elsewhere a plain line every few seconds; both with rate and time left."""
+    """Shows a bar on a terminal, elsewhere a line every `log_seconds`; both with the rate and the time left.
 
-    log_seconds = 10.0  # of the plain lines; set from the runtime section
+    name: the name of the work.
+    total, done: the number of units of all work and of the work done before, which does not count for the rate.
+    unit: the name of the units in the plural.
+    Only process 0 prints.
+    """
+
+    log_seconds = 10.0  # set from runtime.log_seconds
 
     def __init__(self, name: str, total: int, unit: str, done: int = 0):
         self.name, self.total, self.unit = name, total, unit
@@ -22,7 +28,7 @@ class Progress:
             self.bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count further units; `note` stands at the end of the line."""
+        """Counts further units, at most to `total`, and shows `note` at the end of the line."""
         count = min(count, self.total - self.count)
         self.count += count
         if not processes.is_main_process():

@@ -1,30 +1,34 @@
-"""Where unfinished work is kept, so that a killed stage goes on: outside DVC, which deletes a stage's outputs before it runs."""
+"""Names and locks the folders for state from which a killed stage resumes, outside DVC, which deletes outputs before a stage."""
 
 import os
-import re
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 
 from ddpm.core.files import InputError
 
 
 def scratch_root() -> Path:
-    """DDPM_SCRATCH, or .scratch in the main checkout: --temp and queue runs work elsewhere and find their state there too."""
+    """Returns $DDPM_SCRATCH, or .scratch in the main checkout, which `dvc exp run --temp` and `--queue` then share."""
     if root := os.environ.get("DDPM_SCRATCH"):
         return Path(root).expanduser()
     return Path(os.environ.get("DVC_ROOT", ".")) / ".scratch"
 
 
-def hold(folder: Path, running: str) -> FileLock:
-    """Make a folder for the state of one piece of work, and take its lock, which is to be released at the end.
+def fresh_start() -> bool:
+    """Returns whether a stage must discard saved state instead of resuming: whether $DDPM_FRESH is set, to other than 0."""
+    return os.environ.get("DDPM_FRESH", "0") not in ("", "0")
 
-    Raises InputError if another process holds it (`running` says what that is), or if nothing can be written there.
+
+def hold(folder: Path, running: str) -> FileLock:
+    """Makes the folder for the state of one piece of work and returns its lock, held; the caller releases it.
+
+    running: the name of the work in the message.
+    Raises InputError if another process holds the lock, or if nothing can be written there.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, not in it: who removes a folder with the lock in it lets two others in.
+        # Next to the folder, not in it: the folder is removed while the lock is held.
         lock = FileLock(folder.with_suffix(".lock"))
         lock.acquire(timeout=0)
         folder.mkdir(exist_ok=True)
@@ -33,20 +37,3 @@ def hold(folder: Path, running: str) -> FileLock:
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror}); set DDPM_SCRATCH to another folder", key=folder) from None
     return lock
-
-
-def dvc_forces() -> bool:
-    """Whether the dvc that runs this stage was started with -f: whoever says so wants the stage to start afresh."""
-    try:
-        commands = [process.cmdline() for process in psutil.Process().parents()]
-    except psutil.Error:
-        return False
-    return any(is_forced(command) for command in commands)
-
-
-def is_forced(command: list[str]) -> bool:
-    """Whether a command line is `dvc repro` or `dvc exp run` with -f, --force, or -f among other short options without value."""
-    starts = [i for i, word in enumerate(command[:4]) if Path(word).name in ("dvc", "dvc.exe")]
-    if not starts or not {"repro", "run"} & set(command[starts[0] + 1 :]):
-        return False
-    return any(word == "--force" or re.fullmatch(r"-[hqvismpPRk]*f[hqvismpPRk]*", word) for word in command[starts[0] + 1 :])

@@ -1,4 +1,4 @@
-"""How a stage runs, not what it computes: device, threads, precision, seeds, progress, and the end of the process."""
+"""Runs a stage and ends its process: exit statuses, one-line errors, and several processes."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from ddpm.core.device import Runtime, process_count
 from ddpm.core.files import InputError
 
 
-class Interrupted(Exception):  # noqa: N818 (what happened is no error)
-    """The process was asked to end by a signal, and has kept what it needs to go on; the message says so."""
+class Interrupted(Exception):  # noqa: N818 (a signal is no error)
+    """A signal ended the work, whose state is saved. number: the number of the signal."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
@@ -18,8 +18,9 @@ class Interrupted(Exception):  # noqa: N818 (what happened is no error)
 
 
 def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
-    """Run a stage: an InputError becomes one line and exit status 1; anything else is a defect and keeps its traceback.
+    """Runs a stage. An InputError becomes one line and exit status 1; any other exception is a defect and keeps its traceback.
 
+    main: the stage's function.
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
     """
     try:
@@ -33,7 +34,7 @@ def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr, flush=True)
         launch.mark_saved()
-        # Not sys.exit: winding up would wait for the other processes.
+        # Not sys.exit, which would wait for the other processes.
         os._exit(128 + stopped.number)
     except InputError as error:
         if launch.CHILD in os.environ:

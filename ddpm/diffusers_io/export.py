@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ddpm.core.files import InputError, atomic, check_folder, read_json, replacing, write_json, write_text
+from ddpm.core.files import InputError, atomic, atomic_folder, check_folder, read_json, write_json, write_text
 from ddpm.diffusers_io.model_card import CardInfo, write_card
 from ddpm.diffusers_io.scheduler_config import write_scheduler
 from ddpm.diffusers_io.state_dict_map import CLASSES, FIRST, LAST, LINEAR_OUT, to_theirs
@@ -151,7 +151,7 @@ def export(
     count = sum(value.numel() for value in weights.values())
     facts = facts._replace(words=words, parameters=count, picture=picture.steps if picture else 0)
     versioned = {"_diffusers_version": VERSION}
-    with replacing(out) as folder:
+    with atomic_folder(out, replace=True) as folder:
         write_json(folder / UNET / "config.json", unet | versioned)
         _write_weights(folder / UNET / WEIGHTS, weights)
         write_json(folder / SCHEDULER / "scheduler_config.json", scheduler | versioned)

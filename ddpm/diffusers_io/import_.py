@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddpm.core.files import InputError, check_folder, read_json, replacing, write_json
+from ddpm.core.files import InputError, atomic_folder, check_folder, first_line, read_json, write_json
 from ddpm.core.weights import save_weights
 from ddpm.diffusers_io.export import RECORD, SCHEDULER, UNET
 from ddpm.diffusers_io.model_card import IMPORTED
@@ -145,7 +145,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({str(error).splitlines()[0]}); save the model again", key=path) from None
+        raise InputError(f"cannot be read ({first_line(error)}); save the model again", key=path) from None
     if not isinstance(value, dict):
         raise InputError("holds no JSON object; save the model again", key=path)
     return value
@@ -167,12 +167,11 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     try:
         return path, {str(name): value.float() for name, value in READERS[path.suffix](path).items()}
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot be read as weights ({reason}); save the model again", key=path) from None
+        raise InputError(f"cannot be read as weights ({first_line(error)}); save the model again", key=path) from None
 
 
 def write_model(found: Found, out: Path) -> None:
     """Write what was read as a model folder, whole or not at all."""
-    with replacing(out) as folder:
+    with atomic_folder(out, replace=True) as folder:
         write_json(folder / CONFIG, found.config)
         save_weights(folder / CHECKPOINTS["final"], found.weights)

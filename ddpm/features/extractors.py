@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm.core import processes
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, first_line
 from ddpm.core.progress import Progress
 from ddpm.data.images import to_tensor
 
@@ -54,7 +54,7 @@ def load_lpips_alex(path: Path, device: torch.device) -> torch.nn.Module:
     try:
         trunk = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged archive raises
-        raise InputError(f"cannot be loaded ({str(error).splitlines()[0]}); replace it", key=path) from None
+        raise InputError(f"cannot be loaded ({first_line(error)}); replace it", key=path) from None
     # torchvision numbers the layers "features.N.weight"; lpips keeps N, behind the name of one of five slices.
     ours = network.net.state_dict()
     for key in ours:

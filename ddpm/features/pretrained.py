@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from pydantic import ConfigDict
 
-from ddpm.core.files import InputError, sha256
+from ddpm.core.files import InputError, first_line, sha256
 from ddpm.core.params import Section
 
 
@@ -86,5 +86,6 @@ def _download(file: WeightsFile) -> None:
         # To a temporary name, and renamed when the SHA-256 is right.
         torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no network; another content
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"warning: {file.url}: cannot be downloaded ({reason}); going on without it", file=sys.stderr, flush=True)
+        print(
+            f"warning: {file.url}: cannot be downloaded ({first_line(error)}); going on without it", file=sys.stderr, flush=True
+        )

@@ -5,7 +5,6 @@ Which snapshots to keep of a training that may have made any number of them."""
 from pathlib import Path
 
 from ddpm.core import processes
-from ddpm.core.device import Neighbours
 from ddpm.core.files import remove_partial, write_json, write_text
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.run_log import RunLog
@@ -26,7 +25,6 @@ class TrainingArtifacts:
 
     def __init__(self, trainer: Trainer, config: dict, saved: ResumeState):
         self.trainer, self.config, self.saved = trainer, config, saved
-        self.neighbours = Neighbours(trainer.device)
         self.log = RunLog(REPORT)
         remove_partial(MODEL_DIR)
         write_json(MODEL_DIR / CONFIG, config)
@@ -41,11 +39,17 @@ class TrainingArtifacts:
         several = f" in {processes.world_size()} processes" if processes.world_size() > 1 else ""
         print(f"U-Net with {self.parameters:,} parameters on {trainer.device}{several}", flush=True)
         if trainer.step:
-            print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,}", flush=True)
+            print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,} (DDPM_FRESH=1 starts at step 0)", flush=True)
 
     def hooks(self) -> Hooks:
         """What the training loop calls."""
-        return Hooks(lambda row: self.log.log(row, step="step"), self._speed, self._preview, self._snapshot, self._checkpoint)
+        return Hooks(
+            lambda row: self.log.log(row, step="step"),
+            lambda row: self._write_speed(),
+            self._preview,
+            self._snapshot,
+            self._checkpoint,
+        )
 
     def finish(self) -> None:
         """Write what a finished training leaves, and remove its state."""
@@ -59,10 +63,6 @@ class TrainingArtifacts:
         self.log.close(parameters=self.parameters, best_validation_loss=trainer.best_loss)
         print(f"time: {trainer.phases.summary()}", flush=True)
         self.saved.discard()
-
-    def _speed(self, row: dict[str, float]) -> None:
-        self._write_speed()
-        self.neighbours.warn()
 
     def _write_speed(self) -> None:
         rows = self.trainer.speed

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ddpm.core import processes
-from ddpm.core.files import atomic, remove_partial, sha256_tree, writing
+from ddpm.core.files import atomic, first_line, remove_partial, sha256_tree, writing
 from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
 from ddpm.core.scratch import hold, scratch_root
 
@@ -72,7 +72,7 @@ class ResumeState:
         if not self.path.exists():
             return None
         if fresh:
-            print("starting afresh, as -f asks", flush=True)
+            print("DDPM_FRESH is set: discarding the saved state", flush=True)
             self._empty()
             return None
         try:
@@ -84,8 +84,9 @@ class ResumeState:
         except Exception as error:  # whatever a damaged archive raises, training can start afresh
             aside = self.folder.with_suffix(".damaged")  # beside the folder, which the end of the training removes
             os.replace(self.path, aside)
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            print(f"warning: {self.path}: not usable ({reason}); kept as {aside.name}, starting afresh", file=sys.stderr)
+            print(
+                f"warning: {self.path}: not usable ({first_line(error)}); kept as {aside.name}, starting afresh", file=sys.stderr
+            )
             return None
         differing = [f"{key} {state[key]} -> {value}" for key, value in self.surroundings.items() if state[key] != value]
         if differing:

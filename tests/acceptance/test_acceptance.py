@@ -28,7 +28,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 BRANCH = "acceptance"
 TIMEOUT = 300  # seconds for one command; the longest takes about 30 on two idle cores
 UP_TO_DATE = "Data and pipelines are up to date."
-TRAIN_AGAIN = ("-f", "-s", "train")  # this stage alone, though nothing changed, and from step 0
+TRAIN_AGAIN = ("-f", "-s", "train")  # this stage alone, though nothing changed
 RUNS = ".dvc/cache/runs"
 OTHER = ("-S", "train.weight_decay=0.001", "train")  # a training that is not in the recorded run
 
@@ -332,14 +332,15 @@ def test_resume_after_kill_9_in_a_temporary_folder(project):
     assert project.weights() == project.other_weights
 
 
-def test_force(project):
-    """`-f` starts from step 0, although there is a saved state."""
+def test_fresh_start(project, monkeypatch):
+    """DDPM_FRESH=1 starts from step 0, although there is a saved state."""
     recorded = project.weights()
     with project.training("repro", *TRAIN_AGAIN) as (process, _):
         kill_group(process)
     assert project.state
+    monkeypatch.setitem(project.env, "DDPM_FRESH", "1")
     output = project.dvc("repro", *TRAIN_AGAIN)
-    assert "starting afresh, as -f asks" in output
+    assert "DDPM_FRESH is set: discarding the saved state" in output
     assert "resuming" not in output
     assert logged_steps((project.folder / "reports/train/plots/metrics/loss.tsv").read_text()) == LOGGED_STEPS
     assert project.weights() == recorded
