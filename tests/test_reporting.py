@@ -1,11 +1,14 @@
 """Pictures and pages: what is drawn is what was given."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from ddpm.plots import figures, image_grid
+from ddpm.plots import figures, image_grid, sample_figures
 from ddpm.plots.numbers import measured, number, percent, share_error, share_of, supported, table
 
 
@@ -89,10 +92,23 @@ def blue(picture):
     return (picture[..., :3] == [0x00, 0x72, 0xB2]).all(-1)
 
 
+def test_fid_over_nfe_draws_every_sampler(tmp_path, monkeypatch):
+    """Twelve samplers, more than there are colours or line styles."""
+    rows = [{"method": f"sampler {k}", "budget": b, "nfe": b, "fid": k + 1 + 1 / b} for k in range(12) for b in (5, 10)]
+    axes = []
+    monkeypatch.setattr(figures, "figure", lambda *_: nullcontext(axes))
+    axes.append(Figure().subplots())
+    figures.fid_over_nfe(tmp_path / "fid.png", pd.DataFrame(rows), 0.5, 500)
+    lines = [line for line in axes[0].lines if line.get_label().startswith("sampler")]
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 12
+
+
 def test_bars_are_as_high_as_the_scores(tmp_path):
     """The first group of bars, precision, is drawn at half the height of the second."""
     path = tmp_path / "coverage.png"
-    figures.coverage_bars(path, {"DDPM": {"precision": 0.4, "recall": 0.8}, figures.REAL: {"precision": 1.0, "recall": 1.0}}, 500)
+    sample_figures.coverage_bars(
+        path, {"DDPM": {"precision": 0.4, "recall": 0.8}, sample_figures.REAL: {"precision": 1.0, "recall": 1.0}}, 500
+    )
     drawn = blue(read(path))
     columns = np.flatnonzero(drawn.sum(0) > 20)
     heights = sorted({int(drawn[:, column].sum()) for column in columns if column < drawn.shape[1] * 0.75})
@@ -101,7 +117,9 @@ def test_bars_are_as_high_as_the_scores(tmp_path):
 
 def test_classes_are_counted_over_all_names(tmp_path):
     path = tmp_path / "classes.png"
-    figures.class_histogram(path, {"DDPM": np.array([0, 0, 2]), figures.REAL: np.array([0, 1, 2])}, ["cat", "dog", "horse"])
+    sample_figures.class_histogram(
+        path, {"DDPM": np.array([0, 0, 2]), sample_figures.REAL: np.array([0, 1, 2])}, ["cat", "dog", "horse"]
+    )
     drawn = blue(read(path))
     # Before the legend, two bars: nothing of the set was seen as the second class.
     filled = (drawn.sum(0) > 20)[: int(drawn.shape[1] * 0.75)]
@@ -113,7 +131,7 @@ def test_a_confusion_has_a_panel_per_set(tmp_path, classes):
     labels = np.arange(200) % classes
     names = [f"class {i}" for i in range(classes)]
     for panels in (1, 2, 3):
-        figures.confusion(tmp_path / f"{panels}.png", {f"set {i}": (labels, labels) for i in range(panels)}, names)
+        sample_figures.confusion(tmp_path / f"{panels}.png", {f"set {i}": (labels, labels) for i in range(panels)}, names)
         # All classes are seen as asked, so the diagonal is as dark as the scale goes.
         darkest = (read(tmp_path / f"{panels}.png")[..., :3] == [0x08, 0x30, 0x6B]).all(-1)
         assert darkest.any()

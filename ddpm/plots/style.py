@@ -1,4 +1,4 @@
-"""Figures for people, in one style: PNG, readable at the width of a README, safe for the colour-blind."""
+"""The common style of all figures: readable at the width of a README, with colours that colour-blind readers can tell apart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ STYLE = {
 
 @contextmanager
 def figure(path: Path, panels: int, width: float, height: float) -> Iterator[list[Axes]]:
-    """Yield the axes of a figure with panels side by side; write it as a PNG, atomically."""
+    """Yields the axes of a figure with panels side by side, then writes it as a PNG, atomically. Sizes are in inches."""
     with matplotlib.rc_context(STYLE):
         canvas = Figure(figsize=(width, height), dpi=120, layout="constrained")
         yield list(canvas.subplots(1, panels, squeeze=False)[0])

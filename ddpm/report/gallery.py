@@ -1,25 +1,33 @@
-"""All pictures of the report, from the arrays and numbers of the other stages, into reports/report."""
+"""Draws the pictures of the report into reports/report, from the arrays and numbers that other stages wrote."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from ddpm.core.files import InputError, read_npz, remove
 from ddpm.diffusion.schedule import NoiseSchedule, add_noise
-from ddpm.plots import figures, image_grid, video
-from ddpm.report import edits
-from ddpm.report.guidance import guidance_curves
-from ddpm.report.summary import SAMPLERS
+from ddpm.plots import figures, image_grid, sample_figures, video
+from ddpm.report.summary import SAMPLES
 
 FIGURES = Path("reports/report")
 COVERAGE = ("precision", "recall", "density", "coverage")
+# Picture -> arrays (K, H, W, C) of samples/edits.npz, which are its rows, with their captions. A name that ends with * stands
+# for all arrays that begin with it; the rest of their names is put into the caption.
+EDITS: dict[str, dict[str, str]] = {
+    "inpainting": {"inpaint_image": "test image", "inpaint_known": "known", "inpaint_filled_*": "by {}"},
+    "editing": {"edit_image": "test image", "edit_strength_*": "strength {}", "edit_varied_*": "varied, {}"},
+    "interpolation": {"interpolate_sample_*": "samples {}", "interpolate_image_*": "test images {}"},
+}
+HOLD = {"interpolation": 0.0, "training": 2.0}  # seconds that an animation rests on its last frame
+SNAPSHOT_COLUMNS = 10
 QUARTERS = {"0_25": "0 to 0.25", "25_50": "0.25 to 0.5", "50_75": "0.5 to 0.75", "75_100": "0.75 to 1"}
 
 
 def draw_samples(name: str, class_names: list[str], columns: int, tile: int, frame_ms: int) -> None:
-    """The grid of a sampler's images, and how some of them came out of noise."""
+    """Draws a grid of samples, by class if they have classes, and the denoising of some of them."""
     arrays = read_npz(f"samples/{name}.npz", f"sample_{name}")
     grid = FIGURES / f"{name}_grid.png"
     if "arr_1" in arrays:
@@ -32,7 +40,7 @@ def draw_samples(name: str, class_names: list[str], columns: int, tile: int, fra
 
 
 def draw_pairs(arrays: dict[str, np.ndarray], tile: int) -> None:
-    """Test images noised and denoised, encoded and decoded; samples above their nearest training images."""
+    """Draws test images after denoising and after the round trip to noise, and samples with their nearest training images."""
     rows = {"clean": "test image", "noisy": "noisy", "network": "network", "wiener": "Wiener", "zero": "no denoising"}
     tiles = [list(arrays[f"reconstruction_{name}"]) for name in rows]
     image_grid.save(FIGURES / "reconstruction.png", image_grid.captioned(tiles, list(rows.values()), [], tile))
@@ -42,13 +50,13 @@ def draw_pairs(arrays: dict[str, np.ndarray], tile: int) -> None:
         image_grid.save(FIGURES / "round_trip.png", image_grid.captioned(list(trips.values()), captions, [], tile))
     else:
         remove(FIGURES / "round_trip.png")
-    for name in SAMPLERS:
+    for name in SAMPLES:
         pairs, ratios = arrays[f"{name}_neighbours"], arrays[f"{name}_neighbours_ratio"]
         image_grid.neighbours(FIGURES / f"{name}_neighbours.png", pairs, ratios, tile)
 
 
 def draw_schedules(schedules: dict[str, NoiseSchedule], chosen: str, image: np.ndarray, tile: int) -> None:
-    """Their curves, and what each makes of one image, with the same noise throughout."""
+    """Draws the curves of the schedules, and one image noised by each of them with the same noise."""
     curves = {name: (schedule[torch.arange(1, schedule.steps + 1)].alpha.numpy() ** 2, 2 * schedule.log_ratio)
               for name, schedule in schedules.items()}  # fmt: skip
     figures.noise_schedules(FIGURES / "schedules.png", curves, chosen)
@@ -64,7 +72,7 @@ def draw_schedules(schedules: dict[str, NoiseSchedule], chosen: str, image: np.n
 
 
 def draw_scores(scores: dict, cost: dict) -> None:
-    """Quality beside cost, and coverage beside that of real images."""
+    """Draws FID, accuracy and cost of the samplers, and precision, recall, density and coverage next to real images."""
     rows = [
         {
             "sampler": scores[name]["sampler"],
@@ -73,55 +81,70 @@ def draw_scores(scores: dict, cost: dict) -> None:
             "accuracy": scores[name].get("accuracy"),
             "nfe": cost[name]["nfe"],
         }
-        for name in SAMPLERS
+        for name in SAMPLES
     ]
     figures.comparison(FIGURES / "comparison.png", rows, scores["ddpm"]["classifier"]["fid_floor"], scores["n"])
-    spaces = {scores[name]["sampler"]: scores[name]["classifier"] for name in SAMPLERS}
-    spaces[figures.REAL] = scores["real"]["classifier"]
+    spaces = {scores[name]["sampler"]: scores[name]["classifier"] for name in SAMPLES}
+    spaces[sample_figures.REAL] = scores["real"]["classifier"]
     bars = {title: {key: space[key] for key in COVERAGE} for title, space in spaces.items()}
-    figures.coverage_bars(FIGURES / "coverage.png", bars, scores["n"])
+    sample_figures.coverage_bars(FIGURES / "coverage.png", bars, scores["n"])
 
 
 def draw_classes(arrays: dict[str, np.ndarray], titles: dict[str, str], class_names: list[str]) -> None:
-    """Which classes the judge sees in samples and test images, and beside the classes asked for. titles: sampler by name."""
-    seen = {title: arrays[f"{name}_seen"] for name, title in titles.items()} | {figures.REAL: arrays["real_seen"]}
-    figures.class_histogram(FIGURES / "classes.png", seen, class_names)
-    asked = {
-        title: (arrays[f"{name}_asked"], arrays[f"{name}_seen"]) for name, title in titles.items() if f"{name}_asked" in arrays
-    }
-    if asked:
-        real = {figures.REAL: (arrays["real_labels"], arrays["real_seen"])}
-        figures.confusion(FIGURES / "confusion.png", asked | real, class_names)
+    """Draws the predicted classes of samples and test images, also against the requested classes if there are any.
+
+    titles: title of each set of samples, by its name in arrays.
+    """
+    real = sample_figures.REAL
+    predicted = {title: arrays[f"{name}_seen"] for name, title in titles.items()} | {real: arrays["real_seen"]}
+    sample_figures.class_histogram(FIGURES / "classes.png", predicted, class_names)
+    panels = {title: (arrays[f"{name}_asked"], predicted[title]) for name, title in titles.items() if f"{name}_asked" in arrays}
+    if panels:
+        panels[real] = (arrays["real_labels"], predicted[real])
+        sample_figures.confusion(FIGURES / "confusion.png", panels, class_names)
     else:
         remove(FIGURES / "confusion.png")
 
 
 def draw_guidance() -> pd.DataFrame:
-    """Accuracy, recall and FID over the scale of guidance; returns the table, empty where no scales were compared."""
+    """Draws the scores over the guidance scale and returns their table, which is empty where no scales were compared."""
     frame = read_table("reports/guidance/guidance.csv", "guidance")
     if frame.empty:
         remove(FIGURES / "guidance.png")
     else:
-        guidance_curves(FIGURES / "guidance.png", frame)
+        figures.guidance_curves(FIGURES / "guidance.png", frame)
     return frame
 
 
-def draw_edits(tile: int, frame_ms: int) -> dict[str, np.ndarray]:
-    """What `edit` made: images filled in, edited, varied and interpolated, and a film of the training; returns its arrays."""
+def draw_edits(tile: int, frame_ms: int) -> bool:
+    """Draws the results of the stage `edit`. Returns whether there are samples of training snapshots."""
     arrays = read_npz("samples/edits.npz", "edit")
-    for name, captions in edits.PICTURES.items():
-        image_grid.save(FIGURES / f"{name}.png", edits.picture(arrays, captions, tile))
-    for name, frames in edits.films(arrays, tile).items():
+    for name, rows in EDITS.items():
+        image_grid.save(FIGURES / f"{name}.png", _captioned_rows(arrays, rows, tile))
+    between = np.stack([arrays[key] for key in arrays if key.startswith("interpolate_film_")], axis=1)
+    animations = {"interpolation": video.strip_film(between, between.shape[1], tile), "training": []}
+    if len(steps := arrays["training_step"]):
+        animations["training"] = video.training_frames(arrays["training_images"], steps.tolist(), SNAPSHOT_COLUMNS, tile)
+    for name, frames in animations.items():
         path = FIGURES / f"{name}.gif"
         if frames:
-            video.write_film(path, frames, fps=1000 / frame_ms, hold=edits.HOLD[name])
+            video.write_film(path, frames, fps=1000 / frame_ms, hold=HOLD[name])
         else:
             remove(path)
-    return arrays
+    return len(steps) > 0
+
+
+def _captioned_rows(arrays: dict[str, np.ndarray], rows: dict[str, str], tile: int) -> Image.Image:
+    tiles, captions = [], []
+    for name, caption in rows.items():
+        keys = [key for key in arrays if key.startswith(name[:-1])] if name.endswith("*") else [name]
+        tiles += [list(arrays[key]) for key in keys]
+        captions += [caption.format(key.removeprefix(name[:-1]).replace("_", " ")) for key in keys]
+    return image_grid.captioned(tiles, captions, [], tile)
 
 
 def draw_curves(arrays: dict[str, np.ndarray]) -> None:
-    """Loss over steps, in all and by noise level; PSNR and the likelihood bound over the noise level."""
+    """Draws the loss over steps, also by noise level, and PSNR and the likelihood bound over the noise level."""
     figures.psnr_over_t(FIGURES / "psnr.png", read_table("reports/evaluate/plots/psnr.csv", "evaluate"))
     folder = "reports/train/plots/metrics"
     figures.loss_curve(
@@ -137,9 +160,9 @@ def _to_picture(image: torch.Tensor) -> np.ndarray:
     return ((image.numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
-def read_table(path: str, made_by: str) -> pd.DataFrame:
-    """A CSV or TSV file. Raises InputError, naming the stage that makes it, if it cannot be read."""
+def read_table(path: str, stage: str) -> pd.DataFrame:
+    """Reads a CSV or TSV file. Raises InputError, naming the stage that writes it, if it cannot be read."""
     try:
         return pd.read_csv(path, sep="\t" if path.endswith(".tsv") else ",")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error}); make it again with `dvc repro -f {made_by}`", key=path) from None
+        raise InputError(f"cannot be read ({error}); make it again with `dvc repro -f {stage}`", key=path) from None

@@ -1,0 +1,24 @@
+"""Renders Markdown pages from Jinja templates, with filters that format numbers."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ddpm.plots.numbers import fixed, measured, number, percent, share_of, supported
+
+FILTERS = {function.__name__: function for function in (fixed, measured, number, percent, share_of, supported)}
+
+
+def render(template: Path, **values: Any) -> str:
+    """Returns the text of a template file: paragraphs are separated by one blank line, and the text ends with a newline.
+
+    Raises jinja2.UndefinedError for a name or key that `values` lack.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= FILTERS
+    text = environment.get_template(template.name).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

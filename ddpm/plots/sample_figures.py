@@ -1,0 +1,95 @@
+"""Draws figures that compare sets of samples with real images: coverage, classes and confusion matrices."""
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ddpm.plots.style import BLUE, GRAY, ORANGE, figure
+
+REAL = "real test images"
+COLOURS = (BLUE, ORANGE, GRAY)
+# Limits of a figure as wide as a README: class names on an axis, classes with a number in each cell, letters side by side.
+MAX_NAMES, MAX_NUMBERS, MAX_LETTERS = 30, 12, 90
+
+
+def coverage_bars(path: Path, scores: dict[str, dict[str, float]], n: int) -> None:
+    """Draws precision, recall, density and coverage as bars. scores: title -> {score: value}, real images last."""
+    names = list(next(iter(scores.values())))
+    with figure(path, 1, 9, 3.4) as (ax,):
+        drawn = _grouped_bars(ax, {title: [of[name] for name in names] for title, of in scores.items()})
+        for bars, of in zip(drawn, scores.values(), strict=True):
+            ax.bar_label(bars, [f"{of[name]:.2f}" for name in names], padding=2, fontsize=9)
+        ax.set_xticks(range(len(names)), names)
+        ax.set(
+            ylabel=f"score in the classifier's features, n = {n:,}",
+            ylim=(0, 1.12 * max(1, *(value for of in scores.values() for value in of.values()))),
+        )
+        ax.set_title("Quality (precision, density) and diversity (recall, coverage) of samples")
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def class_histogram(path: Path, predicted: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    """Draws the share of images by predicted class. predicted: title -> class (N,), real images last."""
+    with figure(path, 1, 9, 3.4) as (ax,):
+        shares = {title: np.bincount(classes, minlength=len(names)) / len(classes) for title, classes in predicted.items()}
+        if len(names) > MAX_NAMES:
+            for (title, values), colour in zip(shares.items(), cycle(COLOURS), strict=False):
+                ax.plot(values, drawstyle="steps-mid", color=colour, linewidth=1.2, label=title)
+        else:
+            _grouped_bars(ax, shares)
+        _name_classes(ax, names, MAX_LETTERS)
+        ax.set(xlabel="predicted class", ylabel="share of the images", title="Classes of samples and of test images")
+        ax.set_ylim(0, None)
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if len(names) <= MAX_NAMES else 1))
+        # Outside the axes, where bars of any height leave room for it.
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def confusion(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> None:
+    """Draws a confusion matrix in percent for each set. panels: title -> (requested class (N,), predicted class (N,))."""
+    room = MAX_LETTERS // 3
+    height = 3.6 + (0.09 * max(map(len, names)) if _stand_upright(names, room) else 0)
+    with figure(path, len(panels), 3 * len(panels), height) as axes:
+        for ax, (title, (requested, predicted)) in zip(axes, panels.items(), strict=True):
+            counts = np.zeros((len(names), len(names)))
+            np.add.at(counts, (requested, predicted), 1)
+            shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            ax.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+            ax.set(title=f"{title}:\n{np.mean(requested == predicted):.1%} accuracy", xlabel="predicted class")
+            ax.grid(visible=False)
+            _name_classes(ax, names, room)
+            if len(names) <= MAX_NAMES:
+                # The first panel names the rows of all panels.
+                ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
+            if len(names) <= MAX_NUMBERS:
+                for i, j in zip(*np.nonzero(counts), strict=True):
+                    ink = "white" if shares[i, j] > 50 else "black"
+                    ax.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=8, color=ink)
+        axes[0].set_ylabel("requested class")
+
+
+def _grouped_bars(ax: Axes, groups: dict[str, Sequence[float]]) -> list:
+    """Draws a group of bars, one for each entry, around every whole number."""
+    width = 0.8 / len(groups)
+    drawn = []
+    for k, ((title, values), colour) in enumerate(zip(groups.items(), cycle(COLOURS), strict=False)):
+        places = np.arange(len(values)) + (k - (len(groups) - 1) / 2) * width
+        drawn.append(ax.bar(places, values, width * 0.94, color=colour, label=title))
+    ax.grid(axis="x", visible=False)
+    return drawn
+
+
+def _name_classes(ax: Axes, names: Sequence[str], letters: int) -> None:
+    """Writes class names below an axis with room for `letters` side by side, or numbers if there are too many classes."""
+    if len(names) > MAX_NAMES:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return
+    ax.set_xticks(range(len(names)), names, rotation=90 if _stand_upright(names, letters) else 0)
+
+
+def _stand_upright(names: Sequence[str], letters: int) -> bool:
+    return len(names) <= MAX_NAMES and len(names) * (max(map(len, names)) + 1) > letters
