@@ -1,6 +1,6 @@
 """One script per stage, run as `python -m stages.NAME`.
 
-This file runs before a stage imports anything slow.
+This file sets up the process before a stage imports PyTorch.
 """
 
 import ctypes
@@ -11,30 +11,30 @@ import sys
 import threading
 from pathlib import Path
 
-# PyTorch's threads (GNU OpenMP) spin for a long time when they wait for each other. With another busy process on the machine they
-# then wait for a thread that is not running: training was seen at a fifth of its speed. A short spin costs a few percent on an
-# idle machine. Read when OpenMP is loaded, so it must be set before PyTorch is imported.
+# PyTorch's threads (GNU OpenMP) spin for a long time while they wait for each other. With another busy process on the machine
+# they wait for a thread that is not running: training was measured at a fifth of its speed. A short spin costs a few percent on
+# an idle machine. OpenMP reads the variable when it is loaded, so it must be set before PyTorch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# glibc gives the memory of large tensors back to the system as soon as they are freed, and every training step takes it anew,
-# page by page: a tenth to a fifth of its time on two cores. So keep it: no mmap below 1 GB (M_MMAP_THRESHOLD, -3) and no trimming
-# (M_TRIM_THRESHOLD, -1).
+# glibc returns the memory of large tensors to the system as soon as they are freed, and every training step maps it again, page
+# by page: a tenth to a fifth of its time on two cores. So keep the memory: no mmap below 1 GB (M_MMAP_THRESHOLD, -3) and no
+# trimming (M_TRIM_THRESHOLD, -1).
 if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
     for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):
         ctypes.CDLL(None).mallopt(option, value)
 
-CHILD = "DDPM_CHILD"  # set for the processes that a stage starts itself (ddpm/distributed.py)
+CHILD = "DDPM_CHILD"  # set for the processes that a stage starts (ddpm/core/launch.py)
 
 
 def end_with_parent(stage: str | None) -> None:
-    """On Linux, ask for SIGTERM when the process that runs this stage dies: an orphaned trainer would write beside the next one.
+    """Makes Linux send SIGTERM to this process when its parent dies, so that no orphan trains at the same time as the next run.
 
-    That process is dvc, or the same stage where it started several. stage: by its name in dvc.yaml, None without dvc.
+    The parent is dvc, or the stage that started this process as one of several. stage: the name in dvc.yaml, None without dvc.
     """
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    # dvc runs a command in $SHELL. bash and zsh put it in their own place; dash, which is /bin/sh on Debian, stays between as the
-    # parent and outlives dvc. Such a shell has the environment that dvc gave it, and its parent is the process to watch.
+    # dvc runs a command in $SHELL. bash and zsh replace themselves with it; dash, which is /bin/sh on Debian, stays as the parent
+    # and outlives dvc. Such a shell has the environment of the stage, and its own parent is the process to watch.
     shell = Path("/proc", str(os.getppid()))
     if stage and f"DVC_STAGE={stage}".encode() in (shell / "environ").read_bytes().split(b"\0"):
         dvc = os.pidfd_open(int((shell / "stat").read_text().rpartition(")")[2].split()[1]))
@@ -46,10 +46,10 @@ def _end_after(process: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-# Here and not in main(): a dvc that is killed while its stage still imports must not leave it running either.
+# At import, not in main(): dvc may be killed while its stage still imports.
 if sys.platform == "linux" and ("DVC_STAGE" in os.environ or CHILD in os.environ):
     try:
-        # The parent of a process that a stage started is that stage, which watches dvc itself.
+        # The parent of a process that a stage started is that stage, which itself ends with dvc.
         end_with_parent(None if CHILD in os.environ else os.environ["DVC_STAGE"])
-    except (OSError, AttributeError):  # no /proc, or a Python without pidfd_open: the lock still keeps a second trainer off
+    except (OSError, AttributeError):  # no /proc, or a Python without pidfd_open; the lock still prevents a second trainer
         pass

@@ -161,7 +161,7 @@ def test_other_settings_and_force_start_afresh(raw, decoded, capsys):
     assert len(decoded) == 16
     prepare("image_folder", settings(**FIT), fresh=True)
     assert len(decoded) == 32
-    assert "starting afresh, as -f asks" in capsys.readouterr().out
+    assert "DDPM_FRESH is set" in capsys.readouterr().out
     assert "starting" not in (prepare("image_folder", settings(**FIT), fresh=True), capsys.readouterr().out)[1]
 
 
@@ -206,10 +206,10 @@ def test_the_stage_goes_on_unless_dvc_was_told_to_start_afresh(workspace, capsys
     given = params.load(prepare_data=PrepareData).prepare_data
     monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     killed(PartialArrays, "write", 8, False, **given.model_dump())
-    monkeypatch.setattr(stages.prepare_data, "dvc_forces", lambda: forced)
+    monkeypatch.setenv("DDPM_FRESH", str(int(forced)))
     stages.prepare_data.main()
     said = capsys.readouterr()
-    assert ("starting afresh, as -f asks" in said.out) is forced
+    assert ("DDPM_FRESH is set" in said.out) is forced
     assert ("8 of 20 images were prepared before" in said.out) is not forced
     assert "image_folder: 18 training and 2 test images of 4x4x3" in said.out
     assert "warning: all images are of one class" in said.err

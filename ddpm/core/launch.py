@@ -1,8 +1,7 @@
-"""Several processes for one stage: how they are started, which of them this one is, and how they share work.
+"""Starts a stage in several processes, reports their errors as one, and lets process 0 save before the others end.
 
-Started as `python -m stages.NAME`, a stage starts its own processes by PyTorch's elastic launcher where `runtime.processes` asks
-for more than one; started by `torchrun ... -m stages.NAME`, on one machine or on many, it joins those that torchrun made. All
-compute, process 0 alone writes files and logs. In a single process every function here is what it would be without the others.
+Started as `python -m stages.NAME`, a stage starts its own processes with PyTorch's elastic launcher if `runtime.processes` is
+above 1. Started by `torchrun ... -m stages.NAME`, on one or several machines, it joins the processes of torchrun.
 """
 
 import json
@@ -22,26 +21,26 @@ import torch.distributed as dist
 from ddpm.core.files import InputError
 from ddpm.core.processes import is_main_process, store
 
-# Set for the processes that a stage starts itself: their parent says what went wrong, once (and stages/__init__.py reads it).
+# Set for the processes that a stage starts: their parent prints the error, once. stages/__init__.py reads it too.
 CHILD = "DDPM_CHILD"
 _SAVED = "saved"
-# torchrun kills its processes 30 seconds after it asked them to end.
+# Below the 30 seconds after which torchrun kills its processes.
 GRACE_SECONDS = 20
 
 
 @contextmanager
 def defer_signals_until_saved() -> Iterator[None]:
-    """In all processes but 0: a signal to end is obeyed only when process 0 has saved, or when it had its time.
+    """Delays SIGTERM and SIGINT in all processes but 0 until process 0 has saved, for at most GRACE_SECONDS.
 
-    Process 0 finishes a training step before it saves, and cannot do so without the others.
+    Process 0 finishes a training step before it saves, which needs the other processes.
     """
     if is_main_process():
         yield
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # Python runs handlers between its own instructions, so not while this process waits for the others; the file descriptor is
-    # written to at once, and a thread reads it.
+    # Python runs signal handlers between its own instructions, so not during a collective operation. The wakeup file descriptor
+    # is written at once, and a thread reads it.
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_end_after_first, args=[reader], daemon=True).start()
@@ -67,24 +66,24 @@ def _end_after_first(reader: int) -> None:
 
 
 def mark_saved() -> None:
-    """Process 0 has written all that it needs to: the others may end."""
+    """Tells the other processes that process 0 has saved, so that they may end."""
     if store() is not None:
         store().set(_SAVED, "1")
 
 
 def launch(processes: int, module: str) -> None:
-    """Run `python -m module` in several processes on this machine, and wait for them.
+    """Runs `python -m module` in several processes on this machine, and waits for them.
 
-    Raises InputError that says which of them failed first, and of what; SystemExit after a signal.
+    Raises InputError with the first failure, and SystemExit after a signal.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The launcher would say the same as the error below, in thirty lines.
+    # The launcher would log the error below in thirty lines.
     logging.disable(logging.CRITICAL)
     os.environ[CHILD] = "1"
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as would its store, whenever a process is gone
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store logs every lost connection
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=module, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0,
@@ -100,30 +99,30 @@ def launch(processes: int, module: str) -> None:
 
 
 def report(error: Exception) -> NoReturn:
-    """In a process that a stage started: leave the error to the parent, and end."""
-    ours = isinstance(error, InputError)
-    text = error.message if ours else "".join(traceback.format_exception(error)).rstrip()
-    # Gloo says with a plain RuntimeError that another process is gone.
+    """Passes the error of a process that a stage started to its parent, and ends the process."""
+    is_input = isinstance(error, InputError)
+    text = error.message if is_input else "".join(traceback.format_exception(error)).rstrip()
+    # Gloo raises a plain RuntimeError when another process is gone.
     lost = type(error) is RuntimeError or isinstance(error, dist.DistError)
-    note = {"message": text, "timestamp": int(time.time()), "input": ours, "lost": lost}
-    note |= {"key": error.key, "where": error.where} if ours else {}
+    note = {"message": text, "timestamp": int(time.time()), "input": is_input, "lost": lost}
+    note |= {"key": error.key, "where": error.where} if is_input else {}
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with open(path, "w", encoding="utf-8") as file:
             json.dump(note, file)
-    # Not sys.exit: a process that has lost the others would wait for them while it winds up.
+    # Not sys.exit, which would wait for processes that may be gone.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
 def _first_failure(failures: dict[int, object], processes: int) -> InputError:
-    """The failure that the others followed from: when one process ends, the next to hear from it fails too."""
+    """Returns the error of the process that failed first: the loss of a process makes the others fail too."""
 
-    def order(item: tuple[int, object]) -> int:
+    def rank_of_cause(item: tuple[int, object]) -> int:
         note = item[1].error_file_data
         return 0 if note.get("input") else 2 if note.get("lost") else 1
 
-    number, failure = min(failures.items(), key=order)
+    number, failure = min(failures.items(), key=rank_of_cause)
     note = failure.error_file_data
     if note.get("input"):
         return InputError(note["message"], key=note["key"], where=note["where"])
@@ -131,9 +130,9 @@ def _first_failure(failures: dict[int, object], processes: int) -> InputError:
         print(note["message"], file=sys.stderr)
         reason = "failed with the error above"
     elif number == 0 and failure.exitcode > 128:
-        sys.exit(failure.exitcode)  # it was asked to end, and has said that it saved
+        sys.exit(failure.exitcode)  # a signal ended it after it saved
     elif failure.exitcode < 0 or failure.exitcode > 128:
-        reason = f"was ended by {signal.Signals(-failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128).name}"
+        reason = f"was killed by {signal.Signals(-failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128).name}"
     else:
         reason = f"ended with exit status {failure.exitcode}"
     return InputError(

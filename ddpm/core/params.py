@@ -1,6 +1,6 @@
-"""Reads params.yaml, and says in one line what is wrong with it.
+"""Reads and validates params.yaml; a mistake becomes an InputError of one line.
 
-This file knows no section by name: the model of each section stands beside the code that it steers, and a stage names the
+This module knows no section by name. The model of each section is defined next to the code that uses it, and a stage names the
 sections that it reads: `load(dataset=DatasetName, train=Train)`.
 """
 
@@ -13,38 +13,39 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ddpm.core.files import InputError
 
 PARAMS_FILE = "params.yaml"
 PIPELINE_FILE = "dvc.yaml"
-# Read by every stage and declared by none: nothing in it changes a result.
+# Every stage reads this section and none declares it in dvc.yaml: nothing in it changes a result.
 UNDECLARED = "runtime"
 Seed = Annotated[int, Field(ge=0)]
+MISSING = f"missing; add it (the committed {PARAMS_FILE} shows a value)"
 
 
 class Section(BaseModel):
-    """Base class of a section: every key is required, unknown keys and other types are refused."""
+    """Base class of a section: every key is required, and unknown keys and other types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     def as_written(self) -> dict[str, Any]:
-        """The values as params.yaml holds them: a None that was read from a word (`OrWord`) is that word again."""
+        """Returns the values as params.yaml holds them: a None that was read from a word (`OrWord`) becomes that word."""
         words = {name: _word_of(field.metadata) for name, field in type(self).model_fields.items()}
         return {name: words[name] if value is None else value for name, value in self.model_dump().items()}
 
 
-def lookup(registry: Mapping[str, Any], name: str, what: str) -> Any:
-    """registry[name]; raises InputError with the valid names for an unknown one."""
+def lookup(registry: Mapping[str, Any], name: str, key: str) -> Any:
+    """Returns registry[name]. Raises InputError of this key, with the valid names, for an unknown name."""
     if name in registry:
         return registry[name]
-    raise InputError(f"{name!r} is unknown{_choices(name, registry)}", key=what)
+    raise InputError(f"{name!r} is unknown{_choices(name, registry)}", key=key)
 
 
 def OneOf(registry: Mapping[str, Any]) -> AfterValidator:  # noqa: N802 (reads as a type in annotations)
-    """Annotation of a str that must be a key of the registry."""
+    """Returns the annotation of a str that must be a key of the registry."""
 
     def check(value: str) -> str:
         if value not in registry:
@@ -55,12 +56,12 @@ def OneOf(registry: Mapping[str, Any]) -> AfterValidator:  # noqa: N802 (reads a
 
 
 def OrWord(word: str) -> BeforeValidator:  # noqa: N802
-    """Annotation of an optional value for which params.yaml may hold `word` instead; the word is read as None."""
+    """Returns the annotation of an optional value for which params.yaml may hold `word`, which is read as None."""
     return BeforeValidator(_Word(word))
 
 
 class _Word:
-    """Reads the word as None; an object, so that messages can name the word."""
+    """Reads the word as None. An object, so that error messages can name the word."""
 
     def __init__(self, word: str):
         self.word = word
@@ -70,15 +71,13 @@ class _Word:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-06, which DVC writes, as a number: PyYAML's own rule demands a point and a signed exponent."""
+    """A SafeLoader that reads 1e-06, as DVC writes it, as a number; PyYAML requires a point and a signed exponent."""
 
 
 _Loader.yaml_implicit_resolvers = {
     key: [(tag, regexp) for tag, regexp in rules if tag != "tag:yaml.org,2002:float"]
     for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-
-
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
@@ -87,7 +86,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
-    """Read a YAML mapping; raises InputError with the line of the mistake."""
+    """Reads a YAML mapping. Raises InputError with the line of the mistake."""
     try:
         value = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -102,35 +101,39 @@ def read_yaml(path: str | os.PathLike) -> dict:
 
 
 def load(path: str | os.PathLike = PARAMS_FILE, /, **kinds: Any) -> SimpleNamespace:
-    """Read the named top-level entries of params.yaml, each validated as its type (a Section or an annotated scalar).
+    """Reads the named top-level entries of params.yaml and validates each as its type, a Section or an annotated scalar.
 
-    Raises InputError with one line for the first mistake: the full path of the key, its value, what is allowed, and the
-    nearest valid name.
+    Raises InputError for the first mistake. Its key is the full path of the setting, such as "train.steps"; its message has the
+    value, what is allowed, and the nearest valid name.
     """
     raw = read_yaml(path)
-    _refuse_unknown_sections(path, raw)
-    # The fields carry a prefix because pydantic reserves some names, `model_` among them.
-    model = create_model("Params", __base__=Section, **{f"p_{name}": (kind, ...) for name, kind in kinds.items()})
+    _check_section_names(path, raw)
+    return SimpleNamespace(**{name: _validated(raw, name, kind, path) for name, kind in kinds.items()})
+
+
+def _validated(raw: dict, name: str, kind: Any, path: str | os.PathLike) -> Any:
+    if name not in raw:
+        raise InputError(MISSING, key=name, where=path)
+    is_section = bool(_fields(kind))
     try:
-        values = model.model_validate({f"p_{name}": raw[name] for name in kinds if name in raw})
+        # A section is strict by its own config; pydantic takes no second one for it.
+        return TypeAdapter(kind).validate_python(raw[name], strict=None if is_section else True)
     except ValidationError as error:
-        key, message = _explain(error.errors()[0], kinds)
-        raise InputError(message, key=key, where=path) from None
-    return SimpleNamespace(**{name: getattr(values, f"p_{name}") for name in kinds})
+        key, message = _explain(error.errors()[0], kind)
+        raise InputError(message, key=".".join([name, *key]), where=path) from None
 
 
 def make(kind: type[Section], **values: Any) -> Section:
-    """A section of values that do not stand in params.yaml. Raises InputError with one line, beginning with the key."""
+    """Returns a section of values from elsewhere than params.yaml. Raises InputError whose key is the setting."""
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key, message = _explain({**first, "loc": ("section", *first["loc"])}, {"section": kind})
-        raise InputError(message, key=key.removeprefix("section.")) from None
+        key, message = _explain(error.errors()[0], kind)
+        raise InputError(message, key=".".join(key)) from None
 
 
-def _refuse_unknown_sections(path: str | os.PathLike, raw: dict) -> None:
-    """A top-level key that no stage declares would be ignored in silence; the list of known ones is dvc.yaml's own."""
+def _check_section_names(path: str | os.PathLike, raw: dict) -> None:
+    """Raises InputError for a section that no stage declares in dvc.yaml, and that all would ignore."""
     pipeline = Path(path).with_name(PIPELINE_FILE)
     if not pipeline.exists():
         return
@@ -141,16 +144,14 @@ def _refuse_unknown_sections(path: str | os.PathLike, raw: dict) -> None:
             raise InputError(f"unknown section{_choices(str(key), sorted(known))}", key=str(key), where=path)
 
 
-def _explain(error: dict, kinds: Mapping[str, Any]) -> tuple[str, str]:
-    """The key of a mistake and what is wrong with its value."""
-    top, *rest = error["loc"]
-    location = [str(top).removeprefix("p_"), *map(str, rest)]
-    key, value = ".".join(location), error["input"]
-    section, rules = _walk(kinds[location[0]], location[1:])
+def _explain(error: dict, kind: Any) -> tuple[list[str], str]:
+    """Returns the path of a setting below its section, and the message."""
+    key, value = [str(part) for part in error["loc"]], error["input"]
+    section, rules = _walk(kind, key)
     if error["type"] == "extra_forbidden":
-        return key, f"unknown key{_choices(location[-1], _fields(section))}"
+        return key, f"unknown key{_choices(key[-1], _fields(section))}"
     if error["type"] == "missing":
-        return key, f"missing; add it (the committed {PARAMS_FILE} shows a value)"
+        return key, MISSING
     if error["type"] == "section":  # from a section whose class depends on its values
         return f"{key}.{error['ctx']['key']}", error["ctx"]["message"]
     if error["type"] == "one_of":
@@ -165,12 +166,12 @@ def _explain(error: dict, kinds: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    """The fields of a section; none of any other type."""
+    """Returns the fields of a section, none for another type."""
     return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def _walk(kind: Any, names: list[str]) -> tuple[Any, list]:
-    """The innermost section on the way to a key, and the rules of the key in it."""
+    """Returns the innermost section on the path to a key, and the rules of the key in it."""
     for name in names:
         field = _fields(kind).get(name)
         if field is None or not _fields(field.annotation):
@@ -190,7 +191,7 @@ def _word_of(metadata: list) -> str | None:
 
 
 def _bounds(metadata: list) -> str:
-    """Both ends of a range; pydantic's message names only the end that was crossed."""
+    """Returns both ends of a range; pydantic's message names only one."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [f"{sign} {getattr(rule, name)}" for rule in metadata for name, sign in signs.items() if hasattr(rule, name)]
     return f" (allowed: {' and '.join(limits)})" if limits else ""

@@ -62,7 +62,7 @@ class PartialArrays:
         remove(self.list)
         if fresh or not self._fits():
             if fresh and (self.folder / STATE).exists():
-                print("starting afresh, as -f asks", flush=True)
+                print("DDPM_FRESH is set: discarding the images prepared before", flush=True)
             self.forget()
             return
         self._map()
