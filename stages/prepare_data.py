@@ -11,7 +11,8 @@ from ddpm.data.prepared import open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DatasetName
 from ddpm.datasets.settings import PrepareData
-from ddpm.features.pretrained import PretrainedSettings, get_weights
+from ddpm.features.extractors import get_weights
+from ddpm.features.pretrained import PretrainedSettings
 from ddpm.plots.image_grid import first_images
 
 PICTURE = Path("reports/prepare_data/first_images.png")

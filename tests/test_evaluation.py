@@ -18,7 +18,7 @@ from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import Prepared, Split, held_out
 from ddpm.datasets.registry import digits
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.evaluation.evaluator import Evaluator
+from ddpm.evaluation.evaluator import LEVELS, Evaluator
 from ddpm.evaluation.feature_metrics import FeatureMetrics, Features, Sizes, set_sizes
 from ddpm.evaluation.fid import (
     consecutive_sets,
@@ -26,14 +26,13 @@ from ddpm.evaluation.fid import (
     fit_gaussian,
     frechet,
     frechet_at_infinity,
-    frechet_distance,
     inception_score,
     kernel_distance,
     kernel_within,
 )
 from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.lpips import lpips_alex, lpips_classifier
-from ddpm.evaluation.prdc import LEAST
+from ddpm.evaluation.prdc import MIN_IMAGES
 from ddpm.evaluation.reconstruction import (
     FRACTIONS,
     WienerFilter,
@@ -45,12 +44,17 @@ from ddpm.evaluation.reconstruction import (
     round_trips_if_trained,
     zero_denoiser,
 )
-from ddpm.features import extractors, pretrained
+from ddpm.features import pretrained
 from ddpm.features.classifier import Classifier, TrainClassifier, predict, shifted, train_classifier
+from ddpm.features.extractors import EXTRACTORS, load_lpips_alex
 from ddpm.sampling.model import DiffusionModel
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
+
+
+def frechet_distance(a, b):
+    return frechet(fit_gaussian(a), fit_gaussian(b))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def judge():
+def classifier():
     torch.manual_seed(0)
     return Classifier(1, 10).eval().requires_grad_(False)
 
@@ -101,13 +105,6 @@ class TestFrechet:
     def test_more_samples_of_one_law_are_closer(self):
         a = RNG.standard_normal((4000, 8))
         assert frechet_distance(a[:2000], a[2000:]) < 0.2 * frechet_distance(a[:100], a[100:200])
-
-    def test_bad_features_are_named(self):
-        good = np.ones((4, 2))
-        with pytest.raises(InputError, match="first set: the features of 1 of 4 images are NaN or infinite"):
-            frechet_distance(np.where(np.arange(4)[:, None] == 2, np.nan, good), good)
-        with pytest.raises(InputError, match="second set: 1 images are too few"):
-            frechet_distance(good, good[:1])
 
 
 class TestFrechetAtInfinity:
@@ -250,21 +247,21 @@ class TestWiener:
 
 
 class TestLPIPS:
-    def test_on_the_judge(self, judge, data):
+    def test_on_the_judge(self, classifier, data):
         x = to_model_range(to_tensor(data.test.images[:20]))
-        assert lpips_classifier(judge, x, x).abs().max() == 0
+        assert lpips_classifier(classifier, x, x).abs().max() == 0
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-        distances = [float(lpips_classifier(judge, x, x + scale * noise).mean()) for scale in (0.05, 0.1, 0.2, 0.4)]
+        distances = [float(lpips_classifier(classifier, x, x + scale * noise).mean()) for scale in (0.05, 0.1, 0.2, 0.4)]
         assert distances == sorted(distances)
         assert distances[0] > 0
 
-    def test_its_formula(self, judge):
+    def test_its_formula(self, classifier):
         a, b = torch.rand(2, 2, 1, 8, 8) * 2 - 1
         expected = torch.zeros(2)
-        for fa, fb in zip(judge.maps(a), judge.maps(b), strict=True):
+        for fa, fb in zip(classifier.maps(a), classifier.maps(b), strict=True):
             unit_a, unit_b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-10) for f in (fa, fb))
             expected += (unit_a - unit_b).square().mean(1).mean((1, 2))
-        torch.testing.assert_close(lpips_classifier(judge, a, b), expected.double(), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(lpips_classifier(classifier, a, b), expected.double(), rtol=1e-4, atol=1e-7)
 
     @pytest.mark.filterwarnings("ignore::UserWarning")  # how lpips builds AlexNet
     def test_by_alexnet_from_a_weights_file(self, tmp_path, monkeypatch):
@@ -276,7 +273,7 @@ class TestLPIPS:
         trunk = torchvision.models.alexnet(weights=None)
         path = tmp_path / pretrained.ALEXNET.name
         torch.save(trunk.state_dict(), path)
-        network = extractors.load_lpips_alex(path, CPU)
+        network = load_lpips_alex(path, CPU)
         reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         for i in range(1, 6):
             for name, layer in getattr(reference.net, f"slice{i}").named_children():
@@ -290,10 +287,10 @@ class TestLPIPS:
 
 
 class TestClassifier:
-    def test_predictions_do_not_depend_on_batches(self, judge, data, monkeypatch):
-        whole = predict(judge, data.test.images[:50], CPU)
+    def test_predictions_do_not_depend_on_batches(self, classifier, data, monkeypatch):
+        whole = predict(classifier, data.test.images[:50], CPU)
         monkeypatch.setattr("ddpm.features.classifier.PREDICT_BATCH", 7)
-        for a, b in zip(whole, predict(judge, data.test.images[:50], CPU), strict=True):
+        for a, b in zip(whole, predict(classifier, data.test.images[:50], CPU), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
         assert whole[0].shape == (50, 64)
         np.testing.assert_allclose(whole[1].sum(1), 1)
@@ -324,10 +321,10 @@ class TestScores:
         with pytest.raises(InputError, match="1 samples and 300 test images are too few"):
             set_sizes(1, 300)
 
-    def test_metrics_move_the_way_they_should(self, judge, data):
+    def test_metrics_move_the_way_they_should(self, classifier, data):
         """Real test images as samples reach the floor; noise raises FID and KID; a collapse lowers IS, accuracy and recall."""
-        judges = Evaluator(data, judge, 500, seed=0, device=CPU)
-        real, _ = judges.score(data.test.images, data.test.labels, "ddpm")
+        evaluator = Evaluator(data, classifier, 500, seed=0, device=CPU)
+        real = evaluator.evaluate(data.test.images, data.test.labels, "ddpm").scores
         found = real["classifier"]
         assert found["fid"] == pytest.approx(found["fid_floor"], rel=1e-9)
         assert found["fid_excess"] == pytest.approx(0, abs=1e-12)
@@ -337,7 +334,7 @@ class TestScores:
         assert found["is"] == pytest.approx(found["is_real"], rel=1e-9)
         assert real["inception"] == {"status": "weights missing"}
         assert not [key for key in found if key.endswith("_sd")]
-        assert judges.real() == {
+        assert evaluator.real() == {
             "classifier": pytest.approx({key: found[key] for key in ("precision", "recall", "density", "coverage")}),
             "inception": {"status": "weights missing"},
         }
@@ -345,23 +342,27 @@ class TestScores:
         assert real["diversity"] == {"classifier": 1, "status": "weights missing"}
         noise = RNG.standard_normal(data.test.images.shape)
         noisy = [np.clip(data.test.images + 127.5 * scale * noise, 0, 255).astype(np.uint8) for scale in (0.05, 0.1, 0.2, 0.4)]
-        scores = [judges.score(images, data.test.labels, "ddpm")[0] for images in noisy]
+        scores = [evaluator.evaluate(images, data.test.labels, "ddpm").scores for images in noisy]
         for key in ("fid", "kid"):
             values = [score["classifier"][key] for score in scores]
             assert values == sorted(values)
             assert values[-1] > 2 * found[f"{key}_floor"]
-        assert [judges.fid(images, data.test.labels, "ddpm") for images in noisy] == [
-            {"fid": score["classifier"]["fid"], "accuracy": score["accuracy"]} for score in scores
-        ]
-        collapsed, seen = judges.score(np.repeat(data.test.images[:1], 500, 0), data.test.labels, "ddpm")
+        quick = evaluator.evaluate(noisy[0], data.test.labels, "ddpm", level="fid")
+        assert quick.scores == {
+            "classifier": {key: scores[0]["classifier"][key] for key in ("fid", "fid_floor")},
+            "accuracy": scores[0]["accuracy"],
+        }
+        coverage = evaluator.evaluate(noisy[0], None, "ddpm", level="coverage").scores["classifier"]
+        assert coverage == {key: scores[0]["classifier"][key] for key in ("fid", "fid_floor", *LEVELS["coverage"][1:])}
+        collapsed, predicted_class, *_ = evaluator.evaluate(np.repeat(data.test.images[:1], 500, 0), data.test.labels, "ddpm")
         assert collapsed["classifier"]["is"] == pytest.approx(1)
         assert collapsed["classifier"]["fid"] > scores[0]["classifier"]["fid"]
         assert collapsed["classifier"]["recall"] < 0.01
-        assert collapsed["accuracy"] == pytest.approx((data.test.labels == seen[0]).mean())
+        assert collapsed["accuracy"] == pytest.approx((data.test.labels == predicted_class[0]).mean())
         assert collapsed["diversity"]["classifier"] == 0
 
     def test_a_collapse_to_100_images_keeps_precision_and_loses_recall(self, data):
-        """In pixels, which need no judge: real images, five of each."""
+        """In pixels, which need no classifier: real images, five of each."""
         pixels = [split.images.reshape(len(split.images), -1) / 255 for split in (data.train, data.test)]
         space = FeatureMetrics("pixels", pixels[0], Features(pixels[1], np.full((500, 10), 0.1)), Sizes(500, 1), 0)
         copies = np.tile(pixels[1][:100], (5, 1))
@@ -370,47 +371,46 @@ class TestScores:
         assert scores["recall"] < 0.3
         assert space.real()["recall"] > 0.8
 
-    def test_three_sets_have_a_spread(self, judge, data):
-        judges = Evaluator(data._replace(test=Split(data.test.images[:150], data.test.labels[:150])), judge, 500, 0, CPU)
-        assert judges.sizes == (150, 3)
-        scores, _ = judges.score(data.train.images[:500], None, "ddim")
+    def test_three_sets_have_a_spread(self, classifier, data):
+        evaluator = Evaluator(data._replace(test=Split(data.test.images[:150], data.test.labels[:150])), classifier, 500, 0, CPU)
+        assert evaluator.sizes == (150, 3)
+        scores = evaluator.evaluate(data.train.images[:500], None, "ddim").scores
         assert all(scores["classifier"][f"{key}_sd"] > 0 for key in ("fid", "kid", "is"))
         assert "accuracy" not in scores
         assert scores["memorization"]["near_copies"] == 1
         assert scores["memorization"]["nn_auc"] < 0.01
-        assert judges.fid(data.train.images[:500], None, "sweep") == {key: scores["classifier"][key] for key in ("fid", "fid_sd")}
 
-    def test_all_scores_are_the_same_on_any_number_of_processes(self, judge, data):
+    def test_all_scores_are_the_same_on_any_number_of_processes(self, classifier, data):
         few = data._replace(test=Split(data.test.images[:60], data.test.labels[:60]))
 
         def work():
-            found = Evaluator(few, judge, 120, 0, CPU).examine(data.test.images[100:220], data.test.labels[100:220], "ddpm")
-            return found.scores, found.seen.tolist(), found.neighbours.tobytes(), found.ratios.tolist()
+            found = Evaluator(few, classifier, 120, 0, CPU).evaluate(data.test.images[100:220], data.test.labels[100:220], "ddpm")
+            return found.scores, found.predicted_class.tolist(), found.neighbours.tobytes(), found.ratios.tolist()
 
         alone = work()
         for count in (2, 3):
             assert in_processes(count, work) == [alone] * count
 
-    def test_sets_too_small_for_their_neighbours_are_refused(self, judge, data):
-        judges = Evaluator(data, judge, LEAST - 1, 0, CPU)
+    def test_sets_too_small_for_their_neighbours_are_refused(self, classifier, data):
+        evaluator = Evaluator(data, classifier, MIN_IMAGES - 1, 0, CPU)
         with pytest.raises(InputError, match="evaluate: sets of 5 images are too few for 5 neighbours of each; use at least 6"):
-            judges.score(data.train.images[:5], None, "ddim")
-        assert np.isfinite(judges.fid(data.train.images[:5], None, "ddim")["fid"])
-        enough = Evaluator(data, judge, LEAST, 0, CPU).score(data.train.images[:LEAST], None, "ddim")[0]
+            evaluator.evaluate(data.train.images[:5], None, "ddim")
+        assert np.isfinite(evaluator.evaluate(data.train.images[:5], None, "ddim", "fid").scores["classifier"]["fid"])
+        enough = Evaluator(data, classifier, MIN_IMAGES, 0, CPU).evaluate(data.train.images[:MIN_IMAGES], None, "ddim").scores
         assert np.isfinite(list(enough["classifier"].values())).all()
 
-    def test_samples_of_another_shape_are_refused(self, judge, data):
-        judges = Evaluator(data, judge, 500, seed=0, device=CPU)
+    def test_samples_of_another_shape_are_refused(self, classifier, data):
+        evaluator = Evaluator(data, classifier, 500, seed=0, device=CPU)
         with pytest.raises(InputError, match=r"samples/ddim.npz: holds uint8 images of shape \(9, 9, 1\)"):
-            judges.score(np.zeros((500, 9, 9, 1), np.uint8), np.zeros(500), "ddim")
+            evaluator.evaluate(np.zeros((500, 9, 9, 1), np.uint8), np.zeros(500), "ddim")
 
-    def test_reconstruction_of_a_network_that_predicts_no_noise_is_the_zero_baseline(self, judge, data):
+    def test_reconstruction_of_a_network_that_predicts_no_noise_is_the_zero_baseline(self, classifier, data):
         class Silent(torch.nn.Linear):
             def forward(self, x, t, labels):
                 return torch.zeros_like(x)
 
         model = DiffusionModel(Silent(1, 1), make_schedule("linear", 1000), "eps", {})
-        found = reconstruct(model, data, judge, 300, 0)
+        found = reconstruct(model, data, classifier, 300, 0)
         assert found.scores["psnr"] == pytest.approx(found.scores["psnr_zero"], rel=1e-6)
         assert found.scores["psnr"] < found.scores["psnr_wiener"]
         assert found.scores["level"] == 250
@@ -535,7 +535,7 @@ class TestWeights:
         return tmp_path
 
     @pytest.mark.slow
-    def test_inception_from_a_weights_file(self, weights_root, monkeypatch, judge, data):
+    def test_inception_from_a_weights_file(self, weights_root, monkeypatch, classifier, data):
         """A file of random weights of the right shapes gives the numbers that torch-fidelity's own functions give."""
         torch.manual_seed(0)
         with monkeypatch.context() as patch:
@@ -546,13 +546,14 @@ class TestWeights:
         torch.save(peer.state_dict(), path)
         digest = sha256(path)[:8]
         path = path.rename(path.with_name(f"random-{digest}.pth"))
-        monkeypatch.setattr("ddpm.evaluation.evaluator.INCEPTION", pretrained.INCEPTION._replace(name=path.name, sha256=digest))
+        weights = pretrained.INCEPTION._replace(name=path.name, sha256=digest)
+        monkeypatch.setitem(EXTRACTORS, "inception", EXTRACTORS["inception"]._replace(weights=weights))
         few = data._replace(
             train=Split(data.train.images[:40], data.train.labels[:40]), test=Split(data.test.images[:20], data.test.labels[:20])
         )
-        judges = Evaluator(few, judge, 20, seed=0, device=CPU)
+        evaluator = Evaluator(few, classifier, 20, seed=0, device=CPU)
         samples = data.train.images[100:120]
-        scores, _ = judges.score(samples, data.train.labels[100:120], "ddpm")
+        scores = evaluator.evaluate(samples, data.train.labels[100:120], "ddpm").scores
 
         def extract(images):
             with torch.no_grad():
@@ -573,7 +574,7 @@ class TestWeights:
         assert scores["inception"]["fid"] == pytest.approx(theirs, rel=1e-5)
         assert scores["inception"]["status"] == "ok"
         assert set(scores["inception"]) == {*scores["classifier"], "status"}
-        assert set(judges.real()["inception"]) == {"precision", "recall", "density", "coverage", "status"}
-        network = judges.network.network
+        assert set(evaluator.real()["inception"]) == {"precision", "recall", "density", "coverage", "status"}
+        network = evaluator.space("inception").extract.network
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -11,7 +11,7 @@ from conftest import edit_params
 from test_sweep import judge  # noqa: F401 (a fixture)
 
 from ddpm.core.files import read_json, write_json
-from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, UNSEEN
+from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, HELD_OUT_CAPTIONS
 
 CSV = Path("reports/guidance/guidance.csv")
 
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_table(model, judge):  # noqa: F811
     ("edits", "training", "reason"),
     [
         ({"guidance.scales": []}, {"condition_dropout": 0.1}, "guidance.scales is empty"),
-        ({}, {"condition_dropout": 0.0}, "the model was always told the class (train.condition_dropout)"),
+        ({}, {"condition_dropout": 0.0}, "the model was trained without dropped conditioning (train.condition_dropout)"),
     ],
 )
 def test_where_there_is_no_guidance_it_says_why(model, judge, edits, training, reason, capsys):  # noqa: F811
@@ -94,7 +94,7 @@ def test_a_network_that_reads_is_also_asked_with_captions_it_never_saw(workspace
     trained_with(condition_dropout=0.1)
     frame, _ = run()
     assert list(zip(frame.method, frame.scale, strict=True)) == [
-        (CAPTIONS, 0), (CAPTIONS, 1), (CAPTIONS, 2), (UNSEEN, 1), (UNSEEN, 2)
+        (CAPTIONS, 0), (CAPTIONS, 1), (CAPTIONS, 2), (HELD_OUT_CAPTIONS, 1), (HELD_OUT_CAPTIONS, 2)
     ]  # fmt: skip
 
 

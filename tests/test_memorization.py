@@ -171,7 +171,7 @@ class TestDiversity:
         assert len(torch.unique(torch.cat([a, b])[:, 0, 0, 0])) == 40
 
     def test_test_images_that_are_all_alike(self, judge):
-        with pytest.raises(InputError, match=r"all test images look alike to the judge \(classifier\)"):
+        with pytest.raises(InputError, match=r"diversity: LPIPS \(classifier\) between test images is 0"):
             Diversity(judge, np.repeat(TEST[:1], 20, axis=0), 20, 0, CPU)
 
     def test_it_is_the_same_on_any_number_of_processes(self, judge, diversity, monkeypatch):

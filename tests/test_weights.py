@@ -5,8 +5,9 @@ import hashlib
 import pytest
 
 from ddpm.core.files import InputError
-from ddpm.features import pretrained
-from ddpm.features.pretrained import PretrainedSettings, WeightsFile, find_weights, get_weights
+from ddpm.features import extractors, pretrained
+from ddpm.features.extractors import EXTRACTORS, get_weights
+from ddpm.features.pretrained import PretrainedSettings, WeightsFile, find_weights
 
 
 @pytest.fixture
@@ -20,6 +21,8 @@ def published(tmp_path, monkeypatch):
         file = WeightsFile(f"{name.lower()}-{digest}.pth", digest, (tmp_path / "publisher").as_uri() + "/")
         (tmp_path / "publisher" / file.name).write_bytes(content)
         monkeypatch.setattr(pretrained, name, file)
+    monkeypatch.setitem(EXTRACTORS, "inception", EXTRACTORS["inception"]._replace(weights=pretrained.INCEPTION))
+    monkeypatch.setattr(extractors, "ALEXNET", pretrained.ALEXNET)
     return tmp_path / "publisher"
 
 

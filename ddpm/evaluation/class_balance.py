@@ -1,22 +1,22 @@
-"""Whether samples show the classes as often as the training images do."""
+"""Compares the class shares of samples with those of the training images."""
 
 import math
 
 import numpy as np
 
 
-def class_shares(seen: np.ndarray, classes: int) -> np.ndarray:
-    """Share of each class (K,) among the classes (N,) that a judge sees."""
-    return np.bincount(seen, minlength=classes) / len(seen)
+def class_shares(predicted_class: np.ndarray, classes: int) -> np.ndarray:
+    """Returns the share of each class, (K,), among predicted classes (N,)."""
+    return np.bincount(predicted_class, minlength=classes) / len(predicted_class)
 
 
-def total_variation(seen: np.ndarray, expected: np.ndarray) -> float:
-    """Half the sum of the differences between the class shares of seen (N,) and expected (K,); 0 for equal ones, at most 1."""
-    return float(np.abs(class_shares(seen, len(expected)) - expected).sum() / 2)
+def total_variation(predicted_class: np.ndarray, expected: np.ndarray) -> float:
+    """Returns half the L1 distance between the class shares of predictions (N,) and expected shares (K,), in 0..1."""
+    return float(np.abs(class_shares(predicted_class, len(expected)) - expected).sum() / 2)
 
 
 def total_variation_floor(expected: np.ndarray, n: int) -> float:
-    """Mean total variation that n independent draws from class shares (K,) have; about 1.2 / sqrt(n) for 10 equal classes.
+    """Returns the mean total variation of n independent draws from class shares (K,); about 1.2 / sqrt(n) for 10 equal classes.
 
     De Moivre's mean absolute deviation of a binomial count: E|X - np| = 2 m C(n, m) p^m q^(n - m + 1), m = floor(np) + 1.
     """

@@ -1,4 +1,4 @@
-"""Scores of a set of samples by all judges, in the key layout of metrics.json."""
+"""The Evaluator: all scores of a set of samples, in the layout of metrics.json."""
 
 from functools import cached_property
 from typing import Annotated, NamedTuple
@@ -11,15 +11,63 @@ from ddpm.core.files import InputError
 from ddpm.core.params import OrWord
 from ddpm.data.prepared import Prepared
 from ddpm.evaluation.class_balance import class_shares, total_variation, total_variation_floor
-from ddpm.evaluation.feature_metrics import FeatureMetrics, Features, set_sizes
+from ddpm.evaluation.feature_metrics import METRICS, FeatureMetrics, Features, Metric, set_sizes
 from ddpm.evaluation.fid import consecutive_sets
 from ddpm.evaluation.lpips import Diversity
 from ddpm.evaluation.memorization import Memorization
-from ddpm.evaluation.prdc import LEAST
-from ddpm.features.classifier import Classifier, predict
-from ddpm.features.extractors import Inception
-from ddpm.features.pretrained import INCEPTION, MISSING, PretrainedSettings, find_weights
+from ddpm.evaluation.prdc import MIN_IMAGES
+from ddpm.features.classifier import Classifier
+from ddpm.features.extractors import EXTRACTORS, Extract
+from ddpm.features.pretrained import MISSING, PretrainedSettings, find_weights
 from ddpm.networks.checkpoints import CheckpointName
+
+CLASSIFIER = "classifier"
+# Metrics that each level of `evaluate` computes in the classifier's features; () is all of METRICS.
+LEVELS = {"fid": ("fid",), "coverage": ("fid", "precision", "recall", "density", "coverage"), "full": ()}
+# Scores that need no feature extractor, by their path below a sampler in metrics.json. `Evaluator.evaluate` computes them.
+SAMPLE_METRICS = (
+    Metric(
+        "classes.tv",
+        None,
+        "class TV",
+        "lower",
+        "total variation between class shares of samples and training images; for real images, that of n random ones",
+        floor="classes.tv_floor",
+    ),
+    Metric(
+        "memorization.nn_auc",
+        None,
+        "nn_auc",
+        0.5,
+        "probability that a sample is farther from its nearest training image than a test image; below 0.5 is copying",
+    ),
+    Metric(
+        "memorization.near_copies",
+        None,
+        "near copies",
+        "lower",
+        "share of samples whose nearest training image is closer than a third of the mean distance to the next 50",
+        floor="memorization.near_copies_test",
+        share=True,
+    ),
+    Metric(
+        "memorization.authenticity",
+        None,
+        "authenticity",
+        "higher",
+        "share of samples farther from their nearest training image than that image from its nearest other training image",
+        floor="memorization.authenticity_test",
+        share=True,
+    ),
+    Metric(
+        "diversity.classifier",
+        None,
+        "diversity",
+        1,
+        "LPIPS between samples, over that between test images; low is a collapse",
+    ),
+    Metric("diversity.alex", None, "diversity (AlexNet)", 1, "the same, in the features of AlexNet"),
+)
 
 
 class Evaluate(PretrainedSettings):
@@ -34,40 +82,49 @@ class Evaluate(PretrainedSettings):
     checkpoint: CheckpointName
 
 
-class Scored(NamedTuple):
-    """scores: for metrics.json; seen: class that the judge sees in each sample (N,); neighbours: the samples most like copies
-    above their nearest training images, uint8 (2, K, H, W, C), and their ratios (K,)."""
+class Evaluation(NamedTuple):
+    """The result of `Evaluator.evaluate`.
+
+    scores: for metrics.json.
+    predicted_class: class that the classifier predicts for each sample, (N,).
+    neighbours: the K samples most like copies and their nearest training images, uint8 (2, K, H, W, C); level "full" alone.
+    ratios: ascending distance ratios of the neighbours, (K,), as in `memorization.Near`; level "full" alone.
+    """
 
     scores: dict
-    seen: np.ndarray
-    neighbours: np.ndarray
-    ratios: np.ndarray
+    predicted_class: np.ndarray
+    neighbours: np.ndarray | None = None
+    ratios: np.ndarray | None = None
+
+
+class Space(NamedTuple):
+    """A loaded feature extractor.
+
+    extract: see `Extract`.
+    metrics: METRICS in its features.
+    class_shares: share of each class among its predictions for the training split, (K,); None if it predicts no classes.
+    """
+
+    extract: Extract
+    metrics: FeatureMetrics
+    class_shares: np.ndarray | None
 
 
 class Evaluator:
-    """The judges of one data set, with what they find in its real images, found once, when it is first needed."""
+    """Scores samples against one data set. What is computed from real images is computed once, when first needed."""
 
-    def __init__(self, data: Prepared, judge: Classifier, samples: int, seed: int, device: torch.device):
-        """samples: how many there are in each set that will be scored, at least. Raises InputError for fewer than 2."""
-        self.data, self.judge, self.seed, self.device = data, judge, seed, device
+    def __init__(self, data: Prepared, classifier: Classifier, samples: int, seed: int, device: torch.device):
+        """samples: the smallest number of samples that will be scored at once. Raises InputError for fewer than 2."""
+        self.data, self.classifier, self.seed, self.device = data, classifier, seed, device
         self.sizes = set_sizes(samples, len(data.test.images))
-        train, test = (Features(*predict(judge, split.images, device)) for split in (data.train, data.test))
-        self.class_shares = class_shares(train.probabilities.argmax(1), len(data.class_names))
-        self.real_seen = test.probabilities.argmax(1)
-        self.classifier = FeatureMetrics("classifier", train.features, test, self.sizes, seed)
+        self._spaces: dict[str, Space | None] = {}
+        # Loaded at once, so that damaged weights are refused before anything is sampled.
+        self.real_predicted_class = self.space(CLASSIFIER).metrics.test.probabilities.argmax(1)
 
-    @cached_property
-    def network(self) -> Inception | None:
-        path = find_weights(INCEPTION)
-        return None if path is None else Inception(path, self.device)
-
-    @cached_property
-    def inception(self) -> FeatureMetrics | None:
-        """The Inception's feature space, None where its weights are missing."""
-        if self.network is None:
-            return None
-        train, test = (self._inception(s.images, name) for s, name in ((self.data.train, "train"), (self.data.test, "test")))
-        return FeatureMetrics("inception", train.features, test, self.sizes, self.seed)
+    @property
+    def fid_floor(self) -> float:
+        """FID of n real test images in the classifier's features."""
+        return self.space(CLASSIFIER).metrics.of_real("fid")
 
     @cached_property
     def memorization(self) -> Memorization:
@@ -75,73 +132,96 @@ class Evaluator:
 
     @cached_property
     def diversity(self) -> Diversity:
-        return Diversity(self.judge, self.data.test.images, self.sizes.n, self.seed, self.device)
+        return Diversity(self.classifier, self.data.test.images, self.sizes.n, self.seed, self.device)
+
+    def space(self, name: str) -> Space | None:
+        """Returns the feature space of an extractor in EXTRACTORS, or None if its weights file is missing."""
+        if name not in self._spaces:
+            self._spaces[name] = self._load(name)
+        return self._spaces[name]
+
+    def evaluate(self, samples: np.ndarray, requested_class: np.ndarray | None, name: str, level: str = "full") -> Evaluation:
+        """Scores samples uint8 (N, H, W, C).
+
+        requested_class: the classes (N,) that the samples were conditioned on, or None; then there is no accuracy.
+        name: that of the samples in error messages and progress lines.
+        level: "fid" for FID and accuracy; "coverage" also for precision, recall, density and coverage, both in the classifier's
+            features alone; "full" for all metrics, in the features of every extractor.
+
+        Raises InputError if the samples are not of the data's shape and type, or for sets of fewer than 6 images unless level
+        is "fid".
+        """
+        check_samples(samples, self.data.shape, name)
+        if level == "full":
+            self.check_enough("evaluate", "sample_ddpm.samples, sample_ddim.samples")
+        scores: dict = {}
+        for extractor in EXTRACTORS if level == "full" else [CLASSIFIER]:
+            space = self.space(extractor)
+            if space is None:
+                scores[extractor] = MISSING
+                continue
+            features = Features(*space.extract(samples, name))
+            scores[extractor] = space.metrics.score(features, name, LEVELS[level]) | _status(extractor)
+            if extractor == CLASSIFIER:
+                predicted_class = features.probabilities.argmax(1)
+        if requested_class is not None:
+            scores["accuracy"] = float((predicted_class == requested_class).mean())
+        if level != "full":
+            return Evaluation(scores, predicted_class)
+        near = self.memorization.nearest(samples, name)
+        scores["classes"] = self._class_balance(predicted_class)
+        scores["memorization"] = self.memorization.score(near)
+        scores["diversity"] = self.diversity(samples)
+        return Evaluation(scores, predicted_class, *self.memorization.closest(samples, near))
+
+    def real(self) -> dict:
+        """Returns the section `real` of metrics.json: per extractor, metrics of test images scored as if they were samples."""
+        spaces = {name: self.space(name) for name in EXTRACTORS}
+        return {name: MISSING if space is None else space.metrics.real() | _status(name) for name, space in spaces.items()}
 
     def check_enough(self, stage: str, settings: str) -> None:
-        """Raises InputError, naming a stage and its settings, if sets are too small for neighbours."""
-        if self.sizes.n < LEAST:
+        """Raises InputError, with a stage as the key and its settings in the text, if sets are too small for neighbours."""
+        if self.sizes.n < MIN_IMAGES:
             raise InputError(
-                f"sets of {self.sizes.n} images are too few for {LEAST - 1} neighbours of each; use at least {LEAST} "
+                f"sets of {self.sizes.n} images are too few for {MIN_IMAGES - 1} neighbours of each; use at least {MIN_IMAGES} "
                 f"samples ({settings}) and test images",
                 key=stage,
             )
 
-    def fid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
-        """{fid, fid_sd, accuracy} of samples as in `examine`, by the classifier alone: what many sets are compared by."""
-        check_samples(images, self.data.shape, name)
-        judged = Features(*predict(self.judge, images, self.device))
-        return self.classifier.fid(judged, name) | _accuracy(judged.probabilities.argmax(1), labels)
+    def _load(self, name: str) -> Space | None:
+        extractor = EXTRACTORS[name]
+        weights = None if extractor.weights is None else find_weights(extractor.weights)
+        if extractor.weights is not None and weights is None:
+            return None
+        extract = extractor.load(self.device, weights, self.classifier)
+        train, test = (
+            Features(*extract(split.images, part)) for split, part in ((self.data.train, "train"), (self.data.test, "test"))
+        )
+        shares = None
+        if train.probabilities is not None:
+            shares = class_shares(train.probabilities.argmax(1), train.probabilities.shape[1])
+        return Space(extract, FeatureMetrics(name, train.features, test, self.sizes, self.seed), shares)
 
-    def compare(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> dict[str, float]:
-        """What `fid` gives, and {precision, recall, density, coverage}."""
-        check_samples(images, self.data.shape, name)
-        judged = Features(*predict(self.judge, images, self.device))
-        scores = self.classifier.fid(judged, name) | self.classifier.coverage(judged, name)
-        return scores | _accuracy(judged.probabilities.argmax(1), labels)
-
-    def score(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> tuple[dict, np.ndarray]:
-        """`scores` and `seen` of `examine`."""
-        return self.examine(images, labels, name)[:2]
-
-    def examine(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> Scored:
-        """All scores of samples uint8 (N, H, W, C); labels (N,) are the classes asked for, without them there is no accuracy.
-
-        Raises InputError if the samples are not of the data's shape and type, or fewer than 6 to a set.
-        """
-        check_samples(images, self.data.shape, name)
-        self.check_enough("evaluate", "sample_ddpm.samples, sample_ddim.samples")
-        judged = Features(*predict(self.judge, images, self.device))
-        seen = judged.probabilities.argmax(1)
-        scores = {"classifier": self.classifier.score(judged, name), "inception": MISSING}
-        if self.inception is not None:
-            scores["inception"] = {**self.inception.score(self._inception(images, name), name), "status": "ok"}
-        near = self.memorization.nearest(images, name)
-        scores |= _accuracy(seen, labels)
-        scores["classes"] = self._classes(seen)
-        scores["memorization"] = self.memorization.score(near)
-        scores["diversity"] = self.diversity(images)
-        return Scored(scores, seen, *self.memorization.closest(images, near))
-
-    def real(self) -> dict:
-        """{classifier, inception}: how well test images cover training images, as if they were samples."""
-        inception = MISSING if self.inception is None else {**self.inception.real(), "status": "ok"}
-        return {"classifier": self.classifier.real(), "inception": inception}
-
-    def _classes(self, seen: np.ndarray) -> dict[str, float]:
-        """Total variation to the classes that the judge sees in the training split, and what n random images of it have."""
-        sets = consecutive_sets(len(seen), self.sizes.n)
+    def _class_balance(self, predicted_class: np.ndarray) -> dict[str, float]:
+        expected = self.space(CLASSIFIER).class_shares
+        sets = consecutive_sets(len(predicted_class), self.sizes.n)
         return {
-            "tv": float(np.mean([total_variation(seen[s], self.class_shares) for s in sets])),
-            "tv_floor": total_variation_floor(self.class_shares, self.sizes.n),
+            "tv": float(np.mean([total_variation(predicted_class[s], expected) for s in sets])),
+            "tv_floor": total_variation_floor(expected, self.sizes.n),
         }
 
-    def _inception(self, images: np.ndarray, name: str) -> Features:
-        features, logits = self.network(images, name)
-        return Features(features, logits.double().softmax(1).numpy())
+
+def describe_metrics() -> dict[str, list[dict]]:
+    """Returns the extractors and metrics of metrics.json with titles and meanings, in order, as results.py stores them."""
+    return {
+        "extractors": [{"name": name, "title": extractor.title} for name, extractor in EXTRACTORS.items()],
+        "feature_metrics": [metric.describe() for metric in METRICS.values()],
+        "sample_metrics": [metric.describe() for metric in SAMPLE_METRICS],
+    }
 
 
 def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None:
-    """Raises InputError, naming the file of samples, unless they are uint8 (N, *shape)."""
+    """Raises InputError, with the file of samples as the key, unless the images are uint8 (N, *shape)."""
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
         bad = int((~np.isfinite(images.reshape(len(images), -1)).all(1)).sum())
         raise InputError(
@@ -155,5 +235,6 @@ def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None
         )
 
 
-def _accuracy(seen: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
-    return {} if labels is None else {"accuracy": float((seen == labels).mean())}
+def _status(extractor: str) -> dict[str, str]:
+    """Extractors that depend on a weights file have a status."""
+    return {} if EXTRACTORS[extractor].weights is None else {"status": "ok"}

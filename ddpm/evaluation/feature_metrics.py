@@ -1,8 +1,8 @@
-"""All scores of a set of samples in one feature space: of their features, and of the class probabilities beside them."""
+"""METRICS: every number that is computed from the features of samples, with its description; and the class that computes them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,20 +19,26 @@ from ddpm.evaluation.fid import (
     kernel_distance,
     kernel_within,
 )
-from ddpm.evaluation.prdc import Coverage
+from ddpm.evaluation.prdc import PRDC
 
-SPREAD = 3  # sets from which a standard deviation is given
+MIN_SETS = 3  # sets of samples from which a standard deviation is computed
+SETS, FIRST_SET, ALL, SCORES = "sets", "first set", "all", "scores"
+REAL = "real"
 
 
 class Sizes(NamedTuple):
-    """How many images a score is taken over: `n` in a set, and how many disjoint sets of samples there are."""
+    """How many images a score is computed from.
+
+    n: images in a set.
+    sets: disjoint sets of samples.
+    """
 
     n: int
     sets: int
 
 
 def set_sizes(samples: int, test: int) -> Sizes:
-    """The largest n for which both the samples and the test split fill a set: FID falls as 1/N, so both need the same."""
+    """Returns the largest n for which both the samples and the test split fill a set: FID falls as 1/N, so n must be equal."""
     n = min(samples, test)
     if n < 2:
         raise InputError(f"{samples} samples and {test} test images are too few; both need at least 2", key="evaluate")
@@ -40,99 +46,249 @@ def set_sizes(samples: int, test: int) -> Sizes:
 
 
 class Features(NamedTuple):
-    """What a judge gives to images: features (N, D) and class probabilities (N, K), float64."""
+    """What a feature extractor returns for N images, float64.
 
-    features: np.ndarray
-    probabilities: np.ndarray
-
-
-class FeatureMetrics:
-    """Scores in one feature space; the reference is the training split, and the test split stands for perfect samples.
-
-    FID and KID are taken to the full training split. Precision, recall, density and coverage are taken to n random images of it,
-    or all where there are fewer: they are defined between sets of one size, and the same n for samples and test images.
+    features: (N, D).
+    probabilities: class probabilities (N, K), or None for an extractor that predicts no classes.
+    name: name of the images in error messages.
     """
 
-    def __init__(self, name: str, train: np.ndarray, test: Features, sizes: Sizes, seed: int):
-        """train: features (M, D). Raises InputError, beginning with `name`, for features that are not finite."""
-        self.name, self.sizes, self.seed = name, sizes, seed
-        self.train = check_features(train, f"{name}: training split")
-        self.test = self._checked(test, "test split")
-        self.test_sets = disjoint_sets(len(self.test.features), sizes.n, seed)
-        self.reference = fit_gaussian(self.train)
-        self.floor = float(np.mean([frechet(fit_gaussian(self.test.features[s]), self.reference) for s in self.test_sets]))
+    features: np.ndarray
+    probabilities: np.ndarray | None
+    name: str = ""
 
-    def fid(self, judged: Features, name: str) -> dict[str, float]:
-        """{fid, fid_sd} of samples: FID to the training split, mean over disjoint sets of n; fid_sd from 3 sets on."""
-        features = self._checked(judged, name).features
-        sets = consecutive_sets(len(features), self.sizes.n)
-        return _mean_and_sd("fid", [frechet(fit_gaussian(features[s]), self.reference) for s in sets])
+    def take(self, rows: slice | np.ndarray) -> "Features":
+        """Returns some of the images."""
+        probabilities = None if self.probabilities is None else self.probabilities[rows]
+        return Features(self.features[rows], probabilities, self.name)
 
-    def score(self, judged: Features, name: str) -> dict[str, float]:
-        """All scores of samples, each the mean over disjoint sets of n, beside the floor that n real images reach.
 
-        Raises InputError, with `name`, for features that are not finite, or for an n of fewer than 6.
-        """
-        judged = self._checked(judged, name)
-        sets = consecutive_sets(len(judged.features), self.sizes.n)
-        fid = self.fid(judged, name)
-        return {
-            **fid,
-            "fid_floor": self.floor,
-            "fid_excess": fid["fid"] - self.floor,
-            "fid_test": frechet(fit_gaussian(judged.features[sets[0]]), self._test_gaussian),
-            "fid_infinity": frechet_at_infinity(judged.features, self.reference),
-            **_mean_and_sd("kid", [self._kid(judged.features[s]) for s in sets]),
-            "kid_floor": self.kid_floor,
-            **_mean_and_sd("is", [inception_score(judged.probabilities[s]) for s in sets]),
-            "is_real": self.is_real,
-            **self._coverage(judged.features, sets, name),
-        }
+class Reference:
+    """Real images in one feature space, with what several metrics need of them, computed once.
 
-    def coverage(self, judged: Features, name: str) -> dict[str, float]:
-        """{precision, recall, density, coverage} of samples, the mean over disjoint sets of n. Raises InputError as `score`."""
-        features = self._checked(judged, name).features
-        return self._coverage(features, consecutive_sets(len(features), self.sizes.n), name)
+    train: features (M, D) of the training split, to which FID and KID are computed.
+    test: features of the test split, which represents perfect samples.
+    """
 
-    def real(self) -> dict[str, float]:
-        """{precision, recall, density, coverage} of sets of n test images, scored as if they were samples."""
-        return self._coverage(self.test.features, self.test_sets, "test split")
+    def __init__(self, name: str, train: np.ndarray, test: np.ndarray, n: int, seed: int):
+        self.name, self.train, self.test, self.n, self.seed = name, train, test, n, seed
 
     @cached_property
-    def kid_floor(self) -> float:
-        """KID of n test images, mean over disjoint sets."""
-        return float(np.mean([self._kid(self.test.features[s]) for s in self.test_sets]))
+    def train_gaussian(self) -> Gaussian:
+        return fit_gaussian(self.train)
 
     @cached_property
-    def is_real(self) -> float:
-        """Inception Score of n test images, mean over disjoint sets."""
-        return float(np.mean([inception_score(self.test.probabilities[s]) for s in self.test_sets]))
+    def test_gaussian(self) -> Gaussian:
+        return fit_gaussian(self.test)
 
     @cached_property
-    def _test_gaussian(self) -> Gaussian:
-        return fit_gaussian(self.test.features)
-
-    @cached_property
-    def _within_train(self) -> float:
+    def kernel_within_train(self) -> float:
         return kernel_within(self.train)
 
     @cached_property
-    def _reference_balls(self) -> Coverage:
-        chosen = disjoint_sets(len(self.train), min(self.sizes.n, len(self.train)), self.seed)[0]
-        return Coverage(self.train[chosen], f"{self.name}: training split")
-
-    def _checked(self, judged: Features, name: str) -> Features:
-        return judged._replace(features=check_features(judged.features, f"{self.name}: {name}"))
-
-    def _kid(self, features: np.ndarray) -> float:
-        return kernel_distance(features, self.train, self._within_train)
-
-    def _coverage(self, features: np.ndarray, sets: Sequence[slice | np.ndarray], name: str) -> dict[str, float]:
-        found = [self._reference_balls(features[s], f"{self.name}: {name}") for s in sets]
-        return {key: float(np.mean([scores[key] for scores in found])) for key in found[0]}
+    def prdc(self) -> PRDC:
+        """Against n random training images, or all where there are fewer: these metrics are defined for sets of equal size."""
+        chosen = disjoint_sets(len(self.train), min(self.n, len(self.train)), self.seed)[0]
+        return PRDC(self.train[chosen], f"{self.name}: training split")
 
 
-def _mean_and_sd(key: str, values: list[float]) -> dict[str, float]:
-    """The mean over sets, and their standard deviation where there are at least 3: of two it says next to nothing."""
-    spread = {f"{key}_sd": float(np.std(values, ddof=1))} if len(values) >= SPREAD else {}
-    return {key: float(np.mean(values)), **spread}
+def fid(samples: Features, reference: Reference) -> float:
+    return frechet(fit_gaussian(samples.features), reference.train_gaussian)
+
+
+def fid_excess(scores: dict[str, float]) -> float:
+    return scores["fid"] - scores["fid_floor"]
+
+
+def fid_test(samples: Features, reference: Reference) -> float:
+    return frechet(fit_gaussian(samples.features), reference.test_gaussian)
+
+
+def fid_infinity(samples: Features, reference: Reference) -> float:
+    return frechet_at_infinity(samples.features, reference.train_gaussian)
+
+
+def kid(samples: Features, reference: Reference) -> float:
+    return kernel_distance(samples.features, reference.train, reference.kernel_within_train)
+
+
+def entropy_score(samples: Features, reference: Reference) -> float | None:
+    return None if samples.probabilities is None else inception_score(samples.probabilities)
+
+
+def prdc(samples: Features, reference: Reference) -> dict[str, float]:
+    return reference.prdc(samples.features, samples.name)
+
+
+class Metric(NamedTuple):
+    """A metric: how it is computed, where it is stored, and how tables describe it.
+
+    key: its name in metrics.json.
+    compute: function (Features of samples, Reference) -> value; -> {key: value} for several metrics that share the work, which
+        is then done once; -> None if the extractor does not allow it. With over = SCORES, function (scores so far) -> value.
+    title: its name in tables.
+    better: "lower", "higher", or the number that is best.
+    meaning: one line for the report.
+    floor: where the value of real test images is stored: a key next to this one, such as "fid_floor"; REAL for the section
+        `real` of metrics.json, under this key; "" for nowhere.
+    over: what it is computed from: SETS (each disjoint set of n samples; the mean is stored), FIRST_SET, ALL (all samples at
+        once) or SCORES (the metrics before it).
+    spread: also store the standard deviation over sets, from 3 sets on, as KEY_sd.
+    share: its value is a share of images, which tables print in percent.
+    compared: stands in the tables that compare experiments.
+    """
+
+    key: str
+    compute: Callable[..., Any] | None
+    title: str
+    better: str | float
+    meaning: str
+    floor: str = ""
+    over: str = SETS
+    spread: bool = False
+    share: bool = False
+    compared: bool = True
+
+    def describe(self) -> dict[str, str | float | bool]:
+        """Returns the fields that a table needs."""
+        return {key: getattr(self, key) for key in ("key", "title", "better", "meaning", "floor", "share")}
+
+
+_ROWS = (
+    Metric(
+        "fid",
+        fid,
+        "FID",
+        "lower",
+        "distance between normal distributions fitted to the features of samples and of training images",
+        floor="fid_floor",
+        spread=True,
+    ),
+    Metric(
+        "fid_excess",
+        fid_excess,
+        "FID excess",
+        "lower",
+        "FID minus the FID of n real test images (the floor); below 0 may be copying",
+        over=SCORES,
+        compared=False,
+    ),
+    Metric(
+        "fid_test",
+        fid_test,
+        "FID to the test split",
+        "lower",
+        "FID of the first set to test images; copies of training images do not lower it",
+        over=FIRST_SET,
+        compared=False,
+    ),
+    Metric(
+        "fid_infinity",
+        fid_infinity,
+        "FID∞",
+        "lower",
+        "FID extrapolated to infinitely many images; its spread is larger than that of FID",
+        over=ALL,
+        compared=False,
+    ),
+    Metric(
+        "kid",
+        kid,
+        "KID",
+        "lower",
+        "distance between the distributions of features, without a bias by n; around 0, also below, if they are equal",
+        floor="kid_floor",
+        spread=True,
+        compared=False,
+    ),
+    Metric(
+        "is",
+        entropy_score,
+        "IS",
+        "higher",
+        "Inception Score: each image is clearly of one class, and all classes occur",
+        floor="is_real",
+        spread=True,
+        compared=False,
+    ),
+    Metric("precision", prdc, "precision", "higher", "share of samples inside the manifold of training images: quality", REAL),
+    Metric("recall", prdc, "recall", "higher", "share of training images inside the manifold of samples: diversity", REAL),
+    Metric(
+        "density",
+        prdc,
+        "density",
+        "higher",
+        "mean number of neighbourhoods of training images that contain a sample, over k; may exceed 1",
+        REAL,
+        compared=False,
+    ),
+    Metric(
+        "coverage",
+        prdc,
+        "coverage",
+        "higher",
+        "share of training images with a sample in their neighbourhood",
+        REAL,
+        compared=False,
+    ),
+)
+METRICS: dict[str, Metric] = {metric.key: metric for metric in _ROWS}
+
+
+class FeatureMetrics:
+    """Computes METRICS in one feature space."""
+
+    def __init__(self, name: str, train: np.ndarray, test: Features, sizes: Sizes, seed: int):
+        """name: that of the extractor. train: features (M, D). test: features of the test split.
+
+        Raises InputError with a key that begins with `name` for features that are not finite.
+        """
+        self.name, self.n = name, sizes.n
+        train = check_features(train, f"{name}: training split")
+        self.test = self._checked(test, "test split")
+        self.reference = Reference(name, train, self.test.features, sizes.n, seed)
+        self.test_sets = disjoint_sets(len(self.test.features), sizes.n, seed)
+        self._of_test: dict = {}
+
+    def score(self, samples: Features, name: str, keys: Iterable[str] = ()) -> dict[str, float]:
+        """Returns the metrics named by `keys` (all, if empty) of samples, with their spreads and floors, in the order of METRICS.
+
+        Raises InputError, with `name`, for features that are not finite, or for sets that are too small for a metric.
+        """
+        samples = self._checked(samples, name)
+        sets = [samples.take(s) for s in consecutive_sets(len(samples.features), self.n)]
+        parts = {SETS: sets, FIRST_SET: sets[:1], ALL: [samples]}
+        scores: dict[str, float] = {}
+        results: dict = {}
+        for metric in [METRICS[key] for key in keys] or METRICS.values():
+            if metric.over == SCORES:
+                scores[metric.key] = metric.compute(scores)
+                continue
+            values = self._values(metric, parts[metric.over], results)
+            if None in values:
+                continue
+            scores[metric.key] = float(np.mean(values))
+            if metric.spread and len(values) >= MIN_SETS:  # the standard deviation of two values is too uncertain
+                scores[f"{metric.key}_sd"] = float(np.std(values, ddof=1))
+            if metric.floor not in ("", REAL):
+                scores[metric.floor] = self.of_real(metric.key)
+        return scores
+
+    def real(self) -> dict[str, float]:
+        """Returns the section `real`: metrics of sets of n test images, scored as if they were samples."""
+        return {key: self.of_real(key) for key, metric in METRICS.items() if metric.floor == REAL}
+
+    def of_real(self, key: str) -> float:
+        """Returns a metric of n test images, the mean over disjoint sets."""
+        return float(np.mean(self._values(METRICS[key], map(self.test.take, self.test_sets), self._of_test)))
+
+    def _values(self, metric: Metric, parts: Iterable[Features], results: dict) -> list[float]:
+        """results: those of functions that were called before, for metrics that share one."""
+        call = metric.compute, metric.over
+        if call not in results:
+            results[call] = [metric.compute(part, self.reference) for part in parts]
+        return [value[metric.key] if isinstance(value, dict) else value for value in results[call]]
+
+    def _checked(self, features: Features, name: str) -> Features:
+        name = f"{self.name}: {name}"
+        return features._replace(features=check_features(features.features, name), name=name)

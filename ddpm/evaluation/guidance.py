@@ -1,4 +1,4 @@
-"""Quality over the scale of classifier-free guidance: one model, one sampler, the same noise for all."""
+"""Compares scales of classifier-free guidance: one model, one sampler, the same noise for all."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -7,14 +7,15 @@ import numpy as np
 from pydantic import Field
 
 from ddpm.core.params import Section
-from ddpm.evaluation.evaluator import Evaluator
+from ddpm.evaluation.evaluator import CLASSIFIER, Evaluator
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.generate import draw
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
 
 Count = Annotated[int, Field(ge=1)]
-CLASSES, CAPTIONS, UNSEEN = "classes", "captions", "captions never seen"
+# Values of the column `method`: how samples were conditioned.
+CLASSES, CAPTIONS, HELD_OUT_CAPTIONS = "classes", "captions", "captions never seen"
 COLUMNS = ("method", "scale", "nfe", "fid", "fid_sd", "precision", "recall", "accuracy")
 
 
@@ -28,38 +29,40 @@ class Guidance(Section):
     checkpoint: CheckpointName
 
 
-def why_none(model: DiffusionModel, settings: Guidance) -> str:
-    """Why no scales are compared, in one line; "" where they are."""
+def why_skipped(model: DiffusionModel, settings: Guidance) -> str:
+    """Returns one line on why no scales are compared, "" where they are."""
     if not settings.scales:
         return "guidance.scales is empty"
     if not model.network.takes_labels:
         return "the model takes no class or text (model.conditioning)"
-    return "" if model.supports_cfg else "the model was always told the class (train.condition_dropout)"
+    return "" if model.supports_cfg else "the model was trained without dropped conditioning (train.condition_dropout)"
 
 
 def compare_scales(
-    model: DiffusionModel, judges: Evaluator, settings: Guidance, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+    model: DiffusionModel, evaluator: Evaluator, settings: Guidance, seed: int, autocast: Callable, on_row: Callable[[dict], None]
 ) -> list[dict]:
-    """Draw by DDIM with each scale, and judge: rows of COLUMNS, each handed to `on_row` as well; none where there is no guidance.
+    """Generates samples by DDIM at each scale and scores them: rows of COLUMNS, none where there is no guidance.
 
-    method: by what the classes were asked for; a network that reads is asked a second time, by captions that it never saw. NaN
-    where there are fewer than three sets of samples (fid_sd), and no class is told (accuracy at scale 0).
+    A text network is sampled a second time, with caption templates that training held out. fid_sd is NaN where there are fewer
+    than three sets of samples, accuracy at scale 0, which is unconditional.
+    on_row: called with each row.
 
     Raises InputError for fewer than 6 samples or test images.
     """
     rows: list[dict] = []
-    if why_none(model, settings):
+    if why_skipped(model, settings):
         return rows
-    judges.check_enough("guidance", "guidance.samples")
-    for told in (CAPTIONS, UNSEEN) if model.network.takes_text else (CLASSES,):
+    evaluator.check_enough("guidance", "guidance.samples")
+    for method in (CAPTIONS, HELD_OUT_CAPTIONS) if model.network.takes_text else (CLASSES,):
+        held_out = method == HELD_OUT_CAPTIONS
         for scale in sorted(set(settings.scales)):
-            if told == UNSEEN and scale == 0:  # nothing is told
+            if held_out and scale == 0:  # unconditional: captions make no difference
                 continue
             plan = make_plan(model, steps=min(settings.steps, model.schedule.steps), guidance=scale)
-            drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "guidance", autocast, told == UNSEEN)
-            scores = judges.compare(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "guidance")
-            rows.append(
-                {"method": told, "scale": scale, "nfe": plan.nfe, **{key: scores.get(key, np.nan) for key in COLUMNS[3:]}}
-            )
+            samples = draw(model, plan, settings.samples, settings.batch_size, seed, "guidance", autocast, held_out)
+            result = evaluator.evaluate(samples.arrays["arr_0"], samples.arrays.get("arr_1"), "guidance", level="coverage")
+            scores = result.scores | result.scores[CLASSIFIER]
+            rows.append({"method": method, "scale": scale, "nfe": plan.nfe})
+            rows[-1] |= {key: scores.get(key, np.nan) for key in COLUMNS[3:]}
             on_row(rows[-1])
     return rows

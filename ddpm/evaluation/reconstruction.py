@@ -32,7 +32,7 @@ class Reconstruction(NamedTuple):
     examples: dict[str, Tensor]
 
 
-def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count: int, seed: int) -> Reconstruction:
+def reconstruct(model: DiffusionModel, data: Prepared, classifier: Classifier, count: int, seed: int) -> Reconstruction:
     """One-step denoising of held-out images at several levels, by the network, the Wiener filter and "no noise at all".
 
     A class-conditional network is told the class. The headline level is T / 4; PSNR is the mean over images.
@@ -62,7 +62,7 @@ def reconstruct(model: DiffusionModel, data: Prepared, judge: Classifier, count:
                 "psnr": values["network"],
                 "psnr_wiener": values["wiener"],
                 "psnr_zero": values["zero"],
-                "lpips": Perceptual(judge, x0.device)(restored["network"], x0),
+                "lpips": Perceptual(classifier, x0.device)(restored["network"], x0),
             }
             examples = {"clean": x0, "noisy": x_t, **restored}
             examples = {name: image[:EXAMPLES] for name, image in examples.items()}

@@ -1,4 +1,21 @@
-"""Writes what `evaluate` found: metrics.json and plots for DVC, scores and arrays for `report`."""
+"""Writes the outputs of `evaluate`: metrics.json and plots for DVC; scores, arrays and descriptions for `report`.
+
+samples/judged/metrics.json describes the metrics, so that `report` needs no code of this folder. Lists are in table order.
+
+    {"extractors": [{"name": "classifier", "title": "the classifier, ..."}, ...],
+     "feature_metrics": [{"key": "fid", "title": "FID", "better": "lower", "meaning": "...",
+                          "floor": "fid_floor", "share": false}, ...],
+     "sample_metrics": [{"key": "memorization.nn_auc", "better": 0.5, "floor": "", ...}, ...]}
+
+key: a feature metric is stored in scores.json under SAMPLER.EXTRACTOR.KEY, a sample metric under SAMPLER.KEY, whose dots separate
+    levels; KEY_sd next to it is the standard deviation over sets of samples. A metric may be missing.
+better: "lower", "higher", or the number that is best.
+floor: where the score of real test images is: a key next to the score ("fid_floor"; a path, "classes.tv_floor", for a sample
+    metric); "real" for scores["real"][EXTRACTOR][KEY]; "" for nowhere, where `better` applies if it is a number.
+share: the value is a share of images, to be printed in percent.
+
+An extractor without its weights file has {"status": "weights missing"} in place of its scores.
+"""
 
 from pathlib import Path
 
@@ -8,39 +25,42 @@ import pandas as pd
 from ddpm.core.files import write_json, write_npz, write_text
 from ddpm.core.paths import METRICS_FILE
 from ddpm.data.images import to_images
+from ddpm.evaluation.evaluator import CLASSIFIER, LEVELS, describe_metrics
 from ddpm.evaluation.likelihood import Likelihood
 from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips
 
 PLOTS = Path("reports/evaluate/plots")
-JUDGED = Path("samples/judged")
-REAL = "real test images"
-COVERAGE = ("precision", "recall", "density", "coverage")
+EVALUATED = Path("samples/judged")
+REAL_IMAGES = "real test images"
+COVERAGE = LEVELS["coverage"][1:]
 
 
 def write_results(
     scores: dict,
     cost: dict[str, dict],
-    pairs: Reconstruction,
-    bits: Likelihood,
-    trips: RoundTrips,
+    reconstruction: Reconstruction,
+    likelihood: Likelihood,
+    round_trips: RoundTrips,
     arrays: dict[str, np.ndarray],
 ) -> None:
-    """Write everything; `cost` per sampler goes into metrics.json alone, since seconds differ from run to run.
+    """Writes all outputs.
 
-    arrays: what else `report` draws: classes asked for and seen, samples beside their nearest training images.
+    cost: per sampler; it goes into metrics.json alone, since seconds differ from run to run.
+    arrays: what else `report` plots: requested and predicted classes, samples and their nearest training images.
 
-    Raises InputError, with nothing of it written, for a score that is NaN or infinite.
+    Raises InputError for a score that is NaN or infinite, before anything is written.
     """
-    arrays = arrays | {f"reconstruction_{name}": to_images(image) for name, image in pairs.examples.items()}
-    arrays |= {f"round_trip_{name}": to_images(image) for name, image in trips.examples.items()}
-    arrays |= {"bits_level": bits.level} | {f"bits_{name}": values for name, values in bits.curve.items()}
-    write_json(JUDGED / "scores.json", scores)
-    write_npz(JUDGED / "arrays.npz", arrays)
-    write_text(PLOTS / "psnr.csv", pd.DataFrame(pairs.curve).to_csv(index=False, float_format="%.4f"))
-    bars = [{"images": scores[name]["sampler"], "fid": scores[name]["classifier"]["fid"]} for name in cost]
-    bars.append({"images": REAL, "fid": scores["ddpm"]["classifier"]["fid_floor"]})
+    arrays = arrays | {f"reconstruction_{name}": to_images(image) for name, image in reconstruction.examples.items()}
+    arrays |= {f"round_trip_{name}": to_images(image) for name, image in round_trips.examples.items()}
+    arrays |= {"bits_level": likelihood.level} | {f"bits_{name}": values for name, values in likelihood.curve.items()}
+    write_json(EVALUATED / "scores.json", scores)
+    write_json(EVALUATED / "metrics.json", describe_metrics())
+    write_npz(EVALUATED / "arrays.npz", arrays)
+    write_text(PLOTS / "psnr.csv", pd.DataFrame(reconstruction.curve).to_csv(index=False, float_format="%.4f"))
+    bars = [{"images": scores[name]["sampler"], "fid": scores[name][CLASSIFIER]["fid"]} for name in cost]
+    bars.append({"images": REAL_IMAGES, "fid": scores["ddpm"][CLASSIFIER]["fid_floor"]})
     write_text(PLOTS / "fid.csv", pd.DataFrame(bars).to_csv(index=False, float_format="%.5f"))
-    covers = {scores[name]["sampler"]: scores[name]["classifier"] for name in cost} | {REAL: scores["real"]["classifier"]}
-    rows = [{"images": images, "score": key, "value": found[key]} for images, found in covers.items() for key in COVERAGE]
+    covers = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in cost} | {REAL_IMAGES: scores["real"][CLASSIFIER]}
+    rows = [{"images": images, "score": key, "value": values[key]} for images, values in covers.items() for key in COVERAGE]
     write_text(PLOTS / "coverage.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
     write_json(METRICS_FILE, {key: {**value, "cost": cost[key]} if key in cost else value for key, value in scores.items()})

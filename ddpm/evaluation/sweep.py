@@ -1,6 +1,4 @@
-"""Quality over cost: all samplers on one trained model, each with several numbers of network evaluations.
-
-Quality over the width of the EMA: one training, its averaged weights rebuilt with each width, and one sampler for all."""
+"""Compares samplers over the number of network evaluations, and EMA widths, rebuilt from one training, under one sampler."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ from pydantic import Field
 
 from ddpm.core.files import InputError
 from ddpm.core.params import Section
-from ddpm.evaluation.evaluator import Evaluator
+from ddpm.evaluation.evaluator import CLASSIFIER, Evaluator
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, TOLERANCE, from_snapshots, list_snapshots, supported_range
 from ddpm.sampling.generate import draw
@@ -40,7 +38,7 @@ class Method(NamedTuple):
     sampler: its name in SAMPLERS.
     spacing: of its grid.
     options: of its step rule.
-    full: also drawn with all T steps, as in DDIM's table 1.
+    full: also run with all T steps, as in table 1 of DDIM.
     """
 
     sampler: str
@@ -60,39 +58,24 @@ METHODS: dict[str, Method] = {
     "DPM-Solver++ 2M": Method("dpmpp_2m", "log_snr"),
     "SDE-DPM-Solver++ 2M": Method("dpmpp_2m_sde", "log_snr"),
 }
+WIDTH_METHOD = "DDIM, eta 0"  # of samples with each EMA width
+REFERENCE = "final"  # checkpoint that widths are compared with
 
 
 def plan_method(name: str, model: DiffusionModel, budget: int) -> SamplingPlan:
-    """Return the plan of a method that evaluates the network at most `budget` times per image."""
+    """Returns the plan of a method that evaluates the network at most `budget` times per image."""
     method = METHODS[name]
     steps = (budget + 1) // 2 if SAMPLERS[method.sampler].second_order else budget
     plan = make_plan(model, sampler=method.sampler, steps=steps, spacing=method.spacing, **method.options)
     return plan._replace(label=name)
 
 
-def judged(model: DiffusionModel, plan: SamplingPlan, judges: Evaluator, settings: Sweep, seed: int, autocast: Callable) -> dict:
-    """Draw by a plan, from the same noise whatever the plan, and judge: {nfe, fid, fid_sd, accuracy, seconds}.
-
-    fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes no class.
-    """
-    drawn = draw(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
-    scores = judges.fid(drawn.arrays["arr_0"], drawn.arrays.get("arr_1"), "sweep")
-    return {
-        "nfe": plan.nfe,
-        "fid": scores["fid"],
-        "fid_sd": scores.get("fid_sd", np.nan),
-        "accuracy": scores.get("accuracy", np.nan),
-        "seconds": drawn.cost["seconds"],
-    }
-
-
 def sweep(
-    model: DiffusionModel, judges: Evaluator, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+    model: DiffusionModel, evaluator: Evaluator, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
 ) -> list[dict]:
-    """Draw with every method and budget, and judge: rows {method, spacing, budget} and what `judged` gives, each handed to
-    `on_row` as well.
+    """Generates samples with every method and budget and scores them: rows {method, spacing, budget, nfe, fid, ...}.
 
-    Raises InputError for a budget that the model does not have, that of the EMA widths included.
+    on_row: called with each row. Raises InputError for a budget above the model's T, also for that of the EMA widths.
     """
     total = model.schedule.steps
     for key, budget in (("evaluations", max(settings.evaluations)), ("ema_steps", settings.ema_steps)):
@@ -100,52 +83,64 @@ def sweep(
             raise InputError(f"{budget} is more than the model's T = {total} steps", key=f"sweep.{key}", where="params.yaml")
     rows = []
     for name, method in METHODS.items():
-        budgets = sorted({*settings.evaluations, *([total] if method.full and settings.full_length else [])})
-        for budget in budgets:
-            plan = plan_method(name, model, budget)
+        for budget in sorted({*settings.evaluations, *([total] if method.full and settings.full_length else [])}):
             row = {"method": name, "spacing": method.spacing, "budget": budget}
-            rows.append(row | judged(model, plan, judges, settings, seed, autocast))
+            rows.append(row | _score_plan(model, plan_method(name, model, budget), evaluator, settings, seed, autocast))
             on_row(rows[-1])
     return rows
 
 
-METHOD = "DDIM, eta 0"
-REFERENCE = "final"
-
-
 def sweep_widths(
-    folder: Path, judges: Evaluator, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
+    folder: Path, evaluator: Evaluator, settings: Sweep, seed: int, autocast: Callable, on_row: Callable[[dict], None]
 ) -> tuple[list[dict], str]:
-    """Draw from a model folder with `final` and with the EMA of each width, and judge: (rows, note).
+    """Generates samples from a model folder with `final` and with the EMA of each width, and scores them: (rows, note).
 
-    Rows are {checkpoint, width, residual} and what `judged` gives, each handed to `on_row` as well; `final` comes first, its
-    width and residual NaN. residual is that of `posthoc.coefficients`. note: one line on what could not be had, or "".
+    Rows are {checkpoint, width, residual, nfe, fid, ...}, and on_row is called with each; `final` comes first, with NaN as its
+    width and residual. residual: error of the rebuilt average, see power_ema. note: one line on the widths that are left out, or
+    "".
 
     Raises InputError for damaged snapshots.
     """
     steps = list_snapshots(folder)
-    wanted = sorted(set(settings.ema_widths))
-    residuals = {width: from_snapshots(steps, width)[1] for width in wanted} if steps else {}
+    widths = sorted(set(settings.ema_widths))
+    residuals = {width: from_snapshots(steps, width)[1] for width in widths} if steps else {}
     usable = [width for width in residuals if residuals[width] <= TOLERANCE]
     rows = []
     for checkpoint in (REFERENCE, *usable):
-        model = load(checkpoint, judges.device, folder)
-        row = {"checkpoint": checkpoint, "width": np.nan, "residual": np.nan}
-        if checkpoint in residuals:
-            row |= {"width": checkpoint, "residual": residuals[checkpoint]}
-        plan = plan_method(METHOD, model, settings.ema_steps)
-        rows.append(row | judged(model, plan, judges, settings, seed, autocast))
+        model = load(checkpoint, evaluator.device, folder)
+        width = np.nan if checkpoint == REFERENCE else checkpoint
+        row = {"checkpoint": checkpoint, "width": width, "residual": residuals.get(checkpoint, np.nan)}
+        plan = plan_method(WIDTH_METHOD, model, settings.ema_steps)
+        rows.append(row | _score_plan(model, plan, evaluator, settings, seed, autocast))
         on_row(rows[-1])
-    return rows, _note(steps, wanted, [width for width in wanted if width not in usable])
+    return rows, _note(steps, widths, [width for width in widths if width not in usable])
 
 
-def _note(steps: list[int], wanted: list[float], missed: list[float]) -> str:
-    if not wanted:
+def _score_plan(
+    model: DiffusionModel, plan: SamplingPlan, evaluator: Evaluator, settings: Sweep, seed: int, autocast: Callable
+) -> dict:
+    """Generates samples, from the same noise for every plan, and scores them: {nfe, fid, fid_sd, accuracy, seconds}.
+
+    fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes no class.
+    """
+    samples = draw(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
+    scores = evaluator.evaluate(samples.arrays["arr_0"], samples.arrays.get("arr_1"), "sweep", level="fid").scores
+    return {
+        "nfe": plan.nfe,
+        "fid": scores[CLASSIFIER]["fid"],
+        "fid_sd": scores[CLASSIFIER].get("fid_sd", np.nan),
+        "accuracy": scores.get("accuracy", np.nan),
+        "seconds": samples.cost["seconds"],
+    }
+
+
+def _note(steps: list[int], widths: list[float], left_out: list[float]) -> str:
+    if not widths:
         return "No EMA widths are compared: sweep.ema_widths is empty."
     if not steps:
         return "No EMA widths are compared: the model was trained without snapshots (train.snapshots)."
-    if not missed:
+    if not left_out:
         return ""
-    names = ", ".join(f"{width:g}" for width in missed)
+    names = ", ".join(f"{width:g}" for width in left_out)
     narrowest, widest = supported_range(steps)
     return f"Left out: {names}. {len(steps)} snapshots reach from {narrowest:g} to {widest:g}; train.snapshots gives more."

@@ -1,64 +1,111 @@
-"""Pretrained judges, from weights files that lie on disk: the FID Inception (torch-fidelity) and LPIPS's AlexNet (lpips)."""
+"""EXTRACTORS: the networks in whose features images are compared; and AlexNet for LPIPS."""
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-import lpips
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm.core import processes
 from ddpm.core.files import InputError, first_line
 from ddpm.core.progress import Progress
 from ddpm.data.images import to_tensor
+from ddpm.features.classifier import Classifier, predict
+from ddpm.features.pretrained import ALEXNET, INCEPTION, PretrainedSettings, WeightsFile, check_required, download_missing
 
 INCEPTION_BATCH = 50
-INCEPTION_FEATURES = "2048"
-INCEPTION_LOGITS = "logits_unbiased"
+INCEPTION_LAYERS = ["2048", "logits_unbiased"]
+
+# Function (images uint8 (N, H, W, C), name for the progress line) -> features float64 (N, D), and class probabilities float64
+# (N, K) or None for a network that predicts no classes.
+Extract = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray | None]]
+
+
+class Extractor(NamedTuple):
+    """A network in whose features images are compared.
+
+    title: its description in the report, after "In the features of".
+    load: function (device, weights, classifier) -> Extract. weights is the path of its weights file, None if it has none;
+        classifier is the one that was trained on the data set.
+    weights: its published weights file, or None. While the file is missing, the status "weights missing" replaces the scores.
+    """
+
+    title: str
+    load: Callable[[torch.device, Path | None, Classifier], Extract]
+    weights: WeightsFile | None = None
+
+
+def load_classifier_features(device: torch.device, weights: None, classifier: Classifier) -> Extract:
+    return lambda images, name: predict(classifier, images, device)
 
 
 class Inception:
-    """The Inception of the original FID, in TensorFlow's arithmetic, by torch-fidelity."""
+    """The Inception network of the original FID, in TensorFlow's arithmetic, by torch-fidelity."""
 
-    def __init__(self, path: Path, device: torch.device):
+    def __init__(self, device: torch.device, weights: Path, classifier: Classifier | None = None):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
         self.device = device
-        layers = [INCEPTION_FEATURES, INCEPTION_LOGITS]
-        self.network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=str(path)).to(
-            device
-        )
+        self.network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", INCEPTION_LAYERS, feature_extractor_weights_path=str(weights)
+        ).to(device)
 
     @torch.inference_mode()
-    def __call__(self, images: np.ndarray, name: str) -> tuple[np.ndarray, Tensor]:
-        """uint8 images (N, H, W, C) -> features float64 (N, 2048), logits (N, 1008); gray is repeated to three channels."""
+    def __call__(self, images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns features (N, 2048) and probabilities (N, 1008); one channel is repeated to three."""
         with Progress(f"inception {name}", len(images), "images") as progress:
 
-            def judge(start: int) -> tuple[np.ndarray, Tensor]:
+            def extract_batch(start: int) -> tuple[np.ndarray, Tensor]:
                 batch = to_tensor(images[start : start + INCEPTION_BATCH], self.device)
-                f, z = self.network(batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch)
+                features, logits = self.network(batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch)
                 progress.advance(len(batch) * processes.world_size())
-                return f.cpu().double().numpy(), z.cpu()
+                return features.cpu().double().numpy(), logits.cpu()
 
-            features, logits = zip(*processes.map_over_ranks(range(0, len(images), INCEPTION_BATCH), judge), strict=True)
-        return np.concatenate(features), torch.cat(logits)
+            starts = range(0, len(images), INCEPTION_BATCH)
+            features, logits = zip(*processes.map_over_ranks(starts, extract_batch), strict=True)
+        return np.concatenate(features), torch.cat(logits).double().softmax(1).numpy()
+
+
+EXTRACTORS: dict[str, Extractor] = {
+    "classifier": Extractor("the classifier, which is trained on the same data", load_classifier_features),
+    "inception": Extractor("the Inception network, comparable with papers", Inception, INCEPTION),
+}
+
+
+def get_weights(settings: PretrainedSettings) -> None:
+    """Downloads missing weights files of EXTRACTORS and of LPIPS, if `download_weights` is set.
+
+    Raises InputError, with the file and its folder, if the Inception network's is required and missing.
+    """
+    if settings.download_weights:
+        download_missing([*(extractor.weights for extractor in EXTRACTORS.values() if extractor.weights), ALEXNET])
+    if settings.require_inception:
+        check_required(EXTRACTORS["inception"].weights)
 
 
 def load_lpips_alex(path: Path, device: torch.device) -> torch.nn.Module:
-    """LPIPS 0.1 on AlexNet: the trunk from torchvision's weights file, the linear layers from the lpips package."""
+    """Returns LPIPS 0.1 on AlexNet: the trunk from torchvision's weights file, the linear layers from the lpips package.
+
+    Raises InputError for a file that cannot be loaded.
+    """
+    import lpips
+
     with warnings.catch_warnings():
         # lpips builds its AlexNet through an argument that torchvision deprecates.
         warnings.simplefilter("ignore", UserWarning)
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     try:
         trunk = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged archive raises
+    except Exception as error:  # a damaged archive raises many types
         raise InputError(f"cannot be loaded ({first_line(error)}); replace it", key=path) from None
     # torchvision numbers the layers "features.N.weight"; lpips keeps N, behind the name of one of five slices.
-    ours = network.net.state_dict()
-    for key in ours:
+    state = network.net.state_dict()
+    for key in state:
         layer = re.fullmatch(r"slice\d\.(\d+\.\w+)", key).group(1)
-        ours[key] = trunk[f"features.{layer}"]
-    network.net.load_state_dict(ours)
+        state[key] = trunk[f"features.{layer}"]
+    network.net.load_state_dict(state)
     return network.to(device).eval().requires_grad_(False)

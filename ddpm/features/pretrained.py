@@ -1,7 +1,8 @@
-"""Published weights files of pretrained judges: where they are looked for, fetched from, and whether they are what they say."""
+"""Published weights files of pretrained networks: finds, checks and downloads them."""
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +12,16 @@ from pydantic import ConfigDict
 from ddpm.core.files import InputError, first_line, sha256
 from ddpm.core.params import Section
 
+MISSING = {"status": "weights missing"}  # stored in place of the scores of a network whose weights file is missing
+
 
 class WeightsFile(NamedTuple):
-    """A published weights file: its name, how its SHA-256 begins, which stands in the name under any publisher, and where its
-    publisher keeps it."""
+    """A published weights file.
+
+    name: its file name.
+    sha256: the beginning of its SHA-256, which is part of its name under any publisher.
+    folder: URL of the folder that holds it, with a slash at the end.
+    """
 
     name: str
     sha256: str
@@ -32,11 +39,10 @@ INCEPTION = WeightsFile(
 )
 
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/")
-MISSING = {"status": "weights missing"}  # what stands in the place of scores that such a file would have given
 
 
 class PretrainedSettings(Section):
-    """The keys of the `evaluate` section that are obeyed before anything is trained or sampled."""
+    """The keys of the `evaluate` section that apply before anything is trained or sampled."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -45,14 +51,14 @@ class PretrainedSettings(Section):
 
 
 def weights_folder() -> Path:
-    """Where weights files are looked for: DDPM_WEIGHTS_ROOT, or PyTorch's own cache."""
+    """Returns the folder of weights files: DDPM_WEIGHTS_ROOT, or PyTorch's own cache."""
     if root := os.environ.get("DDPM_WEIGHTS_ROOT"):
         return Path(root).expanduser()
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def find_weights(file: WeightsFile) -> Path | None:
-    """The path of a weights file, None if it is not there. Raises InputError if its content is not the published one."""
+    """Returns the path of a weights file, None if it is missing. Raises InputError if its content is not the published one."""
     path = next(iter(sorted(weights_folder().glob(f"*{file.sha256}*.pth"))), None)
     if path is not None and not (digest := sha256(path)).startswith(file.sha256):
         raise InputError(
@@ -61,20 +67,21 @@ def find_weights(file: WeightsFile) -> Path | None:
     return path
 
 
-def get_weights(settings: PretrainedSettings) -> None:
-    """Download the weights files that are missing, if `download_weights` says so; a file that cannot be had is named.
+def download_missing(files: Iterable[WeightsFile]) -> None:
+    """Downloads the files that are missing; prints a warning for each that cannot be downloaded."""
+    for file in files:
+        if find_weights(file) is None:
+            _download(file)
 
-    Raises InputError, saying which file goes where, if the Inception's is required and missing.
-    """
-    if settings.download_weights:
-        for file in (INCEPTION, ALEXNET):
-            if find_weights(file) is None:
-                _download(file)
-    if settings.require_inception and find_weights(INCEPTION) is None:
+
+def check_required(file: WeightsFile) -> None:
+    """Raises InputError, with the file's name and folder, if it is missing; for evaluate.require_inception."""
+    if find_weights(file) is None:
         raise InputError(
-            f"params.yaml: evaluate.require_inception is true, but {INCEPTION.name} is not in {weights_folder()}; put it there, "
-            "or set DDPM_WEIGHTS_ROOT to its folder, or set evaluate.download_weights to true, or evaluate.require_inception "
-            "to false"
+            f"is true, but {file.name} is not in {weights_folder()}; put it there, or set DDPM_WEIGHTS_ROOT to its folder, "
+            "evaluate.download_weights to true, or evaluate.require_inception to false",
+            key="evaluate.require_inception",
+            where="params.yaml",
         )
 
 

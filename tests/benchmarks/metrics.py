@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = SimpleNamespace(train=train, test=test, shape=(SIDE, SIDE, 1), class_names=[str(i) for i in range(CLASSES)])
 
     say(f"{options.images:,} images: all in-domain metrics")
-    seconds, _ = timed(lambda: Evaluator(data, judge, options.images, 0, CPU).examine(samples.images, samples.labels, "samples"))
+    seconds, _ = timed(lambda: Evaluator(data, judge, options.images, 0, CPU).evaluate(samples.images, samples.labels, "samples"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     say(f"  {seconds:.1f} s, at most {peak:.2f} GB")
     sides = {"ours": ours, "torchmetrics": torchmetrics}

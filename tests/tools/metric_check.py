@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores, strip = {}, []
     for name, make in ROWS.items():
         images = make(Pool(parts[1], data.train, SETS * n, np.random.default_rng(p.seed)))
-        scores[name], _ = judges.score(images, None, name)
+        scores[name] = judges.evaluate(images, None, name).scores
         strip.append(list(images[:SHOWN]))
         print(f"{name}: FID {scores[name]['classifier']['fid']:.4f}", flush=True)
 

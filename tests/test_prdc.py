@@ -8,7 +8,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ddpm.core.files import InputError
 from ddpm.evaluation import prdc
-from ddpm.evaluation.prdc import BALL_K, MANIFOLD_K, Coverage, neighbour_radii, row_chunks, squared_distances
+from ddpm.evaluation.prdc import BALL_K, MANIFOLD_K, PRDC, neighbour_radii, row_chunks, squared_distances
 
 RNG = np.random.default_rng(0)
 
@@ -39,7 +39,7 @@ def sets(n, m, d, shift=0.4):
 @pytest.mark.parametrize(("n", "m", "d"), [(200, 200, 4), (60, 150, 16), (150, 60, 2), (6, 6, 3)])
 def test_they_agree_with_their_definitions(n, m, d):
     real, fake = sets(n, m, d)
-    found = Coverage(real, "real")(fake, "fake")
+    found = PRDC(real, "real")(fake, "fake")
     assert found == pytest.approx(naive(real, fake), rel=1e-12)
     assert list(found) == ["precision", "recall", "density", "coverage"]
 
@@ -48,7 +48,7 @@ def test_they_agree_with_their_definitions(n, m, d):
 def test_precision_and_recall_agree_with_torch_fidelity(d):
     real, fake = sets(300, 300, d, shift=0.2)
     peer = prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), verbose=False)
-    found = Coverage(real, "real")(fake, "fake")
+    found = PRDC(real, "real")(fake, "fake")
     assert found["precision"] == pytest.approx(peer["precision"], abs=1e-6)
     assert found["recall"] == pytest.approx(peer["recall"], abs=1e-6)
     assert 0 < found["recall"] < 1
@@ -58,7 +58,7 @@ class TestMeaning:
     real = RNG.standard_normal((400, 5))
 
     def score(self, fake):
-        return Coverage(self.real, "real")(fake, "fake")
+        return PRDC(self.real, "real")(fake, "fake")
 
     def test_the_real_points_themselves(self):
         # Every real ball holds its centre and its 5 neighbours.
@@ -88,7 +88,7 @@ class TestMeaning:
 
     def test_they_do_not_depend_on_where_the_origin_is(self):
         _, fake = sets(400, 0, 5)
-        far = Coverage(self.real + 1e6, "real")(fake + 1e6, "fake")
+        far = PRDC(self.real + 1e6, "real")(fake + 1e6, "fake")
         assert far == pytest.approx(self.score(fake), abs=0.003)
 
 
@@ -110,11 +110,11 @@ def test_chunks_are_small_whatever_the_size():
 
 def test_chunks_and_processes_change_nothing(monkeypatch):
     real, fake = sets(90, 70, 6)
-    alone = Coverage(real, "real")(fake, "fake")
+    alone = PRDC(real, "real")(fake, "fake")
     monkeypatch.setattr(prdc, "ELEMENTS", 500)
 
     def work():
-        return Coverage(real, "real")(fake, "fake")
+        return PRDC(real, "real")(fake, "fake")
 
     assert work() == alone
     for count in (2, 3):
@@ -123,10 +123,10 @@ def test_chunks_and_processes_change_nothing(monkeypatch):
 
 def test_too_few_points_are_refused():
     real, fake = sets(5, 6, 3)
-    balls = Coverage(real, "real")
+    balls = PRDC(real, "real")
     with pytest.raises(InputError, match=r"^ddim: 5 images are too few for 5 neighbours of each; use at least 6$"):
         balls(fake, "ddim")
     with pytest.raises(InputError, match=r"^training split: 5 images are too few"):
-        Coverage(real[:5], "training split")
+        PRDC(real[:5], "training split")
     with pytest.raises(InputError, match="3 images are too few for 3 neighbours of each; use at least 4"):
         neighbour_radii(torch.zeros(3, 2, dtype=torch.float64), [3], "x")
