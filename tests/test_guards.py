@@ -121,7 +121,7 @@ def test_other_samples_under_the_same_name_get_other_scores(data):
     """Nothing is cached by name."""
     torch.manual_seed(0)
     judges = Evaluator(data, Classifier(1, 10), 20, 0, CPU)
-    first, second = (judges.score(data.test.images[part], None, "ddpm")[0] for part in (slice(0, 20), slice(20, 40)))
+    first, second = (judges.evaluate(data.test.images[part], None, "ddpm").scores for part in (slice(0, 20), slice(20, 40)))
     assert first["classifier"]["fid"] != second["classifier"]["fid"]
     assert first["memorization"] != second["memorization"]
 
@@ -151,9 +151,9 @@ class TestExtractors:
         inception = Inception.__new__(Inception)
         inception.device, inception.network = CPU, network
         images = np.arange(2 * 4 * 4 * channels, dtype=np.uint8).reshape(2, 4, 4, channels)
-        features, logits = inception(images, "test")
+        features, probabilities = inception(images, "test")
         assert features.shape == (2, 2048)
-        assert logits.shape == (2, 1008)
+        assert probabilities.shape == (2, 1008)
         assert seen[0].dtype == torch.uint8
         assert torch.equal(seen[0], torch.cat([to_tensor(images)] * (3 // channels), dim=1))
 

@@ -29,7 +29,7 @@ def check_features(features: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         raise InputError(
-            f"the features of {bad} of {len(features)} images are NaN or infinite, so the extractor's weights are damaged; run "
+            f"the features of {bad} of {len(features)} images are NaN or infinite; the extractor's weights are damaged: run "
             "`dvc repro -f train_classifier`, or replace the weights file of a pretrained extractor",
             key=name,
         )
