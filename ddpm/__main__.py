@@ -1,4 +1,4 @@
-"""`python -m ddpm`: what can be done with a trained model."""
+"""`python -m ddpm`: the command line."""
 
 import sys
 

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,6 @@ from ddpm.data.prepared import open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DIGITS
 from ddpm.datasets.settings import PrepareData
-from ddpm.diffusion.variance import VARIANCES
 from ddpm.editing.inpaint import MASKS
 from ddpm.editing.tasks import EDITS
 from ddpm.networks.checkpoints import CHECKPOINTS, make_config
@@ -42,9 +42,6 @@ from ddpm.networks.unet import UNet
 from ddpm.plots import image_grid
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, UPSCALING
 from ddpm.sampling import generate, plan, progress
-from ddpm.sampling.denoiser import THRESHOLDS
-from ddpm.sampling.samplers import SAMPLERS
-from ddpm.sampling.time_grid import SPACINGS
 
 # As in conftest.py, of work of any name.
 PROGRESS = re.compile(r"^[^:]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
@@ -175,9 +172,17 @@ WITHOUT_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("command", WITHOUT_OPTIONS)
-def test_each_needs_no_option(run, command, model):
+# Every command with the class-conditional model, and each other model with a command that uses its conditioning.
+COMMAND_AND_MODEL = [
+    *((command, "ddpm") for command in WITHOUT_OPTIONS),
+    ("sample", "text"),
+    ("edit", "mask"),
+    ("compare", "plain"),
+]
+
+
+@pytest.mark.parametrize(("command", "model"), COMMAND_AND_MODEL)
+def test_command_without_options_writes_its_default_file(run, command, model):
     more = ("--model", f"models/{model}", "--number", 2) if command != "reconstruct" else ("--model", f"models/{model}")
     last = run(command, *more)[-1]
     assert last.startswith(f"wrote {WITHOUT_OPTIONS[command]}: ")
@@ -244,7 +249,7 @@ class TestSample:
             with Image.open(f"pictures/{k:05d}.png") as picture:
                 assert np.array_equal(np.asarray(picture), images[k, ..., 0])
         assert Path("pictures/labels.csv").read_text() == 'file,label\n00000.png,"4"\n00001.png,"4"\n00002.png,"4"\n'
-        assert "pictures is a folder that is there already" in error("sample", "-o", "pictures")
+        assert "pictures is an existing folder" in error("sample", "-o", "pictures")
 
     def test_a_failed_folder_leaves_nothing(self, run, error, monkeypatch):
         monkeypatch.setattr(output, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -311,14 +316,15 @@ class TestCompare:
 
 class TestCaptions:
     @pytest.mark.parametrize("text", ["", "7", "T-shirt/top", "a handwritten seven", "w" * 500, "two\nlines"])
-    @pytest.mark.parametrize("width", [8, 28, 64, 84, 1000])
-    def test_a_caption_fits_above_its_image(self, text, width):
-        found, font = image_grid.fitting(text, width), ImageFont.load_default(FONT_SIZE)
-        assert font.getlength(found) <= width or len(found) == 1
-        assert bool(found) == bool(text)
-        if found != image_grid.short(text):
-            assert image_grid.short(text).startswith(found.removesuffix("..."))
-            assert font.getlength(image_grid.short(text)) > width
+    def test_fitting_caption_is_at_most_as_wide_as_its_image(self, text):
+        font, short = ImageFont.load_default(FONT_SIZE), image_grid.short(text)
+        for width in (8, 28, 64, 84, 1000):
+            fitted = image_grid.fitting(text, width)
+            assert font.getlength(fitted) <= width or len(fitted) == 1
+            assert bool(fitted) == bool(text)
+            if fitted != short:
+                assert short.startswith(fitted.removesuffix("..."))
+                assert font.getlength(short) > width
 
     def test_what_fits_stays(self):
         assert image_grid.fitting("Ankle boot", 84) == "Ankle boot"
@@ -343,7 +349,7 @@ class TestAnimate:
     def test_moments_in_one_picture(self, run, what):
         drawn = ("-m", "models/plain", "-n", 3, "--steps", 4)
         line = run("animate", "--what", what, *drawn, "--tile", 8, "-o", "way.png")[0]
-        assert line.startswith("wrote way.png: 3 images on their way, ")
+        assert line.startswith("wrote way.png: 3 images, ")
         run("sample", *drawn, "-o", "a.npz")
         side = (size_of("way.png")[0] - 2 * MARGIN) // 4 - GAP
         assert side % 8 == 0
@@ -498,7 +504,7 @@ class TestInfo:
         lines = dict(line.split(":", 1) for line in run("info"))
         assert lines["data"].strip() == "digits: 8x8, gray"
         assert lines["classes"].strip() == "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-        assert lines["conditioning"].strip() == "class, trained without it too"
+        assert lines["conditioning"].strip() == "class, with condition dropout"
         assert lines["schedule"].strip() == "linear, T = 50"
         assert lines["training"].strip() == "steps 20, batch size 8, seed 4"
         assert lines["checkpoints"].strip() == "final"
@@ -520,7 +526,7 @@ class TestInfo:
 
     def test_the_scores_of_the_project(self, run):
         write_json("reports/evaluate/metrics.json", {"ddim": {"sampler": "Heun", "classifier": {"fid": 0.5}, "accuracy": 0.975}})
-        assert run("info")[-1] == "scores of Heun: FID 0.500, 97.5% of the class asked for"
+        assert run("info")[-1] == "scores of Heun: FID 0.500, accuracy 97.5%"
         assert json.loads("\n".join(run("info", "--json")))["scores"] == {"Heun": {"fid": 0.5, "accuracy": 0.975}}
         assert not any("scores" in line for line in run("info", "-m", "models/plain"))
 
@@ -547,26 +553,8 @@ def name_of(command):
     return command.__name__
 
 
-def parameters():
-    for name, command in typer.main.get_command(app).commands.items():
-        for parameter in command.params:
-            if parameter.name != "help":
-                yield pytest.param(parameter, id=f"{name} {parameter.name}")
-
-
-@pytest.mark.parametrize("parameter", parameters())
-def test_every_option_is_explained(parameter):
-    assert parameter.help
-    assert parameter.help.rstrip()[-1] in ".,)"
-    assert not parameter.required
-
-
-# Options by name, and the registries that they choose from; help must not import these.
+# Options whose help is not built from the registry that holds their values.
 CHOICES = {
-    "sampler": SAMPLERS,
-    "spacing": SPACINGS,
-    "thresholding": THRESHOLDS,
-    "variance": VARIANCES,
     "mask": MASKS,
     "device": DEVICES,
     "checkpoint": CHECKPOINTS,
@@ -576,14 +564,16 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("parameter", [p for p in parameters() if p.values[0].name in CHOICES])
-def test_every_choice_is_named(parameter):
-    words = set(parameter.help.replace(",", " ").replace(".", " ").replace(":", " ").replace(";", " ").split())
-    assert set(CHOICES[parameter.name]) <= words
-
-
-def test_every_choice_has_an_option():
-    assert set(CHOICES) <= {p.values[0].name for p in parameters()}
+def test_option_help_is_a_sentence_that_names_the_choices():
+    checked = set()
+    for name, command in typer.main.get_command(app).commands.items():
+        for option in (param for param in command.params if param.name != "help"):
+            assert option.help.rstrip()[-1] in ".)", (name, option.name)
+            assert not option.required
+            if option.name in CHOICES:
+                assert set(CHOICES[option.name]) <= set(re.findall(r"\w+", option.help)), (name, option.name)
+                checked.add(option.name)
+    assert checked == set(CHOICES)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=name_of)
@@ -628,113 +618,49 @@ def test_as_a_process(project, arguments, status):
 # Mistakes
 
 
+# A line of each kind of mistake, and the beginning of its error. The ranges of numbers are typer's.
 MISTAKES = [
     ("smple", "No such command 'smple'. Did you mean 'sample'?"),
     ("", "No such command ''"),
-    ("--nonsense", "No such option: --nonsense"),
     ("sample --nmber 3", "No such option: --nmber"),
     ("sample --number", "Option '--number' requires an argument"),
-    ("sample --number x", "--number: "),
-    ("sample --number 0", "--number: "),
-    ("sample --number 100001", "--number: "),
-    ("sample --number 1.5", "--number: "),
-    ("sample --columns 0", "--columns: "),
-    ("sample --tile 513", "--tile: "),
-    ("sample --tile 512 --number 10000 -m models/plain", "--tile: 10,000 images of 512 pixels are too large"),
-    ("sample --batch 0", "--batch: "),
-    ("sample --seed -1", "--seed: "),
-    ("sample --seed 9999999999", "--seed: "),
-    ("sample --steps 0", "--steps: "),
-    ("sample --steps 51", "--steps: 51 sampling steps"),
-    ("sample --sampler ddmi", "--sampler: 'ddmi' is unknown; did you mean 'ddpm'?"),
-    ("sample --spacing even", "--spacing: 'even' is unknown"),
-    ("sample --thresholding cut", "--thresholding: 'cut' is unknown"),
-    ("sample --variance learned --sampler ddpm", "--variance: 'learned' needs a model"),
-    ("sample --eta 0.5 --sampler heun", "--eta: 0.5 has no meaning"),
-    ("sample --eta nan", "--eta: "),
-    ("sample --eta 2", "--eta: "),
-    ("sample --guidance nan", "--guidance: "),
-    ("sample --guidance 51", "--guidance: "),
-    ("sample --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
-    ("sample --guidance 0 --text seven -m models/text", "--guidance: 0 draws without class or text"),
-    ("sample --variance large", "--variance: 'large' has no meaning"),
-    ("sample --guidance 2 -m models/plain", "--guidance: 2.0 needs a model that takes a class"),
-    ("sample --label seven", "--label: 'seven' is unknown"),
-    ("sample --label 3 -m models/plain", "--label: this model takes no class"),
-    ("sample --text seven", "--text: this model takes no text"),
-    ("sample --text whale -m models/text", "--text: the model was trained without the word 'whale'"),
-    ("sample --text seven --label 7 -m models/text", "--text: cannot be given together with label"),
-    ("sample --checkpoint fnal", "--checkpoint: 'fnal' is unknown; did you mean 'final'?"),
-    ("sample --checkpoint best", "models/ddpm/best.safetensors: not found"),
-    ("sample --checkpoint 0.5", "--checkpoint: width 0.5 is out of range"),
-    ("sample --checkpoint nan", "--checkpoint: width nan is out of range"),
-    ("sample --checkpoint 0.1", "models/ddpm/snapshots: holds no snapshots"),
-    ("sample --device gpu", "--device: 'gpu' is unknown"),
-    ("sample --threads 0", "--threads: "),
-    ("sample --model nowhere", "nowhere/config.json: not found; make it with `dvc repro train`"),
-    ("sample --model models/ddpm/config.json", "models/ddpm/config.json/config.json: cannot be read"),
-    ("sample -o a.jpg", "--out: 'a.jpg' ends in '.jpg'; valid: .png or .npz or none, for a folder"),
-    ("sample -o data", "--out: data is a folder that is there already"),
-    ("sample -o a.png", "--out: a.png is a folder"),
-    ("sample -o .png", "--out: '.png' is no name of a file"),
-    ("sample -o taken/x.png", "--out: taken/x.png: "),
-    ("sample -o /", "--out: '/' is no name of a file"),
     ("sample extra", "Got unexpected extra argument"),
-    ("compare --steps 0", "--steps: "),
-    ("compare --steps 51", "--steps: 51 sampling steps"),
-    ("compare --sampler x", "--sampler: 'x' is unknown"),
-    ("compare --out a.gif", "--out: 'a.gif' ends in '.gif'; valid: .png"),
-    ("compare --number 51", "--number: "),
-    ("compare --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
-    ("compare --sampler heun --eta 0.5", "--eta: 0.5 has no meaning"),
-    ("compare --sampler ddim --variance large", "--variance: 'large' has no meaning"),
-    ("compare --variance largest", "--variance: 'largest' is unknown"),
-    ("compare --spacing even", "--spacing: 'even' is unknown"),
-    ("animate --what films", "--what: 'films' is unknown"),
-    ("animate --what training", "models/ddpm: holds no snapshots to make a film of"),
-    ("animate --what training --checkpoint latest -m models/plain", "--checkpoint: a film of the training shows its snapshots"),
-    ("animate --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
-    ("animate --out a.jpg", "--out: 'a.jpg' ends in '.jpg'; valid: .gif or .mp4 or .png"),
+    ("sample --number 0", "--number: "),
+    ("sample --number 1.5", "--number: "),
+    ("sample --tile 512 --number 10000 -m models/plain", "--tile: "),
+    ("sample --steps 51", "--steps: "),
+    ("sample --sampler ddmi", "--sampler: 'ddmi' is unknown; did you mean 'ddpm'?"),
+    ("sample --eta nan", "--eta: "),
+    ("sample --eta 0.5 --sampler heun", "--eta: "),
+    ("sample --guidance 2 -m models/plain", "--guidance: "),
+    ("sample --guidance 0 --label 3", "--guidance: "),
+    ("sample --label seven", "--label: "),
+    ("sample --text seven --label 7 -m models/text", "--text: "),
+    ("sample --checkpoint 0.5", "--checkpoint: "),
+    ("sample --checkpoint best", "models/ddpm/best.safetensors: not found"),
+    ("sample --model nowhere", "nowhere/config.json: not found"),
+    ("sample -o a.jpg", "--out: 'a.jpg' ends in '.jpg'; valid: .png or .npz or none, for a folder"),
+    ("sample -o data", "--out: data is an existing folder"),
+    ("sample -o taken/x.png", "--out: taken/x.png: "),
+    ("compare --sampler heun --eta 0.5", "--eta: "),
+    ("compare --spacing even", "--spacing: "),
+    ("animate --what training", "models/ddpm: "),
+    ("animate --what training --checkpoint latest -m models/plain", "--checkpoint: "),
     ("animate --what training --out a.png", "--out: 'a.png' ends in '.png'; valid: .gif or .mp4"),
-    ("animate --fps nan", "--fps: "),
-    ("animate --fps 0", "--fps: "),
-    ("animate --hold 61", "--hold: "),
-    ("animate --frames 0", "--frames: "),
     ("animate --frames 1000 --number 100 --tile 512", "--tile: "),
-    ("animate --upscaling best", "--upscaling: 'best' is unknown"),
-    ("interpolate nowhere.png", "nowhere.png: no such picture"),
-    ("interpolate test:500", "test:500: there are 500 test images"),
-    ("interpolate test:0 test:1 --sampler heun", "--sampler: real images are encoded and decoded by ddim"),
-    ("interpolate seed:0 test:1 --guidance 2", "--sampler: real images are encoded and decoded by ddim"),
-    ("interpolate --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
-    ("interpolate --number 1", "--number: "),
-    ("interpolate --sampler ddpm", "--sampler: one that draws fresh noise"),
-    ("interpolate --label 1 --label 2 --label 3", "--label: 3 were given for two images"),
-    ("interpolate a b c", "Got unexpected extra argument"),
-    ("inpaint --mask lef", "--mask: 'lef' is no picture, nor one of left"),
-    ("inpaint --mask data/prepared/meta.json", "data/prepared/meta.json: cannot be read as an image"),
-    ("inpaint --jump 5 --steps 5", "--jump: 5 steps are no climb on a grid of 5 steps"),
-    ("inpaint --jump 0", "--jump: "),
-    ("inpaint --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
-    ("inpaint --resamples 0", "--resamples: "),
-    ("edit --strength 1.5", "--strength: "),
-    ("edit --strength nan", "--strength: "),
-    ("edit --method other", "--method: 'other' is unknown"),
-    ("edit --guidance 0 --label 3", "--guidance: 0 draws without class or text"),
-    ("edit --method latent --sampler heun", "--sampler: real images are encoded and decoded by ddim"),
-    ("edit seed:3 --method latent --sampler ddpm", "--sampler: one that draws fresh noise"),
-    ("edit --method latent --eta 0.5", "--sampler: one that draws fresh noise"),
-    ("reconstruct nowhere", "nowhere: no such picture"),
-    ("reconstruct --steps 0", "--steps: "),
-    ("info --model nowhere", "nowhere/config.json: not found"),
-    ("info --json x", "Got unexpected extra argument"),
-    ("demo --port 0", "--port: "),
-    ("demo --port 70000", "--port: "),
+    ("animate --upscaling best", "--upscaling: "),
+    ("interpolate nowhere.png", "nowhere.png: "),
+    ("interpolate test:0 test:1 --sampler heun", "--sampler: "),
+    ("interpolate --label 1 --label 2 --label 3", "--label: "),
+    ("inpaint --mask lef", "--mask: "),
+    ("inpaint --jump 5 --steps 5", "--jump: "),
+    ("edit --method latent --eta 0.5", "--sampler: "),
+    ("edit --method other", "--method: "),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "beginning"), MISTAKES, ids=[line for line, _ in MISTAKES])
-def test_a_mistake_ends_in_one_line(error, line, beginning):
+def test_mistake_ends_in_one_line(error, line, beginning):
     Path("a.png").mkdir()
     Path("taken").write_text("a file")
     assert error(*(line.split() or [""])).startswith(beginning)
@@ -748,19 +674,28 @@ def test_the_pixels_of_a_picture_are_bounded(tile, side):
         output.check_size((8, 8, 1), tile, most + 1)
 
 
-def test_nan_is_no_number():
-    """Whatever typer makes of it."""
+def test_option_groups_refuse_nan():
+    """Whether or not typer refuses it."""
 
-    def load(width: float = 1.0) -> float:
-        return width
+    @dataclass
+    class Group:
+        width: float = 1.0
 
-    asked = []
-    command = options.with_option_groups(load=load)(lambda load, strength=None: asked.append((load, strength)))
+    calls = []
+
+    @options.with_option_groups
+    def command(strength: list[float] | None = None, *, group: Group):
+        calls.append((group.width, strength))
+
     command(width=2.0, strength=[0.5])
-    for given in ({"width": math.nan, "strength": None}, {"width": 1.0, "strength": [0.5, math.nan]}):
-        with pytest.raises(InputError, match=r"^(width|strength): nan is no number"):
-            command(**given)
-    assert asked == [(2.0, [0.5])]
+    for key, values in (
+        ("width", {"width": math.nan, "strength": None}),
+        ("strength", {"width": 1.0, "strength": [0.5, math.nan]}),
+    ):
+        with pytest.raises(InputError) as refused:
+            command(**values)
+        assert refused.value.key == key
+    assert calls == [(2.0, [0.5])]
 
 
 @pytest.mark.parametrize("out", ["a\0b.png", "x" * 300 + ".png", "/proc/nowhere/a.png", "/dev/null/a.png", "", ".", ".."])
@@ -780,7 +715,7 @@ def test_a_folder_without_permission(error, project):
 
 def test_a_device_that_is_not_here(error, monkeypatch):
     monkeypatch.setitem(DEVICES, "mps", lambda: False)
-    assert error("sample", "--device", "mps").startswith("--device: 'mps' is not here")
+    assert error("sample", "--device", "mps").startswith("--device: ")
 
 
 class TestBroken:
@@ -840,7 +775,7 @@ def test_an_interruption(project, capsys, monkeypatch):
 def test_no_memory(error, monkeypatch):
     for kind in (MemoryError, torch.OutOfMemoryError):
         monkeypatch.setattr(generate, "draw_images", lambda *_, kind=kind: (_ for _ in ()).throw(kind("too much")))
-        assert error("sample", *MACHINE).startswith("out of memory; draw fewer images at once")
+        assert error("sample", *MACHINE).startswith("out of memory; generate fewer images at once")
 
 
 def test_a_defect_keeps_its_traceback(project, monkeypatch):
@@ -862,10 +797,11 @@ def test_a_reader_that_leaves(project):
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-def test_a_terminal_with_few_letters(monkeypatch):
+def test_terminal_without_a_character_gets_its_escape(run, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    main.say("wrote schön.png", stream)
-    assert stream.buffer.getvalue() == b"wrote sch\\xf6n.png\n"
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["sample", "-n", "1", "-o", "schön.png", *MACHINE]) == 0
+    assert stream.buffer.getvalue().startswith(b"wrote sch\\xf6n.png: ")
 
 
 class TestDemo:
@@ -950,7 +886,7 @@ def some_line(rng):
     return [*line[:1], *(["-n", "2", "--steps", "3"] if name in DRAWING and name != "reconstruct" else []), *line[1:]]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(15))
 def test_no_line_ends_in_a_traceback(project, capsys, seed):
     line = some_line(random.Random(seed))
     status = main(line)

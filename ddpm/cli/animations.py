@@ -1,4 +1,4 @@
-"""TODO"""
+"""The films of the command `animate`: frames of sampling and of training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +15,26 @@ from ddpm.networks.power_ema import list_snapshots
 from ddpm.plots.video import denoising_frames, grid_frames, progressive_picture, training_frames
 from ddpm.sampling.generate import draw_images
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.plan import make_plan
+from ddpm.sampling.plan import SamplingPlan
 from ddpm.sampling.progress import final_images, pictures
 from ddpm.sampling.time_grid import denoising_steps
 from ddpm.sampling.trajectory import TrajectoryRecorder
 
 
 class AnimationOptions(NamedTuple):
-    """What a film shows: images of a seed, what the network is told of them, and how many frames of how they become."""
+    """What a film shows.
+
+    number: number of images.
+    labels: their conditioning, or None.
+    seed: the seed of their noise.
+    frames: the largest number of frames.
+    columns: images per row.
+    tile: the least length of the longer side of an image, in pixels.
+    upscaling: a key of UPSCALING.
+    """
 
     number: int
-    told: Tensor | None
+    labels: Tensor | None
     seed: int
     frames: int
     columns: int
@@ -33,56 +42,61 @@ class AnimationOptions(NamedTuple):
     upscaling: str
 
 
-def denoising_film(model: DiffusionModel, plan: dict, shot: AnimationOptions, folder: Path) -> list[Image.Image]:
-    """x_t above the prediction of x0, on the way from noise to images. plan: options of `make_plan`."""
-    found = _recorded(model, plan, shot)
-    return denoising_frames(found.x, found.x0, found.levels, shot.tile, upscaling=shot.upscaling)
+def denoising_film(model: DiffusionModel, plan: SamplingPlan, options: AnimationOptions, folder: Path) -> list[Image.Image]:
+    """Returns frames of x_t above the prediction of x0."""
+    recorded = _record(model, plan, options)
+    return denoising_frames(recorded.x, recorded.x0, recorded.levels, options.tile, upscaling=options.upscaling)
 
 
-def grid_film(model: DiffusionModel, plan: dict, shot: AnimationOptions, folder: Path) -> list[Image.Image]:
-    """x_t alone, of many images in one grid."""
-    found = _recorded(model, plan, shot)
-    return grid_frames(found.x, found.levels, shot.columns, shot.tile, shot.upscaling)
+def grid_film(model: DiffusionModel, plan: SamplingPlan, options: AnimationOptions, folder: Path) -> list[Image.Image]:
+    """Returns frames of a grid of x_t."""
+    recorded = _record(model, plan, options)
+    return grid_frames(recorded.x, recorded.levels, options.columns, options.tile, options.upscaling)
 
 
-def moments(model: DiffusionModel, plan: dict, shot: AnimationOptions) -> Image.Image:
-    """A picture of the way from noise to images: a row for each image, a column for each frame."""
-    found = _recorded(model, plan, shot)
-    return progressive_picture(found.x, found.levels, shot.tile, shot.number, shot.upscaling)
+def denoising_still(model: DiffusionModel, plan: SamplingPlan, options: AnimationOptions) -> Image.Image:
+    """Returns a picture of x_t with a row for each image and a column for each frame."""
+    recorded = _record(model, plan, options)
+    return progressive_picture(recorded.x, recorded.levels, options.tile, options.number, options.upscaling)
 
 
-def _recorded(model: DiffusionModel, plan: dict, shot: AnimationOptions) -> TrajectoryRecorder:
-    made = make_plan(model, **plan)
-    recorder = TrajectoryRecorder(denoising_steps(made.grid), shot.frames)
-    pictures(made.label, draw_images(model, made, shot.told, shot.number, shot.seed), recorder)
+def _record(model: DiffusionModel, plan: SamplingPlan, options: AnimationOptions) -> TrajectoryRecorder:
+    recorder = TrajectoryRecorder(denoising_steps(plan.grid), options.frames)
+    pictures(plan.label, draw_images(model, plan, options.labels, options.number, options.seed), recorder)
     return recorder
 
 
-def training_film(model: DiffusionModel, plan: dict, shot: AnimationOptions, folder: Path) -> list[Image.Image]:
-    """What the network drew from the same noise as it learned, by the snapshots in its folder."""
-    made, steps, grids = make_plan(model, **plan), [], []
-    total = min(shot.frames, len(list_snapshots(folder)))
+def training_film(model: DiffusionModel, plan: SamplingPlan, options: AnimationOptions, folder: Path) -> list[Image.Image]:
+    """Returns a frame for each snapshot in `folder`: its samples from the same noise."""
+    steps, grids = [], []
+    total = min(options.frames, len(list_snapshots(folder)))
     with Progress("snapshots", max(1, total), "snapshots") as progress:
-        for step, _ in models_of_training(model, folder, shot.frames):
+        for step, _ in models_of_training(model, folder, options.frames):
             steps.append(step)
-            grids.append(to_images(final_images(draw_images(model, made, shot.told, shot.number, shot.seed))))
+            grids.append(to_images(final_images(draw_images(model, plan, options.labels, options.number, options.seed))))
             progress.advance()
-    return training_frames(np.stack(grids), steps, shot.columns, shot.tile, shot.upscaling)
+    return training_frames(np.stack(grids), steps, options.columns, options.tile, options.upscaling)
 
 
 class Animation(NamedTuple):
-    """Something to film: how, of how many images if nobody says, and how often each stands in a frame; how it is shown in one
-    picture, if it can be; and whether the weights are those of the snapshots, whatever the checkpoint."""
+    """A value of `animate --what`.
 
-    film: Callable[[DiffusionModel, dict, AnimationOptions, Path], list[Image.Image]]
+    film: function that returns the frames.
+    number: the default number of images.
+    copies: how often a frame shows an image.
+    still: function that returns a picture of the frames, or None.
+    of_snapshots: whether the film uses the snapshots of the training instead of a checkpoint.
+    """
+
+    film: Callable[[DiffusionModel, SamplingPlan, AnimationOptions, Path], list[Image.Image]]
     number: int
     copies: int = 1
-    still: Callable[[DiffusionModel, dict, AnimationOptions], Image.Image] | None = None
+    still: Callable[[DiffusionModel, SamplingPlan, AnimationOptions], Image.Image] | None = None
     of_snapshots: bool = False
 
 
 ANIMATIONS: dict[str, Animation] = {
-    "denoising": Animation(denoising_film, 8, 2, moments),
-    "grid": Animation(grid_film, 50, still=moments),
+    "denoising": Animation(denoising_film, 8, 2, denoising_still),
+    "grid": Animation(grid_film, 50, still=denoising_still),
     "training": Animation(training_film, 50, of_snapshots=True),
 }

@@ -1,4 +1,4 @@
-"""Commands about recipes: `recipe`, `record` and `results`."""
+"""The commands of recipes: `recipe`, `record` and `results`."""
 
 import sys
 from pathlib import Path
@@ -6,71 +6,71 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import OUT, WHAT
-from ddpm.cli.output import say
+from ddpm.cli.options import CONTENT, OUTPUT, option
 from ddpm.core.files import InputError
 
 RECIPE = "A recipe's name, or the path of a recipe file (.yaml)"
 
 
 def recipe(
-    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help=f"{RECIPE}; none lists those that there are.")] = None,
-) -> None:
-    """List recipes, or print one as the -S options by which `dvc exp run` applies it."""
+    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help=f"{RECIPE}; without it, the recipes are listed.")] = None,
+) -> None:  # fmt: skip
+    """List the recipes, or print one as -S options of `dvc exp run`."""
     from ddpm.experiments import recipe as recipes
 
     if name is None:
-        say(recipes.list_recipes())
+        print(recipes.list_recipes())
         return
-    found = recipes.read_recipe(name)
-    line = " ".join(recipes.options(found.content.overrides))
-    recipes.full_params(found)
-    if found.content.needs:
-        say(f"{found.name} needs {found.content.needs}", sys.stderr)
-    for command in found.content.extra:
-        say(f"afterwards: {command}", sys.stderr)
-    say(line)
+    chosen = recipes.read_recipe(name)
+    line = " ".join(recipes.options(chosen.content.overrides))
+    recipes.full_params(chosen)
+    if chosen.content.needs:
+        print(f"{chosen.name} needs {chosen.content.needs}", file=sys.stderr)
+    for command in chosen.content.extra:
+        print(f"afterwards: {command}", file=sys.stderr)
+    print(line)
 
 
 def record(
     name: Annotated[str | None, typer.Argument(metavar="RECIPE", help=f"{RECIPE}.")] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option("--seed", min=0, metavar="SEED", rich_help_panel=WHAT, show_default="that of params.yaml",
-                     help="Repeat it for several runs, which differ by their seed alone."),
+        option(
+            CONTENT, "SEED", "Seed of the run. Repeat it for several runs.", "--seed", min=0,
+            show_default="the seed of params.yaml",
+        ),
     ] = None,
     set_param: Annotated[
         list[str] | None,
-        typer.Option("--set-param", "-S", metavar="KEY=VALUE", rich_help_panel=WHAT,
-                     help="A change on top of the recipe's, as of `dvc exp run`; repeat it for several."),
+        option(
+            CONTENT, "KEY=VALUE", "Change of a setting, in addition to the recipe's. Repeat it for several.", "--set-param", "-S"
+        ),
     ] = None,
     without_dvc: Annotated[
-        bool, typer.Option("--without-dvc", rich_help_panel=WHAT, help="Run stage after stage, on a machine without DVC.")
+        bool, typer.Option("--without-dvc", rich_help_panel=CONTENT, help="Run the stages in order without DVC.")
     ] = False,
-    note: Annotated[str, typer.Option(metavar="TEXT", rich_help_panel=OUT, help="What a reader of the record should know.")] = "",
+    note: Annotated[str, option(OUTPUT, "TEXT", "Note for the readers of the record.")] = "",
 ) -> None:  # fmt: skip
-    """Run a recipe, and keep its numbers and pictures in reports/recipes/RECIPE."""
+    """Run a recipe and write its numbers and figures to reports/recipes/RECIPE."""
     from ddpm.experiments import recipe as recipes
 
     if name is None:
         raise InputError("name a recipe; `python -m ddpm recipe` lists them", key="record")
-    found, given = recipes.read_recipe(name), set_param or []
-    changes = recipes.read_changes(given)
+    chosen = recipes.read_recipe(name)
+    changes = recipes.read_changes(set_param or [])
     from ddpm.experiments import record as records
 
-    say(records.record(found, seed or [], changes, note, not without_dvc, given))
+    print(records.record(chosen, seed or [], changes, note, not without_dvc, set_param or []))
 
 
 def results(
-    readme: Annotated[
-        Path, typer.Option("--readme", metavar="FILE", rich_help_panel=OUT, help="Where the table stands, between two comments.")
-    ] = Path("README.md"),
+    readme: Annotated[Path, option(OUTPUT, "FILE", "File with the table, between two comments.", "--readme")] = Path("README.md"),
     check: Annotated[
-        bool, typer.Option("--check", rich_help_panel=OUT, help="Write nothing; fail if the table is not that of the records.")
+        bool, typer.Option("--check", rich_help_panel=OUTPUT, help="Write nothing; fail if the table differs from the records.")
     ] = False,
-) -> None:
-    """Write the table of all recorded runs into the README."""
+) -> None:  # fmt: skip
+    """Write the table of all records into the README."""
     from ddpm.experiments.readme_table import update
     from ddpm.experiments.recipe import recipe_names
 
-    say(update(readme, Path("reports/recipes"), recipe_names(), check))
+    print(update(readme, Path("reports/recipes"), recipe_names(), check))

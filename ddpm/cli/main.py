@@ -1,6 +1,7 @@
-"""The command line, `python -m ddpm`: its commands, and how they end.
+"""The command line, `python -m ddpm`: the commands and the exit status.
 
-A mistake of the user ends in one line on standard error and exit status 1; anything else is a defect and keeps its traceback.
+A mistake of the user ends in one line on standard error and exit status 1. Any other exception is a defect and keeps its
+traceback.
 """
 
 import importlib.util
@@ -12,16 +13,15 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli import animate, editing, models, options, sample
+from ddpm.cli import animate, editing, models, sample
 from ddpm.cli import experiments as experiment_commands
-from ddpm.cli.options import WHAT, with_option_groups
-from ddpm.cli.output import say
+from ddpm.cli.options import CONTENT, MachineOptions, option, with_option_groups
 from ddpm.core.files import InputError
 
 PROGRAM = "python -m ddpm"
 INTERRUPTED = 130
-# click's ClickException, which some versions of typer bring along under a name of their own.
-Refused = typer.BadParameter.__mro__[2]
+# click's ClickException; some versions of typer contain a copy of click.
+UsageError = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=False, rich_markup_mode="rich", context_settings={"help_option_names": ["--help", "-h"]}
@@ -29,64 +29,61 @@ app = typer.Typer(
 
 
 @app.callback()
-def everything() -> None:
-    """Draw with a trained diffusion model, change images with it, and look at it. All works without any option in a project
-    folder after `dvc repro`; `COMMAND --help` explains each."""
+def program() -> None:  # fmt: skip
+    """Generate images with a trained diffusion model, edit images with it, and inspect it. In a project folder, after
+    `dvc repro`, every command works without options. `COMMAND --help` explains a command."""
 
 
-@with_option_groups(load=options.machine)
+@with_option_groups
 def demo(
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", rich_help_panel=WHAT, help="Address to listen at; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=1, max=65535, metavar="NUMBER", rich_help_panel=WHAT, help="Port to listen at.")
-    ] = 7860,
-    browser: Annotated[bool, typer.Option("--browser", rich_help_panel=WHAT, help="Open it in the browser.")] = False,
+    host: Annotated[str, option(CONTENT, "ADDRESS", "Address of the server; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
+    port: Annotated[int, option(CONTENT, "NUMBER", "Port of the server.", min=1, max=65535)] = 7860,
+    browser: Annotated[bool, typer.Option("--browser", rich_help_panel=CONTENT, help="Open the page in the browser.")] = False,
     *,
-    load: Callable,
-) -> None:
-    """Open a web page on which the model draws, fills and compares."""
+    machine: MachineOptions,
+) -> None:  # fmt: skip
+    """Serve a web page that generates, inpaints, interpolates and compares images."""
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("gradio, which makes the page, is not installed; run `pip install -r requirements-demo.txt`", key="demo")
+        raise InputError("needs gradio, which is not installed; run `pip install -r requirements-demo.txt`", key="demo")
     from ddpm.cli.info import checkpoint_of, open_device
     from ddpm.demo.app import launch
 
-    launch(load.folder, checkpoint_of(load.checkpoint), open_device(load.device, load.threads), host, port, browser)
+    checkpoint, device = checkpoint_of(machine.checkpoint), open_device(machine.device, machine.threads)
+    launch(machine.model, checkpoint, device, host, port, browser)
 
 
 def info(
     model: Annotated[Path, typer.Option("--model", "-m", metavar="FOLDER", help="Folder of the trained model.")] = Path(
         "models/ddpm"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
-) -> None:
-    """Say what the trained model is: data, network, training, checkpoints and scores."""
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:  # fmt: skip
+    """Print a trained model's data, network, training, checkpoints and scores."""
     from ddpm.cli import info
 
-    found = info.describe(model)
-    say(info.as_json(found) if as_json else info.in_words(found))
+    description = info.describe(model)
+    print(info.as_json(description) if as_json else info.as_text(description))
 
 
 def experiments(
     rev: Annotated[
         list[str] | None,
-        typer.Option("--rev", metavar="COMMIT", show_default="HEAD", help="Experiments of this commit; repeat it for several."),
+        typer.Option("--rev", metavar="COMMIT", show_default="HEAD", help="Commit of the experiments. Repeat it for several."),
     ] = None,
     num: Annotated[
         int | None,
-        typer.Option("--num", "-n", metavar="NUMBER", show_default="1", help="Also of the NUMBER - 1 commits before it."),
+        typer.Option("--num", "-n", metavar="NUMBER", show_default="1", help="Number of commits, counted back from --rev."),
     ] = None,
-    all_commits: Annotated[bool, typer.Option("--all-commits", "-A", help="Of all commits.")] = False,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")] = Path("reports/experiments"),
-) -> None:
-    """Set experiments of `dvc exp run` beside each other, with the spread over their seeds."""
+    all_commits: Annotated[bool, typer.Option("--all-commits", "-A", help="Experiments of all commits.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write.")] = Path("reports/experiments"),
+) -> None:  # fmt: skip
+    """Compare experiments of `dvc exp run` in a table, with the spread over their seeds."""
     from ddpm.experiments.collect import report
 
-    say(report(rev or [], num, all_commits, out))
+    print(report(rev or [], num, all_commits, out))
 
 
-# Each with an example, without `python -m ddpm`.
+# Each command with an example, without `python -m ddpm`.
 COMMANDS: dict[Callable, str] = {
     sample.sample: "sample --number 20 --label 7 --out sevens.png",
     sample.compare: "compare --sampler ddim --sampler heun --steps 5 --steps 10",
@@ -111,42 +108,41 @@ for command, example in COMMANDS.items():
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command line; returns the exit status: 0, 1 after a mistake of the user, 130 after an interruption."""
+    """Runs a command line; returns the exit status: 0, 1 after a mistake of the user, 130 after an interruption."""
+    # A file name may hold characters that the terminal does not have.
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    sys.stderr.reconfigure(errors="backslashreplace")
     try:
         status = typer.main.get_command(app).main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except Refused as error:
-        return _end(f"error: {_in_one_line(error)}")
+    except UsageError as error:
+        return _end(f"error: {_usage_line(error)}")
     except InputError as error:
         return _end(f"error: {_with_dashes(error, arguments)}")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return _end("error: out of memory; draw fewer images at once (--number, or --batch of sample)")
+            return _end("error: out of memory; generate fewer images at once (--number, or --batch of sample)")
         raise
-    # What it is after an interruption depends on the version of typer.
+    # Versions of typer differ in the status after an interruption.
     return _end("interrupted", INTERRUPTED) if status == INTERRUPTED else 0
 
 
 def _end(line: str, status: int = 1) -> int:
-    say(line, sys.stderr)
+    print(line, file=sys.stderr)
     return status
 
 
-def _in_one_line(error: Exception) -> str:
-    text = " ".join(error.format_message().split())
-    text = re.sub(r"^Invalid value for (.+?): ", lambda found: f"{_long(found[1])}: ", text).replace("Input should", "must")
+def _usage_line(error: Exception) -> str:
+    text = " ".join(error.format_message().split()).replace("Input should", "must")
+    # Of the names that click lists, such as '--number' / '-n', the longest.
+    text = re.sub(r"^Invalid value for (.+?): ", lambda match: max(match[1].replace("'", "").split(" / "), key=len) + ": ", text)
     command = error.ctx.command_path if getattr(error, "ctx", None) else PROGRAM
     return f"{text.rstrip('.')}; see `{command} --help`"
 
 
-def _long(hint: str) -> str:
-    """The longest of the names of an option, as click lists them, such as '--number' / '-n'."""
-    return max(hint.replace("'", "").split(" / "), key=len)
-
-
 def _with_dashes(error: InputError, arguments: Sequence[str]) -> str:
-    """The text of an error; the key is written as `--name` if it is an option of the command."""
+    """Returns the text of an error; its key is written as `--name` if it is an option of the command."""
     command = typer.main.get_command(app).commands.get(arguments[0] if arguments else "")
     names = [name for param in (command.params if command else []) for name in param.opts if name.startswith("--")]
     dashed = f"--{error.key.replace('_', '-')}"

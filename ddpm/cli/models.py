@@ -1,127 +1,122 @@
-"""Commands that exchange models with diffusers: `export` and `import`."""
+"""The commands that exchange models with diffusers: `export` and `import`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ddpm.cli import options
-from ddpm.cli.options import HOW, MODEL, OUT, WHAT, with_option_groups
-from ddpm.cli.output import say
+from ddpm.cli.options import CONTENT, MODEL, OUTPUT, SAMPLING, MachineOptions, option, with_option_groups
+from ddpm.core.files import InputError
+from ddpm.sampling.names import VARIANCE_NAMES
 
+FORMAT = "diffusers"
 EXPORTED, IMPORTED = Path("out/diffusers"), Path("models/imported")
-Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", rich_help_panel=OUT, help="Folder to write.")]
+Folder = Annotated[Path, option(OUTPUT, "FOLDER", "Folder to write.", "--out", "-o")]
 
 
-@with_option_groups(load=options.machine)
+@with_option_groups
 def export(
-    to: Annotated[
-        str, typer.Option("--to", metavar="NAME", rich_help_panel=OUT, help="Format: diffusers, whose pipelines load it.")
-    ] = "diffusers",
+    to: Annotated[str, option(OUTPUT, "NAME", f"Format of the export: {FORMAT}.", "--to")] = FORMAT,
     out: Folder = EXPORTED,
     label: Annotated[
         str | None,
-        typer.Option(
-            metavar="CLASS", rich_help_panel=WHAT, show_default="nothing is told",
-            help="Class that the export draws, by name or number: it becomes part of the weights; 'none' is no class.",
+        option(
+            CONTENT, "CLASS",
+            "Class that the export generates, by name or number; it becomes part of the weights. 'none' is no class.",
+            show_default="unconditional",
         ),
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT", rich_help_panel=WHAT, show_default=False,
-            help="Caption that the export draws, of models that read: it becomes part of the weights.",
+        option(
+            CONTENT, "TEXT", "Caption that the export generates, for text-conditional models; it becomes part of the weights.",
+            show_default=False,
         ),
     ] = None,
     keep_classes: Annotated[
         bool,
         typer.Option(
-            "--keep-classes", rich_help_panel=WHAT,
-            help="Export a network that takes a class, for programs of your own; pipelines then cannot draw with it.",
+            "--keep-classes",
+            rich_help_panel=CONTENT,
+            help="Export a class-conditional network for your own sampling loop; pipelines of diffusers cannot use it.",
         ),
     ] = False,
     variance: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=HOW,
-            help="Of the steps of DDPMPipeline: small, large, or learned, which DDIMPipeline then cannot read.",
+        option(
+            SAMPLING, "NAME",
+            f"Variance of the steps of DDPMPipeline: {', '.join(VARIANCE_NAMES)}. DDIMPipeline cannot load learned.",
         ),
     ] = "small",
     thresholding: options.Thresholding = "clip",
     timestep_spacing: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=HOW, help="Which noise levels a pipeline visits: trailing, leading or linspace."
-        ),
+        str, option(SAMPLING, "NAME", "Spacing of the noise levels of a pipeline: trailing, leading or linspace.")
     ] = "trailing",
     license_name: Annotated[
         str | None,
-        typer.Option(
-            "--license", metavar="NAME", rich_help_panel=OUT, show_default="mit; none for imported models",
-            help="License that the model card names, as hubs write it.",
+        option(
+            OUTPUT, "NAME", "License in the model card, by the identifier that hubs use.", "--license",
+            show_default="mit; none for imported models",
         ),
     ] = None,
-    samples: Annotated[
-        int,
-        typer.Option(min=0, max=1000, metavar="NUMBER", rich_help_panel=OUT, help="Images in the model card's picture; 0: none."),
-    ] = 20,
+    samples: Annotated[int, option(OUTPUT, "NUMBER", "Number of images in the model card.", min=0, max=1000)] = 20,
     *,
-    load: Callable,
+    machine: MachineOptions,
 ) -> None:  # fmt: skip
-    """Write the trained model as a folder for diffusers, with a model card, ready to be pushed to a hub."""
+    """Write the trained model as a folder that diffusers loads, with a model card."""
     from ddpm.core.files import read_json
-    from ddpm.core.params import lookup
     from ddpm.diffusers_io import model_card
-    from ddpm.diffusers_io.export import FORMATS, ExportOptions, check_out
+    from ddpm.diffusers_io.export import ExportOptions, check_out, export
     from ddpm.networks.checkpoints import CONFIG
 
-    write = lookup(FORMATS, to, "to")
+    if to != FORMAT:
+        raise InputError(f"{to!r} is unknown; valid: {FORMAT}", key="to")
     check_out(out)
-    model = load()
-    config = read_json(load.folder / CONFIG, "train")
-    own = config["data"].get("dataset") != model_card.IMPORTED
-    facts = model_card.CardInfo(
-        checkpoint=load.checkpoint,
-        conditional=model.network.takes_labels,
-        masked=model.network.takes_mask,
+    model = machine.load()
+    config = read_json(machine.model / CONFIG, "train")
+    is_own = config["data"].get("dataset") != model_card.IMPORTED
+    card = model_card.CardInfo(
+        checkpoint=machine.checkpoint,
+        takes_labels=model.network.takes_labels,
+        takes_mask=model.network.takes_mask,
         keep_classes=keep_classes,
         variance=variance,
-        license=license_name or (model_card.LICENSE if own else None),
-        scores=model_card.read_scores(load.folder, load.checkpoint, thresholding),
+        license=license_name or (model_card.LICENSE if is_own else None),
+        scores=model_card.read_scores(machine.model, machine.checkpoint, thresholding),
     )
-    wishes = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing)
-    weights = write(model, config, out, wishes, facts, samples)
+    exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing)
+    weights = export(model, config, out, exported, card, samples)
     count = sum(value.numel() for value in weights.values())
-    use = "UNet2DModel, which takes a class" if keep_classes else "DDPMPipeline" + (" and DDIMPipeline") * (variance != "learned")
-    say(f"wrote {out}: {count:,} parameters, for diffusers' {use}")
+    pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")
+    print(f"wrote {out}: {count:,} parameters, for diffusers' {'UNet2DModel with classes' if keep_classes else pipelines}")
 
 
 def import_model(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="Folder that diffusers has saved a DDPM's pipeline or its U-Net to.")
+        Path, typer.Argument(metavar="[FOLDER]", help="Folder of a DDPM pipeline or of its U-Net, saved by diffusers.")
     ] = EXPORTED,
     out: Folder = IMPORTED,
     size: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=4096, metavar="PIXELS", rich_help_panel=MODEL, show_default="as its config says",
-            help="Side of its images, for a model whose config says none.",
+        option(
+            MODEL, "PIXELS", "Side of the images, for a model whose config.json has no sample_size.", min=1, max=4096,
+            show_default="as in its config.json",
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Read a model of the DDPM family that diffusers has saved, for all that this program does with its own."""
+    """Read a model of the DDPM family that diffusers has saved, for all other commands."""
     from ddpm.diffusers_io.import_ import check_out, read_folder, write_model
 
     check_out(out)
-    found = read_folder(folder, size)
-    write_model(found, out)
-    height, width, _ = found.config["data"]["shape"]
-    count = sum(value.numel() for value in found.weights.values())
-    for note in found.notes:
-        say(f"note: {note}")
-    say(f"wrote {out}: {count:,} parameters, for images of {height}x{width}; draw with `python -m ddpm sample --model {out}`")
+    imported = read_folder(folder, size)
+    write_model(imported, out)
+    height, width, _ = imported.config["data"]["shape"]
+    count = sum(value.numel() for value in imported.weights.values())
+    for note in imported.notes:
+        print(f"note: {note}")
+    print(f"wrote {out}: {count:,} parameters, for images of {height}x{width}; try `python -m ddpm sample --model {out}`")
 
 
-# The command's name, which is a word of Python's own.
+# The name of the command is a keyword of Python.
 import_model.__name__ = "import"

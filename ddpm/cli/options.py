@@ -1,227 +1,190 @@
-"""The options that commands share. Nothing here imports PyTorch, so that `--help` is quick."""
+"""The options that several commands share. Nothing here imports PyTorch, so that `--help` is quick."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from functools import wraps
+from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpm.core.files import InputError
-from ddpm.sampling.names import MAX_SEED
+from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED, SAMPLER_NAMES, SPACING_NAMES, THRESHOLD_NAMES, VARIANCE_NAMES
 
 if TYPE_CHECKING:
     from ddpm.sampling.model import DiffusionModel
 
-
-WHAT, HOW, OUT, MODEL = "What", "How it is drawn", "What is written", "Model and machine"
+# Panels of the help.
+CONTENT, SAMPLING, OUTPUT, MODEL = "Content", "Sampling", "Output", "Model and machine"
 MAX_STEPS, MAX_TILE, MAX_COLUMNS = 1_000_000, 512, 1000
+
+
+def option(panel: str, metavar: str, help: str, *names: str, **more: Any) -> Any:
+    """Returns an option of a help panel; `names` and `more` are those of typer.Option."""
+    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=help, **more)
+
 
 Labels = Annotated[
     list[str] | None,
-    typer.Option(
-        "--label", metavar="CLASS", rich_help_panel=WHAT, show_default="every class in turn",
-        help="Class to draw, by name or number; 'none' is no class. Repeat it for several in turn.",
+    option(
+        CONTENT, "CLASS", "Class of the images, by name or number; 'none' is no class. Repeat it for several classes in turn.",
+        "--label", show_default="all classes in turn",
     ),
 ]  # fmt: skip
-
 Texts = Annotated[
     list[str] | None,
-    typer.Option(
-        "--text", metavar="TEXT", rich_help_panel=WHAT, show_default=False,
-        help="Caption to draw, for models that read (`info` lists their words). Repeat it for several in turn.",
+    option(
+        CONTENT, "TEXT",
+        "Caption of the images, for text-conditional models (`info` lists their words). Repeat it for several in turn.",
+        "--text", show_default=False,
     ),
 ]  # fmt: skip
-
 Label = Annotated[
     str | None,
-    typer.Option(
-        "--label", metavar="CLASS", rich_help_panel=WHAT, show_default="the image's own class",
-        help="What the model is told of the image: a class, by name or number; 'none' is no class.",
+    option(
+        CONTENT, "CLASS", "Class of the image (conditioning), by name or number; 'none' is no class.", "--label",
+        show_default="the image's own class",
     ),
 ]  # fmt: skip
-
 Text = Annotated[
     str | None,
-    typer.Option(
-        "--text", metavar="TEXT", rich_help_panel=WHAT, show_default=False,
-        help="What a model that reads is told of the image, in place of a class.",
+    option(
+        CONTENT, "TEXT", "Caption of the image, for text-conditional models, instead of a class.", "--text", show_default=False
     ),
 ]  # fmt: skip
-
 Seed = Annotated[
-    int,
-    typer.Option(
-        "--seed", min=0, max=MAX_SEED, metavar="SEED", rich_help_panel=WHAT,
-        help="Decides the noise: the same seed gives the same images.",
-    ),
-]  # fmt: skip
+    int, option(CONTENT, "SEED", "Seed of the noise: the same seed gives the same images.", "--seed", min=0, max=MAX_SEED)
+]
 
-IMAGE_HELP = "A picture's file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
+IMAGE_HELP = "An image file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
 Image = Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)]
 
 Tile = Annotated[
     int,
-    typer.Option(
-        "--tile", min=1, max=MAX_TILE, metavar="PIXELS", rich_help_panel=OUT,
-        help="Enlarge images until their side is at least this.",
+    option(
+        OUTPUT, "PIXELS", "Images are enlarged by a whole factor until their longer side is at least this.", "--tile", min=1,
+        max=MAX_TILE,
     ),
 ]  # fmt: skip
-
 Columns = Annotated[
     int | None,
-    typer.Option(
-        "--columns", min=1, max=MAX_COLUMNS, metavar="NUMBER", rich_help_panel=OUT, show_default="by their number",
-        help="Images in a row of a picture.",
-    ),
-]  # fmt: skip
-
-Upscaling = Annotated[
-    str,
-    typer.Option(metavar="NAME", rich_help_panel=OUT, help="How images are enlarged: nearest, whole pixels, or smooth."),
+    option(OUTPUT, "NUMBER", "Images per row.", "--columns", min=1, max=MAX_COLUMNS, show_default="by the number of images"),
 ]
-
-Spacing = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", rich_help_panel=HOW,
-        help="Which noise levels are visited: trailing, leading, linspace, quadratic, log_snr or karras.",
-    ),
-]  # fmt: skip
-
-Thresholding = Annotated[
-    str,
-    typer.Option(metavar="NAME", rich_help_panel=HOW, help="How predictions are kept in range: clip, dynamic or none."),
-]
+Upscaling = Annotated[str, option(OUTPUT, "NAME", "Interpolation of enlarged images: nearest or smooth.")]
+Spacing = Annotated[str, option(SAMPLING, "NAME", f"Spacing of the noise levels: {', '.join(SPACING_NAMES)}.")]
+Thresholding = Annotated[str, option(SAMPLING, "NAME", f"How predicted images are kept in range: {', '.join(THRESHOLD_NAMES)}.")]
 
 
-def number(most: int, what: str, least: int = 1, **more: Any) -> Any:
-    """The option --number, of `least` to `most`."""
-    return typer.Option(
-        "--number", "-n", min=least, max=most, metavar="NUMBER", rich_help_panel=WHAT, help=what, **more
-    )  # fmt: skip
+def number(most: int, help: str, least: int = 1, **more: Any) -> Any:
+    """Returns the option --number, with values from `least` to `most`."""
+    return option(CONTENT, "NUMBER", help, "--number", "-n", min=least, max=most, **more)
 
 
-def out(what: str, **more: Any) -> Any:
-    """The option --out."""
-    return typer.Option("--out", "-o", metavar="FILE", rich_help_panel=OUT, help=what, **more)
+def out(help: str, **more: Any) -> Any:
+    """Returns the option --out."""
+    return option(OUTPUT, "FILE", help, "--out", "-o", **more)
 
 
-def style(
-    eta: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, metavar="NUMBER", rich_help_panel=HOW, help="Noise in each step of ddim: 0 none, 1 as in DDPM."
-        ),
-    ] = 0.0,
-    spacing: Spacing = "trailing",
-    guidance: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=50,
-            metavar="SCALE",
-            rich_help_panel=HOW,
-            help="How strongly images lean on their class or text: 0 not at all, 1 as trained, 2 to 4 more.",
-        ),
-    ] = 1.0,
-    thresholding: Thresholding = "clip",
-    variance: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=HOW, help="Of the steps of sampler ddpm: small, large or learned."),
-    ] = "small",
-) -> dict[str, Any]:
-    """Options of `orders.make_plan` that say how to draw, but for sampler and steps."""
-    return locals()
+def fps(help: str) -> Any:
+    """Returns the option --fps."""
+    return option(OUTPUT, "NUMBER", help, min=0.1, max=60)
 
 
-def plan(
-    sampler: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=HOW, help="ddpm, ddim, euler, heun, ab2, dpmpp_2m or dpmpp_2m_sde."
-        ),
-    ] = "ddim",
+@dataclasses.dataclass
+class _SamplerOptions:
+    sampler: Annotated[str, option(SAMPLING, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}.")] = "ddim"
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=MAX_STEPS, metavar="NUMBER", rich_help_panel=HOW, show_default="50; all T of the model for ddpm",
-            help="Steps from noise to image, up to the model's T: more are slower and finer.",
+        option(
+            SAMPLING, "NUMBER", "Number of sampling steps, up to the model's T.", min=1, max=MAX_STEPS,
+            show_default="50; all T of the model for ddpm",
         ),
-    ] = None,
-    **rest: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Options of `orders.make_plan`."""
-    return {"sampler": sampler, "steps": steps, **style(**rest)}
+    ] = None  # fmt: skip
 
 
-plan.__signature__ = inspect.Signature(
-    [p for p in inspect.signature(plan).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    + list(inspect.signature(style).parameters.values())
-)
+@dataclasses.dataclass
+class StyleOptions:
+    """Options of `make_plan` except sampler and steps."""
+
+    eta: Annotated[
+        float,
+        option(SAMPLING, "NUMBER", "Noise added in each step of ddim: 0 is deterministic, 1 is DDPM's amount.", min=0, max=1),
+    ] = 0.0
+    spacing: Spacing = "trailing"
+    guidance: Annotated[
+        float,
+        option(
+            SAMPLING, "SCALE",
+            "Scale of classifier-free guidance: 0 is unconditional, 1 is off, 2 to 4 strengthen the class or text.", min=0,
+            max=MAX_GUIDANCE,
+        ),
+    ] = 1.0  # fmt: skip
+    thresholding: Thresholding = "clip"
+    variance: Annotated[str, option(SAMPLING, "NAME", f"Variance of the steps of ddpm: {', '.join(VARIANCE_NAMES)}.")] = "small"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the options as keyword arguments of `make_plan`."""
+        return dataclasses.asdict(self)
 
 
-def machine(
-    model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="FOLDER", rich_help_panel=MODEL, help="Folder of the trained model.")
-    ] = Path("models/ddpm"),
+@dataclasses.dataclass
+class PlanOptions(StyleOptions, _SamplerOptions):
+    """Options of `make_plan`: sampler and steps, then those of StyleOptions."""
+
+
+@dataclasses.dataclass
+class MachineOptions:
+    """The model folder, the checkpoint in it, and the device."""
+
+    model: Annotated[Path, option(MODEL, "FOLDER", "Folder of the trained model.", "--model", "-m")] = Path("models/ddpm")
     checkpoint: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=MODEL,
-            help="Weights: final, best or latest, or the width of an average made of the snapshots, such as 0.1.",
-        ),
-    ] = "final",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=MODEL, help="Where to compute: auto, cpu, cuda or mps.")
-    ] = "auto",
+        option(MODEL, "NAME", "Weights: final, best or latest, or a relative EMA width such as 0.1, rebuilt from the snapshots."),
+    ] = "final"
+    device: Annotated[str, option(MODEL, "NAME", "Device: auto, cpu, cuda or mps.")] = "auto"
     threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=1024, metavar="NUMBER", rich_help_panel=MODEL, show_default="one for each core", help="Threads on the CPU."
-        ),
-    ] = None,
-) -> Callable[[], "DiffusionModel"]:  # fmt: skip
-    """Options that say which model computes, and where; what they give loads it."""
+        int | None, option(MODEL, "NUMBER", "Number of CPU threads.", min=1, max=1024, show_default="one for each core")
+    ] = None
 
-    def load() -> "DiffusionModel":
-        from ddpm.cli.info import load_model
+    def load(self) -> "DiffusionModel":
+        """Loads the model on the device. Raises InputError if that is not possible."""
+        from ddpm.cli.info import checkpoint_of, open_device
+        from ddpm.sampling.model import load
 
-        return load_model(model, checkpoint, device, threads)
-
-    load.folder, load.checkpoint, load.device, load.threads = model, checkpoint, device, threads
-    return load
+        return load(checkpoint_of(self.checkpoint), open_device(self.device, self.threads), self.model)
 
 
-def with_option_groups(**groups: Callable[..., Any]) -> Callable[[Callable], Callable]:
-    """Decorator of a command: in place of its parameter NAME stand those of groups[NAME], which is called with their values.
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a command: each parameter annotated with a dataclass is replaced by an option for each of its fields.
 
-    Raises InputError, when the command is called, for a number that is NaN, which no range refuses.
+    The command raises InputError for an option that is NaN, which typer's ranges accept.
     """
-    members = {name: list(inspect.signature(group).parameters.values()) for name, group in groups.items()}
+    parameters = inspect.signature(command).parameters.values()
+    groups = {given.name: given.annotation for given in parameters if dataclasses.is_dataclass(given.annotation)}
+    options = {}
+    for given in parameters:
+        for field in dataclasses.fields(groups[given.name]) if given.name in groups else [given]:
+            annotation = field.type if isinstance(field, dataclasses.Field) else field.annotation
+            options[field.name] = Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
 
-    def decorate(command: Callable) -> Callable:
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        expanded = [member for given in own for member in members.get(given.name, [given])]
+    def run(**values: Any) -> None:
+        _refuse_nan(values)
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
 
-        @wraps(command)
-        def run(**values: Any) -> None:
-            _refuse_nan(values)
-            made = {name: group(**{m.name: values.pop(m.name) for m in members[name]}) for name, group in groups.items()}
-            command(**values, **made)
-
-        del run.__wrapped__
-        run.__signature__ = inspect.Signature(expanded)
-        run.__annotations__ = {given.name: given.annotation for given in expanded}
-        return run
-
-    return decorate
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(list(options.values()))
+    run.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return run
 
 
 def _refuse_nan(values: dict[str, Any]) -> None:
     for name, value in values.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and math.isnan(number):
-                raise InputError("nan is no number; give one", key=name)
+                raise InputError("must not be nan; give a number", key=name)

@@ -1,41 +1,48 @@
-"""Commands that draw: `sample`, `compare` and `animate`."""
+"""The commands that generate new images: `sample` and `compare`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ddpm.cli import options
-from ddpm.cli.options import OUT, WHAT, Columns, Labels, Seed, Texts, Tile, with_option_groups
-from ddpm.cli.output import say
+from ddpm.cli.options import (
+    CONTENT,
+    OUTPUT,
+    Columns,
+    Labels,
+    MachineOptions,
+    PlanOptions,
+    Seed,
+    StyleOptions,
+    Texts,
+    Tile,
+    option,
+    with_option_groups,
+)
+from ddpm.sampling.names import SAMPLER_NAMES
 
-# What `compare` draws if nobody says: pairs of sampler and steps.
+# The pairs of sampler and steps that `compare` uses without options, and the lists where only one of both is an option.
 COMPARED = [("ddim", 10), ("ddim", 20), ("ddim", 50), ("dpmpp_2m", 10), ("ddpm", 100)]
+COMPARED_SAMPLERS, COMPARED_STEPS = ["ddim", "dpmpp_2m", "ddpm"], [10, 20, 50]
 
 
-@with_option_groups(plan=options.plan, load=options.machine)
+@with_option_groups
 def sample(
-    number: Annotated[int, options.number(100_000, "How many images to draw.")] = 100,
+    number: Annotated[int, options.number(100_000, "Number of images.")] = 100,
     label: Labels = None,
     text: Texts = None,
     seed: Seed = 0,
     out: Annotated[
-        Path, options.out("Its suffix decides: .png is a grid, .npz holds arrays, none makes a folder of PNGs.")
+        Path, options.out("The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.")
     ] = Path("out/sample.png"),
     columns: Columns = None,
     tile: Tile = 48,
-    batch: Annotated[
-        int,
-        typer.Option(
-            min=1, max=10_000, metavar="NUMBER", rich_help_panel=OUT, help="Images drawn at once: fewer need less memory."
-        ),
-    ] = 100,
+    batch: Annotated[int, option(OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=10000)] = 100,
     *,
-    plan: dict,
-    load: Callable,
+    plan: PlanOptions,
+    machine: MachineOptions,
 ) -> None:  # fmt: skip
-    """Draw new images with the trained model."""
+    """Generate new images with the trained model."""
     from ddpm.cli import output
     from ddpm.plots import image_grid
     from ddpm.sampling import generate
@@ -43,78 +50,80 @@ def sample(
     from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import pictures
 
-    suffix, model = output.check_out(out, output.SAMPLES), load()
-    made = make_plan(model, **plan)
-    told, captions = tell(model, number, label or [], text or [], plan["guidance"])
+    suffix, model = output.check_out(out, output.WRITERS), machine.load()
+    made = make_plan(model, **plan.as_dict())
+    labels, captions = tell(model, number, label or [], text or [], plan.guidance)
     if suffix == ".png":
         output.check_size(model.shape, tile, sum(len(row) for _, row in image_grid.rows_of(captions, columns)))
     clock = output.Clock()
-    images = pictures(made.label, generate.draw_images(model, made, told, number, seed, batch))
+    images = pictures(made.label, generate.draw_images(model, made, labels, number, seed, batch))
     seconds = str(clock)
-    drawn = output.Drawn(images, captions, told, made.label)
-    output.SAMPLES[suffix](out, drawn, output.Layout(columns, tile))
-    say(f"wrote {out}: {number:,} images by {made.label}, {made.nfe:,} network evaluations each, {seconds}")
+    output.WRITERS[suffix](out, output.OutputSamples(images, captions, labels, made.label), output.Layout(columns, tile))
+    print(f"wrote {out}: {number:,} images by {made.label}, {made.nfe:,} network evaluations each, {seconds}")
 
 
-@with_option_groups(style=options.style, load=options.machine)
+@with_option_groups
 def compare(
     sampler: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME", rich_help_panel=WHAT, show_default="ddim, dpmpp_2m, ddpm",
-            help="Repeat it: ddpm, ddim, euler, heun, ab2, dpmpp_2m or dpmpp_2m_sde.",
+        option(
+            CONTENT, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}. Repeat it for several.",
+            show_default=", ".join(COMPARED_SAMPLERS),
         ),
     ] = None,
     steps: Annotated[
         list[int] | None,
-        typer.Option(
-            min=1, max=options.MAX_STEPS, metavar="NUMBER", rich_help_panel=WHAT, show_default="10, 20, 50",
-            help="Repeat it: each sampler takes each of these numbers of steps.",
+        option(
+            CONTENT, "NUMBER", "Number of sampling steps of each sampler. Repeat it for several.", min=1, max=options.MAX_STEPS,
+            show_default="10, 20, 50",
         ),
     ] = None,
-    number: Annotated[int, options.number(50, "How many images each of them draws.")] = 10,
+    number: Annotated[int, options.number(50, "Number of images of each sampler and number of steps.")] = 10,
     label: Labels = None,
     text: Texts = None,
     seed: Seed = 0,
-    out: Annotated[Path, options.out("A .png with a row for each.")] = Path("out/compare.png"),
+    out: Annotated[Path, options.out("A .png with a row for each sampler and number of steps.")] = Path("out/compare.png"),
     tile: Tile = 48,
     *,
-    style: dict,
-    load: Callable,
+    style: StyleOptions,
+    machine: MachineOptions,
 ) -> None:  # fmt: skip
-    """Draw the same images, from the same noise, by several samplers and numbers of steps, to see what each is worth."""
+    """Generate the same images from the same noise by several samplers and numbers of steps."""
     from ddpm.cli import output
+    from ddpm.plots.image_grid import save, table
     from ddpm.sampling import generate
     from ddpm.sampling.model import tell
     from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import pictures
 
     output.check_out(out, [".png"])
-    model = load()
-    told, captions = tell(model, number, label or [], text or [], style["guidance"])
-    pairs = [(name, count) for name in sampler or ["ddim", "dpmpp_2m", "ddpm"] for count in steps or [10, 20, 50]]
+    model = machine.load()
+    labels, captions = tell(model, number, label or [], text or [], style.guidance)
+    pairs = [(name, count) for name in sampler or COMPARED_SAMPLERS for count in steps or COMPARED_STEPS]
     if not sampler and not steps:
         pairs = [(name, min(count, model.schedule.steps)) for name, count in COMPARED]
     pairs = list(dict.fromkeys(pairs))
-    styles = _styles([name for name, _ in pairs], style)
+    styles = _styles([name for name, _ in pairs], style.as_dict())
     plans = [make_plan(model, sampler=name, steps=count, **styles[name]) for name, count in pairs]
     output.check_size(model.shape, tile, number * len(plans))
     rows, names = [], []
     for (_, count), plan in zip(pairs, plans, strict=True):
         name, clock = f"{plan.label}, {count:,} steps", output.Clock()
-        rows.append(pictures(name, generate.draw_images(model, plan, told, number, seed)))
+        rows.append(pictures(name, generate.draw_images(model, plan, labels, number, seed)))
         names.append(name)
-        say(f"{name:<34}{plan.nfe:>6,} network evaluations each{clock!s:>9}")
-    output.write_table(out, rows, names, captions, tile)
-    say(f"wrote {out}: {number:,} images by {len(rows)} samplings of the same noise")
+        print(f"{name:<34}{plan.nfe:>6,} network evaluations each{clock!s:>9}", flush=True)
+    save(out, table(rows, names, captions, tile))
+    print(f"wrote {out}: {number:,} images by {len(rows)} samplings of the same noise")
 
 
 def _styles(samplers: Sequence[str], style: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The style of each sampler: without the options that only others of them use. Raises InputError for an unknown one."""
+    """Returns the style of each sampler, without the options that only other samplers of the list take.
+
+    An option that none of them takes is kept, so that `make_plan` refuses it. Raises InputError for an unknown sampler.
+    """
     from ddpm.core.params import lookup
     from ddpm.sampling.samplers import SAMPLERS
 
-    used = {name: {*lookup(SAMPLERS, name, "sampler").options} for name in samplers}
-    # What none of them uses stays, to be refused.
-    of_some = set().union(*used.values())
-    return {name: {key: value for key, value in style.items() if key not in of_some - own} for name, own in used.items()}
+    own = {name: {*lookup(SAMPLERS, name, "sampler").options} for name in samplers}
+    taken = set().union(*own.values())
+    return {name: {key: value for key, value in style.items() if key not in taken - own[name]} for name in samplers}

@@ -5,7 +5,6 @@ weights, exactly: the vector of a class or a caption into a bias; known pixels, 
 that would hold them.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +167,3 @@ def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     data = save(weights, metadata={"format": "pt"})
     with atomic(path) as temporary:
         temporary.write_bytes(data)
-
-
-FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {"diffusers": export}

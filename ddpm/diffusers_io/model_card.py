@@ -120,8 +120,8 @@ class CardInfo(NamedTuple):
     is told, its parameters, and the steps of DDIM of its picture, 0 for none."""
 
     checkpoint: str
-    conditional: bool
-    masked: bool
+    takes_labels: bool
+    takes_mask: bool
     keep_classes: bool
     variance: str
     license: str | None
@@ -142,7 +142,7 @@ def write_card(config: dict[str, Any], facts: CardInfo) -> str:
 
 def _metadata(name: str, config: dict[str, Any], facts: CardInfo) -> dict[str, Any]:
     title, hub = DATASETS.get(config["data"].get("dataset"), (config["data"].get("dataset", "images"), None))
-    draws_as_scored = facts.keep_classes or not facts.conditional
+    draws_as_scored = facts.keep_classes or not facts.takes_labels
     metrics = list(metrics_of(facts.scores, facts.keep_classes)) if draws_as_scored else []
     results = {
         "task": {"type": TASK},
@@ -181,13 +181,13 @@ def _told(config: dict[str, Any], facts: CardInfo) -> str:
     if facts.keep_classes:
         no_class = f"; {len(names)} means no class" if _knows_no_class(config) else ""
         lines = [f"It is told a class by its number, 0 to {len(names) - 1}: {listed}{no_class}."]
-    elif facts.conditional:
+    elif facts.takes_labels:
         what = f"{_code(facts.words)}, at every step" if facts.words else "nothing"
         lines = [
             f"It was trained to be told what to draw, of {len(names)} classes: {listed}. In this export it is told {what}: that "
             "is part of the weights, so that a pipeline without classes can draw with it."
         ]
-    if facts.masked:
+    if facts.takes_mask:
         lines.append("It can also fill in images, which these pipelines cannot: here no pixel is known.")
     return " ".join(lines)
 
@@ -288,8 +288,8 @@ def _training(config: dict[str, Any], facts: CardInfo) -> str:
 def _scores(facts: CardInfo) -> str:
     if not facts.scores:
         return ""
-    told = "told every class in turn" if facts.conditional else "told nothing"
-    other = ", which this export is not" if facts.conditional and not facts.keep_classes else ""
+    told = "told every class in turn" if facts.takes_labels else "told nothing"
+    other = ", which this export is not" if facts.takes_labels and not facts.keep_classes else ""
     return (
         f"## Scores\n\n{table_of(facts.scores)}\n\n"
         f"Of the network {told}{other}, and drawn by the project that trained it. FID is measured in the features of a small "
