@@ -153,7 +153,7 @@ def _explain(error: dict, kind: Any) -> tuple[list[str], str]:
     if error["type"] == "missing":
         return key, MISSING
     if error["type"] == "section":  # from a section whose class depends on its values
-        return f"{key}.{error['ctx']['key']}", error["ctx"]["message"]
+        return [*key, error["ctx"]["key"]], error["ctx"]["message"]
     if error["type"] == "one_of":
         return key, f"{value!r} is unknown{_choices(value, error['ctx']['names'])}"
     if error["type"] == "value_error":
