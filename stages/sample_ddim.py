@@ -3,13 +3,13 @@
 from ddpm.core import params
 from ddpm.core.device import Runtime
 from ddpm.core.stage import run_stage
-from ddpm.sampling.generate import draw_from_model
+from ddpm.sampling.generate import write_samples
 from ddpm.sampling.settings import SampleDDIM
 
 
 def main() -> None:
     p = params.load(seed=params.Seed, sample_ddim=SampleDDIM, runtime=Runtime)
-    draw_from_model("ddim", p.sample_ddim, p.seed, p.runtime)
+    write_samples("ddim", p.sample_ddim, p.seed, p.runtime)
 
 
 if __name__ == "__main__":

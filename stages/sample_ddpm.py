@@ -3,13 +3,13 @@
 from ddpm.core import params
 from ddpm.core.device import Runtime
 from ddpm.core.stage import run_stage
-from ddpm.sampling.generate import draw_from_model
+from ddpm.sampling.generate import write_samples
 from ddpm.sampling.settings import SampleDDPM
 
 
 def main() -> None:
     p = params.load(seed=params.Seed, sample_ddpm=SampleDDPM, runtime=Runtime)
-    draw_from_model("ddpm", p.sample_ddpm, p.seed, p.runtime)
+    write_samples("ddpm", p.sample_ddpm, p.seed, p.runtime)
 
 
 if __name__ == "__main__":

@@ -766,7 +766,7 @@ def test_an_interruption(project, capsys, monkeypatch):
         yield progress.SamplingProgress(1, 2, 0, 1.0, x, x, False)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "draw_images", stop)
+    monkeypatch.setattr(generate, "generate", stop)
     assert main(["sample", *MACHINE]) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
     assert not Path("out").exists()
@@ -774,12 +774,12 @@ def test_an_interruption(project, capsys, monkeypatch):
 
 def test_no_memory(error, monkeypatch):
     for kind in (MemoryError, torch.OutOfMemoryError):
-        monkeypatch.setattr(generate, "draw_images", lambda *_, kind=kind: (_ for _ in ()).throw(kind("too much")))
+        monkeypatch.setattr(generate, "generate", lambda *_, kind=kind: (_ for _ in ()).throw(kind("too much")))
         assert error("sample", *MACHINE).startswith("out of memory; generate fewer images at once")
 
 
 def test_a_defect_keeps_its_traceback(project, monkeypatch):
-    monkeypatch.setattr(generate, "draw_images", lambda *_: (_ for _ in ()).throw(RuntimeError("a defect")))
+    monkeypatch.setattr(generate, "generate", lambda *_: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         main(["sample", *MACHINE])
 

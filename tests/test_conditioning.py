@@ -23,7 +23,7 @@ from ddpm.networks.captions import PADDING, START, captions_of
 from ddpm.networks.checkpoints import CONFIG, load_model, make_config
 from ddpm.networks.conditioning import CONDITIONINGS, ClassEmbedding, TextEncoder, masked_input
 from ddpm.networks.unet import UNet
-from ddpm.sampling.generate import draw
+from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM
 from ddpm.training.settings import Train
@@ -311,7 +311,9 @@ class TestWhatIsLearned:
     @pytest.mark.parametrize("guidance", [1.0, 2.0])
     def test_drawn_images_are_what_their_captions_say(self, taught, held_out_captions, guidance):
         section = {**read_yaml(ROOT / "params.yaml")["sample_ddim"], "steps": 5, "guidance": guidance}
-        arrays = draw(taught, SampleDDIM(**section).plan(taught), 12, 5, 0, "test", held_out_captions=held_out_captions).arrays
+        arrays = generate_set(
+            taught, SampleDDIM(**section).plan(taught), 12, 5, 0, "test", held_out_captions=held_out_captions
+        ).arrays
         assert arrays["arr_1"].tolist() == [0, 1] * 6
         assert arrays["captions"].tolist() == taught.captions(torch.arange(12) % 2, held_out_captions)
         assert set(arrays["captions"]) <= {text for name in "01" for text in captions_of(name, held_out_captions)}
@@ -320,7 +322,7 @@ class TestWhatIsLearned:
 
     def test_without_guidance_towards_it_no_caption_is_told(self, taught):
         section = {**read_yaml(ROOT / "params.yaml")["sample_ddim"], "steps": 5, "guidance": 0.0}
-        arrays = draw(taught, SampleDDIM(**section).plan(taught), 4, 4, 0, "test").arrays
+        arrays = generate_set(taught, SampleDDIM(**section).plan(taught), 4, 4, 0, "test").arrays
         assert not {"arr_1", "captions"} & arrays.keys()
 
 

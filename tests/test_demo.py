@@ -23,8 +23,8 @@ from ddpm.demo.jobs import WithReturnValue, compare, draw, inpaint, interpolate,
 from ddpm.editing.inpaint import MASKS
 from ddpm.editing.inputs import open_mask
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, TINT
-from ddpm.sampling.generate import draw_images
-from ddpm.sampling.model import load, tell
+from ddpm.sampling.generate import generate
+from ddpm.sampling.model import conditioning_for, load
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import final_images
 
@@ -54,8 +54,8 @@ def run(job, model, folder, values):
 
 
 def drawn(model, labels, count, seed, **options):
-    told, _ = tell(model, count, labels)
-    return to_images(final_images(draw_images(model, make_plan(model, **options), told, count, seed)))
+    told, _ = conditioning_for(model, count, labels)
+    return to_images(final_images(generate(model, make_plan(model, **options), told, count, seed)))
 
 
 def changed(values, **by_place):

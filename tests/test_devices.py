@@ -14,7 +14,7 @@ from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.reconstruction import round_trips
 from ddpm.networks.unet import UNet
-from ddpm.sampling.generate import draw
+from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 from ddpm.training.loop import Hooks, train
@@ -51,7 +51,7 @@ def test_a_whole_model_stays_on_its_device(device, conditioning):
         SampleDDIM(**{**params["sample_ddim"], "steps": 5, "sampler": "dpmpp_2m_sde", "spacing": "karras"}),
     ]
     for section in sections:
-        assert draw(model, section.plan(model), 5, 3, 0, "test").arrays["arr_0"].shape == (5, 8, 8, 1)
+        assert generate_set(model, section.plan(model), 5, 3, 0, "test").arrays["arr_0"].shape == (5, 8, 8, 1)
     x0, labels = torch.rand(4, 1, 8, 8).to(device) * 2 - 1, torch.arange(4, device=device)
     scores = likelihood(model, x0, labels, 5, 0).scores
     assert all(np.isfinite(scores[name]["bits_per_dim"]) for name in ("small", "large", "learned"))

@@ -14,7 +14,7 @@ from ddpm.core.files import InputError
 from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.reconstruction import reconstruct, round_trips
 from ddpm.features.classifier import Classifier, predict
-from ddpm.sampling.generate import draw
+from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import load
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 
@@ -128,7 +128,7 @@ def test_samples_are_the_same_on_any_number_of_processes(model, section):
 
     def work():
         diffusion_model = load("final", CPU)
-        return draw(diffusion_model, settings.plan(diffusion_model), 23, 5, 0, "test").arrays
+        return generate_set(diffusion_model, settings.plan(diffusion_model), 23, 5, 0, "test").arrays
 
     alone = work()
     for count in (2, 3):

@@ -20,7 +20,7 @@ from ddpm.diffusion.schedule import SCHEDULES, Level, make_schedule
 from ddpm.diffusion.variance import large, learned, small
 from ddpm.networks.unet import UNet, UNetSettings
 from ddpm.sampling.denoiser import network_denoiser, thresholded
-from ddpm.sampling.generate import draw
+from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
 from ddpm.sampling.samplers import SAMPLERS, sample
@@ -411,11 +411,11 @@ def test_any_batch_size_draws_the_same_images(sampler):
 
     model = DiffusionModel(Network(1, 1), make_schedule("cosine", 50), "v", {"shape": [8, 8, 1]})
     plan = settings_of(**sampler).plan(model)
-    whole, parts, single = (draw(model, plan, 10, size, 0, "ddim").arrays for size in (10, 3, 1))
+    whole, parts, single = (generate_set(model, plan, 10, size, 0, "ddim").arrays for size in (10, 3, 1))
     assert np.array_equal(whole["arr_0"], parts["arr_0"])
     assert np.array_equal(whole["arr_0"], single["arr_0"])
     assert len(np.unique(whole["arr_0"].reshape(10, -1), axis=0)) == 10
-    other = draw(model, plan, 10, 10, 1, "ddim").arrays["arr_0"]
+    other = generate_set(model, plan, 10, 10, 1, "ddim").arrays["arr_0"]
     assert not np.array_equal(whole["arr_0"], other)
     assert whole["trajectory_level"][0] == 50
     assert whole["trajectory_level"][-1] == 0
@@ -447,7 +447,7 @@ def test_network_evaluations_are_counted(changes, evaluations, without_class):
     data = {"shape": [4, 4, 1], "class_names": ["a", "b"]}
     model = DiffusionModel(Network(1, 1), make_schedule("cosine", 50), "v", data, supports_cfg=True)
     plan = settings_of(**changes).plan(model)
-    drawn = draw(model, plan, 4, 4, 0, "ddim")
+    drawn = generate_set(model, plan, 4, 4, 0, "ddim")
     assert plan.nfe == len(calls) == drawn.cost["nfe"] == evaluations
     # Without the class there is none to ask for.
     assert ("arr_1" in drawn.arrays) == (changes.get("guidance") != 0.0)

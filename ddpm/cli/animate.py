@@ -54,7 +54,7 @@ def animate(
     from ddpm.core.params import lookup
     from ddpm.plots.image_grid import UPSCALING, save
     from ddpm.plots.video import FILMS, write_film
-    from ddpm.sampling.model import tell
+    from ddpm.sampling.model import conditioning_for
     from ddpm.sampling.plan import make_plan
 
     animation = lookup(animations.ANIMATIONS, what, "what")
@@ -66,7 +66,7 @@ def animate(
     out = out or Path(f"out/{what}.gif")
     is_still = output.check_out(out, [*FILMS, *([".png"] if animation.still else [])]) == ".png"
     model, number = machine.load(), number or animation.number
-    labels, _ = tell(model, number, label or [], text or [], plan.guidance)
+    labels, _ = conditioning_for(model, number, label or [], text or [], plan.guidance)
     frames = min(frames, MAX_STILL_FRAMES) if is_still else frames
     settings = animations.AnimationOptions(number, labels, seed, frames, columns or min(number, 10), tile, upscaling)
     output.check_size(model.shape, tile, animation.copies * number * frames, output.MAX_FILM_PIXELS)

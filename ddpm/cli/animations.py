@@ -13,10 +13,10 @@ from ddpm.data.images import to_images
 from ddpm.editing.stage_images import models_of_training
 from ddpm.networks.power_ema import list_snapshots
 from ddpm.plots.video import denoising_frames, grid_frames, progressive_picture, training_frames
-from ddpm.sampling.generate import draw_images
+from ddpm.sampling.generate import generate
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import SamplingPlan
-from ddpm.sampling.progress import final_images, pictures
+from ddpm.sampling.progress import collect_images, final_images
 from ddpm.sampling.time_grid import denoising_steps
 from ddpm.sampling.trajectory import TrajectoryRecorder
 
@@ -62,7 +62,7 @@ def denoising_still(model: DiffusionModel, plan: SamplingPlan, options: Animatio
 
 def _record(model: DiffusionModel, plan: SamplingPlan, options: AnimationOptions) -> TrajectoryRecorder:
     recorder = TrajectoryRecorder(denoising_steps(plan.grid), options.frames)
-    pictures(plan.label, draw_images(model, plan, options.labels, options.number, options.seed), recorder)
+    collect_images(plan.label, generate(model, plan, options.labels, options.number, options.seed), recorder)
     return recorder
 
 
@@ -73,7 +73,7 @@ def training_film(model: DiffusionModel, plan: SamplingPlan, options: AnimationO
     with Progress("snapshots", max(1, total), "snapshots") as progress:
         for step, _ in models_of_training(model, folder, options.frames):
             steps.append(step)
-            grids.append(to_images(final_images(draw_images(model, plan, options.labels, options.number, options.seed))))
+            grids.append(to_images(final_images(generate(model, plan, options.labels, options.number, options.seed))))
             progress.advance()
     return training_frames(np.stack(grids), steps, options.columns, options.tile, options.upscaling)
 

@@ -68,7 +68,7 @@ def interpolate(
     from ddpm.plots.image_grid import UPSCALING, rows_of, save, short, table
     from ddpm.plots.video import FILMS, strip_film, write_film
     from ddpm.sampling.plan import make_plan
-    from ddpm.sampling.progress import pictures
+    from ddpm.sampling.progress import collect_images
 
     for name, values in (("label", label), ("text", text)):
         if values and len(values) > 2:
@@ -83,7 +83,7 @@ def interpolate(
         for k, name in enumerate((a, b))
     ]
     clock = output.Clock()
-    images = pictures(made.label, tasks.interpolate_images(model, made, ends[0].source, ends[1].source, number))
+    images = collect_images(made.label, tasks.interpolate_images(model, made, ends[0].source, ends[1].source, number))
     if is_film:
         write_film(out, strip_film(images, 1, tile, upscaling), fps, 0.0)
     else:
@@ -136,7 +136,7 @@ def inpaint(
     from ddpm.editing.inputs import open_image, open_mask
     from ddpm.plots.image_grid import short, tinted
     from ddpm.sampling.plan import make_plan
-    from ddpm.sampling.progress import pictures
+    from ddpm.sampling.progress import collect_images
 
     output.check_out(out, [".png"])
     model = machine.load()
@@ -149,7 +149,7 @@ def inpaint(
     output.check_size(model.shape, tile, number + 2)
     x0 = tasks.source_image(model, named.source)
     labels = tasks.repeated(named.source.labels, number)
-    fills = pictures(made.label, tasks.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, labels, seed))
+    fills = collect_images(made.label, tasks.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, labels, seed))
     whole = to_images(x0)[0]
     output.write_rows(out, [("image", whole), ("known", tinted(whole, known))], [("", fills)], columns, tile)
     print(
@@ -195,7 +195,7 @@ def edit(
     from ddpm.editing.tasks import EDITS, source_image
     from ddpm.plots.image_grid import short
     from ddpm.sampling.plan import make_plan
-    from ddpm.sampling.progress import pictures
+    from ddpm.sampling.progress import collect_images
 
     output.check_out(out, [".png"])
     editor = lookup(EDITS, method, "method")
@@ -206,7 +206,7 @@ def edit(
     whole = source_image(model, named.source, made if editor.of_latents else None)
     source = named.source if editor.of_latents else named.source._replace(image=whole)
     rows = [
-        (f"{value:g}", pictures(f"strength {value:g}", editor.vary(model, made, source, value, number, seed)))
+        (f"{value:g}", collect_images(f"strength {value:g}", editor.vary(model, made, source, value, number, seed)))
         for value in strengths
     ]
     output.write_rows(out, [("image", to_images(whole)[0])], rows, columns, tile)
@@ -259,7 +259,7 @@ def reconstruct(
         decoded = images.clone()
         for indices, labels in groups:
             work = tasks.reconstruct_images(model, plan, images[indices], labels)
-            decoded[indices] = progress.final_images(progress.shown(f"{count:,} steps", work))
+            decoded[indices] = progress.final_images(progress.with_progress_bar(f"{count:,} steps", work))
         decibels = psnr(decoded, images)
         print(f"{count:>5,}{2 * plan.nfe:>14,}{decibels.mean():>9.2f} dB{decibels.min():>7.2f} dB")
         rows.append(list(to_images(decoded)))

@@ -46,17 +46,17 @@ def sample(
     from ddpm.cli import output
     from ddpm.plots import image_grid
     from ddpm.sampling import generate
-    from ddpm.sampling.model import tell
+    from ddpm.sampling.model import conditioning_for
     from ddpm.sampling.plan import make_plan
-    from ddpm.sampling.progress import pictures
+    from ddpm.sampling.progress import collect_images
 
     suffix, model = output.check_out(out, output.WRITERS), machine.load()
     made = make_plan(model, **plan.as_dict())
-    labels, captions = tell(model, number, label or [], text or [], plan.guidance)
+    labels, captions = conditioning_for(model, number, label or [], text or [], plan.guidance)
     if suffix == ".png":
         output.check_size(model.shape, tile, sum(len(row) for _, row in image_grid.rows_of(captions, columns)))
     clock = output.Clock()
-    images = pictures(made.label, generate.draw_images(model, made, labels, number, seed, batch))
+    images = collect_images(made.label, generate.generate(model, made, labels, number, seed, batch))
     seconds = str(clock)
     output.WRITERS[suffix](out, output.OutputSamples(images, captions, labels, made.label), output.Layout(columns, tile))
     print(f"wrote {out}: {number:,} images by {made.label}, {made.nfe:,} network evaluations each, {seconds}")
@@ -92,13 +92,13 @@ def compare(
     from ddpm.cli import output
     from ddpm.plots.image_grid import save, table
     from ddpm.sampling import generate
-    from ddpm.sampling.model import tell
+    from ddpm.sampling.model import conditioning_for
     from ddpm.sampling.plan import make_plan
-    from ddpm.sampling.progress import pictures
+    from ddpm.sampling.progress import collect_images
 
     output.check_out(out, [".png"])
     model = machine.load()
-    labels, captions = tell(model, number, label or [], text or [], style.guidance)
+    labels, captions = conditioning_for(model, number, label or [], text or [], style.guidance)
     pairs = [(name, count) for name in sampler or COMPARED_SAMPLERS for count in steps or COMPARED_STEPS]
     if not sampler and not steps:
         pairs = [(name, min(count, model.schedule.steps)) for name, count in COMPARED]
@@ -109,7 +109,7 @@ def compare(
     rows, names = [], []
     for (_, count), plan in zip(pairs, plans, strict=True):
         name, clock = f"{plan.label}, {count:,} steps", output.Clock()
-        rows.append(pictures(name, generate.draw_images(model, plan, labels, number, seed)))
+        rows.append(collect_images(name, generate.generate(model, plan, labels, number, seed)))
         names.append(name)
         print(f"{name:<34}{plan.nfe:>6,} network evaluations each{clock!s:>9}", flush=True)
     save(out, table(rows, names, captions, tile))

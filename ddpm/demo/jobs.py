@@ -33,8 +33,8 @@ from ddpm.editing.inputs import Named, open_image
 from ddpm.editing.tasks import inpaint_images, interpolate_images, repeated
 from ddpm.plots.image_grid import rows_of, save, table, tinted
 from ddpm.plots.video import denoising_frames, strip_film, write_film
-from ddpm.sampling.generate import draw_images
-from ddpm.sampling.model import NO_CLASS, DiffusionModel, tell
+from ddpm.sampling.generate import generate
+from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import SamplingProgress, final_images
 from ddpm.sampling.settings import SamplingPlan
@@ -91,7 +91,7 @@ def draw(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Progres
     plan = make_plan(model, sampler=asked.sampler, steps=asked.steps, eta=asked.eta, guidance=asked.guidance)
     labels, captions = _told(model, asked.number, asked.content, asked.guidance)
     record = TrajectoryRecorder(denoising_steps(plan.grid), FILM_FRAMES, FILMED)
-    images, seconds = yield from _followed(draw_images(model, plan, labels, asked.number, asked.seed), record)
+    images, seconds = yield from _followed(generate(model, plan, labels, asked.number, asked.seed), record)
     note = _cost(plan, len(images), seconds)
     result = Drawn(folder / "sample.png", folder / "sample.npz", folder / "denoising.gif", note)
     save(result.picture, _table(images, captions))
@@ -156,7 +156,7 @@ def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Prog
     before: list[tuple[str, np.ndarray]] = []
     for k, plan in enumerate(plans):
         title = f"{plan.label}, {ways[k][1]:,} steps"
-        for moment in (views := WithReturnValue(_followed(draw_images(model, plan, labels, asked.number, asked.seed)))):
+        for moment in (views := WithReturnValue(_followed(generate(model, plan, labels, asked.number, asked.seed)))):
             now = (title, moment.shown[1][1])
             yield ProgressUpdate(sum(work[:k]) + moment.done, sum(work), moment.seconds, [*before, now])
         images, seconds = views.value
@@ -180,8 +180,8 @@ class WithReturnValue:
 def _told(model: DiffusionModel, count: int, content: str, guidance: float) -> tuple[Tensor | None, list[str]]:
     """What the network is told of images to be drawn: a class, or texts in turn, one per line."""
     if model.network.takes_text:
-        return tell(model, count, (), [line for line in content.splitlines() if line.strip()], guidance)
-    return tell(model, count, [] if content in ("", EVERY) else [content], (), guidance)
+        return conditioning_for(model, count, (), [line for line in content.splitlines() if line.strip()], guidance)
+    return conditioning_for(model, count, [] if content in ("", EVERY) else [content], (), guidance)
 
 
 def _named(model: DiffusionModel, name: str, content: str, guidance: float = 1.0) -> Named:
@@ -202,7 +202,7 @@ def _opened(model: DiffusionModel, asked: SourceInputs, guidance: float = 1.0) -
 def _image(model: DiffusionModel, asked: SourceInputs, opened: Named) -> Generator[ProgressUpdate, None, Tensor]:
     if opened.source.image is not None:
         return opened.source.image
-    images, _ = yield from _followed(draw_images(model, make_plan(model), opened.source.labels, 1, asked.number))
+    images, _ = yield from _followed(generate(model, make_plan(model), opened.source.labels, 1, asked.number))
     return to_model_range(to_tensor(images, model.device))
 
 

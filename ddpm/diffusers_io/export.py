@@ -23,7 +23,7 @@ from ddpm.networks.conditioning import ClassEmbedding
 from ddpm.networks.unet import CompatOptions, UNet, UNetSettings
 from ddpm.plots.image_grid import save_grid
 from ddpm.sampling import generate, progress
-from ddpm.sampling.model import NO_CLASS, DiffusionModel, tell
+from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
 from ddpm.sampling.plan import make_plan
 
 # Of diffusers; these files are as its classes of that version read and write them.
@@ -89,10 +89,10 @@ def check_wishes(model: DiffusionModel, wishes: ExportOptions) -> None:
 
 def told(model: DiffusionModel, wishes: ExportOptions) -> tuple[Tensor | None, str]:
     """What the exported network is told, as ours takes it (1, ...) or None for nothing, and in words. Raises InputError as
-    `tell` does."""
+    `conditioning_for` does."""
     nothing = [NO_CLASS] if model.network.takes_labels and wishes.text is None else []
     labels = [wishes.label] if wishes.label else nothing
-    found, captions = tell(model, 1, labels, [] if wishes.text is None else [wishes.text])
+    found, captions = conditioning_for(model, 1, labels, [] if wishes.text is None else [wishes.text])
     return found, captions[0]
 
 
@@ -122,11 +122,11 @@ def draw(model: DiffusionModel, labels: Tensor | None, wishes: ExportOptions, co
     """Samples of the model as it is exported, by DDIM."""
     captions = [""] * count
     if wishes.keep_classes:
-        labels, captions = tell(model, count)
+        labels, captions = conditioning_for(model, count)
     else:
         labels = tasks.repeated(labels, count)
     plan = make_plan(model, thresholding=wishes.thresholding)
-    images = progress.pictures(plan.label, generate.draw_images(model, plan, labels, count, seed=0))
+    images = progress.collect_images(plan.label, generate.generate(model, plan, labels, count, seed=0))
     return Picture(images, captions, plan.nfe)
 
 

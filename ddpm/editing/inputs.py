@@ -15,7 +15,7 @@ from ddpm.data.prepared import open_test
 from ddpm.datasets import image_io
 from ddpm.editing.inpaint import MASKS, known_where, named_mask
 from ddpm.editing.tasks import Source
-from ddpm.sampling.model import NO_CLASS, DiffusionModel, tell
+from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
 from ddpm.sampling.noise import latent_of
 
 
@@ -70,7 +70,7 @@ def open_image(
         if default == [NO_CLASS] and not model.supports_cfg:
             raise InputError(f"this model must be told what {name} shows; give its class: {', '.join(classes[:20])}", key="label")
         given = default
-    labels, captions = tell(model, 1, given, [text] if text else [], guidance)
+    labels, captions = conditioning_for(model, 1, given, [text] if text else [], guidance)
     return Named(name, Source(image, latent, labels), captions[0])
 
 

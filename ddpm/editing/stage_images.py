@@ -20,7 +20,7 @@ from ddpm.editing.score import MASK, inpaint_methods
 from ddpm.editing.tasks import Source, edit_images, inpaint_images, interpolate_images, vary_images
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, list_snapshots, read_snapshot
-from ddpm.sampling.generate import draw_images
+from ddpm.sampling.generate import generate
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import latent_of
 from ddpm.sampling.plan import make_plan
@@ -146,5 +146,5 @@ def make_training_film(model: DiffusionModel, folder: Path, frames: int, seed: i
     for step, then in models_of_training(model, folder, frames):
         plan = make_plan(then, steps=min(FILM_STEPS, then.schedule.steps))
         steps.append(step)
-        images.append(to_images(final_images(draw_images(then, plan, then.balanced_labels(FILM_IMAGES), FILM_IMAGES, seed))))
+        images.append(to_images(final_images(generate(then, plan, then.balanced_labels(FILM_IMAGES), FILM_IMAGES, seed))))
     return {"training_images": np.stack(images), "training_step": np.asarray(steps)}

@@ -9,7 +9,7 @@ from pydantic import Field
 from ddpm.core.params import Section
 from ddpm.evaluation.evaluator import CLASSIFIER, Evaluator
 from ddpm.networks.checkpoints import CheckpointName
-from ddpm.sampling.generate import draw
+from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
 
@@ -59,7 +59,7 @@ def compare_scales(
             if held_out and scale == 0:  # unconditional: captions make no difference
                 continue
             plan = make_plan(model, steps=min(settings.steps, model.schedule.steps), guidance=scale)
-            samples = draw(model, plan, settings.samples, settings.batch_size, seed, "guidance", autocast, held_out)
+            samples = generate_set(model, plan, settings.samples, settings.batch_size, seed, "guidance", autocast, held_out)
             result = evaluator.evaluate(samples.arrays["arr_0"], samples.arrays.get("arr_1"), "guidance", level="coverage")
             scores = result.scores | result.scores[CLASSIFIER]
             rows.append({"method": method, "scale": scale, "nfe": plan.nfe})

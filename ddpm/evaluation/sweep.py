@@ -12,7 +12,7 @@ from ddpm.core.params import Section
 from ddpm.evaluation.evaluator import CLASSIFIER, Evaluator
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, TOLERANCE, from_snapshots, list_snapshots, supported_range
-from ddpm.sampling.generate import draw
+from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel, load
 from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.samplers import SAMPLERS
@@ -123,7 +123,7 @@ def _score_plan(
 
     fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes no class.
     """
-    samples = draw(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
+    samples = generate_set(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
     scores = evaluator.evaluate(samples.arrays["arr_0"], samples.arrays.get("arr_1"), "sweep", level="fid").scores
     return {
         "nfe": plan.nfe,

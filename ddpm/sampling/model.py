@@ -1,4 +1,4 @@
-"""A trained diffusion model, as samplers and scores need it: the network with the levels and the meaning of its output."""
+"""A trained diffusion model and its conditioning: class labels and captions as tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,13 @@ from ddpm.sampling.denoiser import Denoiser, guided, network_denoiser
 
 
 class DiffusionModel(NamedTuple):
-    """network, the noise schedule it was trained on, what it predicts, and its data: shape (H, W, C), class names, identity.
+    """A trained network with what samplers and metrics need to use it.
 
-    knows_no_class: whether classes or captions were dropped in training, so that guidance has something to lean away from.
+    network: the network, in evaluation mode.
+    schedule: the noise schedule that it was trained on.
+    prediction: what it predicts, a key of PREDICTIONS.
+    data: what identifies its training data: shape [H, W, C], class_names and so on.
+    supports_cfg: whether training dropped the labels of some images, so that classifier-free guidance is possible.
     """
 
     network: Network
@@ -41,7 +45,7 @@ class DiffusionModel(NamedTuple):
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network puts out the variance of its steps too."""
+        """Whether the network also outputs the variance of its steps."""
         return self.network.outputs == 2 * self.shape[2]
 
     def denoiser(
@@ -51,23 +55,24 @@ class DiffusionModel(NamedTuple):
         interval: tuple[float, float] | None = None,
         known: Tensor | None = None,
     ) -> Denoiser:
-        """The network as a denoiser of images that it is told labels and known pixels of (`UNet`), or None for nothing.
+        """Returns the network as a denoiser, `guided` towards the labels unless guidance is 1.
 
-        Where guidance is not 1 it is `guided` towards the labels; the known pixels are told either way.
+        labels: class ids (B,) or word ids (B, L), or None.
+        known: (B, C + 1, H, W) of `masked_input`, or None; the unconditional prediction of guidance receives it too.
         """
-        told = network_denoiser(self.network, self.prediction, labels, known)
+        conditional = network_denoiser(self.network, self.prediction, labels, known)
         if guidance == 1:
-            return told
-        return guided(told, network_denoiser(self.network, self.prediction, None, known), guidance, interval)
+            return conditional
+        return guided(conditional, network_denoiser(self.network, self.prediction, None, known), guidance, interval)
 
     def balanced_labels(self, count: int) -> Tensor | None:
-        """Labels (N,) with every class equally often, in turn (0, 1, 2, ..., 0, 1, ...); None if the network takes no class."""
+        """Returns class ids (N,), 0, 1, 2, ..., 0, 1, ..., or None if the network takes no labels."""
         return torch.arange(count, device=self.device) % len(self.data["class_names"]) if self.network.takes_labels else None
 
     def captions(self, labels: Tensor, held_out_captions: bool = False) -> list[str]:
-        """Return a caption for each of labels (N,); the templates of a class are used in turn.
+        """Returns a caption for each of the class ids (N,); the templates of a class are used in turn.
 
-        held_out_captions: use the templates that training did not show.
+        held_out_captions: use the templates that training did not use.
         """
         names = self.data["class_names"]
         of_class, turns = [captions_of(name, held_out_captions) for name in names], [0] * len(names)
@@ -77,16 +82,18 @@ class DiffusionModel(NamedTuple):
             turns[label] += 1
         return captions
 
-    def read(self, texts: Sequence[str]) -> Tensor:
-        """Texts as the network takes them, word ids (N, L). Raises InputError for a network that reads none, and for words
-        that it was not trained with."""
+    def word_ids(self, texts: Sequence[str]) -> Tensor:
+        """Returns texts as word ids (N, L).
+
+        Raises InputError for a network that takes no text, and for words that it was not trained with.
+        """
         if not self.network.takes_text:
             raise InputError("this model takes no text; train one with model.conditioning: text", key="text")
         return self.network.condition.vocabulary.encode(texts).to(self.device)
 
 
 def from_config(network: Network, config: dict) -> DiffusionModel:
-    """A model from a network and the content of its config.json."""
+    """Returns a model from a network and the content of its config.json."""
     diffusion = config["diffusion"]
     settings = Diffusion.model_validate({key: diffusion[key] for key in Diffusion.model_fields})
     schedule = settings.make(diffusion["schedule"])
@@ -96,19 +103,22 @@ def from_config(network: Network, config: dict) -> DiffusionModel:
 
 
 def load(checkpoint: str | float, device: torch.device, folder: Path = MODEL_DIR) -> DiffusionModel:
-    """Load a checkpoint of a model folder, by its name or the width of its EMA. Raises InputError if it is missing or damaged."""
+    """Loads a checkpoint of a model folder, by its name or the width of its EMA.
+
+    Raises InputError if it is missing or damaged.
+    """
     return from_config(*load_model(folder, checkpoint, device))
 
 
 NO_CLASS = "none"
 
 
-def class_number(model: DiffusionModel, name: str) -> int:
-    """The number of a class by its name, in whatever case, or by the number itself. Raises InputError for an unknown one."""
+def class_index(model: DiffusionModel, name: str) -> int:
+    """Returns the index of a class by its name, in any case, or by the index itself. Raises InputError for an unknown class."""
     names = model.data["class_names"]
-    for k, known in enumerate(names):
-        if name.strip().lower() == known.lower():
-            return k
+    for index, class_name in enumerate(names):
+        if name.strip().lower() == class_name.lower():
+            return index
     number = name.strip()
     # Python refuses to read numbers of thousands of digits.
     if number.isdecimal() and len(number) < 10 and int(number) < len(names):
@@ -116,44 +126,61 @@ def class_number(model: DiffusionModel, name: str) -> int:
     return names.index(lookup(dict.fromkeys(names), name, "label"))
 
 
-def tell(
+def balanced_conditioning(
+    model: DiffusionModel, count: int, held_out_captions: bool = False
+) -> tuple[Tensor | None, list[str] | None, Tensor | None]:
+    """Returns the conditioning of `count` images, the classes in turn: (class ids (N,), captions, what the network receives).
+
+    Captions are those of a text network, which receives their word ids (N, L). Each may be None.
+    """
+    labels = model.balanced_labels(count)
+    if labels is None or not model.network.takes_text:
+        return labels, None, labels
+    captions = model.captions(labels, held_out_captions)
+    return labels, captions, model.word_ids(captions)
+
+
+def conditioning_for(
     model: DiffusionModel, count: int, labels: Sequence[str] = (), texts: Sequence[str] = (), guidance: float = 1.0
 ) -> tuple[Tensor | None, list[str]]:
-    """What the network is told of `count` images, and what to write beside each: labels (names or numbers of classes) or texts,
-    in turn; without either, every class in turn. The label `none` is no class, and so is an empty text; with guidance 0 nothing
-    is told.
+    """Returns the conditioning of `count` images: (class ids (N,), word ids (N, L) or None; a caption for each image).
 
-    Raises InputError for what the model does not take or know, and for what guidance 0 would ignore.
+    labels: class names or indices, used in turn; `none` is no class.
+    texts: texts, used in turn; an empty one is no class. Without labels and texts the classes are used in turn.
+    guidance: 0 is no conditioning.
+
+    Raises InputError for what the model does not take or know, and for labels or texts that guidance 0 would ignore.
     """
     if labels and texts:
-        raise InputError("cannot be given together with label; a text says what to draw by itself", key="text")
+        raise InputError("cannot be given together with label; give one of them", key="text")
     if guidance == 0 and (texts or set(labels) - {NO_CLASS}):
         raise InputError("0 draws without class or text; leave label and text out, or raise it", key="guidance")
     if guidance == 0:
         return None, [""] * count
     if texts:
         if not all(split_words(text) for text in texts):
-            _check_knows_no_class(model)
-        read = model.read(texts)
+            _check_supports_no_class(model)
+        ids = model.word_ids(texts)
         turns = torch.arange(count) % len(texts)
-        return read[turns.to(read.device)], [texts[k] for k in turns.tolist()]
+        return ids[turns.to(ids.device)], [texts[k] for k in turns.tolist()]
     names = model.data["class_names"]
     if not labels:
-        numbers = model.balanced_labels(count)
-        return numbers, [""] * count if numbers is None else [names[k] for k in numbers.tolist()]
+        indices = model.balanced_labels(count)
+        return indices, [""] * count if indices is None else [names[k] for k in indices.tolist()]
     if not model.network.takes_labels:
         raise InputError("this model takes no class (model.conditioning); leave it out", key="label")
     if set(labels) == {NO_CLASS}:
-        _check_knows_no_class(model)
+        _check_supports_no_class(model)
         return None, [""] * count
     if NO_CLASS in labels:
-        raise InputError(f"{NO_CLASS!r} cannot be mixed with classes; draw twice", key="label")
-    numbers = [class_number(model, name) for name in labels]
-    chosen = [numbers[k % len(numbers)] for k in range(count)]
+        raise InputError(f"{NO_CLASS!r} cannot be mixed with classes; run the command twice", key="label")
+    indices = [class_index(model, name) for name in labels]
+    chosen = [indices[k % len(indices)] for k in range(count)]
     return torch.tensor(chosen, device=model.device), [names[k] for k in chosen]
 
 
-def _check_knows_no_class(model: DiffusionModel) -> None:
+def _check_supports_no_class(model: DiffusionModel) -> None:
+    """Raises InputError if the model was never trained without its labels."""
     if not model.supports_cfg:
         raise InputError(
             "no class needs a model that was trained without its class too (train.condition_dropout above 0)", key="label"

@@ -1,4 +1,4 @@
-"""Noise that belongs to its image: image i draws all of its own from a name and i, in whatever batch it is."""
+"""Noise that belongs to its image: image i draws all its noise from a seed and i, whatever its batch and process are."""
 
 import math
 
@@ -9,13 +9,15 @@ from ddpm.core.files import InputError
 from ddpm.core.seeds import seeded
 from ddpm.sampling.model import DiffusionModel
 
-# Numbers drawn by one call for one image. It depends on the image and the grid alone: how many numbers a call draws can change
-# their values.
+# Numbers drawn by one call for one image. It depends on the image and the grid alone, since the number of values per call can
+# change the values.
 BLOCK = 2**16
+# A seed of the command line and the web page, or all parts of a seed, such as (seed, "ddpm").
+Seed = int | tuple[int | str, ...]
 
 
 class ImageNoise:
-    """Gives standard normal noise (B, C, H, W) with every call, for up to `draws` calls without waste.
+    """Returns standard normal noise (B, C, H, W) with every call, for up to `draws` calls without waste.
 
     Image `first + k` of the batch uses a generator seeded by (*name, first + k).
     """
@@ -28,7 +30,7 @@ class ImageNoise:
         self.block, self.used = self._draw(1), 0
 
     def _draw(self, count: int) -> Tensor:
-        """(count, B, C, H, W), each (B, C, H, W) with the channels as the last axis in memory."""
+        """Returns (count, B, C, H, W), each (B, C, H, W) with the channels as the last axis in memory."""
         noise = [torch.randn(count, *self.image, generator=g, device=self.device) for g in self.generators]
         stacked = torch.stack(noise, dim=1)
         return stacked.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, stacked.shape[:2])
@@ -40,15 +42,21 @@ class ImageNoise:
         return self.block[self.used - 1]
 
 
-def image_noise(model: DiffusionModel, seed: int, count: int, draws: int, first: int = 0, use: str = "draw") -> ImageNoise:
-    """All the noise of images first .. first + count - 1 of a seed, of its own for each use: an image that was drawn from a
-    seed is not to meet that noise again when it is edited. Raises InputError for a seed that is none."""
-    if seed < 0:
-        raise InputError(f"{seed} is out of range; give 0 or more", key="seed")
+def image_noise(model: DiffusionModel, seed: Seed, count: int, draws: int, first: int = 0, use: str = "draw") -> ImageNoise:
+    """Returns the noise of the images first .. first + count - 1 of a seed.
+
+    use: part of the seed if it is an int, so that editing an image never reuses the noise that it was generated from.
+
+    Raises InputError for a negative seed.
+    """
+    if isinstance(seed, int):
+        if seed < 0:
+            raise InputError(f"{seed} is out of range; give 0 or more", key="seed")
+        seed = ("studio", use, seed)
     height, width, channels = model.shape
-    return ImageNoise(model.device, (count, channels, height, width), first, draws, "studio", use, seed)
+    return ImageNoise(model.device, (count, channels, height, width), first, draws, *seed)
 
 
 def latent_of(model: DiffusionModel, seed: int) -> Tensor:
-    """The noise (1, C, H, W) that image 0 of a seed is drawn from."""
+    """Returns the noise (1, C, H, W) that image 0 of a seed is generated from."""
     return image_noise(model, seed, 1, 1)()

@@ -72,11 +72,11 @@ class TrainingArtifacts:
     def _preview(self, trainer: Trainer) -> None:
         # Imported late: no other stage reads a preview, so train does not depend on how it is drawn.
         from ddpm.plots.image_grid import plain_grid
-        from ddpm.sampling.generate import draw_preview
+        from ddpm.sampling.generate import generate_preview
         from ddpm.sampling.model import from_config
 
         with trainer.averaged() as averaged:
-            images = draw_preview(from_config(averaged, self.config))
+            images = generate_preview(from_config(averaged, self.config))
         plain_grid(self.saved.folder / PREVIEWS / f"step_{trainer.step:07d}.png", images, columns=10, tile=40)
         self.saved.publish(PREVIEWS, REPORT / PREVIEWS)
 
