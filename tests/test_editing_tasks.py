@@ -30,11 +30,11 @@ from ddpm.networks.checkpoints import make_config
 from ddpm.networks.conditioning import CONDITIONINGS
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
 from ddpm.networks.unet import UNet
-from ddpm.sampling.generate import draw_images
-from ddpm.sampling.model import DiffusionModel, class_number, from_config, tell
+from ddpm.sampling.generate import generate
+from ddpm.sampling.model import DiffusionModel, class_index, conditioning_for, from_config
 from ddpm.sampling.noise import image_noise, latent_of
 from ddpm.sampling.plan import make_plan
-from ddpm.sampling.progress import SamplingProgress, final_images, pictures
+from ddpm.sampling.progress import SamplingProgress, collect_images, final_images
 from ddpm.sampling.samplers import SAMPLERS, sample
 from ddpm.sampling.trajectory import TrajectoryRecorder
 
@@ -69,19 +69,19 @@ def real(seed, label=1):
 
 
 def test_the_seed_decides_an_image_whatever_its_batch():
-    told, _ = tell(MODEL, 7)
+    told, _ = conditioning_for(MODEL, 7)
     for sampler in ("ddim", "ddpm"):
         plan = make_plan(MODEL, sampler=sampler, steps=5)
-        together = final_images(draw_images(MODEL, plan, told, 7, 3))
-        in_batches = final_images(draw_images(MODEL, plan, told, 7, 3, batch=2))
+        together = final_images(generate(MODEL, plan, told, 7, 3))
+        in_batches = final_images(generate(MODEL, plan, told, 7, 3, batch_size=2))
         torch.testing.assert_close(in_batches, together, atol=1e-4, rtol=0)
-        assert not torch.allclose(final_images(draw_images(MODEL, plan, told, 7, 4)), together, atol=0.1)
+        assert not torch.allclose(final_images(generate(MODEL, plan, told, 7, 4)), together, atol=0.1)
 
 
 def test_all_of_a_batch_are_told_their_own():
     labels = torch.tensor([2, 2, 5, 5, 7])
-    images = final_images(draw_images(MODEL, PLAN, labels, 5, 0, batch=2))
-    others = final_images(draw_images(MODEL, PLAN, torch.tensor([2, 2, 5, 5, 8]), 5, 0, batch=2))
+    images = final_images(generate(MODEL, PLAN, labels, 5, 0, batch_size=2))
+    others = final_images(generate(MODEL, PLAN, torch.tensor([2, 2, 5, 5, 8]), 5, 0, batch_size=2))
     torch.testing.assert_close(images[:4], others[:4])
     assert not torch.allclose(images[4], others[4], atol=1e-3)
 
@@ -89,8 +89,8 @@ def test_all_of_a_batch_are_told_their_own():
 SAMPLES = sample_of(1), sample_of(2)
 ONES, CLIMBS = torch.ones(1, 1, 8, 8), partial(with_repaint_jumps, jump=2, resamples=3)
 JOBS = {
-    "draw": lambda: draw_images(MODEL, PLAN, None, 5, 0, batch=2),
-    "draw by heun": lambda: draw_images(MODEL, make_plan(MODEL, sampler="heun", steps=4), None, 3, 0),
+    "draw": lambda: generate(MODEL, PLAN, None, 5, 0, batch_size=2),
+    "draw by heun": lambda: generate(MODEL, make_plan(MODEL, sampler="heun", steps=4), None, 3, 0),
     "inpaint": lambda: inpaint_images(MODEL, make_plan(MODEL, change=CLIMBS, steps=6), picture(), ONES, ONE, 0),
     "edit": lambda: edit_images(MODEL, PLAN, picture(), 0.6, ONE, 0),
     "edit nothing": lambda: edit_images(MODEL, PLAN, picture(), 0.0, ONE, 0),
@@ -115,7 +115,7 @@ def test_a_job_counts_to_its_end(job):
 
 
 def test_a_view_of_each_batch_is_its_last():
-    views = list(draw_images(MODEL, PLAN, None, 5, 0, batch=2))
+    views = list(generate(MODEL, PLAN, None, 5, 0, batch_size=2))
     assert [(view.first, len(view.x)) for view in views if view.last] == [(0, 2), (2, 2), (4, 1)]
 
 
@@ -128,7 +128,7 @@ class TestPlan:
     @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_every_sampler_draws(self, sampler):
         plan = make_plan(MODEL, sampler=sampler, steps=3)
-        assert final_images(draw_images(MODEL, plan, None, 2, 0)).shape == (2, 1, 8, 8)
+        assert final_images(generate(MODEL, plan, None, 2, 0)).shape == (2, 1, 8, 8)
 
     @pytest.mark.parametrize(
         ("options", "beginning"),
@@ -166,39 +166,39 @@ class TestPlan:
 
     def test_guidance_leans_on_the_class(self):
         told = torch.tensor([3])
-        at = [final_images(draw_images(MODEL, make_plan(MODEL, steps=5, guidance=g), told, 1, 0)) for g in (0, 1, 3)]
-        untold = final_images(draw_images(MODEL, PLAN, None, 1, 0))
+        at = [final_images(generate(MODEL, make_plan(MODEL, steps=5, guidance=g), told, 1, 0)) for g in (0, 1, 3)]
+        untold = final_images(generate(MODEL, PLAN, None, 1, 0))
         torch.testing.assert_close(at[0], untold)
         assert (at[2] - at[0]).norm() > (at[1] - at[0]).norm() > 0.01
 
 
 class TestTell:
     def test_every_class_in_turn(self):
-        told, captions = tell(MODEL, 12)
+        told, captions = conditioning_for(MODEL, 12)
         assert told.tolist() == [*range(10), 0, 1]
         assert captions == [*"0123456789", "0", "1"]
 
     def test_labels_in_turn_by_name_or_number(self):
         model = MODEL._replace(data={**MODEL.data, "class_names": ["Cat", "Dog", "2", "Cow"]})
-        told, captions = tell(model, 5, [" cat", "3", "2"])
+        told, captions = conditioning_for(model, 5, [" cat", "3", "2"])
         assert told.tolist() == [0, 3, 2, 0, 3]
         assert captions == ["Cat", "Cow", "2", "Cat", "Cow"]
 
     def test_no_class(self):
-        assert tell(MODEL, 2, ["none"]) == (None, ["", ""])
-        assert tell(MODELS["none"], 2) == (None, ["", ""])
+        assert conditioning_for(MODEL, 2, ["none"]) == (None, ["", ""])
+        assert conditioning_for(MODELS["none"], 2) == (None, ["", ""])
 
     @pytest.mark.parametrize("name", ["text", "text+mask"])
     def test_texts_in_turn(self, name):
-        told, captions = tell(MODELS[name], 3, [], ["a seven", ""])
+        told, captions = conditioning_for(MODELS[name], 3, [], ["a seven", ""])
         assert captions == ["a seven", "", "a seven"]
         assert len(told) == 3
         assert torch.equal(told[0], told[2])
-        images = final_images(draw_images(MODELS["text"], make_plan(MODELS["text"], steps=3), told, 3, 0))
+        images = final_images(generate(MODELS["text"], make_plan(MODELS["text"], steps=3), told, 3, 0))
         assert images.shape == (3, 1, 8, 8)
 
     def test_a_model_that_reads_takes_labels_too(self):
-        told, captions = tell(MODELS["text"], 2, ["7"])
+        told, captions = conditioning_for(MODELS["text"], 2, ["7"])
         assert (told.tolist(), captions) == ([7, 7], ["7", "7"])
 
     @pytest.mark.parametrize(
@@ -219,22 +219,22 @@ class TestTell:
     )
     def test_what_the_model_does_not_take_is_refused(self, model, labels, texts, beginning):
         with pytest.raises(InputError) as refused:
-            tell(MODELS[model], 2, labels, texts)
+            conditioning_for(MODELS[model], 2, labels, texts)
         assert str(refused.value).startswith(beginning)
 
     def test_no_class_is_refused_where_the_model_never_saw_it(self):
         with pytest.raises(InputError, match=r"^label: no class needs a model that was trained without"):
-            tell(make_model(dropout=0.0), 1, ["none"])
+            conditioning_for(make_model(dropout=0.0), 1, ["none"])
 
     def test_without_guidance_nothing_is_told(self):
-        assert tell(MODEL, 2, guidance=0.0) == tell(MODEL, 2, ["none"], guidance=0.0) == (None, ["", ""])
+        assert conditioning_for(MODEL, 2, guidance=0.0) == conditioning_for(MODEL, 2, ["none"], guidance=0.0) == (None, ["", ""])
         for labels, texts in ((["7"], []), ([], ["a seven"])):
             with pytest.raises(InputError, match=r"^guidance: 0 draws without class or text"):
-                tell(MODELS["text"], 2, labels, texts, 0.0)
+                conditioning_for(MODELS["text"], 2, labels, texts, 0.0)
 
     def test_a_class_that_is_called_as_the_number_of_another(self):
         model = MODEL._replace(data={**MODEL.data, "class_names": ["1", "0"]})
-        assert class_number(model, "0") == 1
+        assert class_index(model, "0") == 1
 
 
 class TestInpaint:
@@ -244,7 +244,7 @@ class TestInpaint:
         model, x0 = MODELS[name], picture(count=3)
         known = open_mask("left", model.shape)
         plan = make_plan(model, change=partial(with_repaint_jumps, jump=2, resamples=resamples), steps=5)
-        told, _ = tell(model, 3)
+        told, _ = conditioning_for(model, 3)
         filled = final_images(inpaint_images(model, plan, x0, known, told, 0))
         assert torch.equal(filled[..., 4:], x0[..., 4:])
         assert not torch.allclose(filled[..., :4], x0[..., :4], atol=0.1)
@@ -306,13 +306,13 @@ class TestBetween:
     def test_both_samples_are_those_of_their_seeds(self):
         between = final_images(interpolate_images(MODEL, PLAN, sample_of(1, 1), sample_of(2, 4), 5))
         for image, seed, label in ((between[0], 1, 1), (between[-1], 2, 4)):
-            drawn = final_images(draw_images(MODEL, PLAN, torch.tensor([label]), 1, seed))
+            drawn = final_images(generate(MODEL, PLAN, torch.tensor([label]), 1, seed))
             torch.testing.assert_close(image[None], drawn, atol=1e-5, rtol=0)
 
     def test_a_sample_beside_a_picture_is_its_own_too(self):
         between = final_images(interpolate_images(MODEL, PLAN, real(1), sample_of(2, 4), 3))
         assert torch.equal(between[0], picture(1)[0])
-        drawn = final_images(draw_images(MODEL, PLAN, torch.tensor([4]), 1, 2))
+        drawn = final_images(generate(MODEL, PLAN, torch.tensor([4]), 1, 2))
         torch.testing.assert_close(between[-1:], drawn, atol=1e-5, rtol=0)
 
     def test_what_is_told_fades(self):
@@ -336,7 +336,7 @@ class TestBetween:
     @pytest.mark.parametrize("source", [real(1), sample_of(1)], ids=["picture", "sample"])
     def test_a_variation_of_0_is_the_image(self, source):
         varied = final_images(vary_images(MODEL, PLAN, source, 0.0, 2, 0))
-        plain = picture(1) if source.image is not None else final_images(draw_images(MODEL, PLAN, ONE, 1, 1))
+        plain = picture(1) if source.image is not None else final_images(generate(MODEL, PLAN, ONE, 1, 1))
         torch.testing.assert_close(varied, plain.expand(2, -1, -1, -1), atol=1e-5, rtol=0)
         assert not torch.allclose(final_images(vary_images(MODEL, PLAN, source, 0.5, 2, 0))[0], plain[0], atol=1e-2)
 
@@ -384,7 +384,7 @@ def test_the_latents_of_a_reconstruction_are_seen():
     torch.testing.assert_close(varied, final_images(reconstruct_images(MODEL, PLAN, picture(), ONE)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("collect", [final_images, partial(pictures, "test")], ids=["finished", "pictures"])
+@pytest.mark.parametrize("collect", [final_images, partial(collect_images, "test")], ids=["finished", "pictures"])
 def test_an_image_that_is_not_finite_is_no_result(collect):
     x = torch.full((1, 1, 8, 8), float("nan"))
     with pytest.raises(InputError, match=r"^thresholding: "):
@@ -419,7 +419,7 @@ class TestNames:
         named = open_image(MODEL, "seed:13")
         assert (named.caption, named.source.image) == ("3", None)
         torch.testing.assert_close(
-            source_image(MODEL, named.source), final_images(draw_images(MODEL, make_plan(MODEL), ONE * 3, 1, 13))
+            source_image(MODEL, named.source), final_images(generate(MODEL, make_plan(MODEL), ONE * 3, 1, 13))
         )
         assert open_image(MODELS["none"], "seed:13").source.labels is None
         assert open_image(MODELS["text"], "seed:3", text="a seven").caption == "a seven"
@@ -518,8 +518,8 @@ class TestFilms:
     @pytest.mark.parametrize(("steps", "frames"), [(10, 4), (10, 50), (1, 5)])
     def test_moments_are_kept(self, steps, frames):
         plan = make_plan(MODEL, steps=steps)
-        recorder = TrajectoryRecorder(steps, frames, most=2)
-        images = final_images(draw_images(MODEL, plan, None, 5, 0, batch=3), recorder)
+        recorder = TrajectoryRecorder(steps, frames, max_images=2)
+        images = final_images(generate(MODEL, plan, None, 5, 0, batch_size=3), recorder)
         assert recorder.x.shape == recorder.x0.shape == (min(steps, frames), 2, 8, 8, 1)
         assert recorder.levels == sorted(recorder.levels, reverse=True)
         assert recorder.levels[-1] == 0

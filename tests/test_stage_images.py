@@ -80,7 +80,7 @@ def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, da
             yield x0 if with_image else x0 * mask - (1 - mask)
 
         monkeypatch.setattr(score, "inpaint_images", run)
-        monkeypatch.setattr(score, "finished", next)
+        monkeypatch.setattr(score, "final_images", next)
         return score_inpainting(network, data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
 
     whole, blank = fill(True), fill(False)
@@ -100,7 +100,7 @@ def test_psnr_is_that_of_the_filled_pixels_alone(model, data, judge, monkeypatch
         yield torch.where(mask == 1, x0, x0 + 0.2)
 
     monkeypatch.setattr(score, "inpaint_images", run)
-    monkeypatch.setattr(score, "finished", next)
+    monkeypatch.setattr(score, "final_images", next)
     scores = score_inpainting(load("final", CPU), data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
     assert scores["replacement"]["psnr"] == pytest.approx(20.0, abs=1e-4)
 
@@ -131,7 +131,7 @@ def test_steps_and_jumps_fit_the_model(model, asked, fitted):
         update=dict(zip(("steps", "repaint_jump_length", "repaint_resamples"), asked, strict=True))
     )
     found = settings.fitted(load("final", CPU))
-    assert (found.steps, found.jump, found.resamples) == fitted
+    assert (found.steps, found.repaint_jump_length, found.repaint_resamples) == fitted
 
 
 def test_the_largest_seed_is_no_limit(model, judge):  # noqa: F811
