@@ -1,7 +1,7 @@
-"""The training loss: a mean squared error on the network's output, weighted over the signal-to-noise ratio.
+"""The training loss: a mean squared error of the network's output, weighted by a function of the signal-to-noise ratio.
 
-Weights are written for the error of x0, where each is a plain function of the SNR; the weight on the network's own output
-follows as w * sigma^2 / det^2, since the error of x0 is sigma / det times the error of the output.
+A loss weight w(SNR) applies to the squared error of x0, whatever the network predicts. The error of x0 is sigma / det times the
+error of the output (prediction.py), so the weight on the output is w(SNR) sigma^2 / det^2.
 """
 
 import inspect
@@ -25,31 +25,31 @@ Network = Callable[..., Tensor]
 
 
 def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma): easy levels no longer outweigh the rest (Hang et al. 2023, sec. 3.4)."""
+    """Returns min(SNR, gamma), which limits the weight of levels with little noise (Hang et al. 2023, sec. 3.4)."""
     return snr.clamp(max=gamma)
 
 
 def p2(snr: Tensor, gamma: float = 1.0) -> Tensor:
-    """SNR / (1 + SNR)^gamma: levels where only fine detail is lost weigh less (Choi et al. 2022, eq. 8 with k = 1)."""
+    """Returns SNR / (1 + SNR)^gamma, which lowers the weight of levels with little noise (Choi et al. 2022, eq. 8 with k = 1)."""
     return snr / (1 + snr) ** gamma
 
 
 LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {
-    "simple": lambda snr: snr,  # a plain MSE of eps: L_simple (Ho et al. 2020, eq. 14)
-    "x0": lambda snr: torch.ones_like(snr),  # a plain MSE of x0
-    "v": lambda snr: snr + 1,  # a plain MSE of v (Salimans & Ho 2022, sec. 4)
-    "flow": lambda snr: (1 + snr.sqrt()) ** 2,  # a plain MSE of eps - x0
+    "simple": lambda snr: snr,  # the MSE of eps: L_simple (Ho et al. 2020, eq. 14)
+    "x0": lambda snr: torch.ones_like(snr),  # the MSE of x0
+    "v": lambda snr: snr + 1,  # the MSE of v (Salimans & Ho 2022, sec. 4)
+    "flow": lambda snr: (1 + snr.sqrt()) ** 2,  # the MSE of eps - x0
     "min_snr": min_snr,
     "p2": p2,
 }
 
 LossWeightName = Annotated[str, OneOf(LOSS_WEIGHTS)]
-# The weights that leave the squared error of the network's own output as it is.
+# The weight of each prediction with which the loss is the unweighted MSE of the network's output.
 PLAIN = {"eps": "simple", "x0": "x0", "v": "v", "flow": "flow"}
 
 
 def make_weight(name: str, gamma: float | None = None) -> Weight:
-    """The weight of that name, as a function of the SNR. Raises InputError for a gamma that it does not take."""
+    """Returns the weight of that name, a function of the SNR. Raises InputError for a gamma that it does not take."""
     weight = LOSS_WEIGHTS[name]
     if gamma is None:
         return weight
@@ -61,20 +61,20 @@ def make_weight(name: str, gamma: float | None = None) -> Weight:
 
 
 def check_weight(name: str, schedule: NoiseSchedule) -> None:
-    """Raises InputError if the weight is 0 at the last level, so that what sampling starts with would never be learned."""
+    """Raises InputError if the weight is 0 at the last level: the network would not learn the level where sampling starts."""
     last = torch.tensor(schedule[schedule.steps].snr, dtype=torch.float64)
     if LOSS_WEIGHTS[name](last) == 0:
         valid = ", ".join(other for other, weight in LOSS_WEIGHTS.items() if weight(last) > 0)
         raise InputError(
-            f"{name!r} is 0 at a level without signal, so with diffusion.zero_terminal_snr the "
-            f"network would never see the noise that sampling starts from; use one of {valid}",
+            f"{name!r} is 0 at the last level of diffusion.zero_terminal_snr, so the network would not learn the noise that "
+            f"sampling starts from; use one of {valid}",
             key="train.loss_weight",
             where="params.yaml",
         )
 
 
 def output_weight(weight: Weight, prediction: str, level: Level) -> Tensor:
-    """Weight on the squared error of the network's own output, shape of level.t."""
+    """Returns the weight on the squared error of the network's output, w(SNR) sigma^2 / det^2, of the shape of level.t."""
     return weight(level.snr) * (level.sigma / determinant(prediction, level)) ** 2
 
 
@@ -89,15 +89,16 @@ def diffusion_loss(
     weight: Weight,
     known: Tensor | None = None,
 ) -> Tensor:
-    """Weighted loss of every image, shape (B,).
+    """Returns the weighted loss of every image, (B,); for a network with 2C output channels, the hybrid loss (`_vlb_loss`).
 
-    x0 and eps are (B, C, H, W), x0 in [-1, 1]; index (B,) holds levels 1..T; labels and known are what the network is told
-    beside (`UNet`), or None. A network that puts out 2C channels learns the variance too, from the bound (`_vlb_loss`).
+    x0: clean images in [-1, 1], (B, C, H, W). index: their levels, 1..T, (B,). eps: standard normal noise of the shape of x0.
+    prediction: a key of PREDICTIONS. weight: from `make_weight`.
+    labels, known: conditioning passed to the network (see networks.registry.Network), or None.
     """
     level = schedule[index]
     x_t = add_noise(x0, eps, level)
-    told = (labels,) if known is None else (labels, known)
-    output = network(x_t, level.t.to(x0.dtype), *told).float()
+    conditioning = (labels,) if known is None else (labels, known)
+    output = network(x_t, level.t.to(x0.dtype), *conditioning).float()
     learns_variance = output.shape[1] == 2 * x0.shape[1]
     mean = output[:, : x0.shape[1]]
     error = (mean - target(prediction, x0, eps, level)).square().flatten(1).mean(1)
@@ -106,9 +107,11 @@ def diffusion_loss(
 
 
 def _vlb_loss(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x_t: Tensor, output: Tensor, prediction: str) -> Tensor:
-    """lambda L_vlb, estimated from one of its T terms, (B,). It trains the variance alone: the mean is held fixed
-    (Nichol & Dhariwal 2021, sec. 3.1)."""
-    mean, spread = output.chunk(2, dim=1)
-    found = to_prediction(prediction, torch.cat([mean.detach(), spread], dim=1), x_t, schedule[index])
-    bits = vlb_terms_bpd(schedule, index, x0, found.x0.clamp(-1, 1), "learned", found.variance_interp)
+    """Returns lambda L_vlb, estimated from one of its T terms, (B,).
+
+    The gradient reaches the variance only, not the mean (Nichol & Dhariwal 2021, sec. 3.1).
+    """
+    mean, variance = output.chunk(2, dim=1)
+    predicted = to_prediction(prediction, torch.cat([mean.detach(), variance], dim=1), x_t, schedule[index])
+    bits = vlb_terms_bpd(schedule, index, x0, predicted.x0.clamp(-1, 1), "learned", predicted.variance_interp)
     return VLB_WEIGHT * schedule.steps * bits

@@ -1,7 +1,9 @@
-"""What the network predicts, and the one linear solve that turns any prediction into x0, and with it eps.
+"""What the network predicts, and the linear system that converts every prediction to x0 and eps.
 
-A prediction is a row (a, b): the network's target is a * x0 + b * eps. Together with x_t = alpha * x0 + sigma * eps this is
-a 2x2 system in (x0, eps) with determinant alpha * b - sigma * a.
+A prediction is a pair of coefficients (a, b): the network's target is a x0 + b eps. With x_t = alpha x0 + sigma eps this is a 2x2
+system in (x0, eps), with det = alpha b - sigma a:
+
+    x0 = (b x_t - sigma output) / det,     eps = (alpha output - a x_t) / det.
 """
 
 from collections.abc import Callable
@@ -18,18 +20,20 @@ Coefficients = tuple[float | Tensor, float | Tensor]
 PREDICTIONS: dict[str, Callable[[Level], Coefficients]] = {
     "eps": lambda level: (0.0, 1.0),  # the noise (Ho et al. 2020)
     "x0": lambda level: (1.0, 0.0),  # the clean image
-    "v": lambda level: (-level.sigma, level.alpha),  # the velocity alpha * eps - sigma * x0 (Salimans & Ho 2022, app. D)
-    "flow": lambda level: (-1.0, 1.0),  # the straight path's velocity eps - x0 (Lipman et al. 2023; Liu et al. 2023)
+    "v": lambda level: (-level.sigma, level.alpha),  # alpha eps - sigma x0 (Salimans & Ho 2022, app. D)
+    "flow": lambda level: (-1.0, 1.0),  # eps - x0, the velocity of the straight path (Lipman et al. 2023; Liu et al. 2023)
 }
 
 PredictionName = Annotated[str, OneOf(PREDICTIONS)]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser makes of a noisy image x_t (B, C, H, W) at a level: the clean image x0, of the same shape.
+    """The output of a denoiser.
 
-    The noise follows, since both explain x_t. mix, of networks that learn the variance alone, is the variance's place between
-    the posterior's (0) and beta (1), in log; shape of x_t.
+    x0: the predicted clean images, (B, C, H, W).
+    x_t: the noisy images that it was given, (B, C, H, W).
+    level: the level of x_t.
+    variance_interp: the learned variance, as a position from the posterior's (0) to beta (1), in log; the shape of x_t, or None.
     """
 
     x0: Tensor
@@ -39,45 +43,45 @@ class Prediction(NamedTuple):
 
     @property
     def eps(self) -> Tensor:
-        """The noise that x0 leaves of x_t: (x_t - alpha x0) / sigma (needs sigma > 0)."""
+        """The predicted noise, (x_t - alpha x0) / sigma; it needs sigma > 0."""
         level = self.level.like(self.x_t)
         return combine(1 / level.sigma, self.x_t, -level.alpha / level.sigma, self.x0)
 
 
 def target(name: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
-    """What the network should put out: a * x0 + b * eps, shape of x0."""
+    """Returns the target of the network's output, a x0 + b eps, (B, C, H, W)."""
     a, b = PREDICTIONS[name](level.like(x0))
     return combine(a, x0, b, eps)
 
 
 def determinant(name: str, level: Level) -> float | Tensor:
-    """det = alpha * b - sigma * a; eps: alpha, x0: -sigma, v: alpha^2 + sigma^2, flow: alpha + sigma."""
+    """Returns det = alpha b - sigma a: alpha for eps, -sigma for x0, alpha^2 + sigma^2 for v, alpha + sigma for flow."""
     a, b = PREDICTIONS[name](level)
     return level.alpha * b - level.sigma * a
 
 
 def to_prediction(name: str, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
-    """x0 = (b x_t - sigma output) / det from the network's output, at a level where the determinant is not 0.
+    """Returns the Prediction with x0 = (b x_t - sigma output) / det, at a level where det is not 0.
 
-    x_t is (B, C, H, W); output is (B, C, H, W), or (B, 2C, H, W) of a network that learns the variance: its second half is
-    2 * mix - 1 (Nichol & Dhariwal 2021, eq. 15).
+    output: (B, C, H, W), or (B, 2C, H, W) with a learned variance: the second half is 2 variance_interp - 1 (Nichol & Dhariwal
+    2021, eq. 15). x_t: (B, C, H, W).
     """
     like = level.like(x_t)
     _, b = PREDICTIONS[name](like)
     det = determinant(name, like)
     variance_interp = None
     if output.shape[1] == 2 * x_t.shape[1]:
-        output, spread = output.chunk(2, dim=1)
-        variance_interp = (spread + 1) / 2
+        output, variance = output.chunk(2, dim=1)
+        variance_interp = (variance + 1) / 2
     return Prediction(combine(b / det, x_t, -like.sigma / det, output), x_t, level, variance_interp)
 
 
 def check_prediction(name: str, schedule: NoiseSchedule) -> None:
-    """Raises InputError if that prediction cannot tell x0 at the last level: eps is x_T itself where no signal is left."""
+    """Raises InputError if det is 0 at the last level: without signal, eps is x_T itself and does not determine x0."""
     if determinant(name, schedule[schedule.steps]) == 0:
         raise InputError(
-            f"{name!r} is impossible with diffusion.zero_terminal_snr, since at the last level x_t is "
-            "the noise and says nothing of x0; use v, x0 or flow",
+            f"{name!r} is impossible with diffusion.zero_terminal_snr, since x_t is pure noise at the last level and does not "
+            "determine x0; use v, x0 or flow",
             key="prediction",
             where="params.yaml",
         )

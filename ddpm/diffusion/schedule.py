@@ -1,8 +1,7 @@
-"""Noise schedules: how much of the image is left at every level of noise.
+"""Noise schedules: tables of the levels t of x_t = alpha x0 + sigma eps.
 
-A noisy image is x_t = alpha * x0 + sigma * eps. A schedule is a table of levels 0..T: level 0 is the clean image
-(alpha = 1, sigma = 0), level T is noise. alpha_bar of the DDPM paper is alpha ** 2. All schedules preserve variance
-(alpha ** 2 + sigma ** 2 = 1), which only fixes the scale of x_t: the levels themselves are their signal-to-noise ratios.
+Level 0 is the clean image (alpha = 1, sigma = 0), level T is noise. alpha^2 is alpha_bar of the DDPM paper. All schedules are
+variance-preserving (alpha^2 + sigma^2 = 1). This only fixes the scale of x_t; SNR = alpha^2 / sigma^2 defines a level.
 """
 
 import math
@@ -17,51 +16,55 @@ from torch import Tensor
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, Section, lookup
 
-# A schedule whose last level still carries signal trains a network that never sees the pure noise it must start from.
+# Sampling starts from pure noise. A schedule with more signal than this at its last level does not train the network for it.
 MAX_FINAL_ALPHA_BAR = 1e-2
 MAX_BETA = 0.999
 
 
 def per_image(values: Tensor, x: Tensor) -> Tensor:
-    """Values (B,) as (B, 1, 1, 1), in the dtype and on the device of images x (in this order: MPS has no float64)."""
+    """Returns values (B,) as (B, 1, 1, 1), in the dtype and on the device of images x (in this order: MPS has no float64)."""
     return values.to(x.dtype).to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 class Level(NamedTuple):
-    """One noise level, or a batch of them: x_t = alpha * x0 + sigma * eps.
+    """One noise level, as floats, or a batch of levels, as tensors (B,), or (B, 1, 1, 1) after `like`.
 
-    One level is three Python floats, which PyTorch takes into arithmetic on any device without a copy, without promoting the
-    images. A batch of levels is three tensors (B,), or (B, 1, 1, 1) after `like`.
+    Floats need no copy to the device and do not change the dtype of the images.
+
+    t: the time that the network receives.
+    alpha: scale of the signal.
+    sigma: scale of the noise.
     """
 
-    t: float | Tensor  # what the network sees
-    alpha: float | Tensor  # scale of the signal
-    sigma: float | Tensor  # scale of the noise
+    t: float | Tensor
+    alpha: float | Tensor
+    sigma: float | Tensor
 
     @property
     def snr(self) -> float | Tensor:
-        """Signal-to-noise ratio alpha^2 / sigma^2 (of a single level: needs sigma > 0)."""
+        """The signal-to-noise ratio alpha^2 / sigma^2; a single level needs sigma > 0."""
         return (self.alpha / self.sigma) ** 2
 
     def like(self, x: Tensor) -> "Level":
-        """The same level, ready for arithmetic with x (B, C, H, W): a batch of levels takes its dtype, device and dimensions."""
+        """Returns the level for arithmetic with x (B, C, H, W): a batch of levels gets its dtype, device and dimensions."""
         return self if isinstance(self.t, float) else Level(*(per_image(v, x) for v in self))
 
 
 def combine(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
-    """a x + b y; for plain numbers in as few operations as can be, which small images notice."""
+    """Returns a x + b y. For float b this is one torch.add, which saves kernel launches on small images."""
     if isinstance(b, float):
         return torch.add(x if a == 1 else x * a, y, alpha=b)
     return a * x + b * y
 
 
 class NoiseSchedule:
-    """Levels 0..T in float64, made from the T values alpha_bar_1 > ... > alpha_bar_T >= 0 of a DDPM.
+    """The levels 0..T, in float64, of alpha_bar_1 > ... > alpha_bar_T >= 0.
 
-    The network sees t = i - 1 at level i, the zero-based time step of Ho et al. and of diffusers. Between the levels, log-SNR is
-    linear in i, so that a sampler may visit any noise level (as k-diffusion does it).
-    Raises InputError if alpha_bar is not falling inside (0, 1) - the last value may be 0 - or if its last value leaves signal in
-    x_T and that is not allowed.
+    At level i the network receives t = i - 1, the zero-based time step of Ho et al. 2020 and diffusers. Between the levels,
+    log-SNR is linear in i, so that a sampler may use any noise level (as in k-diffusion).
+
+    Raises InputError if alpha_bar does not decrease strictly inside (0, 1), where the last value may be 0, or if the last value
+    is above MAX_FINAL_ALPHA_BAR without allow_nonzero_terminal_snr.
     """
 
     def __init__(self, alpha_bar: Tensor, allow_nonzero_terminal_snr: bool = False):
@@ -69,13 +72,12 @@ class NoiseSchedule:
         padded = torch.cat([alpha_bar.new_ones(1), alpha_bar])
         if not bool((padded.diff() < 0).all() and padded[-1] >= 0):
             raise InputError(
-                "alpha_bar must fall strictly and stay inside (0, 1), as far as numbers can tell levels apart", key="schedule"
+                "alpha_bar must decrease strictly inside (0, 1), by more than the precision of float64", key="schedule"
             )
         if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR and not allow_nonzero_terminal_snr:
             raise InputError(
-                f"alpha_bar is still {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps "
-                f"(allowed: at most {MAX_FINAL_ALPHA_BAR}), so x_T is no pure noise; set diffusion.zero_terminal_snr to true, or "
-                "accept it with diffusion.allow_nonzero_terminal_snr",
+                f"alpha_bar is {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps (allowed: {MAX_FINAL_ALPHA_BAR}), "
+                "so x_T is not noise; set diffusion.zero_terminal_snr to true, or accept it with allow_nonzero_terminal_snr",
                 key="schedule",
             )
         self.steps = len(alpha_bar)
@@ -86,13 +88,13 @@ class NoiseSchedule:
             self.log_ratio: np.ndarray = np.log(self._table[1, 1:]) - np.log(self._table[2, 1:])
 
     def to(self, device: torch.device) -> "NoiseSchedule":
-        """Move the tables, so that picking levels by an index on that device needs no transfer."""
+        """Moves the tables to the device, so that indexing with a tensor on it needs no transfer; returns self."""
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._levels = Level(*(v.to(dtype).to(device) for v in self._levels))
         return self
 
     def __getitem__(self, index: float | Tensor) -> Level:
-        """The level at a position 0..T (a number; between 0 and 1 there is none), or one per image for an index tensor (B,)."""
+        """Returns the level at a position, a number that is 0 or from 1 to T, or the levels of an index tensor (B,)."""
         if isinstance(index, Tensor):
             return Level(*(v[index] for v in self._levels))
         if index == int(index):
@@ -102,69 +104,70 @@ class NoiseSchedule:
         return Level(float(index) - 1, math.sqrt(alpha_bar), math.sqrt(1 / (1 + math.exp(2 * log_ratio))))
 
     def position(self, log_ratio: np.ndarray) -> np.ndarray:
-        """The positions 1..T at which lambda = log(alpha / sigma) has these values; the inverse of indexing."""
+        """Returns the positions in 1..T at which lambda = log(alpha / sigma) has these values; the inverse of indexing."""
         return np.interp(-log_ratio, -self.log_ratio, np.arange(1, self.steps + 1))
 
 
 def add_noise(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
-    """x_t = alpha * x0 + sigma * eps for images (B, C, H, W) (Ho et al. 2020, eq. 4)."""
+    """Returns x_t = alpha x0 + sigma eps for images (B, C, H, W) (Ho et al. 2020, eq. 4)."""
     level = level.like(x0)
     return combine(level.alpha, x0, level.sigma, eps)
 
 
 def add_more_noise(x_t: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
-    """A draw of q(x_s | x_t) for a level s noisier than t: the forward process from t on (Ho et al. 2020, eq. 2)."""
+    """Returns a sample of q(x_s | x_t) for a level s noisier than t, the forward process (Ho et al. 2020, eq. 2)."""
     scale = s.alpha / t.alpha
     return combine(scale, x_t, math.sqrt(max(0.0, s.sigma**2 - (scale * t.sigma) ** 2)), eps)
 
 
-def _from_betas(steps: int, betas: Callable[[Tensor], Tensor]) -> Tensor:
-    """alpha_bar of betas given over 0..1 for T = 1000.
+def _from_betas(steps: int, first: float, last: float, power: int) -> Tensor:
+    """Returns alpha_bar of betas whose power-th roots increase linearly from `first` to `last`, for T = 1000.
 
-    For other T the betas scale by 1000 / T, so that the last level is noise for every T (Nichol & Dhariwal 2021's code).
+    For other T the betas are scaled by 1000 / T, so that the last level is noise for every T (Nichol & Dhariwal 2021's code).
     """
-    beta = betas(torch.linspace(0, 1, steps, dtype=torch.float64)) * 1000 / steps
+    u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = first ** (1 / power), last ** (1 / power)
+    beta = (low + (high - low) * u) ** power * 1000 / steps
     return torch.cumprod(1 - beta.clamp(max=MAX_BETA), 0)
 
 
 def _from_curve(steps: int, curve: Callable[[Tensor], Tensor], max_beta: float) -> Tensor:
-    """alpha_bar along a curve over t / T in 0..1, with betas capped, since the curve may end at 0."""
+    """Returns alpha_bar proportional to a curve over t / T in 0..1; betas are at most max_beta, since the curve may end at 0."""
     f = curve(torch.arange(steps + 1, dtype=torch.float64) / steps)
     return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=max_beta), 0)
 
 
 def linear(steps: int) -> Tensor:
-    """alpha_bar of betas rising linearly from 1e-4 to 0.02 (Ho et al. 2020, sec. 4)."""
-    return _from_betas(steps, lambda u: 1e-4 + (0.02 - 1e-4) * u)
+    """Returns alpha_bar of betas that increase linearly from 1e-4 to 0.02 (Ho et al. 2020, sec. 4)."""
+    return _from_betas(steps, 1e-4, 0.02, power=1)
 
 
 def scaled_linear(steps: int) -> Tensor:
-    """alpha_bar of betas whose square roots rise linearly, from 8.5e-4 to 0.012 (Rombach et al. 2022's code)."""
-    return _from_betas(steps, lambda u: (8.5e-4**0.5 + (0.012**0.5 - 8.5e-4**0.5) * u) ** 2)
+    """Returns alpha_bar of betas whose square roots increase linearly, from 8.5e-4 to 0.012 (Rombach et al. 2022's code)."""
+    return _from_betas(steps, 8.5e-4, 0.012, power=2)
 
 
 def quadratic(steps: int) -> Tensor:
-    """alpha_bar of betas whose square roots rise linearly, from 1e-4 to 0.02 (`quad` of Ho et al. 2020's code)."""
-    return _from_betas(steps, lambda u: (1e-4**0.5 + (0.02**0.5 - 1e-4**0.5) * u) ** 2)
+    """Returns alpha_bar of betas whose square roots increase linearly, from 1e-4 to 0.02 (`quad` of Ho et al. 2020's code)."""
+    return _from_betas(steps, 1e-4, 0.02, power=2)
 
 
 def cosine(steps: int, s: float = 0.008, max_beta: float = MAX_BETA) -> Tensor:
-    """alpha_bar along a squared cosine, its start shifted by s (Nichol & Dhariwal 2021, eq. 17)."""
+    """Returns alpha_bar ~ cos^2((t / T + s) / (1 + s) pi / 2) (Nichol & Dhariwal 2021, eq. 17)."""
     return _from_curve(steps, lambda u: torch.cos((u + s) / (1 + s) * math.pi / 2).square(), max_beta)
 
 
 def sigmoid(steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
-    """alpha_bar along the stretch start..end of a falling sigmoid of temperature tau (Jabri et al. 2023; written out in
-    Chen 2023, alg. 1)."""
-    # The curve is used in ratios of its values alone, so that its height does not matter.
+    """Returns alpha_bar along the part start..end of a sigmoid with temperature tau (Jabri et al. 2023; Chen 2023, alg. 1)."""
+    # Not normalized as in Chen 2023: only ratios of the curve's values matter.
     last = torch.sigmoid(torch.tensor(end / tau, dtype=torch.float64))
     return _from_curve(steps, lambda u: last - torch.sigmoid((start + (end - start) * u) / tau), MAX_BETA)
 
 
 def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
-    """alpha_bar of EDM's noise levels, evenly spaced in sigma_edm^(1/rho) (Karras et al. 2022, eq. 5).
+    """Returns alpha_bar of EDM's noise levels, evenly spaced in sigma_edm^(1/rho) (Karras et al. 2022, eq. 5).
 
-    EDM writes x0 + sigma_edm * eps; x_t here is that divided by sqrt(1 + sigma_edm^2), which EDM does at the network's input.
+    EDM's noisy image is x0 + sigma_edm eps. Here it is divided by sqrt(1 + sigma_edm^2), as EDM does at the network's input.
     """
     ends = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigma = torch.linspace(*ends, steps, dtype=torch.float64) ** rho
@@ -172,7 +175,7 @@ def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: floa
 
 
 def rescale_to_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """Shift and scale alpha so that its last value is 0 and its first one stays (Lin et al. 2024, alg. 1)."""
+    """Returns alpha_bar with alpha shifted and scaled to end at 0 and keep its first value (Lin et al. 2024, alg. 1)."""
     alpha = alpha_bar.sqrt()
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
 
@@ -188,18 +191,18 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
 
 ScheduleName = Annotated[str, OneOf(SCHEDULES)]
 Logit = Annotated[float, Field(ge=-30, le=30)]
-NoiseRatio = Annotated[float, Field(ge=1e-5, le=1e5)]  # sigma / alpha; beyond, float64 no longer tells levels apart
+NoiseRatio = Annotated[float, Field(ge=1e-5, le=1e5)]  # sigma / alpha; float64 resolves the levels in this range
 
 
 class Cosine(Section):
-    """Options of the cosine schedule."""
+    """The options of schedule: cosine."""
 
     s: Annotated[float, Field(ge=0, le=1)]
     max_beta: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Sigmoid(Section):
-    """Options of the sigmoid schedule."""
+    """The options of schedule: sigmoid."""
 
     start: Logit
     end: Logit
@@ -213,7 +216,7 @@ class Sigmoid(Section):
 
 
 class EDM(Section):
-    """Options of the edm schedule."""
+    """The options of schedule: edm."""
 
     sigma_min: NoiseRatio
     sigma_max: NoiseRatio
@@ -227,7 +230,7 @@ class EDM(Section):
 
 
 class Diffusion(Section):
-    """The `diffusion` section: the forward process, with the options of those schedules that have some."""
+    """The `diffusion` section: the forward process, with the options of the schedules that have any."""
 
     timesteps: Annotated[int, Field(ge=2, le=100_000)]
     zero_terminal_snr: bool
@@ -238,20 +241,20 @@ class Diffusion(Section):
     edm: EDM
 
     def make(self, schedule: str) -> NoiseSchedule:
-        """The noise schedule of that name. Raises InputError, naming them, if its options make none."""
+        """Returns the noise schedule of that name. Raises InputError, with the options, if they are impossible."""
         section = getattr(self, schedule, None)
         options = section.model_dump() if section else {}
-        signal = {"zero_terminal_snr": self.zero_terminal_snr, "allow_nonzero_terminal_snr": self.allow_nonzero_terminal_snr}
+        terminal = {"zero_terminal_snr": self.zero_terminal_snr, "allow_nonzero_terminal_snr": self.allow_nonzero_terminal_snr}
         try:
-            return make_schedule(schedule, self.timesteps, **signal, **options)
+            return make_schedule(schedule, self.timesteps, **terminal, **options)
         except InputError as error:
-            by = f" (diffusion.{schedule}: {options})" if options else ""
-            raise InputError(f"{error.message}{by}", key=error.key, where="params.yaml") from None
+            cause = f" (diffusion.{schedule}: {options})" if options else ""
+            raise InputError(f"{error.message}{cause}", key=error.key, where="params.yaml") from None
 
 
 def make_schedule(
     name: str, timesteps: int, *, zero_terminal_snr: bool = False, allow_nonzero_terminal_snr: bool = False, **options: float
 ) -> NoiseSchedule:
-    """The noise schedule of that name over T = timesteps. Raises InputError for an unknown name or an impossible schedule."""
+    """Returns the noise schedule of that name with T = timesteps. Raises InputError for an unknown name or impossible options."""
     alpha_bar = lookup(SCHEDULES, name, "schedule")(timesteps, **options)
     return NoiseSchedule(rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar, allow_nonzero_terminal_snr)

@@ -10,23 +10,23 @@ from ddpm.diffusion.schedule import Level, NoiseSchedule, per_image
 
 
 def small(t: Level, s: Level, variance_interp: Tensor | None = None) -> float | Tensor:
-    """Variance of the posterior q(x_s | x_t, x0): beta_tilde (Ho et al. 2020, eq. 7), right for data that is a point.
+    """Returns beta_tilde, the variance of the posterior q(x_s | x_t, x0) (Ho et al. 2020, eq. 7), exact if the data is one point.
 
-    sigma_s^2 (1 - SNR_t / SNR_s), written without dividing by sigma_s, so that it is 0 at the clean level.
+    sigma_s^2 (1 - SNR_t / SNR_s), written without a division by sigma_s, so that it is 0 at the clean level.
     """
     return s.sigma**2 - (s.sigma**2 * t.alpha / (s.alpha * t.sigma)) ** 2
 
 
 def large(t: Level, s: Level, variance_interp: Tensor | None = None) -> float | Tensor:
-    """Variance of q(x_t | x_s): beta (Ho et al. 2020, sec. 3.2), right for data that is white noise; 0 at the clean level.
+    """Returns beta, the variance of q(x_t | x_s) (Ho et al. 2020, sec. 3.2), exact if the data is white noise.
 
-    Without the exception the last step would add noise to the finished image.
+    It is 0 at the clean level, so that the last step adds no noise to the finished image.
     """
     return (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2) * (s.sigma > 0)
 
 
 def learned(t: Level, s: Level, variance_interp: Tensor | None = None) -> float | Tensor:
-    """The network's choice between the two, in log (Nichol & Dhariwal 2021, eq. 15); mix (B, C, H, W); 0 at the clean level."""
+    """Returns beta^v beta_tilde^(1 - v) with v = variance_interp, (B, C, H, W) (Nichol & Dhariwal 2021, eq. 15)."""
     return 0.0 if s.sigma == 0 else small(t, s) ** (1 - variance_interp) * large(t, s) ** variance_interp
 
 
@@ -40,14 +40,14 @@ VarianceName = Annotated[str, OneOf(VARIANCES)]
 
 
 def log_variance(name: str, schedule: NoiseSchedule, index: Tensor, x: Tensor, variance_interp: Tensor | None = None) -> Tensor:
-    """log of the variance of the steps from levels index (B,) to index - 1, as a likelihood needs it; broadcasts with x.
+    """Returns the log variance of the steps from levels index (B,) to index - 1, for a likelihood; it broadcasts with x.
 
-    The last step draws no noise, but its density has a width: beta_1, or for the posterior that of the step before
-    (Nichol & Dhariwal 2021's code).
+    The step to the clean level draws no noise, but its density needs a width: beta_1, or for the posterior the variance of the
+    step before it (Nichol & Dhariwal 2021's code).
     """
     t, s, above = schedule[index], schedule[index - 1], index.clamp(min=2)
     posterior = small(schedule[above], schedule[above - 1]).log()
     beta = (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2).log()
     low, high = per_image(posterior, x), per_image(beta, x)
-    place = {"small": 0.0, "large": 1.0}.get(name, variance_interp)
-    return low + place * (high - low)
+    v = {"small": 0.0, "large": 1.0}.get(name, variance_interp)
+    return low + v * (high - low)

@@ -1,6 +1,7 @@
-"""The variational bound on the likelihood: bits per dimension = prior + steps + decoder (Ho et al. 2020, eq. 5).
+"""The variational bound on the likelihood, in bits per dimension: L_T + sum_t L_t + L_0 (Ho et al. 2020, eq. 5).
 
-A step's KL divergence depends on the network through its x0_hat, and through the variance, alone.
+L_T is the KL divergence of x_T to the prior, L_t that of a step, and L_0 the decoder's -log p(x0 | x_1). A step depends on the
+network only through its prediction x0_hat and its variance.
 """
 
 import math
@@ -12,11 +13,11 @@ from torch.special import log_ndtr
 from ddpm.diffusion.schedule import Level, NoiseSchedule, per_image
 from ddpm.diffusion.variance import log_variance, small
 
-HALF_BIN = 1 / 255  # half the distance of two of the 256 values of a pixel, on [-1, 1]
+HALF_BIN = 1 / 255  # half the distance between two of the 256 pixel values on [-1, 1]
 
 
 def prior_bpd(x0: Tensor, last: Level) -> Tensor:
-    """KL(q(x_T | x0) || N(0, 1)) in bits per dimension, (B,), of images (B, C, H, W) at the last level T."""
+    """Returns L_T = KL(q(x_T | x0) || N(0, 1)) in bits per dimension, (B,), of images (B, C, H, W); `last` is level T."""
     kl = 0.5 * ((last.alpha * x0).square() + last.sigma**2 - 1 - math.log(last.sigma**2))
     return _bits(kl)
 
@@ -24,10 +25,10 @@ def prior_bpd(x0: Tensor, last: Level) -> Tensor:
 def vlb_terms_bpd(
     schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, variance: str, variance_interp: Tensor | None = None
 ) -> Tensor:
-    """The bound's term of the steps from levels index (B,) to index - 1, in bits per dimension, (B,).
+    """Returns the terms of the steps from levels index (B,) to index - 1, in bits per dimension, (B,).
 
-    From index > 1 it is KL(q(x_s | x_t, x0) || p(x_s | x_t)); from index 1 the decoder's -log p(x0 | x_1). x0, x0_hat and, for
-    variance `learned`, mix are (B, C, H, W).
+    For index > 1 it is KL(q(x_s | x_t, x0) || p(x_s | x_t)), for index 1 the decoder's -log p(x0 | x_1). variance: a key of
+    VARIANCES. x0, x0_hat and, for variance `learned`, variance_interp: (B, C, H, W).
     """
     log_p = log_variance(variance, schedule, index, x0, variance_interp)
     last = (index == 1).to(x0.device).reshape((-1,) + (1,) * (x0.ndim - 1))
@@ -35,7 +36,7 @@ def vlb_terms_bpd(
 
 
 def _kl(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, log_p: Tensor) -> Tensor:
-    """Nats of two normal distributions whose means differ by alpha_s (1 - SNR_t / SNR_s) (x0 - x0_hat)."""
+    """Returns the KL divergence, in nats, of normals whose means differ by alpha_s (1 - SNR_t / SNR_s) (x0 - x0_hat)."""
     index = index.clamp(min=2)
     t, s = schedule[index], schedule[index - 1]
     log_q = per_image(small(t, s).log(), x0)
@@ -44,9 +45,9 @@ def _kl(schedule: NoiseSchedule, index: Tensor, x0: Tensor, x0_hat: Tensor, log_
 
 
 def _decoder(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Nats of the value of a pixel under a normal distribution over bins, the outer ones open (Ho et al. 2020, eq. 13).
+    """Returns -log p(x0), in nats, of a normal distribution over 256 bins, the outer two open (Ho et al. 2020, eq. 13).
 
-    In logarithms throughout, and on the side where both ends of the bin are small numbers: exact however far off the mean is.
+    It is computed in logarithms, in the tail where both ends of the bin have small probabilities, so it is exact for any mean.
     """
     scale, error = torch.exp(-0.5 * log_variance), x0 - mean
     far = error.abs()
