@@ -1,4 +1,4 @@
-"""data/prepared -> models/classifier, the judge of evaluate."""
+"""Trains the classifier, in whose features samples are scored: data/prepared -> models/classifier."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def main() -> None:
     reached, required = rows[-1]["accuracy"], required_accuracy(p.train_classifier, data)
     check_accuracy(reached, required, data)
     log.close(sha256=save_classifier(network, data, reached))
-    print(f"judge: {reached:.2%} of the test images right" + (f" (required: {required:.2%})" if required else ""))
+    print(f"classifier: test accuracy {reached:.2%}" + (f" (required: {required:.2%})" if required else ""))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from ddpm.evaluation.reconstruction import (
     zero_denoiser,
 )
 from ddpm.features import pretrained
-from ddpm.features.classifier import Classifier, TrainClassifier, predict, shifted, train_classifier
+from ddpm.features.classifier import Classifier, TrainClassifier, predict, random_shift, train_classifier
 from ddpm.features.extractors import EXTRACTORS, load_lpips_alex
 from ddpm.sampling.model import DiffusionModel
 
@@ -299,10 +299,10 @@ class TestClassifier:
         torch.manual_seed(0)
         images = torch.zeros(200, 1, 9, 9)
         images[:, :, 4, 4] = 1
-        rows, columns = torch.nonzero(shifted(images, 2)[:, 0])[:, 1:].T
+        rows, columns = torch.nonzero(random_shift(images, 2)[:, 0])[:, 1:].T
         for position in (rows, columns):
             assert sorted(set((position - 4).tolist())) == [-2, -1, 0, 1, 2]
-        assert shifted(images, 0) is images
+        assert random_shift(images, 0) is images
 
 
 class TestScores:

@@ -1,6 +1,4 @@
-"""Scores of the model on held-out images: what comes back of each, from noise added to it or from its own latent.
-
-PSNR on pairs: held-out images, noised to a level and denoised in one step, by the network and by two baselines."""
+"""Scores of the model on held-out images: one-step denoising against two baselines, and DDIM round trips."""
 
 from typing import NamedTuple
 
@@ -20,22 +18,57 @@ from ddpm.sampling.inversion import round_trip
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.time_grid import make_grid
 
+MAX_PSNR = 100.0
+DATA_RANGE = 2.0  # images in [-1, 1]
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of T
+HEADLINE = 0.25
 EXAMPLES = 8
 ROUND_TRIP_STEPS = (10, 20, 50, 100)
+# A covariance over more pixels than this is too large to decompose. It is then estimated from this many images, whose singular
+# vectors span its range.
+WIENER_LIMIT = 4096
+WIENER_IMAGES = 4096
 
 
 class Reconstruction(NamedTuple):
-    """scores: for metrics.json; curve: rows {fraction, level, method, psnr}; examples: headline images, in model range."""
+    """Scores of one-step denoising.
+
+    scores: for metrics.json.
+    curve: rows {fraction, level, method, psnr}.
+    examples: images at the headline level by name, (8, C, H, W) in [-1, 1].
+    """
 
     scores: dict
     curve: list[dict]
     examples: dict[str, Tensor]
 
 
-def reconstruct(model: DiffusionModel, data: Prepared, classifier: Classifier, count: int, seed: int) -> Reconstruction:
-    """One-step denoising of held-out images at several levels, by the network, the Wiener filter and "no noise at all".
+class RoundTrips(NamedTuple):
+    """Scores of encoding and decoding.
 
-    A class-conditional network is told the class. The headline level is T / 4; PSNR is the mean over images.
+    scores: for metrics.json.
+    examples: the images and their reconstructions by name, (8, C, H, W) in [-1, 1].
+    """
+
+    scores: dict
+    examples: dict[str, Tensor]
+
+
+def psnr(image: Tensor, reference: Tensor) -> Tensor:
+    """Returns the peak signal-to-noise ratio of each image in dB, (B,) float64, capped at 100; both (B, C, H, W) in [-1, 1].
+
+    Raises ValueError for unequal shapes.
+    """
+    if image.shape != reference.shape:
+        raise ValueError(f"shapes differ: {tuple(image.shape)} and {tuple(reference.shape)}")
+    mse = (image.cpu().double() - reference.cpu().double()).square().flatten(1).mean(1)
+    return (10 * torch.log10(DATA_RANGE**2 / mse)).clamp(max=MAX_PSNR)
+
+
+def reconstruct(model: DiffusionModel, data: Prepared, classifier: Classifier, count: int, seed: int) -> Reconstruction:
+    """Denoises `count` held-out images in one step from several levels, by the network, the Wiener filter and `zero_denoiser`.
+
+    A class-conditional network receives the labels. The headline level is T / 4; PSNR is the mean over images.
     """
     x0, labels = held_out(data, count, seed, model.device)
     wiener = WienerFilter(data.train.images, seed)
@@ -69,74 +102,20 @@ def reconstruct(model: DiffusionModel, data: Prepared, classifier: Classifier, c
     return Reconstruction(scores, curve, examples)
 
 
-class RoundTrips(NamedTuple):
-    """scores: for metrics.json; examples: model range, the images and what came back, by name."""
-
-    scores: dict
-    examples: dict[str, Tensor]
-
-
-def round_trips(model: DiffusionModel, x0: Tensor, labels: Tensor) -> RoundTrips:
-    """Images (N, C, H, W) encoded to noise by DDIM inversion and decoded again, over several numbers of steps.
-
-    Scores per steps S, as far as the model has that many levels: PSNR in dB; mean squared error per pixel in [0, 1]
-    (Song et al. 2021, table 2); and the standard deviation of the latents, 1 where they are noise.
-    """
-    scores: dict = {"n": len(x0)}
-    examples = {"clean": x0[:EXAMPLES]}
-    steps_of = [steps for steps in ROUND_TRIP_STEPS if steps <= model.schedule.steps]
-    with Progress("round trip", len(x0) * len(steps_of), "images") as progress:
-        for steps in steps_of:
-            grid = make_grid("trailing", model.schedule, steps)
-
-            def there_and_back(x: Tensor, y: Tensor) -> Tensor:
-                latent, image = round_trip(model.denoiser(y), model.schedule, grid, x)  # noqa: B023
-                progress.advance(len(x) * processes.world_size())
-                return torch.stack([latent, image.clamp(-1, 1)], dim=1)
-
-            latents, decoded = torch.cat(by_batches(there_and_back, x0, labels)).unbind(1)
-            scores[f"steps_{steps}"] = {
-                "psnr": float(psnr(decoded, x0.cpu()).mean()),
-                "mse": float(((decoded - x0.cpu()) / 2).double().square().mean()),
-                "latent_sd": float(latents.std()),
-            }
-            examples[f"steps_{steps}"] = decoded[:EXAMPLES]
-    return RoundTrips(scores, examples)
-
-
-def round_trips_if_trained(model: DiffusionModel, x0: Tensor, labels: Tensor, reconstruction: dict) -> RoundTrips:
-    """`round_trips` of a model that denoises better than the Wiener filter: one that sees no noise returns all images as they
-    were, and means nothing by it."""
-    if reconstruction["psnr"] <= reconstruction["psnr_wiener"]:
-        return RoundTrips({"status": "not measured: the network denoises no better than the Wiener filter"}, {})
-    return round_trips(model, x0, labels)
-
-
-MAX_PSNR = 100.0
-DATA_RANGE = 2.0  # images in [-1, 1]
-FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of T
-HEADLINE = 0.25
-# A covariance over more pixels than this is too large to decompose; it is estimated from so many images instead, whose
-# singular vectors span all that it can explain.
-WIENER_LIMIT = 4096
-WIENER_IMAGES = 4096
-
-
-def psnr(image: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, (B,) float64, capped at 100; both (B, C, H, W) in [-1, 1]."""
-    if image.shape != reference.shape:
-        raise ValueError(f"shapes differ: {tuple(image.shape)} and {tuple(reference.shape)}")
-    mse = (image.cpu().double() - reference.cpu().double()).square().flatten(1).mean(1)
-    return (10 * torch.log10(DATA_RANGE**2 / mse)).clamp(max=MAX_PSNR)
-
-
 def level_at(schedule: NoiseSchedule, fraction: float) -> int:
-    """The level index nearest to that fraction of T, at least 1."""
+    """Returns the level index nearest to that fraction of T, at least 1."""
     return max(1, round(fraction * schedule.steps))
 
 
+def noisy_pairs(x0: Tensor, schedule: NoiseSchedule, index: int, generator: torch.Generator) -> tuple[Tensor, Level]:
+    """Returns x_t of clean images (B, C, H, W) at one level, with noise from the generator, and the level as scalars."""
+    level = schedule[index]
+    eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
+    return add_noise(x0, eps, level), level
+
+
 def zero_denoiser(x_t: Tensor, level: Level) -> Tensor:
-    """x0_hat = clip(x_t / alpha): the denoiser that sees no noise."""
+    """Returns x0_hat = clip(x_t / alpha): the denoiser that predicts eps = 0."""
     return (x_t / level.alpha).clamp(-1, 1)
 
 
@@ -160,7 +139,7 @@ class WienerFilter:
         self.values, self.basis = values.clamp(min=0), basis
 
     def __call__(self, x_t: Tensor, level: Level) -> Tensor:
-        """x_t (B, C, H, W) -> x0_hat in [-1, 1], same shape and dtype."""
+        """Returns x0_hat in [-1, 1] of x_t (B, C, H, W), with its shape and dtype."""
         alpha, sigma = level.alpha, level.sigma
         batch, channels, height, width = x_t.shape
         flat = x_t.cpu().double().permute(0, 2, 3, 1).reshape(batch, -1)
@@ -174,7 +153,7 @@ def _flat(images: np.ndarray) -> np.ndarray:
 
 
 def _covariance(images: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """In chunks, so that memory does not grow with the number of images."""
+    # In chunks, so that memory does not grow with the number of images.
     total = np.zeros((len(mean), len(mean)))
     for start in range(0, len(images), 5_000):
         centred = _flat(images[start : start + 5_000]) - mean
@@ -182,8 +161,40 @@ def _covariance(images: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return total / max(1, len(images) - 1)
 
 
-def noisy_pairs(x0: Tensor, schedule: NoiseSchedule, index: int, generator: torch.Generator) -> tuple[Tensor, Level]:
-    """x_t of clean images (B, C, H, W) at one level, with noise from the generator, and the level as scalars."""
-    level = schedule[index]
-    eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
-    return add_noise(x0, eps, level), level
+def round_trips(model: DiffusionModel, x0: Tensor, labels: Tensor) -> RoundTrips:
+    """Encodes images (N, C, H, W) to noise by DDIM inversion and decodes them again, with several numbers of steps.
+
+    Scores per number of steps, up to the model's T: PSNR in dB; mean squared error per pixel in [0, 1] (Song et al. 2021,
+    table 2); and the standard deviation of the latents, which is 1 for Gaussian noise.
+    """
+    scores: dict = {"n": len(x0)}
+    examples = {"clean": x0[:EXAMPLES]}
+    step_counts = [steps for steps in ROUND_TRIP_STEPS if steps <= model.schedule.steps]
+    with Progress("round trip", len(x0) * len(step_counts), "images") as progress:
+        for steps in step_counts:
+            grid = make_grid("trailing", model.schedule, steps)
+
+            def encode_and_decode(x: Tensor, y: Tensor) -> Tensor:
+                latent, image = round_trip(model.denoiser(y), model.schedule, grid, x)  # noqa: B023
+                progress.advance(len(x) * processes.world_size())
+                return torch.stack([latent, image.clamp(-1, 1)], dim=1)
+
+            latents, decoded = torch.cat(by_batches(encode_and_decode, x0, labels)).unbind(1)
+            scores[f"steps_{steps}"] = {
+                "psnr": float(psnr(decoded, x0.cpu()).mean()),
+                "mse": float(((decoded - x0.cpu()) / 2).double().square().mean()),
+                "latent_sd": float(latents.std()),
+            }
+            examples[f"steps_{steps}"] = decoded[:EXAMPLES]
+    return RoundTrips(scores, examples)
+
+
+def round_trips_if_trained(model: DiffusionModel, x0: Tensor, labels: Tensor, reconstruction: dict) -> RoundTrips:
+    """Returns `round_trips` of a model that denoises better than the Wiener filter, else only a status.
+
+    A network that predicts eps = 0 reconstructs every image perfectly, so round trips of an untrained network mean nothing.
+    reconstruction: the scores of `reconstruct`.
+    """
+    if reconstruction["psnr"] <= reconstruction["psnr_wiener"]:
+        return RoundTrips({"status": "not measured: the network denoises no better than the Wiener filter"}, {})
+    return round_trips(model, x0, labels)

@@ -1,4 +1,4 @@
-"""The in-domain judge: a small classifier of the same data, whose features stand in for the Inception's, without a download."""
+"""The in-domain classifier: a small network, trained on the same data, whose features replace those of the Inception network."""
 
 import itertools
 from pathlib import Path
@@ -36,9 +36,10 @@ class TrainClassifier(Section):
 
 
 class Classifier(nn.Module):
-    """Four convolutions with batch norm, halved twice; 64 features after ReLU and an average over the image.
+    """Four convolutions with batch norm and two poolings; 64 features after ReLU and the average over the image.
 
-    Input (B, C, H, W) in [-1, 1]. `maps` gives the activations of the four layers, `features` (B, 64), `forward` logits.
+    Input (B, C, H, W) in [-1, 1]. `maps` returns the activations of the four layers, `features` (B, 64), `forward` logits
+    (B, classes).
     """
 
     def __init__(self, channels: int, classes: int):
@@ -49,7 +50,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, classes)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Activations after each of the four layers, each (B, C_l, H_l, W_l) and >= 0."""
+        """Returns the activations of the four layers, each (B, C_l, H_l, W_l) and >= 0."""
         maps = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = F.relu(norm(conv(x)))
@@ -65,25 +66,25 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
-def shifted(images: Tensor, most: int) -> Tensor:
-    """Each image (B, C, H, W) moved at random by up to `most` pixels each way, its border repeated into the gap."""
-    if most == 0:
+def random_shift(images: Tensor, max_shift: int) -> Tensor:
+    """Moves each image (B, C, H, W) at random by up to `max_shift` pixels in both directions; the border is replicated."""
+    if max_shift == 0:
         return images
     batch, channels, height, width = images.shape
-    padded = F.pad(images, (most,) * 4, mode="replicate")
-    offset = torch.randint(0, 2 * most + 1, (2, batch, 1, 1), device=images.device)
+    padded = F.pad(images, (max_shift,) * 4, mode="replicate")
+    offset = torch.randint(0, 2 * max_shift + 1, (2, batch, 1, 1), device=images.device)
     rows = (torch.arange(height, device=images.device)[:, None] + offset[0])[:, None]
     columns = (torch.arange(width, device=images.device)[None, :] + offset[1])[:, None]
-    every = torch.arange(batch, device=images.device)[:, None, None, None]
-    return padded[every, torch.arange(channels, device=images.device)[:, None, None], rows, columns]
+    index = torch.arange(batch, device=images.device)[:, None, None, None]
+    return padded[index, torch.arange(channels, device=images.device)[:, None, None], rows, columns]
 
 
 def train_classifier(data: Prepared, settings: TrainClassifier, seed: int, device: torch.device, log) -> Classifier:
-    """Train with AdamW and a one-cycle learning rate; `log` gets a row {epoch, loss, accuracy} after each epoch."""
+    """Trains with AdamW and a one-cycle learning rate; calls `log` with a row {epoch, loss, accuracy} after each epoch."""
     torch.manual_seed(seed_of(seed, "classifier"))
     network = Classifier(data.shape[2], len(data.class_names)).to(device, memory_format=torch.channels_last)
     images, labels = to_tensor(data.train.images, device), torch.tensor(data.train.labels, device=device)
-    # The last batch of an epoch is left out when it is short: batch norm needs more than one image.
+    # The last batch of an epoch is skipped when it is short: batch norm needs more than one image.
     size = min(settings.batch_size, len(images))
     batches = len(images) // size
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-2)
@@ -94,7 +95,7 @@ def train_classifier(data: Prepared, settings: TrainClassifier, seed: int, devic
             order = torch.randperm(len(images))[: batches * size].to(device)
             total = torch.zeros((), device=device)
             for index in order.split(size):
-                x = shifted(to_model_range(images[index]), settings.max_shift)
+                x = random_shift(to_model_range(images[index]), settings.max_shift)
                 loss = F.cross_entropy(network(x), labels[index], label_smoothing=0.05)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -108,52 +109,51 @@ def train_classifier(data: Prepared, settings: TrainClassifier, seed: int, devic
 
 @torch.inference_mode()
 def predict(network: Classifier, images: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Features float64 (N, 64) and class probabilities float64 (N, classes) of uint8 images (N, H, W, C)."""
+    """Returns features (N, 64) and class probabilities (N, classes), float64, of uint8 images (N, H, W, C)."""
     network.eval()
 
     def predict_batch(start: int) -> tuple[np.ndarray, np.ndarray]:
-        f = network.features(to_model_range(to_tensor(images[start : start + PREDICT_BATCH], device)))
-        return f.cpu().double().numpy(), network.head(f).cpu().double().softmax(1).numpy()
+        features = network.features(to_model_range(to_tensor(images[start : start + PREDICT_BATCH], device)))
+        return features.cpu().double().numpy(), network.head(features).cpu().double().softmax(1).numpy()
 
     features, probabilities = zip(*processes.map_over_ranks(range(0, len(images), PREDICT_BATCH), predict_batch), strict=True)
     return np.concatenate(features), np.concatenate(probabilities)
 
 
 def accuracy(network: Classifier, split: Split, device: torch.device) -> float:
-    """Share of a split that is classified correctly."""
+    """Returns the share of a split that is classified correctly."""
     return float((predict(network, split.images, device)[1].argmax(1) == split.labels).mean())
 
 
 def required_accuracy(settings: TrainClassifier, data: Prepared) -> float | None:
-    """The test accuracy that the judge must reach: the setting, or what is known of the data set; None if nothing is."""
+    """Returns the test accuracy that the classifier must reach: the setting, or that of the data set, None for unknown ones."""
     if settings.required_accuracy is not None:
         return settings.required_accuracy
     return data.meta["required_accuracy"]
 
 
 def check_accuracy(reached: float, required: float | None, data: Prepared) -> None:
-    """Raises InputError if the judge is too weak for its numbers to mean anything."""
+    """Raises InputError if the classifier is too weak for metrics in its features to mean anything."""
     if required is not None and reached < required:
         raise InputError(
-            f"{reached:.2%} of the test images are classified correctly, but a judge of "
-            f"{data.meta['dataset']} needs {required:.2%}; raise train_classifier.epochs, or lower "
-            "train_classifier.required_accuracy and trust the metrics less",
+            f"the classifier has a test accuracy of {reached:.2%}, but {data.meta['dataset']} requires {required:.2%}; raise "
+            "train_classifier.epochs, or lower train_classifier.required_accuracy and trust the metrics less",
             key="train_classifier",
         )
 
 
 def save_classifier(network: Classifier, data: Prepared, reached: float, folder: Path = CLASSIFIER_DIR) -> str:
-    """Write weights and config; returns the SHA-256 of the weights, which names this judge."""
+    """Writes weights and config; returns the SHA-256 of the weights, which identifies this classifier."""
     save_weights(folder / WEIGHTS, network.state_dict())
     digest = sha256(folder / WEIGHTS)
-    # With another number of threads the same training gives other bits.
-    found = {"accuracy": reached, "sha256": digest, "threads": torch.get_num_threads()}
-    write_json(folder / CONFIG, {"data": data.identity(), **found})
+    # Training with another number of threads gives other bits.
+    threads = torch.get_num_threads()
+    write_json(folder / CONFIG, {"data": data.identity(), "accuracy": reached, "sha256": digest, "threads": threads})
     return digest
 
 
 def load_classifier(data: Prepared, device: torch.device, folder: Path = CLASSIFIER_DIR) -> tuple[Classifier, dict]:
-    """The judge of this data in eval mode, frozen, and its config. Raises InputError if it was trained on other data."""
+    """Returns the classifier in eval mode, frozen, and its config. Raises InputError if it was trained on other data."""
     config = read_json(folder / CONFIG, "train_classifier")
     if config.get("data") != data.identity():
         raise InputError("was trained on other data than data/prepared holds; run `dvc repro train_classifier`", key=folder)
