@@ -121,6 +121,8 @@ def extended(tmp_path_factory):
             else:
                 assert words[:3] == ["dvc", "exp", "run"] or words[:2] == ["dvc", "repro"], command
                 settings |= {key: yaml.safe_load(value) for key, value in (w.split("=", 1) for w in words if "=" in w)}
+    (folder / "example.py").write_text(re.search(r"^```python\n(.*?)^```", section("Use a trained model"), re.M | re.S).group(1))
+    modules.append(["example"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("DDPM_DATA_ROOT", "DVC_ROOT", "DVC_STAGE", "PYTHONPATH"):
