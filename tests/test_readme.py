@@ -15,8 +15,8 @@ from conftest import ROOT, TINY, edit_params
 
 README = (ROOT / "README.md").read_text()
 FOLDERS = sorted(path for path in (ROOT / "ddpm").iterdir() if (path / "__init__.py").is_file())
-DOCUMENTS = [ROOT / "README.md", *(ROOT / name / "README.md" for name in ("stages", "reports", "tests", "data"))]
-DOCUMENTS += [folder / "README.md" for folder in FOLDERS]
+DOCUMENTED = [ROOT, *(ROOT / name for name in ("stages", "reports", "tests", "data")), *FOLDERS]
+DOCUMENTS = [path for folder in DOCUMENTED if (path := folder / "README.md").is_file()]
 MAX_LINES = 220
 # Runs modules in one process, each as `python -m` does.
 RUN = """
@@ -48,6 +48,10 @@ def anchors(document):
 
 def test_readme_is_short():
     assert len(README.splitlines()) <= MAX_LINES
+
+
+def test_readme_is_in_every_folder():
+    assert [document.parent for document in DOCUMENTS] == DOCUMENTED
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.relative_to(ROOT).as_posix())
