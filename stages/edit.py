@@ -17,21 +17,21 @@ def main() -> None:
     p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, edit=Edit, runtime=Runtime)
     device = setup(p.runtime)
     data = open_prepared(p.dataset, p.prepare_data)
-    judge, _ = load_classifier(data, device)
+    classifier, _ = load_classifier(data, device)
     model = load(p.edit.checkpoint, device)
     check_data(model.data, data.identity())
     settings = p.edit.fitted(model)
     jumps = settings.steps, settings.repaint_jump_length, settings.repaint_resamples
-    scores = {"inpaint": score_inpainting(model, data, judge, settings.scored_images, *jumps, p.seed)}
+    scores = {"inpaint": score_inpainting(model, data, classifier, settings.scored_images, *jumps, p.seed)}
     if not processes.is_main_process():
         return
     arrays = make_edits(model, data.test, settings, p.seed)
     arrays |= make_training_film(model, MODEL_DIR, settings.film_frames, p.seed)
     write_npz("samples/edits.npz", arrays)
     write_json("reports/edit/metrics.json", scores)
-    for name, found in scores["inpaint"].items():
-        if isinstance(found, dict):
-            print(f"inpainting, {name}: the judge sees {found['accuracy']:.1%} as their class, {found['psnr']:.1f} dB")
+    for name, score in scores["inpaint"].items():
+        if isinstance(score, dict):
+            print(f"inpainting, {name}: accuracy {score['accuracy']:.1%}, PSNR {score['psnr']:.1f} dB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The stage `edit`: what it shows of a model, and how it judges inpainting."""
+"""The stage `edit`: its images, and the scores of inpainting."""
 
 import json
 from importlib import import_module
@@ -11,11 +11,11 @@ from conftest import edit_params
 from test_sweep import judge, snapshots  # noqa: F401 (fixtures)
 
 from ddpm.core import params
-from ddpm.core.files import read_npz
+from ddpm.core.files import InputError, read_npz
 from ddpm.data.prepared import Split
 from ddpm.editing import score
 from ddpm.editing.score import score_inpainting
-from ddpm.editing.stage_images import BETWEEN, EVERY, Edit, make_edits, of_classes
+from ddpm.editing.stage_images import INTERPOLATED, STRIDE, Edit, balanced_indices, make_edits
 from ddpm.features.classifier import load_classifier
 from ddpm.sampling.model import load
 
@@ -28,9 +28,9 @@ def run():
     return read_npz("samples/edits.npz", "edit"), json.loads(Path("reports/edit/metrics.json").read_text())["inpaint"]
 
 
-def test_what_must_be_given_back_is(snapshots, data, judge):  # noqa: F811
+def test_edit_keeps_what_must_stay(snapshots, data, judge):  # noqa: F811
     arrays, scores = run()
-    images = data.test.images[of_classes(data.test, 3)]
+    images = data.test.images[balanced_indices(data.test, 3)]
     assert np.array_equal(arrays["inpaint_image"], images)
     assert np.array_equal(arrays["edit_image"], images)
     fills = [name for name in arrays if name.startswith("inpaint_filled_")]
@@ -38,13 +38,13 @@ def test_what_must_be_given_back_is(snapshots, data, judge):  # noqa: F811
     for name in fills:
         assert np.array_equal(arrays[name][:, :, :4], images[:, :, :4]), "known pixels"
         assert not np.array_equal(arrays[name][:, :, 4:], images[:, :, 4:])
-    assert (arrays["inpaint_known"][:, :, 4:] == 128).all(), "nothing is seen of what is missing"
+    assert (arrays["inpaint_known"][:, :, 4:] == 128).all(), "missing pixels are gray"
     for name in ("image_1", "image_2", "image_3", "sample_1"):
         film, strip = arrays[f"interpolate_film_{name}"], arrays[f"interpolate_{name}"]
-        assert len(film) == BETWEEN
-        assert np.array_equal(strip, film[::EVERY])
+        assert len(film) == INTERPOLATED
+        assert np.array_equal(strip, film[::STRIDE])
         assert np.array_equal(strip[-1], film[-1])
-    numbers = of_classes(data.test, 6)
+    numbers = balanced_indices(data.test, 6)
     for k in range(3):
         assert np.array_equal(arrays[f"interpolate_image_{k + 1}"][[0, -1]], data.test.images[numbers[[2 * k, 2 * k + 1]]])
     assert arrays["training_step"].tolist() == [700, 1000], "two of three snapshots, the last one among them"
@@ -53,17 +53,17 @@ def test_what_must_be_given_back_is(snapshots, data, judge):  # noqa: F811
     assert scores["n"] == 10
     assert set(scores) == {"n", "told", "accuracy_real", "replacement", "RePaint"}
     assert (scores["replacement"]["nfe"], scores["RePaint"]["nfe"]) == (5, 9), (
-        "climbs from the last two even steps, of two steps each"
+        "re-noising at the last two even steps, of two steps each"
     )
 
 
-def test_without_snapshots_there_is_no_film(model, judge):  # noqa: F811
+def test_edit_without_snapshots_has_no_film(model, judge):  # noqa: F811
     arrays, _ = run()
     assert len(arrays["training_step"]) == len(arrays["training_images"]) == 0
 
 
 @pytest.mark.parametrize("conditioning", ["none", "text", "class+mask"])
-def test_it_runs_whatever_the_network_is_told(workspace, conditioning, request):
+def test_edit_runs_with_every_conditioning(workspace, conditioning, request):
     edit_params(**{"model.conditioning": conditioning})
     for name in ("data", "model", "judge"):
         request.getfixturevalue(name)
@@ -71,12 +71,12 @@ def test_it_runs_whatever_the_network_is_told(workspace, conditioning, request):
     assert ("mask_network" in scores) == ("mask" in conditioning)
 
 
-def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, data, judge, monkeypatch):  # noqa: F811
-    network, known = load("final", CPU), {}
+def test_score_inpainting_of_perfect_and_blank_fills(model, data, judge, monkeypatch):  # noqa: F811
+    network, received = load("final", CPU), {}
 
     def fill(with_image):
-        def run(model, plan, x0, mask, labels, seed, shown):
-            known["labels"] = labels
+        def run(model, plan, x0, mask, labels, seed, pass_known):
+            received["labels"] = labels
             yield x0 if with_image else x0 * mask - (1 - mask)
 
         monkeypatch.setattr(score, "inpaint_images", run)
@@ -87,16 +87,16 @@ def test_a_perfect_fill_scores_like_the_image_and_a_blank_one_does_not(model, da
     assert whole["RePaint"]["psnr"] == 100
     assert whole["RePaint"]["accuracy"] == whole["accuracy_real"]
     assert 0 < blank["RePaint"]["psnr"] < 20
-    # This network was never trained without the class, so it must be told.
-    assert known["labels"] is not None
+    # This network was never trained without the class, so it receives it.
+    assert received["labels"] is not None
     assert whole["told"]
     network = network._replace(supports_cfg=True)
     assert not fill(True)["told"]
-    assert known["labels"] is None
+    assert received["labels"] is None
 
 
-def test_psnr_is_that_of_the_filled_pixels_alone(model, data, judge, monkeypatch):  # noqa: F811
-    def run(model, plan, x0, mask, labels, seed, shown):
+def test_score_inpainting_psnr_is_over_the_filled_pixels(model, data, judge, monkeypatch):  # noqa: F811
+    def run(model, plan, x0, mask, labels, seed, pass_known):
         yield torch.where(mask == 1, x0, x0 + 0.2)
 
     monkeypatch.setattr(score, "inpaint_images", run)
@@ -105,13 +105,13 @@ def test_psnr_is_that_of_the_filled_pixels_alone(model, data, judge, monkeypatch
     assert scores["replacement"]["psnr"] == pytest.approx(20.0, abs=1e-4)
 
 
-def test_images_of_all_classes_come_in_turn():
+def test_balanced_indices_take_the_classes_in_turn():
     split = Split(np.zeros((6, 1, 1, 1), np.uint8), np.array([5, 5, 0, 0, 0, 3]))
-    assert of_classes(split, 10).tolist() == [2, 5, 0, 3, 1, 4]
-    assert of_classes(split, 2).tolist() == [2, 5]
+    assert balanced_indices(split, 10).tolist() == [2, 5, 0, 3, 1, 4]
+    assert balanced_indices(split, 2).tolist() == [2, 5]
 
 
-def test_pairs_are_of_different_images_however_few_classes_there_are(workspace, request):
+def test_make_edits_pairs_are_of_different_images(workspace, request):
     for name in ("data", "model", "judge"):
         request.getfixturevalue(name)
     network, test = load("final", CPU), request.getfixturevalue("data").test
@@ -123,32 +123,35 @@ def test_pairs_are_of_different_images_however_few_classes_there_are(workspace, 
 
 
 @pytest.mark.parametrize(
-    ("asked", "fitted"),
+    ("requested", "fitted"),
     [((60, 10, 10), (50, 10, 10)), ((5, 10, 10), (5, 4, 10)), ((1, 10, 10), (1, 1, 1)), ((20, 5, 1), (20, 5, 1))],
 )
-def test_steps_and_jumps_fit_the_model(model, asked, fitted):
+def test_edit_fitted_limits_steps_and_jumps(model, requested, fitted):
     settings = params.load(edit=Edit).edit.model_copy(
-        update=dict(zip(("steps", "repaint_jump_length", "repaint_resamples"), asked, strict=True))
+        update=dict(zip(("steps", "repaint_jump_length", "repaint_resamples"), requested, strict=True))
     )
-    found = settings.fitted(load("final", CPU))
-    assert (found.steps, found.repaint_jump_length, found.repaint_resamples) == fitted
+    section = settings.fitted(load("final", CPU))
+    assert (section.steps, section.repaint_jump_length, section.repaint_resamples) == fitted
 
 
-def test_the_largest_seed_is_no_limit(model, judge):  # noqa: F811
+def test_edit_takes_the_largest_seed(model, judge):  # noqa: F811
     edit_params(seed=2**31 - 1)
     run()
 
 
 @pytest.mark.parametrize(
-    ("edits", "expected"),
+    ("key", "value"),
     [
-        ({"edit.steps": 0}, "edit.steps: 0 must be greater than or equal to 1"),
-        ({"edit.repaint_jump_length": 0}, "edit.repaint_jump_length: 0 must be greater than or equal to 1"),
-        ({"edit.images": 65}, "edit.images: 65 must be less than or equal to 64"),
-        ({"edit.film_frames": -1}, "edit.film_frames: -1 must be greater than or equal to 0"),
+        ("steps", 0),
+        ("repaint_jump_length", 0),
+        ("repaint_resamples", 0),
+        ("images", 65),
+        ("scored_images", 0),
+        ("film_frames", -1),
     ],
 )
-def test_bad_settings_are_named_before_anything_is_drawn(model, judge, refused, edits, expected):  # noqa: F811
-    edit_params(**edits)
-    assert expected in refused(import_module(MAIN).main)
-    assert not Path("samples/edits.npz").exists()
+def test_edit_section_refuses_values_out_of_range(workspace, key, value):
+    edit_params(**{f"edit.{key}": value})
+    with pytest.raises(InputError) as refused:
+        params.load(edit=Edit)
+    assert refused.value.key == f"edit.{key}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddpm.core.progress import Progress
 from ddpm.data.images import to_images
-from ddpm.editing.stage_images import models_of_training
+from ddpm.editing.stage_images import snapshot_models
 from ddpm.networks.power_ema import list_snapshots
 from ddpm.plots.video import denoising_frames, grid_frames, progressive_picture, training_frames
 from ddpm.sampling.generate import generate
@@ -71,7 +71,7 @@ def training_film(model: DiffusionModel, plan: SamplingPlan, options: AnimationO
     steps, grids = [], []
     total = min(options.frames, len(list_snapshots(folder)))
     with Progress("snapshots", max(1, total), "snapshots") as progress:
-        for step, _ in models_of_training(model, folder, options.frames):
+        for step, _ in snapshot_models(model, folder, options.frames):
             steps.append(step)
             grids.append(to_images(final_images(generate(model, plan, options.labels, options.number, options.seed))))
             progress.advance()

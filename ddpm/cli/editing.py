@@ -144,11 +144,11 @@ def inpaint(
     named, known = open_image(model, image, label, text, plan.guidance), open_mask(mask, model.shape)
     longest_jump = len(plain.grid) - 2
     resamples = resamples or (1 if model.network.takes_mask or longest_jump < 1 else 10)
-    change = partial(with_repaint_jumps, jump=jump or min(10, max(1, longest_jump)), resamples=resamples)
+    change = partial(with_repaint_jumps, jump_length=jump or min(10, max(1, longest_jump)), jump_n_sample=resamples)
     made, clock = make_plan(model, change=change, **plan.as_dict()), output.Clock()
     output.check_size(model.shape, tile, number + 2)
     x0 = tasks.source_image(model, named.source)
-    labels = tasks.repeated(named.source.labels, number)
+    labels = tasks.repeat_labels(named.source.labels, number)
     fills = collect_images(made.label, tasks.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, labels, seed))
     whole = to_images(x0)[0]
     output.write_rows(out, [("image", whole), ("known", tinted(whole, known))], [("", fills)], columns, tile)
@@ -203,10 +203,10 @@ def edit(
     output.check_size(model.shape, tile, (number + 1) * len(strengths))
     made, named = make_plan(model, **plan.as_dict()), open_image(model, image, label, text, plan.guidance)
     clock = output.Clock()
-    whole = source_image(model, named.source, made if editor.of_latents else None)
-    source = named.source if editor.of_latents else named.source._replace(image=whole)
+    whole = source_image(model, named.source, made if editor.uses_latent else None)
+    source = named.source if editor.uses_latent else named.source._replace(image=whole)
     rows = [
-        (f"{value:g}", collect_images(f"strength {value:g}", editor.vary(model, made, source, value, number, seed)))
+        (f"{value:g}", collect_images(f"strength {value:g}", editor.apply(model, made, source, value, number, seed)))
         for value in strengths
     ]
     output.write_rows(out, [("image", to_images(whole)[0])], rows, columns, tile)
@@ -252,7 +252,7 @@ def reconstruct(
     plans = {count: make_plan(model, steps=count, spacing=spacing) for count in counts}
     output.check_size(model.shape, tile, len(names) * (1 + len(plans)))
     named = [open_image(model, name, label, text) for name in names]
-    images, groups = tasks.stacked(model, [one.source for one in named])
+    images, groups = tasks.stack_sources(model, [one.source for one in named])
     rows, captions, clock = [list(to_images(images))], ["image"], output.Clock()
     print(f"{'steps':>5}{'evaluations':>14}{'mean PSNR':>12}{'lowest':>10}")
     for count, plan in plans.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, Section, make
-from ddpm.editing.inpaint import MASKS, known_where
+from ddpm.editing.inpaint import MASKS, to_mask
 from ddpm.editing.inputs import open_image, open_mask
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED
@@ -134,7 +134,7 @@ def known_by(model: DiffusionModel, mask: str, painted: str | None) -> Tensor:
         raise InputError(
             f"{len(bits)} characters are no painting; give a 0 or a 1 for each of {height} x {width} pixels", key="mask"
         )
-    return known_where(np.array([bit == "0" for bit in bits]).reshape(height, width))
+    return to_mask(np.array([bit == "0" for bit in bits]).reshape(height, width))
 
 
 class Part(Section):

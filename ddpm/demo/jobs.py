@@ -29,8 +29,8 @@ from ddpm.demo.inputs import (
     known_by,
 )
 from ddpm.editing.inpaint import with_repaint_jumps
-from ddpm.editing.inputs import Named, open_image
-from ddpm.editing.tasks import inpaint_images, interpolate_images, repeated
+from ddpm.editing.inputs import NamedImage, open_image
+from ddpm.editing.tasks import inpaint_images, interpolate_images, repeat_labels
 from ddpm.plots.image_grid import rows_of, save, table, tinted
 from ddpm.plots.video import denoising_frames, strip_film, write_film
 from ddpm.sampling.generate import generate
@@ -117,7 +117,7 @@ def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Prog
     jump = min(JUMP, asked.steps - 1)
     change = (lambda grid: with_repaint_jumps(grid, jump, asked.resamples)) if jump and asked.resamples > 1 else None
     plan = make_plan(model, change=change, sampler="ddim", steps=asked.steps, eta=1.0, guidance=asked.guidance)
-    labels = repeated(_opened(model, asked, asked.guidance).source.labels, count)
+    labels = repeat_labels(_opened(model, asked, asked.guidance).source.labels, count)
     # The image that is painted on was drawn without any guidance.
     x0 = yield from _image(model, asked, _opened(model, asked))
     fills, seconds = yield from _followed(inpaint_images(model, plan, x0.expand(count, -1, -1, -1), known, labels, asked.seed))
@@ -184,13 +184,13 @@ def _told(model: DiffusionModel, count: int, content: str, guidance: float) -> t
     return conditioning_for(model, count, [] if content in ("", EVERY) else [content], (), guidance)
 
 
-def _named(model: DiffusionModel, name: str, content: str, guidance: float = 1.0) -> Named:
+def _named(model: DiffusionModel, name: str, content: str, guidance: float = 1.0) -> NamedImage:
     own = not content.strip() or content == OWN
     told = {} if own else {"text": content} if model.network.takes_text and content != NO_CLASS else {"label": content}
     return open_image(model, name, **told, guidance=guidance)
 
 
-def _opened(model: DiffusionModel, asked: SourceInputs, guidance: float = 1.0) -> Named:
+def _opened(model: DiffusionModel, asked: SourceInputs, guidance: float = 1.0) -> NamedImage:
     name = NAMES[asked.source](asked.number, asked.upload)
     try:
         return _named(model, name, asked.content, guidance)
@@ -199,7 +199,7 @@ def _opened(model: DiffusionModel, asked: SourceInputs, guidance: float = 1.0) -
         raise InputError(error.message.replace(name, Path(name).name), key=error.key.replace(name, Path(name).name)) from None
 
 
-def _image(model: DiffusionModel, asked: SourceInputs, opened: Named) -> Generator[ProgressUpdate, None, Tensor]:
+def _image(model: DiffusionModel, asked: SourceInputs, opened: NamedImage) -> Generator[ProgressUpdate, None, Tensor]:
     if opened.source.image is not None:
         return opened.source.image
     images, _ = yield from _followed(generate(model, make_plan(model), opened.source.labels, 1, asked.number))

@@ -124,7 +124,7 @@ def draw(model: DiffusionModel, labels: Tensor | None, wishes: ExportOptions, co
     if wishes.keep_classes:
         labels, captions = conditioning_for(model, count)
     else:
-        labels = tasks.repeated(labels, count)
+        labels = tasks.repeat_labels(labels, count)
     plan = make_plan(model, thresholding=wishes.thresholding)
     images = progress.collect_images(plan.label, generate.generate(model, plan, labels, count, seed=0))
     return Picture(images, captions, plan.nfe)

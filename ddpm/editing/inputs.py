@@ -1,4 +1,4 @@
-"""Images that people name on the command line or give to the web page: pictures, test images, samples of a seed, and masks."""
+"""Input images and masks by name: files, test images, samples of a seed, and named masks."""
 
 import os
 import re
@@ -13,32 +13,37 @@ from ddpm.core.files import InputError
 from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import open_test
 from ddpm.datasets import image_io
-from ddpm.editing.inpaint import MASKS, known_where, named_mask
-from ddpm.editing.tasks import Source
+from ddpm.editing.inpaint import MASKS, named_mask, to_mask
+from ddpm.editing.tasks import ImageSource
 from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
 from ddpm.sampling.noise import latent_of
 
 
 def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """Any picture as an image of a model, uint8 (H, W, C) of `shape`: its colours converted, its middle cut out and scaled."""
+    """Converts, center-crops and scales a picture to an image of a model, uint8 (H, W, C) of `shape`."""
     height, width, channels = shape
     converted = picture.convert("L" if channels == 1 else "RGB")
     return np.asarray(ImageOps.fit(converted, (width, height), Image.Resampling.BICUBIC)).reshape(shape)
 
 
 def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """A picture on disk as an image of a model, uint8 (H, W, C). Raises InputError, naming it, if it cannot be read."""
+    """Reads a picture as an image of a model, uint8 (H, W, C) of `shape`. Raises InputError if it cannot be read."""
     if not os.path.isfile(path):
-        raise InputError("no such picture; name a file, a test image such as 'test:3', or a sample such as 'seed:7'", key=path)
+        raise InputError("no such picture; give a file, a test image such as 'test:3', or a sample such as 'seed:7'", key=path)
     array = image_io.read_picture(path, "L" if shape[2] == 1 else "RGB")
     return fit_picture(Image.fromarray(array[..., 0] if shape[2] == 1 else array), shape)
 
 
-class Named(NamedTuple):
-    """An image by its name, where it comes from, and what to write beside it."""
+class NamedImage(NamedTuple):
+    """An input image.
+
+    name: as the user wrote it.
+    source: its image or latent, with its labels.
+    caption: its class or text, or "".
+    """
 
     name: str
-    source: Source
+    source: ImageSource
     caption: str
 
     @property
@@ -48,41 +53,40 @@ class Named(NamedTuple):
 
 def open_image(
     model: DiffusionModel, name: str, label: str | None = None, text: str | None = None, guidance: float = 1.0
-) -> Named:
-    """The image of a name: `test:12` of the test split, `seed:7` the sample of a seed, else the path of a picture.
+) -> NamedImage:
+    """Returns the image of a name: `test:12` of the test split, `seed:7` the sample of a seed, else the path of a picture.
 
-    The network is told `label` or `text`; without either, the class of a test image, class S of `seed:S` (S modulo their
-    number), and no class for a picture; with guidance 0 nothing. Raises InputError for a name, label or text that is none.
+    label, text: its conditioning. By default it is the class of a test image, class S of `seed:S` (modulo the number of
+        classes), and no class for a picture; with guidance 0 none.
+
+    Raises InputError for an unknown name, label or text.
     """
     kind, _, number = name.partition(":")
     classes = model.data["class_names"]
-    given = [label] if label else []
     if kind == "seed" and re.fullmatch(r"\d{1,12}", number):
-        default = [classes[int(number) % len(classes)]]
-        image, latent = None, latent_of(model, int(number))
+        default, image, latent = classes[int(number) % len(classes)], None, latent_of(model, int(number))
     elif kind == "test" and re.fullmatch(r"\d{1,12}", number):
-        raw, found = _test_image(model, int(number))
-        default, image, latent = [classes[found]], _tensor(model, raw), None
+        array, index = _test_image(model, name, int(number))
+        default, image, latent = classes[index], _tensor(model, array), None
     else:
-        default = [NO_CLASS]
-        image, latent = _tensor(model, read_picture(Path(name), model.shape)), None
-    if not given and not text and model.network.takes_labels and guidance != 0:
-        if default == [NO_CLASS] and not model.supports_cfg:
-            raise InputError(f"this model must be told what {name} shows; give its class: {', '.join(classes[:20])}", key="label")
-        given = default
-    labels, captions = conditioning_for(model, 1, given, [text] if text else [], guidance)
-    return Named(name, Source(image, latent, labels), captions[0])
+        default, image, latent = NO_CLASS, _tensor(model, read_picture(Path(name), model.shape)), None
+    if not label and not text and model.network.takes_labels and guidance != 0:
+        if default == NO_CLASS and not model.supports_cfg:
+            raise InputError(f"this model needs the class of {name}; give one: {', '.join(classes[:20])}", key="label")
+        label = default
+    labels, captions = conditioning_for(model, 1, [label] if label else [], [text] if text else [], guidance)
+    return NamedImage(name, ImageSource(image, latent, labels), captions[0])
 
 
-def _test_image(model: DiffusionModel, number: int) -> tuple[np.ndarray, int]:
+def _test_image(model: DiffusionModel, name: str, number: int) -> tuple[np.ndarray, int]:
     meta, test = open_test()
     if any(meta.get(key) != value for key, value in model.data.items()):
         raise InputError(
-            f"test:{number}: data/prepared holds other data than this model was trained on; name a picture, or a sample such as "
-            "'seed:7'"
+            "data/prepared holds other data than this model was trained on; name a picture, or a sample such as 'seed:7'",
+            key=name,
         )
     if number >= len(test.images):
-        raise InputError(f"test:{number}: there are {len(test.images):,} test images; give 0 to {len(test.images) - 1}")
+        raise InputError(f"there are {len(test.images):,} test images; give 0 to {len(test.images) - 1}", key=name)
     return test.images[number], int(test.labels[number])
 
 
@@ -91,15 +95,15 @@ def _tensor(model: DiffusionModel, image: np.ndarray) -> Tensor:
 
 
 def open_mask(name: str, shape: tuple[int, int, int]) -> Tensor:
-    """Known pixels (1, 1, H, W), 1 where known: by the name of what is to be filled (MASKS), or a picture, white where it is.
+    """Returns a mask (1, 1, H, W), 1 where a pixel is known, by a name in MASKS or from a picture that is white where to fill.
 
-    Raises InputError for a name that is neither, and for a picture that leaves nothing to be filled.
+    Raises InputError for a name that is neither, and for a picture without white.
     """
     if name in MASKS:
         return named_mask(name, shape)
     if not os.path.isfile(name):
-        raise InputError(f"{name!r} is no picture, nor one of {', '.join(MASKS)}", key="mask")
+        raise InputError(f"{name!r} is neither a picture nor one of {', '.join(MASKS)}", key="mask")
     filled = read_picture(Path(name), (*shape[:2], 1))[..., 0] >= 128
     if not filled.any():
-        raise InputError(f"{name} holds nothing to fill; paint it white where the image shall be filled", key="mask")
-    return known_where(~filled)
+        raise InputError(f"{name} has no white pixels; paint it white where the image is to be filled", key="mask")
+    return to_mask(~filled)

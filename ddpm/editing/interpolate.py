@@ -1,6 +1,6 @@
-"""From one image to another, and around one: latents are mixed, and decoded by DDIM with eta = 0.
+"""Interpolation between images and variations of one: latents are mixed and decoded by DDIM with eta = 0.
 
-A latent is the noise x_T that a deterministic sampler starts from. The latents of samples are known: `slerp` and `perturb_latent`
+A latent is the noise x_T that a deterministic sampler starts from. Those of samples are known: `slerp` and `perturb_latent`
 suffice. Real images are encoded first (`encode`); `interpolate` and `variations` add back what the encoding loses.
 """
 
@@ -19,23 +19,25 @@ from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.inversion import decode, round_trip
 from ddpm.sampling.samplers import Frame
 
-# Sine of the angle below which latents count as parallel. Float32 has 4 digits left there of the way round, if they are opposite,
-# and none to tell an arc from a line, if they are not.
+# Sine of the angle below which slerp is ill-conditioned in float32 (opposite vectors) or equal to lerp (parallel ones), so that
+# lerp is used.
 PARALLEL = 1e-3
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
-    """From a (fraction 0) to b (1) along the arc between them, each image one vector of all its numbers (Shoemake 1985;
-    for latents Song et al. 2021, sec. 5.3): sin((1 - f) angle) / sin(angle) a + sin(f angle) / sin(angle) b.
+    """Returns the spherical interpolation from a (fraction 0) to b (1), each image one vector of all its numbers.
 
-    a, b (B or 1, C, H, W); fraction one number, or (B,) for one per image; returns (B, C, H, W). Both ends are exact. Where a and
-    b have one norm, all between have it too, as noise in many dimensions nearly does; on the straight line it would shrink. The
-    straight line is taken where there is no one arc: a or b is 0, or they are parallel, or opposite, which leads through 0.
+    sin((1 - f) angle) / sin(angle) a + sin(f angle) / sin(angle) b (Shoemake 1985; for latents Song et al. 2021, sec. 5.3).
+    It keeps the norm of a and b, if they have the same, as noise in many dimensions nearly does; linear interpolation shrinks it.
+    Linear interpolation is used if a or b is 0, or if they are parallel or opposite. Both ends are exact.
+
+    a, b: (B or 1, C, H, W).
+    fraction: a number, or (B,) for one per image.
     """
     f = _per_image(fraction, a)
     norm_a, norm_b = _norm(a), _norm(b)
     u, v = a / norm_a, b / norm_b
-    # Not by the arc cosine, which has half the digits near 0 and pi.
+    # The arc cosine would have half the digits near 0 and pi.
     angle = 2 * torch.atan2(_norm(u - v), _norm(u + v))
     straight = (angle.sin() < PARALLEL) | (norm_a == 0) | (norm_b == 0)
     sine = torch.where(straight, 1.0, angle.sin())
@@ -45,17 +47,19 @@ def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
 
 
 def perturb_latent(latent: Tensor, noise: Tensor, amount: float | Tensor) -> Tensor:
-    """cos(angle) latent + sin(angle) noise with angle = amount * 90 degrees: from the latent (amount 0) to fresh noise (1), both
-    exact, and standard normal throughout if both are.
+    """Returns cos(angle) latent + sin(angle) noise with angle = amount * 90 degrees, standard normal if both are.
 
-    latent (B or 1, C, H, W); noise (B, C, H, W); amount one number, or (B,) for one per image.
+    latent: (B or 1, C, H, W).
+    noise: (B, C, H, W).
+    amount: a number, or (B,) for one per image; 0 is exactly the latent, 1 exactly the noise.
+
     Raises InputError unless 0 <= amount <= 1.
     """
     f = _per_image(amount, latent)
-    wrong = f[~((f >= 0) & (f <= 1))]
-    if len(wrong):
+    invalid = f[~((f >= 0) & (f <= 1))]
+    if len(invalid):
         raise InputError(
-            f"{wrong[0]:g} is not possible; give a number from 0, the image itself, to 1, another image", key="amount"
+            f"{invalid[0]:g} is not possible; give a number from 0, the image itself, to 1, another image", key="amount"
         )
     angle = f * (math.pi / 2)
     return _exact_at_ends(latent, noise, f, angle.cos() * latent + angle.sin() * noise)
@@ -70,12 +74,17 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _exact_at_ends(a: Tensor, b: Tensor, f: Tensor, between: Tensor) -> Tensor:
-    """Sines and cosines are off by a last digit."""
+    # Sines and cosines are off by the last digit.
     return torch.where(f == 0, a, torch.where(f == 1, b, between))
 
 
 class Encoded(NamedTuple):
-    """Real images, their latents, and the residual image - decoded latent, each (B, C, H, W)."""
+    """Encoded real images.
+
+    image: (B, C, H, W) in [-1, 1].
+    latent: (B, C, H, W).
+    residual: image - decoded latent, (B, C, H, W).
+    """
 
     image: Tensor
     latent: Tensor
@@ -84,8 +93,10 @@ class Encoded(NamedTuple):
 
 @torch.inference_mode()
 def encode(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor) -> Encoded:
-    """Images x0 (B, C, H, W) in [-1, 1] encoded along a grid, and decoded once for the residual: two evaluations for each step.
-    The denoiser must not clip (`editing.invert`)."""
+    """Encodes images x0 (B, C, H, W) in [-1, 1] along a grid, and decodes them for the residual: two evaluations per step.
+
+    The denoiser must not clip (`invert`).
+    """
     latent, decoded = round_trip(denoiser, schedule, grid, x0)
     return Encoded(x0, latent, x0 - decoded)
 
@@ -93,14 +104,14 @@ def encode(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Te
 def interpolate(
     denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, a: Encoded, b: Encoded, fractions: Tensor
 ) -> Iterator[Frame]:
-    """Images between two real ones, at fractions (K,) of the way from a to b, one image each; yields Frames of K images.
+    """Yields Frames of images between two real ones, one for each of the fractions (K,) from a to b.
 
-    decode(slerp(a.latent, b.latent, f)) + (1 - f) a.residual + f b.residual. DDIM's round trip has an error O(1 / steps), by
-    which decoding alone would miss both images; the residuals take it away at the ends, where the last frame holds a.image and
-    b.image themselves, and fade from one into the other in between. Frames on the way show x + alpha * residual.
+    decode(slerp(a.latent, b.latent, f)) + (1 - f) a.residual + f b.residual. DDIM's round trip has an error O(1 / steps), which
+    the residuals remove: the last frame holds a.image and b.image themselves at the ends. Earlier frames show
+    x + alpha * residual.
 
-    The grid is that of `encode`. The denoiser is for the K images; near an end it should be told the class that `encode` was
-    told there, or the image at the end stands out.
+    The grid is that of `encode`. The denoiser is for the K images; near an end it should receive the labels that `encode`
+    received there, or the image at the end differs visibly from its neighbours.
     """
     f = _per_image(fractions, a.image)
     ends = torch.where(f == 0, a.image, b.image)
@@ -111,11 +122,13 @@ def interpolate(
 def variations(
     denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, encoded: Encoded, noise: Tensor, amount: float | Tensor
 ) -> Iterator[Frame]:
-    """Variations of a real image: decode(vary(latent, noise, amount)) + cos(angle) residual; yields Frames of K images.
+    """Yields Frames of K variations of a real image: decode(perturb_latent(latent, noise, amount)) + cos(angle) residual.
 
-    encoded holds one image or K; noise (K, C, H, W) standard normal; amount one number, or (K,). amount 0 ends with the image
-    itself, 1 with a sample that knows nothing of it. The grid is that of `encode`, the denoiser for the K images.
-    Raises InputError unless 0 <= amount <= 1.
+    encoded: one image or K.
+    noise: (K, C, H, W), standard normal.
+    amount: a number, or (K,); 0 ends with the image itself, 1 with a new image.
+
+    The grid is that of `encode`, the denoiser for the K images. Raises InputError unless 0 <= amount <= 1.
     """
     latent = perturb_latent(encoded.latent, noise, amount)
     f = _per_image(amount, latent)
@@ -125,16 +138,16 @@ def variations(
 
 @torch.inference_mode()
 def _decode(
-    denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, latent: Tensor, residual: Tensor, known: Tensor, image: Tensor
+    denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, latent: Tensor, residual: Tensor, exact: Tensor, image: Tensor
 ) -> Iterator[Frame]:
-    """Decoded latents with their residuals; those known (B or 1, 1, 1, 1) end as `image`, to the last digit."""
+    """Decodes latents and adds their residuals; the images for which exact (B or 1, 1, 1, 1) holds end as `image` itself."""
     for position, x, x0 in decode(denoiser, schedule, grid, latent):
         shown = combine(1.0, x, schedule[position].alpha, residual)
-        yield Frame(position, torch.where(known, image, shown) if position == 0 else shown, x0 + residual)
+        yield Frame(position, torch.where(exact, image, shown) if position == 0 else shown, x0 + residual)
 
 
 def blended(first: Denoiser, second: Denoiser, fractions: Tensor) -> Denoiser:
-    """Predictions of x0 on the way from one denoiser (fraction 0) to another (1); fractions (B,), one per image."""
+    """Returns a denoiser whose x0 goes linearly from one denoiser's (fraction 0) to another's (1); fractions (B,)."""
 
     def denoise(x: Tensor, level: Level) -> Prediction:
         a, b = first(x, level), second(x, level)

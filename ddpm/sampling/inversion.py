@@ -1,4 +1,4 @@
-"""Given images and samplers: DDIM inversion, the encode-decode round trip, inpainting, and image to image."""
+"""DDIM inversion: images to noise and back."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,44 +10,40 @@ from torch import Tensor
 from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import NoiseSchedule, combine
 from ddpm.sampling.denoiser import Denoiser
-from ddpm.sampling.samplers import Frame, euler_step, sample
+from ddpm.sampling.samplers import Frame, euler_step, no_noise, sample
 
 
 def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor, eta: float = 0.0) -> Iterator[Frame]:
-    """Encode images x0 (B, C, H, W) in [-1, 1] to noise along a grid, climbed from its end 0 to its start; yields Frames.
+    """Encodes images x0 (B, C, H, W) in [-1, 1] to noise along a grid, from its end 0 up to its start; yields Frames.
 
-    The deterministic DDIM step taken backwards, with the prediction at where it starts (Song et al. 2021, sec. 4.3). Sampling
-    from the last frame's x with eta = 0 decodes it; the error of the two falls as 1 / steps. The denoiser must not clip.
-    Raises InputError for eta > 0, which draws noise that no step back can know.
+    This is the deterministic DDIM step backwards, with the prediction at its start (Song et al. 2021, sec. 4.3). Sampling from
+    the last frame's x with eta = 0 decodes it, with an error that falls as 1 / steps. The denoiser must not clip.
+
+    Raises InputError for eta > 0: sampling with it draws fresh noise, which cannot be inverted.
     """
     if eta > 0:
         raise InputError(f"{eta} cannot be inverted, since sampling with it draws fresh noise; only eta = 0 can", key="eta")
-    return _climb(denoiser, schedule, grid, x0)
+    return _invert(denoiser, schedule, grid, x0)
 
 
 @torch.inference_mode()
-def _climb(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor) -> Iterator[Frame]:
+def _invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x: Tensor) -> Iterator[Frame]:
     upwards = grid[::-1].tolist()
-    x = x0
     for (t, s), position in zip(pairwise(schedule[p] for p in upwards), upwards[1:], strict=True):
-        # A clean image has no noise to see, and x0 is the image itself: the network is asked as at level 1, whose t it shares.
-        found = denoiser(x, t if t.sigma > 0 else schedule[1])
-        estimate = found.x0 if t.sigma > 0 else x
-        x = combine(s.alpha, estimate, s.sigma, found.eps)
-        yield Frame(position, x, estimate)
+        # At level 0 the image is x0 itself, and the network is evaluated as at level 1, whose t it shares.
+        prediction = denoiser(x, t if t.sigma > 0 else schedule[1])
+        x0 = prediction.x0 if t.sigma > 0 else x
+        x = combine(s.alpha, x0, s.sigma, prediction.eps)
+        yield Frame(position, x, x0)
 
 
 def decode(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, latent: Tensor) -> Iterator[Frame]:
-    """What `invert` encoded along the grid, sampled back by DDIM with eta = 0; latent (B, C, H, W); yields Frames."""
-    return sample(denoiser, euler_step, schedule, grid, latent, _no_noise)
+    """Decodes a latent (B, C, H, W) of `invert` along the same grid, by DDIM with eta = 0; yields Frames."""
+    return sample(denoiser, euler_step, schedule, grid, latent, no_noise)
 
 
 def round_trip(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """x0 (B, C, H, W) encoded to noise and decoded again along the same grid: (latent, image), both as x0."""
+    """Encodes x0 (B, C, H, W) to noise and decodes it along the same grid; returns (latent, image)."""
     *_, encoded = invert(denoiser, schedule, grid, x0)
     *_, decoded = decode(denoiser, schedule, grid, encoded.x)
     return encoded.x, decoded.x
-
-
-def _no_noise() -> Tensor:
-    raise AssertionError("a deterministic step drew noise")

@@ -178,3 +178,8 @@ def sample(
         else:
             x, x0 = rule(denoiser, x, t, s, noise, state)
             yield Frame(position, x, x0)
+
+
+def no_noise() -> Tensor:
+    """The `noise` of a deterministic rule, which must not draw any."""
+    raise AssertionError("a deterministic step drew noise")
