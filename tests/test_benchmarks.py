@@ -7,7 +7,7 @@ import torch
 from benchmarks import contestants, metrics, page, peers, steps
 
 # The others are imported by name below, and may warn of whatever they like.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
@@ -18,7 +18,6 @@ def small(monkeypatch):
     monkeypatch.setattr(peers, "INSTALLED", known)
 
 
-@pytest.mark.slow
 def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
     pytest.importorskip("diffusers")
     threads = torch.get_num_threads()

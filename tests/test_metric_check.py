@@ -10,6 +10,8 @@ from ddpm.data.prepared import Split
 from tests.tools import metric_check
 from tests.tools.metric_check import COLLAPSED, COPIES, HALF, NOISY, REAL, ROWS, Pool, checks
 
+pytestmark = pytest.mark.slow
+
 N = 100
 
 

@@ -12,10 +12,12 @@ from benchmarks import streaming
 from ddpm.data.loader import Reading, Streamed
 from tests.tools import prepare_memory
 
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux only")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux only"),
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", prepare_memory.KINDS)
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path, kind):
     prepare_memory.main(["--sizes", "50", "100", "--kinds", kind, "--work", str(tmp_path), "--out", str(tmp_path / "out.md")])
@@ -54,7 +56,6 @@ def test_made_pictures_are_in_classes_of_ten_or_more():
         assert classes.count(classes[0]) == max(10, count // 1000)
 
 
-@pytest.mark.slow
 def test_the_quick_benchmark_writes_its_report(tmp_path):
     threads = torch.get_num_threads()
     try:

@@ -101,6 +101,7 @@ class TestProcesses:
         assert process_count(runtime(processes="auto", device="cuda")) == 4
         assert process_count(runtime(device="auto")) == 4
 
+    @pytest.mark.slow
     def test_a_mistake_is_said_once_however_many_there_are(self, workspace):
         edit_params(**{"runtime.processes": 2, "train.batch_size": 1, "train.gradient_accumulation": 1})
         done = subprocess.run(
