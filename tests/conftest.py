@@ -1,4 +1,4 @@
-"""Shared helpers: a folder to run stages in, and what a refused run looks like."""
+"""Shared fixtures and helpers: a folder to run stages in, and the error line of a stage."""
 
 import os
 import re
@@ -39,7 +39,7 @@ hypothesis.settings.load_profile("no deadline")
 MAX_WORKERS = 8  # each of them loads PyTorch
 PROGRESS = re.compile(r"^[\w ]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
 
-# Every stage in about a second.
+# Settings with which every stage takes about a second.
 TINY = {
     "train_classifier.epochs": 1,
     "train_classifier.required_accuracy": 0.0,
@@ -78,18 +78,18 @@ TINY = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Bare `pytest` takes all CPUs. Named files, and the slow tests, which start processes of their own, run in this one."""
+    """Returns the number of workers: all CPUs for `pytest` without arguments; none for named files and for the slow tests."""
     everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
     return min(usable_cpus(), MAX_WORKERS) if everything else 0
 
 
 def diffusion(timesteps: int = 1000, **changes) -> Diffusion:
-    """The committed `diffusion` section with other timesteps and changes."""
+    """Returns the committed `diffusion` section with other timesteps and changes."""
     return Diffusion(**{**read_yaml(ROOT / "params.yaml")["diffusion"], "timesteps": timesteps, **changes})
 
 
 def edit(tree: dict, **dotted) -> dict:
-    """Set entries of nested dicts by their full path, in place; `...` removes one."""
+    """Sets entries of nested dicts by their full path, in place; `...` removes one."""
     for path, value in dotted.items():
         *parents, key = path.split(".")
         node = tree
@@ -103,14 +103,14 @@ def edit(tree: dict, **dotted) -> dict:
 
 
 def edit_params(**dotted) -> None:
-    """Set keys of ./params.yaml by their full path, as `-S` does: edit_params(**{"train.steps": 2}); `...` removes a key."""
+    """Sets keys of ./params.yaml by their full path, as `-S` does: edit_params(**{"train.steps": 2}); `...` removes a key."""
     tree = edit(read_yaml("params.yaml"), **dotted)
     Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Path:
-    """A new folder, made the current one, with dvc.yaml and the tiny profile of params.yaml; raw and scratch folders inside."""
+    """A new current folder with dvc.yaml, the tiny profile of params.yaml, and folders for raw files and unfinished work."""
     folder = tmp_path / "workspace"
     folder.mkdir()
     for name in ("params.yaml", "dvc.yaml"):
@@ -125,7 +125,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
 
 
 def the_error(status: int, stdout: str, stderr: str) -> str:
-    """The one error line of a stage that was refused; lines of progress may stand before it."""
+    """Returns the one error line of a stage that failed; lines of progress may precede it."""
     lines = [line for line in stderr.splitlines() if not PROGRESS.match(line)]
     assert status == 1, stdout + stderr
     assert "Traceback" not in stdout + stderr
@@ -136,7 +136,7 @@ def the_error(status: int, stdout: str, stderr: str) -> str:
 
 @pytest.fixture
 def refused(capsys):
-    """refused(main): runs a stage's main as a process would end it, and returns its one error line."""
+    """refused(main) runs the main function of a stage, which must fail, and returns its one error line."""
 
     def run(main) -> str:
         capsys.readouterr()
@@ -148,7 +148,7 @@ def refused(capsys):
 
 
 def prepared() -> Prepared:
-    """Make data/prepared by ./params.yaml, and open it."""
+    """Prepares data/prepared as ./params.yaml says, and opens it."""
     p = params.load(dataset=DatasetName, prepare_data=PrepareData)
     prepare(p.dataset, p.prepare_data)
     return open_prepared(p.dataset, p.prepare_data.as_written())

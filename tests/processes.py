@@ -1,4 +1,4 @@
-"""Several processes for a test: forked, so that they start in milliseconds, and joined by Gloo."""
+"""Several processes for a test: forked, so that they start in milliseconds, and connected by Gloo."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ from ddpm.core import processes
 
 
 def in_processes(count, work):
-    """[work() in process 0, ..., in process count - 1], each as a member of a group of that many; what fails there fails here."""
+    """Runs work() in `count` processes of one process group; returns the list of results, by rank. Fails if one fails."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -32,7 +32,7 @@ def in_processes(count, work):
                 result = ("failed", traceback.format_exc())
             with open(writer, "wb") as pipe:
                 pipe.write(pickle.dumps(result))
-            # Not through pytest, of which this is a copy.
+            # This process is a copy of pytest, which must not report twice.
             os._exit(0)
         os.close(writer)
         children.append((pid, reader))

@@ -1,4 +1,4 @@
-"""The workflow of GitHub: what its steps run, on a small repository."""
+"""The steps of the GitHub workflow, run on a small repository."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def run(*command: str) -> str:
 
 
 def step(name: str, **env: str) -> subprocess.CompletedProcess:
-    """A step of the workflow, run as GitHub runs it."""
+    """Runs a step of the workflow as GitHub does."""
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]]
     return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
 
@@ -46,7 +46,7 @@ def commit(message: str, **changes: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository of one stage, reproduced and committed, as a fresh clone has it: without cache."""
+    """A repository of one stage, reproduced and committed, without a cache, like a fresh clone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     run("git", "init", "-qb", "main")
@@ -57,22 +57,22 @@ def repository(tmp_path, monkeypatch):
     shutil.rmtree(".dvc/cache", ignore_errors=True)
 
 
-def test_the_workflow_tests_the_pythons_that_the_readme_promises():
+def test_workflow_covers_the_python_versions_of_the_readme():
     oldest, newest = WORKFLOW["jobs"]["tests"]["strategy"]["matrix"]["python"]
     assert f"Python {oldest} to {newest}" in (ROOT / "README.md").read_text()
 
 
-def test_no_step_holds_text_that_others_may_write():
+def test_workflow_steps_hold_no_text_of_pull_requests():
     """Titles and branch names of pull requests reach a shell as variables only."""
     assert all("${{" not in step.get("run", "") for step in STEPS.values())
 
 
-def test_the_readme_s_test_command_is_run():
+def test_workflow_runs_the_test_command_of_the_readme():
     assert {"pip install -r requirements.txt", "pytest"} <= {step.get("run") for step in STEPS.values()}
 
 
 @pytest.mark.slow
-def test_a_lock_file_of_other_params_or_code_ends_the_step(repository):
+def test_workflow_fails_for_an_outdated_lock_file(repository):
     ended = step(LOCK)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     commit("Another scale", params_yaml="scale: 3\n")
@@ -84,7 +84,7 @@ def test_a_lock_file_of_other_params_or_code_ends_the_step(repository):
 
 
 @pytest.mark.slow
-def test_the_comment_tells_what_changed(repository, tmp_path):
+def test_workflow_comment_lists_changed_params_and_metrics(repository, tmp_path):
     run("git", "checkout", "-qb", "wider")
     Path("params.yaml").write_text("scale: 3\n")
     run("dvc", "repro", "-q")
