@@ -18,7 +18,7 @@ from ddpm.core.files import InputError, atomic_folder, write_json
 from ddpm.core.weights import save_weights
 from ddpm.diffusers_io import import_
 from ddpm.diffusers_io.scheduler_config import betas_of, read_scheduler, write_scheduler
-from ddpm.diffusers_io.state_dict_map import parts, to_theirs
+from ddpm.diffusers_io.state_dict_map import tensor_map, to_diffusers
 from ddpm.diffusers_io.unet_config import read_config
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
 from ddpm.networks.checkpoints import make_config
@@ -39,14 +39,14 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def make_model(prediction="v", schedule="linear", shape=(8, 8, 1), dropout=0.1, details=None, options=None, **changes):
+def make_model(prediction="v", schedule="linear", shape=(8, 8, 1), dropout=0.1, compat=None, options=None, **changes):
     """models/ddpm: a network with random weights."""
     torch.manual_seed(0)
     kind, levels = settings(**changes), diffusion(T, **(options or {}))
     config = make_config(kind, schedule, prediction, levels, IDENTITY | {"shape": list(shape)}, {"condition_dropout": dropout}, 0)
-    details = details or CompatOptions()
-    network = awake(make_network(kind, levels, shape, NAMES, compat=details))
-    write_json("models/ddpm/config.json", config | {"details": details.model_dump()})
+    compat = compat or CompatOptions()
+    network = awake(make_network(kind, levels, shape, NAMES, compat=compat))
+    write_json("models/ddpm/config.json", config | {"compat": compat.model_dump()})
     save_weights(Path("models/ddpm/final.safetensors"), network.state_dict())
     return load("final", CPU)
 
@@ -136,7 +136,7 @@ CASES = {
     "trained elsewhere": (
         {
             "attention_levels": [0, 1],
-            "details": CompatOptions(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4),
+            "compat": CompatOptions(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4),
         },
         [],
         None,
@@ -225,10 +225,10 @@ def test_the_committed_model_at_every_level(committed):
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({"prediction": "flow"}, [], "--to: diffusers has no counterpart of prediction 'flow'"),
-        ({"attention_levels": [0, 1]}, [], "model.heads: 2 heads at 2 widths (8, 16 channels) cannot be exported"),
-        ({"channels": 2}, [], "model.channels: 2 is too few"),
-        ({"dropout": 0.0}, [], "--label: this model was always told what to draw"),
+        ({"prediction": "flow"}, [], "--to: diffusers does not have prediction 'flow'"),
+        ({"attention_levels": [0, 1]}, [], "model.heads: 2 heads at levels of different widths (8, 16 channels)"),
+        ({"channels": 2}, [], "model.channels: 2 must be at least 4"),
+        ({"dropout": 0.0}, [], "--label: needed, since this model"),
         ({"dropout": 0.0}, ["--label", "none"], "--label: no class needs a model that was trained without its class too"),
         ({}, ["--label", "x"], "--label: 'x' is unknown"),
         ({}, ["--text", "seven"], "--text: this model takes no text"),
@@ -395,7 +395,7 @@ def test_a_network_alone(capsys):
     unet = random_unet(sample_size=None)
     unet.save_pretrained("alone")
     run("import", "alone", "--size", 8)
-    assert "taken to predict eps" in capsys.readouterr().out
+    assert "the defaults of diffusers are used: prediction eps" in capsys.readouterr().out
     model = load("final", CPU, Path("models/imported"))
     assert (model.shape, model.schedule.steps, model.prediction) == ((8, 8, 3), 1000, "eps")
 
@@ -490,17 +490,17 @@ def test_there_and_back_and_there_again():
         ({"act_fn": "gelu"}, "act_fn: 'gelu' must be"),
         ({"downsample_type": "resnet"}, "downsample_type: 'resnet' must be 'conv'"),
         ({"down_block_types": ["ResnetDownsampleBlock2D"]}, "down_block_types.0: 'ResnetDownsampleBlock2D' must be"),
-        ({"down_block_types": ["DownBlock2D"]}, "down_block_types: 1 blocks do not fit 3 block_out_channels"),
-        ({"up_block_types": 3 * ["UpBlock2D"]}, "up_block_types: attention must be where down_block_types have it"),
-        ({"block_out_channels": [16, 24, 32]}, "block_out_channels: 24 is no multiple of the first, 16"),
+        ({"down_block_types": ["DownBlock2D"]}, "down_block_types: has 1 entries; block_out_channels has 3"),
+        ({"up_block_types": 3 * ["UpBlock2D"]}, "up_block_types: attention must be at the levels of down_block_types"),
+        ({"block_out_channels": [16, 24, 32]}, "block_out_channels: 24 must be a multiple of the first, 16"),
         ({"attention_head_dim": 5}, "attention_head_dim: 5 does not divide the 32 channels"),
-        ({"attn_norm_num_groups": 4}, "attn_norm_num_groups: 4 must be norm_num_groups, 8"),
+        ({"attn_norm_num_groups": 4}, "attn_norm_num_groups: 4 must equal norm_num_groups, 8"),
         ({"norm_num_groups": 5}, "norm_groups: 5 does not divide the 16 channels"),
-        ({"out_channels": 4}, "out_channels: 4 must be in_channels (3), or twice as many"),
-        ({"sample_size": None}, "sample_size: is missing, so nobody knows how large its images are; say it by --size"),
+        ({"out_channels": 4}, "out_channels: 4 must be in_channels (3), or twice that"),
+        ({"sample_size": None}, "sample_size: is missing; give the side of the images by --size"),
         ({"sample_size": 18}, "sides must be multiples of 4, but they are 18x18"),
         ({"something_new": 1}, "something_new: unknown key"),
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name: 'UNet2DConditionModel' cannot be imported, only UNet2DModel"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name: 'UNet2DConditionModel' cannot be imported; only UNet2DModel can"),
     ],
 )
 def test_networks_that_are_others_are_refused_by_name(changes, message, error):
@@ -530,8 +530,8 @@ def damage(change):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda: damage(lambda w: w.pop("conv_in.bias")), "conv_in.bias is missing, by its config (1 such tensors)"),
-        (lambda: damage(lambda w: w.update(extra=torch.ones(1))), "extra belongs to no part of this network"),
+        (lambda: damage(lambda w: w.pop("conv_in.bias")), "conv_in.bias: is missing, according to config.json (1 such tensors)"),
+        (lambda: damage(lambda w: w.update(extra=torch.ones(1))), "extra: is not a tensor of this network"),
         (lambda: damage(lambda w: w.update({"conv_in.bias": torch.ones(3)})), "conv_in.bias: shape (3,) must be (16,)"),
         (lambda: damage(lambda w: w.update({"class_embedding.weight": torch.ones(3, 64)})), "class_embedding.weight has 3 rows"),
         (lambda: (Path("theirs") / WEIGHTS).write_bytes(b"x"), "cannot be read as weights"),
@@ -539,7 +539,10 @@ def damage(change):
         (lambda: Path("theirs/unet/config.json").write_text("{"), "theirs/unet/config.json: cannot be read"),
         (lambda: Path("theirs/unet/config.json").write_text("[]"), "theirs/unet/config.json: holds no JSON object"),
         (lambda: Path("theirs/scheduler/scheduler_config.json").write_text("x"), "scheduler_config.json: cannot be read"),
-        (lambda: write_json("theirs/scheduler/scheduler_config.json", {"num_train_timesteps": 50}), "are none of ours"),
+        (
+            lambda: write_json("theirs/scheduler/scheduler_config.json", {"num_train_timesteps": 50}),
+            "beta_schedule: no schedule has these noise levels",
+        ),
         (lambda: shutil.rmtree("theirs/unet"), "theirs: holds no unet/config.json"),
     ],
 )
@@ -615,13 +618,13 @@ def test_schedulers_of_diffusers_have_schedules_of_ours(config, name):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"beta_end": 0.01}, "noise levels are none of ours; the nearest, '"),
+        ({"beta_end": 0.01}, "beta_schedule: no schedule has these noise levels; in the nearest, '"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule: 'sigmoid' is unknown"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name: 'ScoreSdeVeScheduler' is unknown"),
         ({"prediction_type": "flow_prediction"}, "prediction_type: 'flow_prediction' must be"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas: 2 do not fit num_train_timesteps, 1000"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas: has 2 entries; num_train_timesteps is 1000"),
         ({"trained_betas": [0.1, 1.2], "num_train_timesteps": 2}, "trained_betas.1: 1.2 must be"),
-        ({"rescale_betas_zero_snr": True}, "prediction_type: 'epsilon' says nothing of the image at the last level"),
+        ({"rescale_betas_zero_snr": True}, "prediction_type: 'epsilon' does not determine the image"),
     ],
 )
 def test_schedulers_that_have_none_are_refused(config, message):
@@ -641,8 +644,10 @@ def test_dynamic_thresholding_is_not_limited():
 def test_every_tensor_has_its_place():
     """All rows of all our tensors are taken once."""
     model = make_model(attention_levels=[0], middle_attention=True, conditioning="none", heads=1)
-    places = parts(model.network)
+    places = tensor_map(model.network)
     for name, value in model.network.state_dict().items():
         rows = [row for part in places.values() if part.name == name for row in range(part.first, part.first + part.rows)]
         assert sorted(rows) == list(range(len(value))), name
-    assert sum(value.numel() for value in to_theirs(model.network).values()) == sum(p.numel() for p in model.network.parameters())
+    assert sum(value.numel() for value in to_diffusers(model.network).values()) == sum(
+        p.numel() for p in model.network.parameters()
+    )

@@ -13,7 +13,7 @@ from test_unet import IDENTITY, awake, settings
 from ddpm.cli.main import main
 from ddpm.core.files import write_json
 from ddpm.core.weights import save_weights
-from ddpm.diffusers_io.model_card import CardInfo, steps_of, write_card
+from ddpm.diffusers_io.model_card import ACCURACY_NAME, FID_NAME, CardInfo, steps_of, write_card
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import make_network
 
@@ -90,14 +90,13 @@ def test_a_data_set_that_hubs_have_is_linked():
 def test_scores_have_the_name_of_what_was_measured():
     found = results(card("--keep-classes", scores=METRICS))
     values = {name: (result.metric_type, result.metric_value) for name, result in found.items()}
-    judged = "FID in the features of the project's own classifier, not comparable with papers"
-    asked = "samples that the project's own classifier sees as the class asked for"
+    own_fid, accuracy = FID_NAME, ACCURACY_NAME
     assert values == {
-        f"{judged} (DDPM, 1,000 steps)": ("fid-own-classifier", 0.082),
-        f"{asked} (DDPM, 1,000 steps)": ("accuracy", 0.9877),
+        f"{own_fid} (DDPM, 1,000 steps)": ("fid-own-classifier", 0.082),
+        f"{accuracy} (DDPM, 1,000 steps)": ("accuracy", 0.9877),
         "FID (Heun, 50 steps)": ("fid", 12.346),
-        f"{judged} (Heun, 50 steps)": ("fid-own-classifier", 0.123),
-        f"{asked} (Heun, 50 steps)": ("accuracy", 0.9),
+        f"{own_fid} (Heun, 50 steps)": ("fid-own-classifier", 0.123),
+        f"{accuracy} (Heun, 50 steps)": ("accuracy", 0.9),
     }
 
 
@@ -115,7 +114,7 @@ def test_scores_of_other_samples_are_no_metadata(arguments, params):
     text = card(*arguments, scores=METRICS, params=params)
     assert results(text) == {}
     assert "| DDPM | 1,000 | 0.082 ± 0.006 | 0.085 | 98.8% |" in text
-    assert ("told every class in turn, which this export is not" in text) == ("--keep-classes" not in arguments)
+    assert ("all classes in turn, not of this export" in text) == ("--keep-classes" not in arguments)
 
 
 def test_other_models_have_no_scores_of_the_project(monkeypatch):
@@ -155,7 +154,7 @@ def test_its_code_draws_classes(arguments, learned, monkeypatch):
 @pytest.mark.parametrize(("arguments", "pictures"), [(["--keep-classes"], 10), (["--label", "3"], 12)])
 def test_its_picture_is_beside_it(arguments, pictures):
     text = card(*arguments, samples=pictures)
-    assert f"![samples, drawn by DDIM in {T} steps](samples.png)" in text
+    assert f"![samples of DDIM with {T} steps](samples.png)" in text
     with Image.open("out/diffusers/samples.png") as picture:
         assert picture.width * picture.height > pictures * 48 * 48
     assert "samples.png" not in card()
@@ -165,11 +164,11 @@ def test_its_picture_is_beside_it(arguments, pictures):
 @pytest.mark.parametrize(
     ("arguments", "conditioning", "said"),
     [
-        (["--label", "7"], "class", "it is told `7`, at every step"),
-        (["--text", "the digit 3"], "text", "it is told `the digit 3`, at every step"),
-        ([], "class", "it is told nothing: that is part of the weights"),
-        ([], "none", "It was trained on images alone"),
-        ([], "mask", "here no pixel is known"),
+        (["--label", "7"], "class", "The conditioning of this export is `7` at every step"),
+        (["--text", "the digit 3"], "text", "The conditioning of this export is `the digit 3` at every step"),
+        ([], "class", "The conditioning of this export is no class at every step"),
+        ([], "none", "The network was trained without classes"),
+        ([], "mask", "has no input channels for known pixels"),
         (["--keep-classes"], "class", "0 to 9: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`; 10 means no class"),
     ],
 )
@@ -181,7 +180,7 @@ def test_no_class_is_offered_to_networks_alone_that_know_it():
     config = config_of()
     facts = CardInfo("final", True, False, True, "small", "mit", [])
     assert "10 means no class" in write_card(config, facts)
-    assert "Guidance is a second" in write_card(config, facts)
+    assert "For classifier-free guidance" in write_card(config, facts)
     config["training"]["condition_dropout"] = 0.0
     assert "no class" not in write_card(config, facts)
 
@@ -189,7 +188,7 @@ def test_no_class_is_offered_to_networks_alone_that_know_it():
 def test_it_says_how_the_model_was_trained():
     text = card("--checkpoint", "best")
     for row in (
-        "| noise | linear, T = 20 |",
+        "| noise schedule | linear, T = 20 |",
         "| steps | 500 |",
         "| learning rate | 0.002 |",
         "| checkpoint | best |",
@@ -214,7 +213,7 @@ def test_the_license_is_ours_to_give_or_not():
     facts = CardInfo("final", False, False, False, "small", None, [])
     text = write_card(foreign, facts)
     assert ModelCard(text).data.license is None
-    assert "under the license of where they come from" in text
+    assert "Their license is that of their source" in text
     assert "like those of" not in text
 
 

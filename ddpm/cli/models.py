@@ -66,27 +66,17 @@ def export(
 ) -> None:  # fmt: skip
     """Write the trained model as a folder that diffusers loads, with a model card."""
     from ddpm.core.files import read_json
-    from ddpm.diffusers_io import model_card
     from ddpm.diffusers_io.export import ExportOptions, check_out, export
+    from ddpm.diffusers_io.model_card import read_scores
     from ddpm.networks.checkpoints import CONFIG
 
     if to != FORMAT:
         raise InputError(f"{to!r} is unknown; valid: {FORMAT}", key="to")
     check_out(out)
-    model = machine.load()
-    config = read_json(machine.model / CONFIG, "train")
-    is_own = config["data"].get("dataset") != model_card.IMPORTED
-    card = model_card.CardInfo(
-        checkpoint=machine.checkpoint,
-        takes_labels=model.network.takes_labels,
-        takes_mask=model.network.takes_mask,
-        keep_classes=keep_classes,
-        variance=variance,
-        license=license_name or (model_card.LICENSE if is_own else None),
-        scores=model_card.read_scores(machine.model, machine.checkpoint, thresholding),
-    )
-    exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing)
-    weights = export(model, config, out, exported, card, samples)
+    model, config = machine.load(), read_json(machine.model / CONFIG, "train")
+    exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, machine.checkpoint)
+    scores = read_scores(machine.model, machine.checkpoint, thresholding)
+    weights = export(model, config, out, exported, samples=samples, license=license_name, scores=scores)
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")
     print(f"wrote {out}: {count:,} parameters, for diffusers' {'UNet2DModel with classes' if keep_classes else pipelines}")

@@ -1,4 +1,4 @@
-"""Reads a UNet2DModel of the DDPM family as diffusers saves it, and writes it as a model folder of ours."""
+"""Reads a UNet2DModel of the DDPM family, as diffusers saves it, and writes it as a model folder."""
 
 import json
 import pickle
@@ -15,19 +15,25 @@ from ddpm.core.files import InputError, atomic_folder, check_folder, first_line,
 from ddpm.core.weights import save_weights
 from ddpm.diffusers_io.export import RECORD, SCHEDULER, UNET
 from ddpm.diffusers_io.model_card import IMPORTED
-from ddpm.diffusers_io.scheduler_config import Learned, read_scheduler
-from ddpm.diffusers_io.state_dict_map import CLASSES, LINEAR_IN, to_ours
-from ddpm.diffusers_io.unet_config import Shape, read_config
+from ddpm.diffusers_io.scheduler_config import SchedulerInfo, read_scheduler
+from ddpm.diffusers_io.state_dict_map import CLASSES, LINEAR_IN, from_diffusers
+from ddpm.diffusers_io.unet_config import UNetInfo, read_config
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG, make_config
 from ddpm.networks.unet import UNet
 
 T = TypeVar("T")
 WEIGHTS = "diffusion_pytorch_model"
+SCHEDULER_CONFIG = "scheduler_config.json"
 FILES = (CONFIG, CHECKPOINTS["final"])
 
 
-class Found(NamedTuple):
-    """A network that was read: the content of its config.json, its weights, and what remains to be said of it."""
+class ImportedModel(NamedTuple):
+    """A model that was read.
+
+    config: the content of its config.json.
+    weights: its state dict.
+    notes: lines for the user.
+    """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
@@ -35,7 +41,7 @@ class Found(NamedTuple):
 
 
 def check_out(path: Path) -> None:
-    """Raises InputError, before any work, for a folder that an import cannot be written to."""
+    """Raises InputError if the folder cannot be written, or holds anything but an earlier import."""
     check_folder(path, FILES, _is_import, "imported model")
 
 
@@ -46,95 +52,92 @@ def _is_import(folder: Path) -> bool:
         return False
 
 
-def read_folder(folder: Path, size: int | None = None) -> Found:
-    """Read a pipeline's folder, or one that holds a UNet2DModel alone.
+def read_folder(folder: Path, size: int | None = None) -> ImportedModel:
+    """Reads the folder of a pipeline, or of a UNet2DModel.
 
-    size: the side of its images, where its config says none. Raises InputError, naming the file, for what is missing, damaged
-    or not possible with our network.
+    size: the side of the images, for a config without sample_size.
+    Raises InputError, naming the file, for what is missing, damaged, or not possible with our U-Net.
     """
     unet = next((at for at in (folder / UNET, folder) if (at / "config.json").is_file()), None)
     if unet is None:
-        raise InputError(
-            f"holds no {UNET}/config.json; give a folder that diffusers has saved a pipeline or U-Net to", key=folder
-        )
-    shape = _within(unet / "config.json", lambda: read_config(_json(unet / "config.json"), size))
-    record = _record(folder if unet == folder / UNET else unet.parent)
-    learned, notes = _learned(folder, unet, record)
-    path, theirs = _weights(unet)
-    return Found(*_assembled(shape, learned, theirs, record, path), notes=notes)
+        raise InputError(f"holds no {UNET}/config.json; give a folder with a pipeline or U-Net that diffusers saved", key=folder)
+    info = _within(unet / "config.json", lambda: read_config(_json(unet / "config.json"), size))
+    record = _read_record(folder if unet == folder / UNET else unet.parent)
+    scheduler, notes = _read_scheduler(folder, unet, record)
+    path, tensors = _read_weights(unet)
+    return ImportedModel(*_assemble(info, scheduler, tensors, record, path), notes)
 
 
-def _learned(folder: Path, unet: Path, record: dict[str, Any]) -> tuple[Learned, list[str]]:
-    """What its scheduler says that the network has learned, and notes on it."""
-    file = "scheduler_config.json"
-    places = (folder / SCHEDULER / file, folder / file, unet.parent / SCHEDULER / file)
-    path = next((place for place in places if place.is_file()), None)
+def _read_scheduler(folder: Path, unet: Path, record: dict[str, Any]) -> tuple[SchedulerInfo, list[str]]:
+    """Reads the scheduler next to the U-Net; returns it with notes for the user."""
+    places = (folder / SCHEDULER, folder, unet.parent / SCHEDULER)
+    path = next((place / SCHEDULER_CONFIG for place in places if (place / SCHEDULER_CONFIG).is_file()), None)
     if path is None:
-        learned = read_scheduler({})
-        return learned, ["no scheduler beside it: taken to predict eps, on the linear schedule with T = 1,000, as diffusers does"]
-    learned = _within(path, lambda: read_scheduler(_json(path), record.get("diffusion")))
-    large = learned.variance in ("fixed_large", "fixed_large_log")
-    return learned, ["its scheduler draws with the large variance: --sampler ddpm --variance large"] if large else []
+        return read_scheduler({}), [
+            f"no {SCHEDULER_CONFIG}; the defaults of diffusers are used: prediction eps, linear schedule, T = 1,000"
+        ]
+    scheduler = _within(path, lambda: read_scheduler(_json(path), record.get("diffusion")))
+    is_large = scheduler.variance in ("fixed_large", "fixed_large_log")
+    return scheduler, ["its scheduler uses the large variance: --sampler ddpm --variance large"] if is_large else []
 
 
-def _assembled(
-    shape: Shape, learned: Learned, theirs: dict[str, Tensor], record: dict[str, Any], path: Path
+def _assemble(
+    info: UNetInfo, scheduler: SchedulerInfo, tensors: dict[str, Tensor], record: dict[str, Any], path: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The content of config.json and the weights. Raises InputError, naming the file `path`, for weights of another network."""
-    table = theirs.pop(CLASSES, None)
-    names, dropout = _classes(shape, record)
-    if (table is None) != (shape.classes is None) or (table is not None and len(table) != shape.classes):
+    """Returns the content of config.json and the weights. Raises InputError, naming the file `path`, if they do not match."""
+    table = tensors.pop(CLASSES, None)
+    names, dropout = _classes(info, record)
+    if (table is None) != (info.classes is None) or (table is not None and len(table) != info.classes):
         rows = "none" if table is None else len(table)
-        raise InputError(f"{CLASSES} has {rows} rows, by its config it should be {shape.classes or 'none'}", key=path)
-    diffusion = learned.diffusion.model_copy(update={"learned_variance": shape.outputs > shape.image[2]})
-    data = {"dataset": IMPORTED, "shape": list(shape.image), "class_names": names, "sha256": {}}
-    config = make_config(shape.settings, learned.schedule, learned.prediction, diffusion, data, {}, 0)
-    config |= {"details": shape.details.model_dump(), "training": {"condition_dropout": dropout}}
-    try:
-        network = UNet(shape.settings, shape.image, names, shape.outputs, shape.details)
-    except InputError as error:
-        raise error.within(path.parent / "config.json") from None
-    weights = _within(path, lambda: to_ours(_ordered(theirs, shape), network))
+        raise InputError(f"{CLASSES} has {rows} rows; config.json has {info.classes or 'none'}", key=path)
+    diffusion = scheduler.diffusion.model_copy(update={"learned_variance": info.outputs > info.image[2]})
+    data = {"dataset": IMPORTED, "shape": list(info.image), "class_names": names, "sha256": {}}
+    config = make_config(info.settings, scheduler.schedule, scheduler.prediction, diffusion, data, {}, 0)
+    config |= {"compat": info.compat.model_dump(), "training": {"condition_dropout": dropout}}
+    network = _within(
+        path.parent / "config.json", lambda: UNet(info.settings, info.image, names, info.outputs, compat=info.compat)
+    )
+    weights = _within(path, lambda: from_diffusers(_sines_first(tensors, info), network))
     if table is not None:
         rows = weights["condition.table.weight"]
         if table.shape[1] != rows.shape[1]:
-            raise InputError(f"{CLASSES} is {table.shape[1]} wide, by its config it should be {rows.shape[1]}", key=path)
-        # Without a row for "no class" there is nothing that it could mean; that it is not asked for is in the config.
+            raise InputError(f"{CLASSES} has {table.shape[1]} columns; config.json has {rows.shape[1]}", key=path)
+        # Without a row for "no class", its row is never used (condition_dropout is 0); any values will do.
         weights["condition.table.weight"] = table if len(table) == len(rows) else torch.cat([table, table.mean(0, keepdim=True)])
     return config, weights
 
 
-def _classes(shape: Shape, record: dict[str, Any]) -> tuple[list[str], float]:
-    """The names of the classes, and whether the last row of the table means "no class", as the share of images without one."""
-    if shape.classes is None:
+def _classes(info: UNetInfo, record: dict[str, Any]) -> tuple[list[str], float]:
+    """Returns the class names, and the condition dropout, which is 0 if no row of the class embedding means "no class"."""
+    if info.classes is None:
         return ["image"], 0.0
     names, dropout = record.get("class_names", []), record.get("condition_dropout", 0.0)
-    if len(names) == shape.classes - 1:
+    if len(names) == info.classes - 1:
         return names, dropout
-    return [f"class {k}" for k in range(shape.classes)], 0.0
+    return [f"class {k}" for k in range(info.classes)], 0.0
 
 
-def _ordered(theirs: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """With a time embedding that begins with the sines, as ours does: its first layer's columns in that order."""
+def _sines_first(tensors: dict[str, Tensor], info: UNetInfo) -> dict[str, Tensor]:
+    """Reorders the columns of the first time layer for a time embedding that begins with the sines, as ours does."""
     name = f"{LINEAR_IN}.weight"
-    if not shape.cosines_first or name not in theirs:
-        return theirs
-    return {**theirs, name: theirs[name].roll(theirs[name].shape[-1] // 2, dims=-1)}
+    if not info.cosines_first or name not in tensors:
+        return tensors
+    return {**tensors, name: tensors[name].roll(tensors[name].shape[-1] // 2, dims=-1)}
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """What an export of ours has beside it, as far as it is what it should be: `diffusion`, class names, condition dropout."""
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Returns the diffusion settings, class names and condition dropout that our exports record; {} without a valid record."""
     try:
         record = _json(folder / RECORD)
         names, dropout = record["data"]["class_names"], record["training"].get("condition_dropout", 0.0)
-        known = all(isinstance(name, str) for name in names) and isinstance(dropout, int | float)
-        return {"diffusion": dict(record["diffusion"]), "class_names": names, "condition_dropout": dropout} if known else {}
+        is_valid = all(isinstance(name, str) for name in names) and isinstance(dropout, int | float)
+        return {"diffusion": dict(record["diffusion"]), "class_names": names, "condition_dropout": dropout} if is_valid else {}
     except (InputError, KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 
 def _within(path: Path, read: Callable[[], T]) -> T:
-    """What `read` gives; its InputError begins with the file."""
+    """Returns read(); its InputError names the file."""
     try:
         return read()
     except InputError as error:
@@ -155,12 +158,12 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-# Where both are, the first is taken.
+# In the order of preference.
 READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {".safetensors": load_file, ".bin": _load_pickle}
 
 
-def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The file of the weights, and its tensors in float32 on the CPU."""
+def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Returns the path of the weights file, and its tensors in float32 on the CPU."""
     path = next((at for suffix in READERS if (at := folder / f"{WEIGHTS}{suffix}").is_file()), None)
     if path is None:
         raise InputError(f"holds no {WEIGHTS}{' or '.join(READERS)}; save the model again", key=folder)
@@ -170,8 +173,8 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         raise InputError(f"cannot be read as weights ({first_line(error)}); save the model again", key=path) from None
 
 
-def write_model(found: Found, out: Path) -> None:
-    """Write what was read as a model folder, whole or not at all."""
+def write_model(imported: ImportedModel, out: Path) -> None:
+    """Writes an imported model as a model folder, atomically."""
     with atomic_folder(out, replace=True) as folder:
-        write_json(folder / CONFIG, found.config)
-        save_weights(folder / CHECKPOINTS["final"], found.weights)
+        write_json(folder / CONFIG, imported.config)
+        save_weights(folder / CHECKPOINTS["final"], imported.weights)

@@ -1,7 +1,7 @@
-"""Where the tensors of diffusers' UNet2DModel lie in our U-Net: both compute the same, under other names.
+"""Maps the tensors of diffusers' UNet2DModel to those of our U-Net, which computes the same.
 
-Each of its tensors is one of ours, or some rows of one: we keep queries, keys and values in one layer, and the shifts of all
-blocks in another. So one table serves both directions.
+Each tensor of diffusers is one of ours or some rows of one: our attention keeps queries, keys and values in one layer, and our
+U-Net keeps the time projections of all blocks in one layer. So one table serves both directions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,17 +14,19 @@ from ddpm.core.files import InputError
 from ddpm.networks.layers import Attention, ResidualBlock
 from ddpm.networks.unet import UNet
 
-LINEAR_IN = "time_embedding.linear_1"
-LINEAR_OUT = "time_embedding.linear_2"
-FIRST, LAST = "conv_in", "conv_out"
+LINEAR_IN, LINEAR_OUT = "time_embedding.linear_1", "time_embedding.linear_2"
 CLASSES = "class_embedding.weight"
-# Of the attention's layers, as diffusers called them before version 0.15.
+# The attention layers' names before version 0.15 of diffusers.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_BLOCK = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "skip"}
 
 
-class Part(NamedTuple):
-    """Rows first .. first + rows - 1 of one of our tensors; flat: they are without the 1x1 of our convolution there."""
+class TensorRows(NamedTuple):
+    """Rows of one of our tensors.
+
+    name: the name of the tensor.
+    first, rows: the first row and the number of rows.
+    flat: whether diffusers has a linear layer where we have a 1x1 convolution.
+    """
 
     name: str
     first: int
@@ -32,90 +34,86 @@ class Part(NamedTuple):
     flat: bool = False
 
 
-def parts(network: UNet) -> dict[str, Part]:
-    """By the names of UNet2DModel, where each of its tensors lies in ours; what the network is told of an image is left out."""
+def tensor_map(network: UNet) -> dict[str, TensorRows]:
+    """Returns the place of each tensor of UNet2DModel in our network; the class embedding is not in it."""
     sizes = {name: len(value) for name, value in network.named_parameters()}
-    found = {}
+    places = {}
 
     def add(theirs: str, ours: str, first: int = 0, rows: int | None = None, flat: bool = False) -> None:
         for kind in ("weight", "bias"):
-            whole = sizes[f"{ours}.{kind}"]
-            found[f"{theirs}.{kind}"] = Part(f"{ours}.{kind}", first, whole if rows is None else rows, flat and kind == "weight")
+            count = sizes[f"{ours}.{kind}"] if rows is None else rows
+            places[f"{theirs}.{kind}"] = TensorRows(f"{ours}.{kind}", first, count, flat and kind == "weight")
 
-    for theirs, ours in _whole_layers(network):
+    for name in ("conv_in", "conv_out"):
+        add(name, name)
+    for theirs, ours in ((LINEAR_IN, "time.0"), (LINEAR_OUT, "time.2"), ("conv_norm_out", "norm")):
         add(theirs, ours)
-    shift = 0
+    for i in range(len(network.down) - 1):
+        add(f"down_blocks.{i}.downsamplers.0.conv", f"downsample.{i}")
+        add(f"up_blocks.{i}.upsamplers.0.conv", f"upsample.{i}")
+    first = 0
     for theirs, ours, block in _members(network, ResidualBlock):
-        add(f"{theirs}.time_emb_proj", "embed", shift, block.conv1.out_channels)
-        shift += block.conv1.out_channels
-        for there, here in _BLOCK.items():
-            if not isinstance(getattr(block, here), nn.Identity):
-                add(f"{theirs}.{there}", f"{ours}.{here}")
+        add(f"{theirs}.time_emb_proj", "embed", first, block.conv1.out_channels)
+        first += block.conv1.out_channels
+        for name in ("norm1", "conv1", "norm2", "conv2"):
+            add(f"{theirs}.{name}", f"{ours}.{name}")
+        if not isinstance(block.skip, nn.Identity):
+            add(f"{theirs}.conv_shortcut", f"{ours}.skip")
     for theirs, ours, attention in _members(network, Attention):
         width = attention.out.out_channels
         add(f"{theirs}.group_norm", f"{ours}.norm")
         add(f"{theirs}.to_out.0", f"{ours}.out", flat=True)
         for k, name in enumerate(("to_q", "to_k", "to_v")):
             add(f"{theirs}.{name}", f"{ours}.qkv", k * width, width, flat=True)
-    return found
-
-
-def _whole_layers(network: UNet) -> Iterator[tuple[str, str]]:
-    """Names, theirs and ours, of the layers outside of blocks."""
-    yield from {FIRST: "conv_in", LINEAR_IN: "time.0", LINEAR_OUT: "time.2", "conv_norm_out": "norm", LAST: "conv_out"}.items()
-    for i in range(len(network.down) - 1):
-        yield f"down_blocks.{i}.downsamplers.0.conv", f"downsample.{i}"
-        yield f"up_blocks.{i}.upsamplers.0.conv", f"upsample.{i}"
+    return places
 
 
 def _members(network: UNet, kind: type[nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
-    """Names, theirs and ours, of the blocks or attentions, in the order of the forward pass, which is that of the shifts."""
-    here, there = ("blocks", "resnets") if kind is ResidualBlock else ("attentions", "attentions")
+    """Yields (their name, our name, module) for all blocks or attentions in the order of the forward pass."""
+    ours, theirs = ("blocks", "resnets") if kind is ResidualBlock else ("attentions", "attentions")
 
     def side(name: str) -> Iterator[tuple[str, str, nn.Module]]:
         for i, level in enumerate(getattr(network, name)):
-            for j, member in enumerate(getattr(level, here)):
-                yield f"{name}_blocks.{i}.{there}.{j}", f"{name}.{i}.{here}.{j}", member
+            for j, member in enumerate(getattr(level, ours)):
+                yield f"{name}_blocks.{i}.{theirs}.{j}", f"{name}.{i}.{ours}.{j}", member
 
     middle = ("mid_block1", "mid_block2") if kind is ResidualBlock else ("mid_attention",)
-    between = ((f"mid_block.{there}.{j}", name, getattr(network, name)) for j, name in enumerate(middle))
-    for theirs, ours, member in (*side("down"), *between, *side("up")):
-        if isinstance(member, kind):
-            yield theirs, ours, member
+    between = ((f"mid_block.{theirs}.{j}", name, getattr(network, name)) for j, name in enumerate(middle))
+    yield from (found for found in (*side("down"), *between, *side("up")) if isinstance(found[2], kind))
 
 
-def to_theirs(network: UNet) -> dict[str, Tensor]:
-    """The tensors of the UNet2DModel that computes as the network does, copied to the CPU."""
+def to_diffusers(network: UNet) -> dict[str, Tensor]:
+    """Returns the state dict of the UNet2DModel that computes as the network does, copied to the CPU."""
     ours, theirs = network.state_dict(), {}
-    for name, part in parts(network).items():
-        rows = ours[part.name][part.first : part.first + part.rows]
-        theirs[name] = (rows.flatten(1) if part.flat else rows).detach().cpu().clone(memory_format=torch.contiguous_format)
+    for name, place in tensor_map(network).items():
+        rows = ours[place.name][place.first : place.first + place.rows]
+        theirs[name] = (rows.flatten(1) if place.flat else rows).detach().cpu().clone(memory_format=torch.contiguous_format)
     return theirs
 
 
-def to_ours(theirs: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
-    """The state of our network with the tensors of a UNet2DModel, old names of its attention included; of what it is told of an
-    image, its own. Raises InputError for tensors that are missing, too many, or of another shape."""
+def from_diffusers(theirs: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
+    """Returns our network's state dict with the tensors of a UNet2DModel; tensors that it lacks keep the network's values.
+
+    Accepts the old names of attention layers. Raises InputError for tensors that are missing, unknown, or of another shape.
+    """
     ours = {name: value.clone() for name, value in network.state_dict().items()}
-    given, expected = _renamed(theirs), parts(network)
-    odd = sorted(given.keys() ^ expected.keys())
+    theirs, expected = {_current_name(name): value for name, value in theirs.items()}, tensor_map(network)
+    odd = sorted(theirs.keys() ^ expected.keys())
     if odd:
-        state = "is missing" if odd[0] in expected else "belongs to no part of this network"
-        raise InputError(f"{odd[0]} {state}, by its config ({len(odd)} such tensors)")
-    for name, part in expected.items():
-        rows = ours[part.name][part.first : part.first + part.rows]
-        flat = tuple(rows.shape[:2]) if part.flat else ()
-        if tuple(given[name].shape) not in (tuple(rows.shape), flat):
-            raise InputError(f"shape {tuple(given[name].shape)} must be {flat or tuple(rows.shape)}, by its config", key=name)
-        rows.copy_(given[name].reshape(rows.shape))
+        problem = "is missing" if odd[0] in expected else "is not a tensor of this network"
+        raise InputError(f"{problem}, according to config.json ({len(odd)} such tensors)", key=odd[0])
+    for name, place in expected.items():
+        rows = ours[place.name][place.first : place.first + place.rows]
+        flat = tuple(rows.shape[:2]) if place.flat else ()
+        if tuple(theirs[name].shape) not in (tuple(rows.shape), flat):
+            raise InputError(
+                f"shape {tuple(theirs[name].shape)} must be {flat or tuple(rows.shape)}, according to config.json", key=name
+            )
+        rows.copy_(theirs[name].reshape(rows.shape))
     return ours
 
 
-def _renamed(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the attention's names of today."""
-    found = {}
-    for name, value in theirs.items():
-        parents, layer, kind = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", "")
-        old = layer in _OLD_NAMES and ".attentions." in parents
-        found[f"{parents}.{_OLD_NAMES[layer]}.{kind}" if old else name] = value
-    return found
+def _current_name(name: str) -> str:
+    """Returns the name in current versions of diffusers."""
+    parents, layer, kind = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", "")
+    return f"{parents}.{_OLD_NAMES[layer]}.{kind}" if layer in _OLD_NAMES and ".attentions." in parents else name

@@ -59,7 +59,7 @@ class _Config(BaseModel):
     model: NetworkSettings
     diffusion: _Diffusion
     data: _Data
-    details: CompatOptions | None = None
+    compat: CompatOptions | None = None
 
 
 def make_config(
@@ -92,7 +92,7 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
         )
     try:
         valid = make(_Config, **config)
-        options = {"compat": valid.details} if valid.details else {}
+        options = {"compat": valid.compat} if valid.compat else {}
         network = make_network(valid.model, valid.diffusion, tuple(valid.data.shape), valid.data.class_names, **options)
     except InputError as error:
         reason = str(error).split(";")[0]  # without the advice, which is about params.yaml
