@@ -6,13 +6,15 @@ from typing import Any
 
 import jinja2
 
-from ddpm.plots.numbers import fixed, measured, number, percent, share_of, supported
+from ddpm.plots.numbers import fixed, measured, number, percent, share_of, supported, table
 
 FILTERS = {function.__name__: function for function in (fixed, measured, number, percent, share_of, supported)}
 
 
 def render(template: Path, **values: Any) -> str:
-    """Returns the text of a template file: paragraphs are separated by one blank line, and the text ends with a newline.
+    """Returns the text of a template file, which can call `table` and the FILTERS.
+
+    Paragraphs are separated by one blank line, and the text ends with a newline.
 
     Raises jinja2.UndefinedError for a name or key that `values` lack.
     """
@@ -20,5 +22,6 @@ def render(template: Path, **values: Any) -> str:
         loader=jinja2.FileSystemLoader(template.parent), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= FILTERS
+    environment.globals["table"] = table
     text = environment.get_template(template.name).render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
