@@ -1,4 +1,4 @@
-"""Experiments beside each other: what is read from `dvc exp show`, what may be compared, and when a difference is one."""
+"""Comparison of experiments: reading `dvc exp show`, grouping, tests of differences, the page and the command."""
 
 import csv
 import io
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 from conftest import ROOT
 from PIL import Image
+from scipy.stats import t, ttest_ind
 
 from ddpm.cli.main import main
 from ddpm.core.files import InputError
 from ddpm.experiments import collect
 from ddpm.experiments.compare import write_experiments
-from ddpm.experiments.significance import T95, Difference, difference, in_words, t95, with_spread
+from ddpm.experiments.significance import Difference, difference, format_difference, format_mean
 from ddpm.experiments.tables import comparable
 
 PARAMS = ["dataset", "schedule", "prediction", "seed", "train_classifier.epochs", "train.steps", "runtime.threads",
@@ -33,7 +33,7 @@ HEADER = [
     *(f"{name}.{key}" for name in ("ddpm", "ddim") for key in SAMPLER),
     *("reconstruction.psnr", "reconstruction.psnr_wiener", "reports/sweep/metrics.json:n", "fid_floor"),
     *(name if name != "seed" else "params.yaml:seed" for name in PARAMS),
-    *("data/prepared", "ddpm/evaluation", "ddpm/reporting/page.py", "ddpm/sampling", "stages/evaluate.py"),
+    *("data/prepared", "ddpm/evaluation", "ddpm/report", "ddpm/sampling", "stages/evaluate.py"),
 ]
 COST = {"ddpm": ("DDPM", 1000, 14.0), "ddim": ("DDIM", 50, 280.0)}
 
@@ -46,7 +46,7 @@ def row(name, ratio=1.0, seed=0, floor=0.08, **changes):
         "reconstruction.psnr": 17.0 + seed / 10, "reconstruction.psnr_wiener": 14.8, "reports/sweep/metrics.json:n": 7,
         "fid_floor": 9, "reports/train/metrics.json:loss": 0.2, "dataset": "digits", "schedule": "linear", "prediction": "v",
         "params.yaml:seed": seed, "train_classifier.epochs": 40, "train.steps": 5000, "runtime.threads": "auto",
-        "sweep.samples": 1500, "data/prepared": "d", "ddpm/evaluation": "e", "ddpm/reporting/page.py": "p", "ddpm/sampling": "s",
+        "sweep.samples": 1500, "data/prepared": "d", "ddpm/evaluation": "e", "ddpm/report": "p", "ddpm/sampling": "s",
         "stages/evaluate.py": "v",
     }  # fmt: skip
     for sampler, (title, nfe, speed) in COST.items():
@@ -85,14 +85,12 @@ def cells(text, heading, first):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+T95 = t.ppf(0.975, 2)  # of three pairs
 SEEDS = [commit("main"), row("a", 1.04, 1), row("b", 0.96, 2)]
 COSINE = [row(f"c{seed}", ratio, seed, schedule="cosine") for seed, ratio in ((0, 0.55), (1, 0.52), (2, 0.51))]
 
 
-# What is read
-
-
-def test_scores_and_settings_are_found_by_name_with_and_without_a_path():
+def test_read_finds_columns_with_and_without_a_path():
     found = read(*SEEDS, *COSINE)
     assert list(found.about.index) == ["main", "a", "b", "c0", "c1", "c2"]
     assert found.scores["n"].tolist() == [500] * 6, "not that of the sweep"
@@ -103,12 +101,12 @@ def test_scores_and_settings_are_found_by_name_with_and_without_a_path():
     assert found.differing() == ["schedule"], "the seed is no setting"
 
 
-def test_messages_before_the_table_are_passed_over():
+def test_read_skips_messages_before_the_table():
     text = "WARNING: something, something\n" + shown(*SEEDS)
     assert len(collect.read_experiments(text, PARAMS).about) == 3
 
 
-def test_what_is_not_finished_is_named_and_not_compared(tmp_path):
+def test_read_leaves_out_unfinished_experiments(tmp_path):
     others = [
         row("dozen-rort", schedule="cosine", State="Failed"),
         row("later", schedule="cosine", State="Queued"),
@@ -127,18 +125,18 @@ def test_what_is_not_finished_is_named_and_not_compared(tmp_path):
     assert "cosine" not in text
 
 
-def test_nothing_to_compare_is_one_line():
-    with pytest.raises(InputError, match=r"^no experiments; make some: `dvc exp run --queue") as error:
+def test_read_refuses_fewer_than_two_experiments():
+    with pytest.raises(InputError, match=r"^no experiments; run some: `dvc exp run --queue") as error:
         read(commit("main"))
     assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"^nothing to compare; late: failed; copy: the same as main; make some: "):
+    with pytest.raises(InputError, match=r"^nothing to compare; late: failed; copy: the same as main; run some: "):
         read(commit("main"), row("late", State="Failed"), row("copy"))
     for text in ("", "nothing like a table\n", "A,B\n1,2\n"):
         with pytest.raises(InputError, match=r"^no experiments: `dvc exp show` prints no table"):
             collect.read_experiments(text, PARAMS)
 
 
-def test_a_repetition_is_no_second_seed():
+def test_read_leaves_out_repeats():
     again, elsewhere = row("again", 1.04, 1), row("elsewhere", 1.3, 1)
     found = read(*SEEDS, again, elsewhere)
     assert list(found.about.index) == ["main", "a", "b"]
@@ -146,36 +144,33 @@ def test_a_repetition_is_no_second_seed():
     assert found.left_out["elsewhere"].startswith("settings, seed and code of a, but other scores")
 
 
-def test_other_code_is_a_setting_unless_it_changes_no_score():
+def test_read_takes_code_as_a_setting_if_scores_differ():
     changed = {"ddpm/sampling": "t"}
     assert read(*SEEDS, row("same", 1.04, 1) | changed).left_out == {"same": "the same as a"}
     found = read(*SEEDS, row("other", 1.2, 1) | changed)
     assert found.differing() == ["code"]
     assert found.settings["code"].tolist() == ["main", "main", "main", "other"]
-    assert read(*SEEDS, row("page", 1.2, 3) | {"ddpm/reporting/page.py": "q"}).differing() == []
+    assert read(*SEEDS, row("page", 1.2, 3) | {"ddpm/report": "q"}).differing() == []
 
 
-def test_settings_that_change_no_score_are_left_aside():
+def test_read_ignores_settings_without_effect_on_scores():
     assert read(commit("main"), row("a", 1.1, 1) | {"runtime.threads": 1, "sweep.samples": 3}).differing() == []
 
 
-def test_a_setting_that_older_commits_do_not_have_does_not_differ():
+def test_differing_ignores_settings_that_older_commits_lack():
     old = commit("v1", 1.3, seed=1) | {"train.steps": ""}
     assert read(commit("main"), old).differing() == []
     assert read(commit("main"), old, row("long", 0.9) | {"train.steps": 9000}).differing() == ["train.steps"]
 
 
-def test_experiments_of_several_commits_may_share_a_name():
+def test_read_names_experiments_of_several_commits_apart():
     found = read(commit("main"), row("x", 1.1, 1), commit("v1", 1.2, seed=2), row("x", 1.3, 3) | {"rev": "1234567"})
     assert found.about["commit"].tolist() == ["main", "main", "v1", "v1"]
     assert "x (1234567)" in found.about.index
     assert found.about.index.is_unique
 
 
-# What may be compared
-
-
-def test_another_n_image_set_or_judge_is_another_group(tmp_path):
+def test_comparable_groups_by_n_images_and_classifier(tmp_path):
     others = [
         row("few", 3.0, **{"reports/evaluate/metrics.json:n": 100}),
         row("mnist", 2.0, dataset="mnist", **{"data/prepared": "m"}),
@@ -190,24 +185,27 @@ def test_another_n_image_set_or_judge_is_another_group(tmp_path):
     }
     assert next(iter(groups)) == "digits, n = 500, train_classifier.epochs 40", "the committed run's"
     text = page(tmp_path, *SEEDS, *COSINE, *others)
-    assert "They fall into 4 groups" in text
-    assert text.count("\nAgainst ") == 3, "differences only within the first"
+    assert "There are 4 groups" in text
+    assert text.count("\nCompared with ") == 3, "differences only within the first"
     assert {path.stem for path in tmp_path.glob("*.png")} == {"quality", "quality_2", "quality_3", "quality_4"}
     page(tmp_path, *SEEDS, *COSINE)
     assert [path.name for path in tmp_path.glob("*.png")] == ["quality.png"], "those of the page before are gone"
 
 
-def test_fids_of_different_judges_never_stand_side_by_side(tmp_path):
+def test_page_hides_fid_of_different_classifiers(tmp_path):
     text = page(tmp_path, *SEEDS, *COSINE)
-    assert "in the features of 3 judges, since each seed trains its own. FIDs of different judges are not comparable" in text
+    assert (
+        "in the features of 3 classifiers, since each seed trains its own.\nFIDs in the features of different classifiers are not"
+        in text
+    )
     assert "FID ↓" not in text
     assert "FID / floor ↓" in text
     text = page(tmp_path, commit("main"), COSINE[0])
-    assert "one judge (weights `00000000`)" in text
+    assert "one classifier (weights `00000000`)" in text
     assert "| FID ↓ | FID / floor ↓ |" in text
 
 
-def test_rows_that_differ_by_seed_alone_are_one(tmp_path):
+def test_page_has_one_row_per_setting(tmp_path):
     text = page(tmp_path, *SEEDS, *COSINE)
     assert "6 experiments of one commit in 2 settings" in text
     assert "spread over seeds is unknown" not in text
@@ -216,38 +214,38 @@ def test_rows_that_differ_by_seed_alone_are_one(tmp_path):
     assert linear[-2:] == ["1,000", "71.4"]
     cosine, against = cells(text, "## DDPM", "cosine")[:2]
     assert cosine[:3] == ["cosine", "3", "0.53 ± 0.02"]
-    # Pairs of seeds: -.45, -.52, -.45; their standard error is .0233, times 4.30.
+    # Pairs of seeds: -.45, -.52, -.45; their standard error is .0233, times 4.303.
     assert against[1] == "**better** by 0.47 ± 0.10"
     assert "Below 1, samples are closer to the training images" in text
-    assert "Against schedule linear, the committed setting" in text
+    assert "Compared with schedule linear, the committed setting" in text
 
 
-def test_a_single_seed_tells_no_difference(tmp_path):
+def test_page_of_single_seeds_claims_no_difference(tmp_path):
     text = page(tmp_path, commit("main"), row("c", 0.5, schedule="cosine"))
     assert "**The spread over seeds is unknown**" in text
     assert "-S 'seed=range(0,3)'" in text
-    assert cells(text, "Against", "cosine")[0][1] == "-0.50, spread unknown"
+    assert cells(text, "Compared with", "cosine")[0][1] == "-0.50, spread unknown"
     assert "better**" not in text
     text = page(tmp_path, *SEEDS, row("c", 0.5, schedule="cosine"))
     assert "Settings with a single seed have an unknown spread" in text
     assert "spread unknown" in text
 
 
-def test_equal_scores_of_different_settings_are_pointed_out(tmp_path):
+def test_page_names_settings_with_equal_scores(tmp_path):
     text = page(tmp_path, commit("main"), row("c", schedule="cosine"), row("d", 0.7, schedule="sigmoid"))
-    assert "The same FID to the last digit have **schedule linear and schedule cosine**: what differs there" in text
-    assert "sigmoid" not in text.partition("The same FID")[2].partition("\n")[0]
+    assert "These settings have the same FID to the last digit: **schedule linear and schedule cosine**." in text
+    assert "sigmoid" not in text.partition("the same FID")[2].partition("\n")[0]
 
 
-def test_many_settings_are_told_apart_by_numbers(tmp_path):
+def test_page_numbers_settings_that_differ_in_many_keys(tmp_path):
     other = {"schedule": "cosine", "prediction": "eps", "train.steps": 9000, "ddpm/sampling": "t"}
     text = page(tmp_path, commit("main"), row("a", 0.9, **other))
     assert "|  | schedule | prediction | train.steps | code |" in text
     assert "| setting 2 | cosine | eps | 9000 | a |" in text
-    assert "Against setting 1, the committed setting" in text
+    assert "Compared with setting 1, the committed setting" in text
 
 
-def test_accuracy_and_newer_scores_may_be_missing(tmp_path):
+def test_page_leaves_out_missing_scores(tmp_path):
     without = {f"{name}.{key}": "" for name in COST for key in ("accuracy", "classifier.precision", "classifier.recall")}
     text = page(tmp_path, commit("main", **without), row("c", 0.9, schedule="cosine", **without))
     assert "accuracy" not in text
@@ -256,7 +254,7 @@ def test_accuracy_and_newer_scores_may_be_missing(tmp_path):
         assert picture.width > 800
 
 
-def test_the_table_for_other_programs_has_a_row_per_experiment(tmp_path):
+def test_csv_has_a_row_per_experiment(tmp_path):
     page(tmp_path, *SEEDS, *COSINE)
     table = pd.read_csv(tmp_path / "experiments.csv", index_col="experiment")
     assert table.index.tolist() == ["main", "a", "b", "c0", "c1", "c2"]
@@ -268,52 +266,51 @@ def test_the_table_for_other_programs_has_a_row_per_experiment(tmp_path):
     assert table.judge.nunique() == 3
 
 
-# When a difference is one
-
-
-def runs(values, seeds=None, judge="j"):
-    index = pd.MultiIndex.from_tuples([(str(seed), judge) for seed in seeds or range(len(values))])
+def runs(values, seeds=None, classifier="c"):
+    index = pd.MultiIndex.from_tuples([(str(seed), classifier) for seed in seeds or range(len(values))])
     return pd.Series(values, index, dtype=float)
 
 
-def test_the_quantiles_are_students():
-    assert [round(scipy.stats.t.ppf(0.975, k), 2) for k in range(1, len(T95) + 1)] == pytest.approx(list(T95))
-    assert t95(500) == T95[-1]
-
-
-def test_what_a_seed_adds_to_both_sides_cancels():
+def test_difference_pairs_runs_of_one_seed():
     a, b = runs([1.1, 2.1, 3.2]), runs([1.0, 2.0, 3.0])
     found = difference(a, b)
     assert found.value == pytest.approx(0.4 / 3)
-    assert found.margin == pytest.approx(4.30 * np.std([0.1, 0.1, 0.2], ddof=1) / np.sqrt(3))
-    unpaired = difference(a, runs([1.0, 2.0, 3.0], judge="another"))
+    assert found.margin == pytest.approx(T95 * np.std([0.1, 0.1, 0.2], ddof=1) / np.sqrt(3))
+    # Runs with other classifiers are no pairs.
+    unpaired = difference(a, runs([1.0, 2.0, 3.0], classifier="another"))
     assert unpaired.value == pytest.approx(0.4 / 3)
-    assert unpaired.margin == pytest.approx(4.30 * np.sqrt((a.var() + b.var()) / 3)), "other judges: no pairs"
+    degrees = (a.var() + b.var()) ** 2 / ((a.var() ** 2 + b.var() ** 2) / 2)
+    assert unpaired.margin == pytest.approx(t.ppf(0.975, degrees) * np.sqrt((a.var() + b.var()) / 3)), (
+        "other classifiers: no pairs"
+    )
 
 
-def test_one_run_has_no_spread_and_is_held_to_its_pair():
+def test_difference_of_single_runs_has_no_margin():
     found = difference(runs([5.0]), runs([4.0, 9.0, 9.0]))
     assert found == Difference(1.0, None)
-    assert not found.is_noise
+    assert not found.is_significant
     assert difference(runs([5.0], [7]), runs([4.0, 6.0])) == Difference(0.0, None)
 
 
-def test_equal_differences_are_no_proof():
+def test_difference_of_equal_pairs_has_no_margin():
     assert difference(runs([0.99, 0.98]), runs([0.98, 0.97])).margin is None
-    assert difference(runs([0.99, 0.98]), runs([0.99, 0.98])).is_noise
+    assert difference(runs([0.99, 0.98]), runs([0.99, 0.98])) == Difference(0.0, 0.0)
 
 
-def test_missing_values_are_left_out():
+def test_difference_leaves_out_missing_values():
     assert difference(runs([1.0, 2.0, np.nan]), runs([1.0, 1.0, 5.0])).value == 0.5
     assert np.isnan(difference(runs([np.nan]), runs([1.0])).value)
 
 
-def test_noise_is_called_a_difference_in_one_of_twenty_cases():
-    """And twice the standard error would call it one in about one of five."""
-    values = np.random.default_rng(0).normal(size=(600, 2, 3))
-    found = [difference(runs(a), runs(b)) for a, b in values]
-    assert 0.03 < np.mean([not d.is_noise for d in found]) < 0.07
-    assert np.mean([abs(d.value) > 2 * d.margin / t95(2) for d in found]) > 0.13
+def test_difference_has_its_level_and_the_p_value_of_welch():
+    """One of twenty differences of pure noise is called significant; two standard errors would call one of five so."""
+    values = np.random.default_rng(0).normal(size=(400, 2, 3))
+    paired = [difference(runs(a), runs(b)) for a, b in values]
+    assert 0.03 < np.mean([d.is_significant for d in paired]) < 0.07
+    assert np.mean([abs(d.value) > 2 * d.margin / T95 for d in paired]) > 0.13
+    for a, b in values[:50]:
+        unpaired = difference(runs(a), runs([*b, 3.0], classifier="another"))
+        assert unpaired.is_significant == (ttest_ind(a, [*b, 3.0], equal_var=False).pvalue < 0.05)
 
 
 @pytest.mark.parametrize(
@@ -327,22 +324,19 @@ def test_noise_is_called_a_difference_in_one_of_twenty_cases():
         (Difference(float("nan"), None), 1, "-"),
     ],
 )
-def test_a_difference_in_words(found, better, text):
-    assert in_words(found, better) == text
+def test_format_difference(found, better, text):
+    assert format_difference(found, better) == text
 
 
-def test_a_mean_has_the_digits_that_its_spread_supports():
-    assert with_spread(pd.Series([0.98, 0.99, 0.985]), 100, "%") == "98.5 ± 0.5%"
-    assert with_spread(pd.Series([0.98]), 100, "%") == "98.0%"
-    assert with_spread(pd.Series([1000.0, 1000.0])) == "1,000"
-    assert with_spread(pd.Series([0.12345])) == "0.123"
-    assert with_spread(pd.Series([np.nan])) == "-"
+def test_format_mean_has_the_digits_of_its_spread():
+    assert format_mean(pd.Series([0.98, 0.99, 0.985]), 100, "%") == "98.5 ± 0.5%"
+    assert format_mean(pd.Series([0.98]), 100, "%") == "98.0%"
+    assert format_mean(pd.Series([1000.0, 1000.0])) == "1,000"
+    assert format_mean(pd.Series([0.12345])) == "0.123"
+    assert format_mean(pd.Series([np.nan])) == "-"
 
 
-# The command
-
-
-def test_the_options_go_to_dvc(monkeypatch, workspace, capsys):
+def test_command_passes_options_to_dvc(monkeypatch, workspace, capsys):
     asked = []
     monkeypatch.setattr(collect, "show_csv", lambda options: asked.append(options) or shown(*SEEDS, *COSINE))
     assert main(["experiments"]) == 0
@@ -354,7 +348,7 @@ def test_the_options_go_to_dvc(monkeypatch, workspace, capsys):
     assert Path("elsewhere/index.md").exists()
 
 
-def test_why_dvc_refuses_is_said_in_one_line(tmp_path, monkeypatch):
+def test_show_csv_reports_the_reason_of_dvc(tmp_path, monkeypatch):
     """Outside of any project."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^dvc exp show: you are not inside of a DVC repository[^\n]*; run in [^\n]*$"):
@@ -386,7 +380,7 @@ stages:
 
 
 @pytest.mark.slow
-def test_experiments_that_dvc_ran_are_compared(tmp_path):
+def test_command_compares_experiments_of_dvc(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = kept | {"PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
@@ -413,7 +407,7 @@ def test_experiments_that_dvc_ran_are_compared(tmp_path):
     run("git", "commit", "-qm", "first")
     command = (sys.executable, "-m", "ddpm", "experiments")
     refused = run(*command, status=1)
-    assert refused.stderr.startswith("error: no experiments; make some: ")
+    assert refused.stderr.startswith("error: no experiments; run some: ")
     assert len(refused.stderr.splitlines()) == 1
     for schedule in ("linear", "cosine"):
         for seed in range(3):

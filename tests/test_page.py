@@ -1,7 +1,6 @@
 """reports/index.md: numbers have the digits that they support, and statements hold within their standard deviation."""
 
 import copy
-import json
 import re
 import shutil
 from pathlib import Path
@@ -9,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, diffusion, edit
+from conftest import diffusion, edit
 from PIL import Image
 
 from ddpm.core.files import InputError, write_json, write_npz, write_text
+from ddpm.evaluation.evaluator import describe_metrics
 from ddpm.report.page import Report, render_page, write_report
 from ddpm.report.summary import copying_signs, differ, summarize
 
@@ -52,7 +52,6 @@ SCORES = {
     },
     "round_trip": {"n": 100, "steps_10": {"psnr": 22.58, "mse": 0.0064, "latent_sd": 0.559}},
 }  # fmt: skip
-DESCRIPTIONS = json.loads((ROOT / "ddpm/report/metrics.json").read_text())
 COST = {
     "ddpm": {"nfe": 1000, "seconds": 107.9, "images_per_second": 13.9},
     "ddim": {"nfe": 50, "seconds": 5.02, "images_per_second": 299.0},
@@ -100,6 +99,7 @@ def write_inputs(scored, conditional=True):
     write_json("reports/edit/metrics.json", {"inpaint": INPAINT})
     write_text("reports/guidance/guidance.csv", guidance(["classes"] if conditional else []).to_csv(index=False))
     write_json("samples/judged/scores.json", scored)
+    write_json("samples/judged/metrics.json", describe_metrics())
     write_json("reports/evaluate/metrics.json", {**scored, **{name: {**scored[name], "cost": COST[name]} for name in COST}})
     write_json("data/prepared/meta.json", META)
     curve = [{"fraction": f, "method": m, "psnr": 20 - 10 * f} for f in (0.1, 0.5) for m in ("network", "wiener", "zero")]
@@ -153,7 +153,7 @@ def page(scored=SCORES, descriptions=None, **values):
     """The text of a page, without its pictures."""
     values = {"guidance": guidance(["classes"]), "has_snapshots": True, "inpaint": INPAINT, "meta": META, "schedule": "linear",
               "conditional": True, "has_sweep": False, **values}  # fmt: skip
-    return render_page(scored, descriptions or DESCRIPTIONS, COST, **values)
+    return render_page(scored, descriptions or describe_metrics(), COST, **values)
 
 
 def first_paragraph(**changes):
@@ -252,7 +252,7 @@ def test_page_describes_every_score():
     assert len(scored) == 15
     assert all(len(row[3]) > 20 for row in scored), "the meaning of each score"
     assert "n = 500 images per set, 3 sets" in text
-    assert "Inception: not measured, its weights file is missing" in text
+    assert "comparable with papers: not measured, the weights file is missing" in text
     assert "diversity (AlexNet)" not in text
     one_set = rows_of(section(page(scores(**ONE_SET)), "## All scores"))
     assert one_set["FID excess ↓"][0] == "0.002", "no more decimals than the FID has"
@@ -260,9 +260,10 @@ def test_page_describes_every_score():
 
 def test_page_shows_a_new_metric_by_its_description_alone():
     new = {"key": "sharpness", "title": "sharpness", "better": "higher", "meaning": "a new one", "floor": "real", "share": False}
-    features = {"features": [*DESCRIPTIONS["features"], new], "samples": DESCRIPTIONS["samples"]}
+    descriptions = describe_metrics()
+    descriptions["feature_metrics"].append(new)
     values = {f"{name}.classifier.sharpness": value for name, value in (("ddpm", 0.5), ("ddim", 0.25), ("real", 1.0))}
-    assert rows_of(page(scores(**values), features))["sharpness ↑"] == ["0.50", "0.25", "1.0", "a new one"]
+    assert rows_of(page(scores(**values), descriptions))["sharpness ↑"] == ["0.50", "0.25", "1.0", "a new one"]
 
 
 def test_page_shows_inception_in_a_table_of_its_own():
@@ -272,7 +273,7 @@ def test_page_shows_inception_in_a_table_of_its_own():
         "ddpm.inception": space, "ddim.inception": space, "real.inception": real | {"status": "ok"},
         "ddpm.diversity.alex": 0.97, "ddim.diversity.alex": 1.02,
     }))  # fmt: skip
-    inception = text.partition("In the features of Inception, comparable with papers:")[2]
+    inception = text.partition("In the features of the Inception network, comparable with papers:")[2]
     assert rows_of(inception.partition("Classes, memo")[0])["FID ↓"][0] == "31.4 ± 1.2"
     assert rows_of(inception)["diversity (AlexNet) → 1"][:2] == ["0.97", "1.0"]
     assert "not measured: its weights file is missing" not in text

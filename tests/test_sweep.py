@@ -196,9 +196,7 @@ def test_the_page_says_what_the_numbers_say(workspace, sd, said):
         (
             {0.05: 0.12, 0.1: 0.08, 0.2: 0.3},
             np.nan,
-            [
-                "The best width is 0.1, with an FID of 0.080: better than `final` with 0.100.\n`sample_ddim.checkpoint: 0.1` generates"
-            ],
+            ["The best width is 0.1, with an FID of 0.080: better than `final` with 0.100.\n`sample_ddim.checkpoint: 0.1` "],
             ["±", "end of the range", "As good"],
         ),
         (

@@ -1,18 +1,17 @@
-"""Experiments beside each other: reads them from `dvc exp show`, writes reports/experiments.
+"""Reads experiments from `dvc exp show` and writes their comparison to reports/experiments.
 
     python -m ddpm experiments                       # those of the last commit
     python -m ddpm experiments --rev main -n 3       # those of the last three commits of main
     python -m ddpm experiments --all-commits
 
-Which experiments are shown is left to DVC, so the options mean what they mean there.
+DVC selects the experiments, so the options have the meaning that they have in `dvc exp show`.
 """
 
 import io
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,40 +20,36 @@ from ddpm.core.files import InputError
 from ddpm.core.params import PARAMS_FILE, read_yaml
 from ddpm.core.paths import METRICS_FILE
 from ddpm.experiments.compare import write_experiments
-from ddpm.experiments.tables import CODE, SAMPLERS, SCORES, Experiments
+from ddpm.experiments.recipe import flatten
+from ddpm.experiments.tables import CODE, SAMPLES, SCORES, Experiments
 
 HEADER = "Experiment,rev,typ,"
 SEED, SUCCESS = "seed", "Success"
 QUALITY = [key for key in SCORES if ".cost." not in key]
-# Sections that change no number in METRICS_FILE.
+# Sections, folders and scripts that change no number in METRICS_FILE.
 IDLE = ("runtime", "report", "sweep", "guidance", "edit")
+IDLE_CODE = ("ddpm/plots", "ddpm/report", "stages/report.py", "stages/sweep.py")
 QUEUE = "`dvc exp run --queue -S 'schedule=linear,cosine' -S 'seed=range(0,3)'`, then `dvc queue start`"
 
 
 def show_csv(options: Sequence[str] = ()) -> str:
-    """What `dvc exp show --csv` prints. Raises InputError with DVC's reason if it fails."""
+    """Returns the output of `dvc exp show --csv`. Raises InputError with the reason that DVC prints if it fails."""
     command = [sys.executable, "-m", "dvc", "exp", "show", "--csv", "--hide-workspace", *options]
-    ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.startswith("ERROR: ")] or ended.stderr.splitlines()[-1:]
-        reason = said[0].removeprefix("ERROR: ") if said else f"ended with status {ended.returncode}"
-        raise InputError(f"dvc exp show: {reason}; run in a checkout of the project, with options that `dvc exp show` knows")
-    return ended.stdout
-
-
-def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """The dotted keys of nested mappings, as DVC writes them."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}"
+    process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    if process.returncode:
+        lines = process.stderr.splitlines()
+        lines = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:] or [f"exit status {process.returncode}"]
+        raise InputError(
+            f"{lines[0].removeprefix('ERROR: ')}; run in a checkout of the project, with options of `dvc exp show`",
+            key="dvc exp show",
+        )
+    return process.stdout
 
 
 def read_experiments(text: str, params: Sequence[str]) -> Experiments:
-    """The finished experiments in the output of `dvc exp show --csv`; params are the dotted keys of params.yaml.
+    """Returns the finished experiments in the output of `dvc exp show --csv`. params: dotted keys of params.yaml.
 
-    Raises InputError where fewer than two can be compared, saying why.
+    Raises InputError, with the reasons, if fewer than two can be compared.
     """
     shown = _read_csv(text)
     commits = shown["rev"].where(shown["typ"] == "baseline").ffill()
@@ -69,31 +64,31 @@ def read_experiments(text: str, params: Sequence[str]) -> Experiments:
             "commit": commits.to_numpy(),
             "committed": committed.to_numpy(),
             "seed": _column(shown, PARAMS_FILE, SEED),
-            "judge": _column(shown, str(METRICS_FILE), "classifier.sha256"),
+            "classifier": _column(shown, str(METRICS_FILE), "classifier.sha256"),
             "data": _column(shown, str(METRICS_FILE), "data/prepared"),
-            **{name: _column(shown, str(METRICS_FILE), f"{name}.sampler") for name in SAMPLERS},
+            **{name: _column(shown, str(METRICS_FILE), f"{name}.sampler") for name in SAMPLES},
         },
         index=shown.index,
     )
-    everything = Experiments(about, pd.DataFrame({**settings, CODE: _code(shown)}, index=shown.index), scores, left_out)
-    found = _counted_once(everything.take(~shown.index.isin(list(left_out))))
-    if len(found.about) < 2:
-        what = "no experiments" if committed.all() else "nothing to compare"
-        reasons = "".join(f"; {name}: {reason}" for name, reason in found.left_out.items())
-        raise InputError(f"{what}{reasons}; make some: {QUEUE}")
-    return found
+    experiments = Experiments(about, pd.DataFrame({**settings, CODE: _code(shown)}, index=shown.index), scores, left_out)
+    experiments = _without_repeats(experiments.take(~shown.index.isin(list(left_out))))
+    if len(experiments.about) < 2:
+        problem = "no experiments" if committed.all() else "nothing to compare"
+        reasons = "".join(f"; {name}: {reason}" for name, reason in experiments.left_out.items())
+        raise InputError(f"{problem}{reasons}; run some: {QUEUE}")
+    return experiments
 
 
 def _read_csv(text: str) -> pd.DataFrame:
-    # Messages of DVC may stand before the table.
+    # DVC may print messages before the table.
     start = 0 if text.startswith(HEADER) else text.find("\n" + HEADER) + 1
     if not text[start:].startswith(HEADER):
-        raise InputError(f"no experiments: `dvc exp show` prints no table (is there a commit?); make some: {QUEUE}")
+        raise InputError(f"no experiments: `dvc exp show` prints no table (is there a commit?); run some: {QUEUE}")
     return pd.read_csv(io.StringIO(text[start:]), dtype=str, keep_default_na=False)
 
 
 def _column(shown: pd.DataFrame, path: str, key: str) -> pd.Series:
-    """A column of a file; DVC leaves its path out where no other file has the key. Empty text where there is none."""
+    """A column of a file, empty if there is none; DVC writes the path only if several files have the key."""
     for name in (f"{path}:{key}", key):
         if name in shown:
             return shown[name]
@@ -105,40 +100,39 @@ def _numbers(shown: pd.DataFrame, key: str) -> pd.Series:
 
 
 def _left_out(shown: pd.DataFrame, scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Names of experiments that have nothing to compare, and why."""
+    """Names of experiments without scores to compare, and why."""
     states = shown["State"] if "State" in shown else pd.Series("", index=shown.index)
     for name, state in states.items():
         if state not in ("", SUCCESS):
             yield name, state.lower()
-        elif scores.loc[name, [f"{sampler}.classifier.fid" for sampler in SAMPLERS]].isna().any():
+        elif scores.loc[name, [f"{sampler}.classifier.fid" for sampler in SAMPLES]].isna().any():
             yield name, f"has no FID of both samplers in {METRICS_FILE}; run it to the end"
 
 
 def _code(shown: pd.DataFrame) -> list[str]:
-    """Which code each ran: the name of the first experiment that ran the same, by DVC's hashes of the stages' dependencies."""
-    folders = [name for name in shown if name.startswith(("ddpm/", "stages/"))]
-    folders = [name for name in folders if "reporting" not in name and name.split("/")[-1] not in ("report.py", "sweep.py")]
+    """The code of each experiment: the name of the first one with the same hashes of the stages' dependencies."""
+    folders = [name for name in shown if name.startswith(("ddpm/", "stages/")) and not name.startswith(IDLE_CODE)]
     first: dict[tuple, str] = {}
     return [first.setdefault(tuple(row), name) for name, *row in shown[folders].itertuples(name=None)]
 
 
-def _counted_once(found: Experiments) -> Experiments:
-    """Without runs that repeat another one and are no second seed: the same settings and seed, with the same scores or code."""
-    names = [name for name in found.differing() if name != CODE]
-    columns = [found.settings[names], found.about[["seed", "data"]], found.scores["n"]]
+def _without_repeats(experiments: Experiments) -> Experiments:
+    """Leaves out runs with the settings and seed of another one, if their scores or their code are equal too."""
+    names = [name for name in experiments.differing() if name != CODE]
+    columns = [experiments.settings[names], experiments.about[["seed", "data"]], experiments.scores["n"]]
     keys = pd.concat(columns, axis=1).apply(tuple, axis=1)
-    left_out, kept = dict(found.left_out), {}
+    left_out, kept = dict(experiments.left_out), {}
     for name, key in keys.items():
         others = kept.setdefault(key, [])
-        same = [other for other in others if _equal(found.scores[QUALITY], name, other)]
-        rerun = [other for other in others if found.settings.loc[name, CODE] == found.settings.loc[other, CODE]]
+        same = [other for other in others if _equal(experiments.scores[QUALITY], name, other)]
+        rerun = [other for other in others if experiments.settings.loc[name, CODE] == experiments.settings.loc[other, CODE]]
         if same:
             left_out[name] = f"the same as {same[0]}"
         elif rerun:
             left_out[name] = f"settings, seed and code of {rerun[0]}, but other scores (another machine, other raw files?)"
         else:
             others.append(name)
-    return found.take(~found.about.index.isin(list(left_out)))._replace(left_out=left_out)
+    return experiments.take(~experiments.about.index.isin(list(left_out)))._replace(left_out=left_out)
 
 
 def _equal(frame: pd.DataFrame, a: str, b: str) -> bool:
@@ -146,9 +140,8 @@ def _equal(frame: pd.DataFrame, a: str, b: str) -> bool:
 
 
 def report(revs: Sequence[str], num: int | None, all_commits: bool, out: Path) -> str:
-    """Write the experiments of some commits, by the options of `dvc exp show`, to a folder; returns a line that says what."""
+    """Writes the comparison to a folder and returns a line for the terminal. The other arguments: options of `dvc exp show`."""
     options = [word for rev in revs for word in ("--rev", rev)]
     options += ["--num", str(num)] if num is not None else []
     options += ["--all-commits"] if all_commits else []
-    found = read_experiments(show_csv(options), list(flat(read_yaml(PARAMS_FILE))))
-    return write_experiments(out, found)
+    return write_experiments(out, read_experiments(show_csv(options), list(flatten(read_yaml(PARAMS_FILE)))))

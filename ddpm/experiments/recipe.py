@@ -1,19 +1,19 @@
-"""Recipes: named sets of changes to params.yaml, each a YAML file, and the `-S` words by which DVC applies one.
+"""Recipes: named sets of changes to params.yaml, each a YAML file, and the `-S` options by which DVC applies one.
 
     about: one line
     parameters: 35746307        # of the network
-    needs: what to bring        # optional
+    needs: raw data or hardware # optional
     overrides:                  # keys of params.yaml, nested as they are there
       schedule: cosine
     extra:                      # optional: commands after the run
     - python -m stages.sweep
 
-Nothing here imports PyTorch before values are checked, so that a list of recipes is quick.
+PyTorch is imported only when values are checked, so that listing the recipes is quick.
 """
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -26,14 +26,21 @@ from ddpm.core.params import PARAMS_FILE, Section, lookup, make, read_yaml
 FOLDER = Path(__file__).parent / "recipes"
 SUFFIX = ".yaml"
 Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
-# What Hydra, which reads `-S` for DVC, and the unquoted $(...) of a shell both leave as it is.
+# Characters that Hydra, which parses `-S` for DVC, and the unquoted $(...) of a shell leave unchanged.
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/-+.%@")
-# Words that Hydra takes for something else, whatever their case.
+# Words that Hydra does not parse as text, in any case.
 NO_TEXT = ("null", "nan", "inf", "true", "false")
 
 
 class RecipeFile(Section):
-    """The content of a recipe's file."""
+    """The content of a recipe file.
+
+    about: one line.
+    parameters: number of parameters of the network.
+    needs: what the run needs besides the project.
+    overrides: changes of params.yaml, nested as there.
+    extra: commands after the run.
+    """
 
     about: Line
     parameters: Annotated[int, Field(ge=1)]
@@ -43,7 +50,12 @@ class RecipeFile(Section):
 
 
 class Recipe(NamedTuple):
-    """A recipe: its name, the file that it was read from, and what that says."""
+    """A recipe.
+
+    name: name of the file, without its suffix.
+    path: the file.
+    content: what it holds.
+    """
 
     name: str
     path: Path
@@ -51,27 +63,27 @@ class Recipe(NamedTuple):
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the project."""
+    """Returns the names of the recipes of the project."""
     return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
 
 
-def read_recipe(given: str) -> Recipe:
-    """A recipe by its name, or by the path of a file of one's own. Raises InputError for an unknown or invalid one."""
-    if given.endswith((SUFFIX, ".yml")):
-        path = Path(given)
+def read_recipe(name: str) -> Recipe:
+    """Reads a recipe by its name, or by the path of a file (.yaml, .yml). Raises InputError for an unknown or invalid one."""
+    if name.endswith((SUFFIX, ".yml")):
+        path = Path(name)
     else:
-        path = lookup({name: FOLDER / f"{name}{SUFFIX}" for name in recipe_names()}, given, "recipe")
+        path = lookup({known: FOLDER / f"{known}{SUFFIX}" for known in recipe_names()}, name, "recipe")
     content = read_yaml(path)
     try:
         return Recipe(path.stem, path, make(RecipeFile, **content))
     except InputError as error:
         raise error.within(path) from None
-    except TypeError as error:  # a key that is no text
+    except TypeError as error:  # a key is not text
         raise InputError(str(error), key=path) from None
 
 
 def list_recipes() -> str:
-    """A line for each recipe of the project: name, data, parameters, and what it is."""
+    """Returns a line for each recipe of the project: name, parameters, description."""
     lines = []
     for name in recipe_names():
         content = read_recipe(name).content
@@ -80,10 +92,10 @@ def list_recipes() -> str:
     return "\n".join(lines)
 
 
-def read_changes(given: Sequence[str]) -> dict[str, Any]:
-    """Changes as people write them behind `-S`, `train.steps=100`, nested. Raises InputError for what is no such thing."""
+def read_changes(words: Sequence[str]) -> dict[str, Any]:
+    """Parses changes such as `train.steps=100` into a nested mapping. Raises InputError for one that cannot be parsed."""
     changes: dict[str, Any] = {}
-    for text in given:
+    for text in words:
         key, equals, value = text.partition("=")
         *sections, last = key.strip().split(".")
         node = changes
@@ -92,7 +104,7 @@ def read_changes(given: Sequence[str]) -> dict[str, Any]:
             if not isinstance(node, dict):
                 break
         if not equals or not last or not isinstance(node, dict):
-            raise InputError(f"{text!r} is no change of a setting; write `-S train.steps=100`", key="set_param")
+            raise InputError(f"{text!r} is not a change of a setting; write `-S train.steps=100`", key="set_param")
         try:
             node[last] = _with_numbers(yaml.safe_load(value))
         except yaml.YAMLError:
@@ -101,9 +113,9 @@ def read_changes(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_numbers(value: Any) -> Any:
-    """A value that PyYAML read, with 1e-4 as a number."""
+    """Parses numbers such as 1e-4, which are text to PyYAML."""
     if isinstance(value, list):
-        return [_with_numbers(one) for one in value]
+        return [_with_numbers(element) for element in value]
     if isinstance(value, str) and any(sign.isdigit() for sign in value):
         try:
             number = float(value)
@@ -114,22 +126,24 @@ def _with_numbers(value: Any) -> Any:
 
 
 def merged(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`base`, nested as params.yaml, with some values replaced. Raises InputError, beginning with `where`, for a key that it
-    does not have, with the nearest that it has."""
+    """Returns `base`, nested as params.yaml, with some values replaced.
+
+    Raises InputError, with a key that begins with `where`, for a key that `base` lacks.
+    """
     result = copy.deepcopy(dict(base))
     for key, value in overrides.items():
         old = lookup(base, key, where)
         if isinstance(old, Mapping) != isinstance(value, Mapping):
-            kind = "a section: write keys below it" if isinstance(old, Mapping) else "no section: it has no keys"
+            kind = "a section; write keys below it" if isinstance(old, Mapping) else "not a section; it has no keys"
             raise InputError(f"{key!r} is {kind}", key=where)
         result[key] = merged(old, value, f"{where}.{key}") if isinstance(old, Mapping) else value
     return result
 
 
 def full_params(recipe: Recipe, changes: Mapping[str, Any] | None = None, params: str | Path = PARAMS_FILE) -> dict[str, Any]:
-    """All of params.yaml as a recipe, and then `changes`, set it, with every value checked.
+    """Returns all of params.yaml, changed by a recipe and then by `changes`, with every value checked.
 
-    Raises InputError for a key that params.yaml does not have, and for a value that no stage would take.
+    Raises InputError for a key that params.yaml lacks, and for an invalid value.
     """
     from ddpm.experiments.all_params import AllParams
 
@@ -149,13 +163,12 @@ def full_params(recipe: Recipe, changes: Mapping[str, Any] | None = None, params
     return tree
 
 
-def words(overrides: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """`key=value` of each override, for `-S`, without a space or quotes. Raises InputError for a value that would need them."""
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            yield from words(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}={_word(value, f'{above}{key}')}"
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested mappings by their dotted keys, as DVC writes them."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 def _word(value: Any, key: str) -> str:
@@ -164,12 +177,10 @@ def _word(value: Any, key: str) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list):
-        return f"[{','.join(_word(one, key) for one in value)}]"
+        return f"[{','.join(_word(element, key) for element in value)}]"
     if isinstance(value, str) and value and PLAIN.issuperset(value) and value.lower() not in NO_TEXT and _is_text(value):
         return value
-    raise InputError(
-        f"{value!r} cannot be handed to DVC in an unquoted word; use letters, digits and _ / - + . % @ alone", key=key
-    )
+    raise InputError(f"{value!r} cannot be passed to DVC without quotes; use only letters, digits and _ / - + . % @", key=key)
 
 
 def _is_text(value: str) -> bool:
@@ -181,5 +192,8 @@ def _is_text(value: str) -> bool:
 
 
 def options(overrides: Mapping[str, Any]) -> list[str]:
-    """The words that apply overrides by `dvc exp run`: -S key=value for each."""
-    return [word for change in words(overrides) for word in ("-S", change)]
+    """Returns the options of `dvc exp run` that apply overrides: -S key=value for each.
+
+    Raises InputError for a value that would need quotes.
+    """
+    return [word for key, value in flatten(overrides).items() for word in ("-S", f"{key}={_word(value, key)}")]

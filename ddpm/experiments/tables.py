@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ddpm.evaluation.evaluator import CLASSIFIER
 from ddpm.evaluation.feature_metrics import METRICS
+from ddpm.features.extractors import EXTRACTORS
 
 CODE = "code"  # is a column of the settings
 MAX_NAMED = 3  # differing settings that are named in figures and sentences; with more, settings are numbered
@@ -44,7 +46,7 @@ def _measures() -> dict[str, Measure]:
 OF_SAMPLES = {
     "classifier.fid": Measure("FID ↓", 0),
     "fid_over_floor": Measure("FID / floor ↓", -1),
-    "inception.fid": Measure("Inception FID ↓", -1),
+    **{f"{name}.fid": Measure(f"{name.capitalize()} FID ↓", -1) for name in EXTRACTORS if name != CLASSIFIER},
     "accuracy": Measure("accuracy ↑", 1, 100, "%"),
     **{key: measure for key, measure in _measures().items() if key != "classifier.fid"},
     "memorization.nn_auc": Measure("nn_auc (.5)", 0),

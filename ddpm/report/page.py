@@ -35,7 +35,7 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
     Raises InputError, naming the file and the stage that writes it, for results that are missing or damaged.
     """
     scores = read_json(JUDGED / "scores.json", "evaluate")
-    descriptions = read_json(Path(__file__).with_name("metrics.json"), "evaluate")
+    descriptions = read_json(JUDGED / "metrics.json", "evaluate")
     meta = read_json(PREPARED_DIR / "meta.json", "prepare_data")
     # Not a dep: seconds differ from run to run, and pictures need not be drawn again because of them.
     metrics = read_json(METRICS_FILE, "evaluate")
@@ -68,21 +68,20 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
 def render_page(scores: dict, descriptions: dict, cost: dict, guidance: pd.DataFrame, **values: Any) -> str:
     """Returns the text of reports/index.md.
 
-    scores: samples/judged/scores.json. descriptions: of its metrics (see score_tables), under "features" those of each feature
-    space, under "samples" the others. cost: {nfe, seconds, images_per_second} of each set of samples.
-    guidance: scores over the guidance scale, may be empty. values: the other names of the template.
+    scores, descriptions: scores.json and metrics.json of samples/judged; the latter describes the metrics (see score_tables).
+    cost: {nfe, seconds, images_per_second} of each set of samples.
+    guidance: scores over the guidance scale, may be empty.
+    values: the other names of the template.
     """
-    spaces = [space for space in scores["real"] if all(_measured(scores[name][space]) for name in SAMPLES)]
-    cells = {space: cells_of(scores, descriptions["features"], space) for space in spaces}
-    rows = {space: rows_of(cells[space], descriptions["features"]) for space in spaces}
-    rows["samples"] = rows_of(cells_of(scores, descriptions["samples"], None), descriptions["samples"])
+    features, others = descriptions["feature_metrics"], descriptions["sample_metrics"]
+    measured = [
+        e["name"] for e in descriptions["extractors"] if all("fid" in scores[name].get(e["name"], {}) for name in SAMPLES)
+    ]
+    cells = {extractor: cells_of(scores, features, extractor) for extractor in measured}
     titles = {name: scores[name]["sampler"] for name in SAMPLES}
     return render(
         Path(__file__).with_name("page.md.j2"),
-        scores=scores, cells=cells, rows=rows, titles=titles, cost=cost, summary=summarize(scores), real=REAL,
-        guidance=guidance.to_dict("records"), **values,
+        scores=scores, cells=cells, titles=titles, cost=cost, summary=summarize(scores), real=REAL,
+        extractors=descriptions["extractors"], rows={name: rows_of(cells[name], features) for name in measured},
+        sample_rows=rows_of(cells_of(scores, others, None), others), guidance=guidance.to_dict("records"), **values,
     )  # fmt: skip
-
-
-def _measured(space: dict) -> bool:
-    return space.get("status", "ok") == "ok"

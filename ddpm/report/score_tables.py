@@ -1,7 +1,7 @@
 """Formats the scores of samples and of real test images for the tables of the page.
 
-A metric is described by a dictionary that the stage `evaluate` writes (`Metric.describe` in ddpm/evaluation/feature_metrics.py):
-key: path of its value below the scores of a set of samples or of a feature space.
+A metric is described by a dictionary of samples/judged/metrics.json, so that a new metric needs no code here:
+key: path of its value below the scores of a set of samples or of a feature extractor.
 title, meaning: its name, and one line on what it measures.
 better: "lower", "higher", or the number that is best.
 floor: path of the value of real test images, "real" for the section `real` of the scores, or "".
@@ -18,16 +18,16 @@ ARROWS = {"lower": "↓", "higher": "↑"}
 Cells = dict[str, dict[str, str]]
 
 
-def cells_of(scores: dict, metrics: list[dict], space: str | None) -> Cells:
+def cells_of(scores: dict, metrics: list[dict], extractor: str | None) -> Cells:
     """Returns the values of metrics as text, "-" where there is none: {set of samples, or "real": {key of the metric: text}}.
 
-    scores: samples/judged/scores.json. space: the feature extractor; None for metrics that need none.
+    scores: samples/judged/scores.json. extractor: None for metrics that need none.
     """
-    columns = {name: scores[name][space] if space else scores[name] for name in SAMPLES}
+    columns = {name: scores[name][extractor] if extractor else scores[name] for name in SAMPLES}
     cells = {
         name: {m["key"]: _cell(column, m, scores["n"] * scores["sets"]) for m in metrics} for name, column in columns.items()
     }
-    real = scores[REAL].get(space, {})
+    real = scores[REAL].get(extractor, {})
     return cells | {REAL: {m["key"]: _real_cell(columns[SAMPLES[0]], real, m, scores["n"]) for m in metrics}}
 
 
