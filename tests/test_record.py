@@ -1,4 +1,4 @@
-"""Records of recipes: runs through DVC and without it, what is kept of them, and the table in the README."""
+"""Records of recipes: runs with and without DVC, the files of a record, and the table in the README."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from ddpm.core.files import InputError
 from ddpm.core.params import make, read_yaml
 from ddpm.experiments import record, runner
 from ddpm.experiments.readme_table import BEGIN, END, duration, machine, results_section, update, with_table
-from ddpm.experiments.recipe import full_params, read_recipe, recipe_names
+from ddpm.experiments.recipe import RECORDS, RESULTS_FILE, full_params, read_recipe, recipe_names
 from ddpm.experiments.record import describe_machine, training_seconds, write_record
 
 RUNTIME = {**read_yaml(ROOT / "params.yaml")["runtime"], "device": "cpu"}
@@ -67,10 +67,7 @@ def put_record(records, name="digits", fids=(0.1,), training=40.0, **changes):
     return records / name
 
 
-# What is kept
-
-
-def test_a_record_holds_what_was_run(tmp_path):
+def test_write_record_copies_the_files_of_a_run(tmp_path):
     folder = put_record(tmp_path, fids=(0.1, 0.2))
     assert sorted(path.name for path in folder.iterdir()) == [
         "ddpm_denoising.gif", "ddpm_grid.png", "edit.json", "guidance.csv", "metrics-seed-1.json", "metrics.json", "params.yaml",
@@ -79,17 +76,17 @@ def test_a_record_holds_what_was_run(tmp_path):
     run = json.loads((folder / "run.json").read_text())
     assert [(of["seed"], of["metrics"]) for of in run["runs"]] == [(0, "metrics.json"), (1, "metrics-seed-1.json")]
     assert json.loads((folder / "metrics-seed-1.json").read_text())["ddpm"]["classifier"]["fid"] == 0.2
-    assert [path.name for path in tmp_path.iterdir()] == ["digits"], "nothing half-written beside it"
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"], "no temporary folder stays"
 
 
-def test_the_first_run_replaces_an_older_record(tmp_path):
+def test_write_record_replaces_an_older_record_with_the_first_run(tmp_path):
     (put_record(tmp_path, fids=(0.1, 0.2)) / "guidance.png").write_text("of another run")
     folder = put_record(tmp_path)
     assert not (folder / "guidance.png").exists()
     assert not (folder / "metrics-seed-1.json").exists()
 
 
-def test_a_run_without_reports_leaves_the_older_record(tmp_path):
+def test_write_record_keeps_the_older_record_on_failure(tmp_path):
     folder = put_record(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (tmp_path / "empty").mkdir()
@@ -99,9 +96,9 @@ def test_a_run_without_reports_leaves_the_older_record(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "empty"]
 
 
-def test_large_figures_are_left_out_and_those_of_extra_commands_kept(tmp_path):
+def test_to_keep_leaves_out_large_figures(tmp_path):
     folder = put_run(tmp_path)
-    (folder / "reports/report/ddpm_denoising.gif").write_bytes(bytes(record.LARGEST + 1))
+    (folder / "reports/report/ddpm_denoising.gif").write_bytes(bytes(record.MAX_BYTES + 1))
     for name in ("reports/sweep/fid.png", "out/compare.png"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("x")
@@ -111,7 +108,7 @@ def test_large_figures_are_left_out_and_those_of_extra_commands_kept(tmp_path):
     assert (tmp_path / "r/sweep_fid.png").exists()
 
 
-def test_seconds_of_training_are_those_of_its_steps(tmp_path):
+def test_training_seconds_sums_the_steps(tmp_path):
     (tmp_path / "speed.csv").write_text(SPEEDS)
     assert training_seconds(tmp_path / "speed.csv", 64) == pytest.approx(40)
     for text in ("step\n5\n", "step,images_per_second\n5,0\n", "step,images_per_second\nx,3\n"):
@@ -121,57 +118,56 @@ def test_seconds_of_training_are_those_of_its_steps(tmp_path):
 
 
 @pytest.mark.parametrize(("seconds", "reused"), [(47.0, False), (45.0, True)])
-def test_a_run_that_took_less_than_its_parts_was_taken_from_the_cache(tmp_path, seconds, reused):
+def test_summary_marks_a_run_from_the_cache(tmp_path, seconds, reused):
     params = {"train": {"batch_size": 64, "steps": 250}}
-    found = record.summary(put_run(tmp_path), params, seconds)
-    assert found["reused"] == reused
-    assert found["training_seconds"] == 40
-    assert found["images_per_second"] == 400
-    assert found["parameters"] == 160401
+    result = record.summary(put_run(tmp_path), params, seconds)
+    assert result["reused"] == reused
+    assert result["training_seconds"] == 40
+    assert result["images_per_second"] == 400
+    assert result["parameters"] == 160401
 
 
-def test_the_machine():
+def test_describe_machine():
     found = describe_machine(make(Runtime, **{**RUNTIME, "threads": 3}))
     assert (found["gpu"], found["gpus"], found["cores"]) == (None, 0, 3)
     assert found["cpu"]
     assert describe_machine(make(Runtime, **RUNTIME))["cores"] == len(os.sched_getaffinity(0))
 
 
-def test_the_command_as_people_type_it():
+def test_command_line_repeats_a_run():
     digits = read_recipe("digits")
-    assert record.typed(digits, [], 1, True) == "dvc exp run $(python -m ddpm recipe digits) -S seed=1"
+    assert record.command_line(digits, [], 1, True) == "dvc exp run $(python -m ddpm recipe digits) -S seed=1"
     given = ["model.channel_mults=[1,2]"]
-    assert record.typed(digits, given, 0, True).endswith(" digits) -S 'model.channel_mults=[1,2]' -S seed=0")
-    assert record.typed(digits, [], 2, False) == "python -m ddpm record digits --without-dvc --seed 2"
-
-
-# Which runs are made
+    assert record.command_line(digits, given, 0, True).endswith(" digits) -S 'model.channel_mults=[1,2]' -S seed=0")
+    assert record.command_line(digits, [], 2, False) == "python -m ddpm record digits --without-dvc --seed 2"
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
-    """A project folder without Git, made the current one, and the orders that reach the runner, which puts a run there."""
+def calls(tmp_path, monkeypatch):
+    """The calls of a replaced runner, in a project folder without Git, which is the current folder."""
     folder = tmp_path / "project"
     folder.mkdir()
     shutil.copy(ROOT / "params.yaml", folder)
     monkeypatch.chdir(folder)
     for name in ("DVC_ROOT", "DDPM_SCRATCH", "DDPM_DATA_ROOT"):
         monkeypatch.delenv(name, raising=False)
-    asked = []
+    calls = []
 
-    def run(order, seed, place, extra):
+    def run(spec, seed, place, extra):
         if seed == 13:
             raise InputError("stage train: ended with status 1")
-        asked.append((order, seed, list(extra)))
+        calls.append((spec, seed, list(extra)))
         put_run(place)
         return runner.RunResult(100.0, "there")
 
-    monkeypatch.setattr(record, "RUNNERS", {True: run, False: run})
+    monkeypatch.setattr(record, "run_with_dvc", run)
+    monkeypatch.setattr(record, "run_without_dvc", run)
     monkeypatch.setattr(record, "check_clean", lambda: "abc")
-    return asked
+    return calls
 
 
 def said(capsys, *arguments):
+    """The output of a command, or its error without "error: "."""
     capsys.readouterr()
     status = main(list(arguments))
     out, err = capsys.readouterr()
@@ -179,15 +175,15 @@ def said(capsys, *arguments):
     return err.removeprefix("error: ").rstrip("\n") if status else out
 
 
-def test_a_run_for_each_seed(made, capsys):
+def test_record_runs_each_seed_once(calls, capsys):
     out = said(capsys, "record", "mnist_ddim_comparison", "--seed", "3", "--seed", "1", "--seed", "3", "-S", "train.steps=500",
                "--note", "hm")  # fmt: skip
-    order = made[0][0]
-    assert [(seed, len(extra)) for _, seed, extra in made] == [(3, 2), (1, 0)], "extra commands once"
-    assert order.params["train"]["steps"] == 500
-    assert order.params["sample_ddim"]["steps"] == 100
-    assert order.options[-2:] == ["-S", "train.steps=500"]
-    assert "sample_ddim.steps=100" in order.options
+    spec = calls[0][0]
+    assert [(seed, len(extra)) for _, seed, extra in calls] == [(3, 2), (1, 0)], "extra commands once"
+    assert spec.params["train"]["steps"] == 500
+    assert spec.params["sample_ddim"]["steps"] == 100
+    assert spec.options[-2:] == ["-S", "train.steps=500"]
+    assert "sample_ddim.steps=100" in spec.options
     folder = Path("reports/recipes/mnist_ddim_comparison")
     run = json.loads((folder / "run.json").read_text())
     assert [of["seed"] for of in run["runs"]] == [3, 1]
@@ -197,14 +193,14 @@ def test_a_run_for_each_seed(made, capsys):
     assert not list(Path(".scratch/record").iterdir()), "copies of experiments are removed"
 
 
-def test_without_seeds_it_is_that_of_the_settings(made, capsys):
+def test_record_takes_the_seed_of_the_settings(calls, capsys):
     said(capsys, "record", "digits")
     said(capsys, "record", "digits", "-S", "seed=7", "--without-dvc")
-    assert [seed for _, seed, _ in made] == [0, 7]
+    assert [seed for _, seed, _ in calls] == [0, 7]
     assert list(Path(".scratch/record").iterdir()), "a run without DVC leaves its model"
 
 
-def test_runs_before_one_that_fails_stay(made, capsys):
+def test_record_keeps_runs_before_a_failure(calls, capsys):
     assert said(capsys, "record", "digits", "--seed", "0", "--seed", "13", "--seed", "1") == "stage train: ended with status 1"
     assert [of["seed"] for of in json.loads(Path("reports/recipes/digits/run.json").read_text())["runs"]] == [0]
 
@@ -214,20 +210,17 @@ def test_runs_before_one_that_fails_stay(made, capsys):
     [
         ([], "record: name a recipe; `python -m ddpm recipe` lists them"),
         (["digist"], "recipe: 'digist' is unknown; did you mean 'digits'?"),
-        (["digits", "-S", "train.steps"], "--set-param: 'train.steps' is no change of a setting"),
+        (["digits", "-S", "train.steps"], "--set-param: 'train.steps' is not a change of a setting"),
         (["digits", "-S", "train.stesp=3"], "--set-param: changes.train: 'stesp' is unknown; did you mean 'steps'?"),
         (["digits", "-S", "train.steps=0"], "train.steps: 0 must be"),
         (["digits", "-S", "train.steps=1,2"], "train.steps: '1,2' must be an integer"),
         (["digits", "--seed", "-1"], "--seed: "),
     ],
 )
-def test_mistakes_before_anything_runs(made, capsys, arguments, message):
+def test_record_checks_its_arguments_before_running(calls, capsys, arguments, message):
     assert message in said(capsys, "record", *arguments)
-    assert made == []
+    assert calls == []
     assert not Path("reports").exists()
-
-
-# With Git, DVC and stages
 
 
 STAGE = """
@@ -280,7 +273,7 @@ OWN = "about: mine\nparameters: 160401\noverrides:\n  train:\n    steps: 10\next
 
 
 class Project:
-    """A Git checkout with a pipeline of one stage, its commands and what they said."""
+    """A Git checkout with a pipeline of one stage, and methods that run commands in it."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -337,7 +330,7 @@ def here(project, monkeypatch, capfd):
     return run
 
 
-def test_without_dvc_the_stages_run_in_a_copy(project, here):
+def test_record_without_dvc_runs_stages_in_a_copy(project, here):
     status, out, _ = here("record", "mine.yaml", "--without-dvc", "--seed", "2")
     assert status == 0
     folder = Path("reports/recipes/mine")
@@ -351,10 +344,10 @@ def test_without_dvc_the_stages_run_in_a_copy(project, here):
     assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "reports/recipes/"]
     assert here("record", "digits", "--without-dvc")[0] == 0
     kept = {path.name for path in Path("reports/recipes/digits").iterdir()}
-    assert kept == {"run.json", "params.yaml", "metrics.json", "ddpm_grid.png"}, "not the sweep that the commit holds"
+    assert kept == {"run.json", "params.yaml", "metrics.json", "ddpm_grid.png"}, "without the sweep of the commit"
 
 
-def test_what_differs_from_the_commit_is_refused_unless_it_is_written_by_records(project, here):
+def test_record_refuses_uncommitted_files_except_records(project, here):
     command = ("record", "mine.yaml", "--without-dvc")
     assert here(*command)[0] == 0
     Path("unknown.txt").write_text("no part of any run")
@@ -365,16 +358,16 @@ def test_what_differs_from_the_commit_is_refused_unless_it_is_written_by_records
     assert here(*command)[0] == 0, "after one that changed a committed record"
     with Path("params.yaml").open("a") as file:
         file.write("# changed\n")
-    assert here(*command)[2].startswith("error: record: params.yaml is not as committed; ")
+    assert here(*command)[2].startswith("error: record: params.yaml is not committed; ")
     project.run("git", "checkout", "params.yaml")
     Path("ddpm/new.py").write_text("")
-    line = "error: record: ddpm/new.py is not as committed; commit or stash, so that the record names what was run\n"
+    line = "error: record: ddpm/new.py is not committed; commit or stash, so that the record can be reproduced\n"
     assert here(*command) == (1, "", line)
     Path("ddpm/notes.txt").write_text("changed")
-    assert here(*command)[2].startswith("error: record: ddpm/notes.txt, ddpm/new.py are not as committed; ")
+    assert here(*command)[2].startswith("error: record: ddpm/notes.txt, ddpm/new.py are not committed; ")
 
 
-def test_without_dvc_and_git_too(project, here):
+def test_record_without_dvc_and_git(project, here):
     shutil.rmtree(project.folder / ".git")
     status, _, err = here("record", "mine.yaml")
     assert (status, len(err.splitlines())) == (1, 1)
@@ -389,7 +382,7 @@ def test_without_dvc_and_git_too(project, here):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
-def test_a_killed_record_leaves_no_stage_behind(project, number, status):
+def test_record_killed_leaves_no_process(project, number, status):
     command = [sys.executable, "-m", "ddpm", "record", "mine.yaml", "--without-dvc", "-S", "train.steps=17"]
     kept = {"cwd": project.folder, "env": project.env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     # Where the tests run in the background, a shell has made them ignore what a terminal sends, and children would too.
@@ -410,7 +403,7 @@ def test_a_killed_record_leaves_no_stage_behind(project, number, status):
     assert not (project.folder / "reports/recipes").exists()
 
 
-def test_without_dvc_installed_that_is_said(here, monkeypatch):
+def test_record_reports_missing_dvc(here, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert here("record", "mine.yaml")[2].startswith(
         "error: record: DVC is not installed; run `pip install dvc`, or give --without"
@@ -418,7 +411,7 @@ def test_without_dvc_installed_that_is_said(here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_experiments_of_dvc_are_recorded_and_leave_the_workspace(project):
+def test_record_with_dvc_leaves_the_workspace(project):
     project.run(sys.executable, "-m", "dvc", "init", "-q")
     project.commit()
     before = project.run("git", "rev-parse", "HEAD").stdout
@@ -436,17 +429,14 @@ def test_experiments_of_dvc_are_recorded_and_leave_the_workspace(project):
     name = ended.stdout.split("`dvc exp apply ")[1].partition("`")[0]
     assert name.startswith("mine-seed-0-")
     assert name in project.run(sys.executable, "-m", "dvc", "exp", "list").stdout
-    # As typed, the same experiment comes out.
+    # The recorded command repeats the experiment.
     project.run("git", "stash", "-qu")
-    typed = run["runs"][1]["command"]
-    project.run("bash", "-c", typed.replace("dvc ", f"{sys.executable} -m dvc ", 1))
+    command = run["runs"][1]["command"]
+    project.run("bash", "-c", command.replace("dvc ", f"{sys.executable} -m dvc ", 1))
     assert read_yaml(project.folder / "params.yaml")["train"]["steps"] == 10
     project.run("git", "checkout", "-q", ".")
     broken = project.ddpm("record", "mine.yaml", "-S", "train.steps=13", status=1)
     assert broken.stderr.splitlines()[-1].startswith("error: dvc exp run: ended with status ")
-
-
-# The table
 
 
 RECIPES = ["digits", "mnist_fast"]
@@ -456,7 +446,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_table_has_a_row_for_each_sampler(tmp_path):
+def test_table_has_a_row_for_each_sampler(tmp_path):
     put_record(tmp_path)
     text = results_section(tmp_path, RECIPES, tmp_path.parent)
     header, _, ddpm, ddim, empty, missing = text.splitlines()
@@ -470,7 +460,7 @@ def test_the_table_has_a_row_for_each_sampler(tmp_path):
     assert (empty, missing) == ("", "Not run yet: `mnist_fast`.")
 
 
-def test_over_seeds_there_is_a_spread(tmp_path):
+def test_table_shows_the_spread_over_seeds(tmp_path):
     put_record(tmp_path, fids=(0.10, 0.12, 0.11))
     row = cells(results_section(tmp_path, RECIPES).splitlines()[2])
     assert row[5] == "0.110 ± 0.010 (0.0800)"
@@ -478,7 +468,7 @@ def test_over_seeds_there_is_a_spread(tmp_path):
     assert row[10] == "40 s", "of one run"
 
 
-def test_networks_without_a_class_have_no_accuracy(tmp_path):
+def test_table_leaves_out_a_missing_accuracy(tmp_path):
     metrics = put_record(tmp_path) / "metrics.json"
     found = scores()
     for sampler in ("ddpm", "ddim"):
@@ -487,7 +477,7 @@ def test_networks_without_a_class_have_no_accuracy(tmp_path):
     assert cells(results_section(tmp_path, RECIPES).splitlines()[2])[9] == "-"
 
 
-def test_records_of_an_older_kind_are_neither_shown_nor_called_missing(tmp_path):
+def test_table_ignores_records_of_an_older_format(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/metrics.json").write_text("{}")
     assert results_section(tmp_path, RECIPES) == "Not run yet: `mnist_fast`."
@@ -497,19 +487,19 @@ def test_records_of_an_older_kind_are_neither_shown_nor_called_missing(tmp_path)
 @pytest.mark.parametrize(
     ("name", "text"), [("run.json", "{"), ("run.json", "[]"), ("run.json", '{"runs": []}'), ("metrics.json", "{}")]
 )
-def test_a_damaged_record_is_named(tmp_path, name, text):
+def test_table_refuses_a_damaged_record(tmp_path, name, text):
     (put_record(tmp_path) / name).write_text(text)
     with pytest.raises(
-        InputError, match=r"digits/run.json: is no record of a run \([^\n]*\); record it again, or remove its folder"
+        InputError, match=r"digits/run.json: is not a valid record \([^\n]*\); record the run again, or remove the folder"
     ):
         results_section(tmp_path, RECIPES)
 
 
-def test_the_readme_is_written_in_place_and_checked(tmp_path, capsys, monkeypatch):
+def test_results_writes_and_checks_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put_record(Path("reports/recipes"))
     Path("README.md").write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nend\n")
-    assert said(capsys, "results", "--check").startswith("README.md: its table of results is not that of the 1 recorded recipe")
+    assert said(capsys, "results", "--check").startswith("README.md: the table differs from the 1 recorded recipe")
     assert "old" in Path("README.md").read_text()
     assert said(capsys, "results") == "README.md: 1 recorded recipe\n"
     text = Path("README.md").read_text()
@@ -522,36 +512,36 @@ def test_the_readme_is_written_in_place_and_checked(tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{BEGIN}{END}{END}"])
-def test_a_readme_without_room_for_the_table_is_refused(tmp_path, text):
+def test_update_refuses_a_file_without_both_comments(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
-    with pytest.raises(InputError, match=r"README.md: the table needs the line <!-- results --> and below it"):
+    with pytest.raises(InputError, match=r"README.md: needs the line <!-- results --> and below it"):
         update(tmp_path / "README.md", tmp_path, [])
     assert (tmp_path / "README.md").read_text() == text
     with pytest.raises(InputError, match=r"nowhere.md: cannot be read"):
         update(tmp_path / "nowhere.md", tmp_path, [])
 
 
-def test_an_unchanged_table_changes_nothing():
+def test_with_table_keeps_an_unchanged_table():
     text = f"a {BEGIN}\nx\n{END} b"
     assert with_table(text, "x", "README.md") == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (119, "119 s"), (121, "2 min"), (1234, "21 min"), (7199, "120 min"), (7201, "2.0 h"), (90000, "25.0 h")],
+    [(0.4, "0 s"), (119, "119 s"), (121, "2 min"), (7199, "120 min"), (7201, "2.0 h"), (90000, "25.0 h")],
 )
-def test_durations(seconds, text):
+def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_machines_in_words():
+def test_machine():
     assert machine({"gpu": "NVIDIA H200", "gpus": 1, "cpu": "x", "cores": 16}) == "NVIDIA H200"
     assert machine({"gpu": "NVIDIA H200", "gpus": 4, "cpu": "x", "cores": 16}) == "4 x NVIDIA H200"
     assert machine({"gpu": None, "gpus": 0, "cpu": "Z80", "cores": 1}) == "1 core of Z80"
 
 
-def test_the_table_of_the_project_is_that_of_its_records():
-    update(ROOT / "README.md", ROOT / "reports/recipes", recipe_names(), check=True)
+def test_table_of_the_project_is_that_of_its_records():
+    update(ROOT / RESULTS_FILE, ROOT / RECORDS, recipe_names(), check=True)
 
 
 # Settings of records that were made under an older name.
@@ -561,6 +551,8 @@ RENAMED = {
     "skip_nonfinite": "max_nonfinite_skips",
     "levels": "timestep_sampling",
 }
+# Settings that older records lack, with the value that they had.
+ADDED = {"model": {"type": "unet"}}
 
 
 def test_record_settings_match_the_recipe():
@@ -571,5 +563,5 @@ def test_record_settings_match_the_recipe():
         for section in ("dataset", "schedule", "prediction", "diffusion", "model", "train"):
             settings = recorded[section]
             if isinstance(settings, dict):
-                settings = {RENAMED.get(key, key): value for key, value in settings.items()}
+                settings = ADDED.get(section, {}) | {RENAMED.get(key, key): value for key, value in settings.items()}
             assert settings == recipe[section], path

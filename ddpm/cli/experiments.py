@@ -64,13 +64,16 @@ def record(
 
 
 def results(
-    readme: Annotated[Path, option(OUTPUT, "FILE", "File with the table, between two comments.", "--readme")] = Path("README.md"),
+    readme: Annotated[
+        Path | None,
+        option(OUTPUT, "FILE", "File with the table, between two comments.", "--readme", show_default="that of the project"),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", rich_help_panel=OUTPUT, help="Write nothing; fail if the table differs from the records.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Write the table of all records into the README."""
+    """Write the table of all records into the README that holds it."""
     from ddpm.experiments.readme_table import update
-    from ddpm.experiments.recipe import recipe_names
+    from ddpm.experiments.recipe import RECORDS, RESULTS_FILE, recipe_names
 
-    print(update(readme, Path("reports/recipes"), recipe_names(), check))
+    print(update(readme or RESULTS_FILE, RECORDS, recipe_names(), check))

@@ -1,4 +1,4 @@
-"""Every section of params.yaml as one, for those who check all of it. A stage reads its own alone."""
+"""The whole of params.yaml as one model, to check a recipe. A stage reads only its own sections."""
 
 from ddpm.core.device import Runtime
 from ddpm.core.params import Section, Seed

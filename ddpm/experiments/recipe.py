@@ -24,6 +24,8 @@ from ddpm.core.files import InputError
 from ddpm.core.params import PARAMS_FILE, Section, lookup, make, read_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
+RECORDS = Path("reports/recipes")
+RESULTS_FILE = Path("README.md")  # holds the table of all records
 SUFFIX = ".yaml"
 Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
 # Characters that Hydra, which parses `-S` for DVC, and the unquoted $(...) of a shell leave unchanged.

@@ -1,4 +1,4 @@
-"""Records of recipes: what a run gave, and by which command and on which machine, in reports/recipes/NAME.
+"""Records runs of recipes in reports/recipes/NAME: their command, machine and results.
 
     run.json          recipe, command, commit, date, machine, and seconds of each run
     params.yaml       of the first run
@@ -7,14 +7,13 @@
     guidance.csv      of the first run: scores over the scale of guidance
     *.png, *.gif      the main figures of the first run
 
-Where runs fail, what was recorded before stays.
+If a run fails, the runs recorded before it stay.
 """
 
 import csv
 import platform
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -23,13 +22,14 @@ from typing import Any
 import torch
 
 from ddpm.core.device import Runtime, device_kind, process_count, usable_cpus
-from ddpm.core.files import InputError, read_json, write_json, writing
+from ddpm.core.files import InputError, atomic_folder, read_json, write_json
 from ddpm.core.params import PARAMS_FILE, make
+from ddpm.core.paths import METRICS_FILE
 from ddpm.core.scratch import scratch_root
-from ddpm.experiments.recipe import Recipe, full_params, options
-from ddpm.experiments.runner import ON_DEMAND, README, RECORDS, RUNNERS, RunSpec, check_clean, has_git
+from ddpm.experiments.recipe import FOLDER, RECORDS, RESULTS_FILE, Recipe, full_params, options
+from ddpm.experiments.runner import ON_DEMAND, RunSpec, check_clean, has_git, run_with_dvc, run_without_dvc
 
-# Copied where a run made them.
+# Copied if they exist.
 FIGURES = [
     *(f"reports/report/{name}.png" for name in ("ddpm_grid", "ddim_grid", "comparison", "psnr", "guidance", "inpainting")),
     "reports/train/training.png",
@@ -38,21 +38,22 @@ FIGURES = [
 
 OF_SWEEP = ("fid.png", "ema.png", "fid.csv")
 SCORES = {"edit.json": "reports/edit/metrics.json", "guidance.csv": "reports/guidance/guidance.csv"}
-LARGEST = 1 << 20  # bytes of a file: records are in Git
+MAX_BYTES = 1 << 20  # of a file, since records are in Git
 
 
 def record(
-    recipe: Recipe, seeds: Sequence[int], changes: Mapping[str, Any], note: str, by_dvc: bool, given: Sequence[str]
+    recipe: Recipe, seeds: Sequence[int], changes: Mapping[str, Any], note: str, by_dvc: bool, set_params: Sequence[str]
 ) -> str:
-    """Run a recipe once for each seed (none: the seed of params.yaml) and record it; returns lines that say what there is now.
+    """Runs a recipe once for each seed (none: the seed of params.yaml) and records it; returns lines for the terminal.
 
-    changes: nested, on top of the recipe's, and `given` the same as words of `-S`. An older record is replaced when the first run
-    is there. Raises InputError for changed files, bad settings, and a run that fails; runs before it stay recorded.
+    changes: nested changes in addition to the recipe's; set_params: the same as values of `-S`. The first run replaces an older
+    record. Raises InputError for uncommitted files, invalid settings and a run that fails; the runs before it stay recorded.
     """
     params = full_params(recipe, changes)
     commit = check_clean() if by_dvc or has_git() else None
     seeds = list(dict.fromkeys(seeds)) or [params["seed"]]
-    order = RunSpec(recipe.name, params, [*options(recipe.content.overrides), *(word for text in given for word in ("-S", text))])
+    changed = [word for text in set_params for word in ("-S", text)]
+    spec = RunSpec(recipe.name, params, [*options(recipe.content.overrides), *changed])
     about = {
         "recipe": recipe.name,
         "about": recipe.content.about,
@@ -65,36 +66,38 @@ def record(
         "commit": commit,
         "machine": describe_machine(make(Runtime, **params["runtime"])),
     }
-    target, runs, models = Path(RECORDS) / recipe.name, [], []
+    target, runs, models = RECORDS / recipe.name, [], []
     for seed in seeds:
         folder = scratch_root().absolute() / "record" / f"{recipe.name}-seed-{seed}"
-        ran = RUNNERS[by_dvc](order, seed, folder, recipe.content.extra if not runs else ())
-        runs.append({"seed": seed, "command": typed(recipe, given, seed, by_dvc), **summary(folder, params, ran.seconds)})
+        run = run_with_dvc if by_dvc else run_without_dvc
+        result = run(spec, seed, folder, recipe.content.extra if not runs else ())
+        command = command_line(recipe, set_params, seed, by_dvc)
+        runs.append({"seed": seed, "command": command, **summary(folder, params, result.seconds)})
         write_record(target, folder, about, runs)
-        models.append(f"seed {seed}: {ran.model}")
+        models.append(f"seed {seed}: {result.model}")
         if by_dvc:
             shutil.rmtree(folder, ignore_errors=True)
-    what = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    end = f"{target}: {what} of {recipe.name}; the workspace is otherwise as it was"
-    return "\n".join([end, *models, f"`python -m ddpm results` puts it into {README}; then commit both"])
+    first = f"{target}: {len(runs)} run{'s' * (len(runs) != 1)} of {recipe.name}; the workspace is otherwise unchanged"
+    return "\n".join([first, *models, f"`python -m ddpm results` writes the table in {RESULTS_FILE}; then commit both"])
 
 
-def typed(recipe: Recipe, given: Sequence[str], seed: int, by_dvc: bool) -> str:
-    """The command of a run, as people type it."""
-    source = recipe.name if recipe.path.parent == Path(__file__).parent / "recipes" else str(recipe.path)
-    changes = "".join(f" -S {shlex.quote(text)}" for text in given)
+def command_line(recipe: Recipe, set_params: Sequence[str], seed: int, by_dvc: bool) -> str:
+    """Returns the shell command that repeats a run."""
+    source = recipe.name if recipe.path.parent == FOLDER else str(recipe.path)
+    changes = "".join(f" -S {shlex.quote(text)}" for text in set_params)
     if by_dvc:
         return f"dvc exp run $(python -m ddpm recipe {shlex.quote(source)}){changes} -S seed={seed}"
     return f"python -m ddpm record {shlex.quote(source)} --without-dvc --seed {seed}{changes}"
 
 
 def summary(folder: Path, params: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What the table of results needs of a run. reused: DVC took some of it from its cache, so that `seconds` tell nothing.
+    """Returns what the table of results shows of a run, from its reports in `folder`.
 
-    Raises InputError if the run left no reports.
+    reused: whether DVC took parts from its cache, so that `seconds` is not the duration of the work.
+    Raises InputError if the reports are missing.
     """
     trained = read_json(folder / "reports/train/metrics.json", "train")
-    metrics = read_json(folder / "reports/evaluate/metrics.json", "evaluate")
+    metrics = read_json(folder / METRICS_FILE, "evaluate")
     training = training_seconds(folder / "reports/train/speed.csv", params["train"]["batch_size"])
     sampling = {name: metrics[name]["cost"]["seconds"] for name in ("ddpm", "ddim")}
     return {
@@ -108,7 +111,7 @@ def summary(folder: Path, params: Mapping[str, Any], seconds: float) -> dict[str
 
 
 def training_seconds(speeds: Path, batch_size: int) -> float:
-    """Seconds of all optimizer steps, by the speeds that were measured as they ran, whatever was resumed or cached since.
+    """Returns the seconds of all optimizer steps from the speeds measured during them, also if the training was resumed.
 
     Raises InputError for a table that cannot be read.
     """
@@ -124,37 +127,31 @@ def training_seconds(speeds: Path, batch_size: int) -> float:
 
 
 def write_record(target: Path, folder: Path, about: Mapping[str, Any], runs: list[dict[str, Any]]) -> None:
-    """Put the last of `runs`, whose results lie in `folder`, into a record; the first one replaces what was there before."""
+    """Adds the last of `runs`, whose results are in `folder`, to a record; the first run replaces an older record."""
     first, seed = len(runs) == 1, runs[-1]["seed"]
     runs[-1]["metrics"] = name = "metrics.json" if first else f"metrics-seed-{seed}.json"
-    with writing(target), tempfile.TemporaryDirectory(prefix=f".{target.name}.partial", dir=_made(target.parent)) as made:
-        built = Path(made) / target.name
+    with atomic_folder(target, replace=True) as new:
         if first:
-            built.mkdir()
-            shutil.copyfile(folder / PARAMS_FILE, built / PARAMS_FILE)
+            shutil.copyfile(folder / PARAMS_FILE, new / PARAMS_FILE)
             for kept_as, path in to_keep(folder).items():
-                shutil.copyfile(path, built / kept_as)
+                shutil.copyfile(path, new / kept_as)
         else:
-            shutil.copytree(target, built)
-        shutil.copyfile(folder / "reports/evaluate/metrics.json", built / name)
-        write_json(built / "run.json", {**about, "runs": runs})
-        if target.exists():
-            target.rename(Path(made) / "before")
-        built.rename(target)
+            shutil.copytree(target, new, dirs_exist_ok=True)
+        shutil.copyfile(folder / METRICS_FILE, new / name)
+        write_json(new / "run.json", {**about, "runs": runs})
 
 
 def to_keep(folder: Path) -> dict[str, Path]:
-    """{name in the record: file of a run}: the main figures of the report, of the sweep if it ran, what other commands drew, and
-    the scores beside metrics.json."""
-    found = {Path(name).name: folder / name for name in FIGURES}
-    found |= {f"sweep_{name}": folder / ON_DEMAND / name for name in OF_SWEEP}
-    found |= {path.name: path for path in sorted((folder / "out").glob("*.png"))}
-    found |= {name: folder / path for name, path in SCORES.items()}
-    return {name: path for name, path in found.items() if path.is_file() and path.stat().st_size <= LARGEST}
+    """Returns {name in the record: file of a run}: main figures of the report and the sweep, those in out/, and more scores."""
+    files = {Path(name).name: folder / name for name in FIGURES}
+    files |= {f"sweep_{name}": folder / ON_DEMAND / name for name in OF_SWEEP}
+    files |= {path.name: path for path in sorted((folder / "out").glob("*.png"))}
+    files |= {name: folder / path for name, path in SCORES.items()}
+    return {name: path for name, path in files.items() if path.is_file() and path.stat().st_size <= MAX_BYTES}
 
 
 def describe_machine(runtime: Runtime) -> dict[str, Any]:
-    """{cpu, cores, gpu, gpus, torch, system}: what a run uses of this machine; gpu is None where it uses none."""
+    """Returns {cpu, cores, gpu, gpus, torch, system}: the hardware that a run uses; gpu is None without one."""
     on_gpu = device_kind(runtime) == "cuda"
     return {
         "cpu": cpu_name(),
@@ -167,15 +164,10 @@ def describe_machine(runtime: Runtime) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells."""
+    """Returns the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,6 +1,6 @@
-"""Runs the pipeline for a record: by `dvc exp run --temp`, which leaves the workspace alone, or stage by stage without DVC.
+"""Runs the pipeline for a record, with `dvc exp run --temp` or stage by stage without DVC.
 
-Either way a folder comes out that holds what the run left: code, params.yaml and reports.
+Both leave the workspace unchanged and fill a folder with the code, params.yaml and the reports of the run.
 """
 
 import importlib.util
@@ -13,9 +13,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,19 +24,24 @@ from ddpm.core.files import InputError, write_text, writing
 from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
 from ddpm.core.scratch import scratch_root
 from ddpm.datasets.registry import raw_root
+from ddpm.experiments.recipe import RECORDS, RESULTS_FILE
 
-RECORDS, README = "reports/recipes", "README.md"
-# What may differ from the commit: it is what records are written into.
-WRITTEN = (f"{RECORDS}/", README)
-# Where a file that Git does not know yet would be part of what runs.
+# Files that may differ from the commit, because recording writes them.
+WRITTEN = (f"{RECORDS.as_posix()}/", RESULTS_FILE.as_posix())
+# Folders in which an untracked file could be part of the run.
 CODE = ("ddpm/", "stages/")
 MAX_NAMED = 3
-# Made by the sweep, which is no part of a run: what a commit holds of it belongs to another one.
+# The sweep is not part of a run, so its reports in a commit are those of another one.
 ON_DEMAND = "reports/sweep"
 
 
 class RunSpec(NamedTuple):
-    """What to run: a name, the full params.yaml but for the seed, and the `-S` options that make it of the committed one."""
+    """What to run.
+
+    name: name of the recipe.
+    params: all of params.yaml, without the seed of the run.
+    options: the `-S` options that change the committed params.yaml into params.
+    """
 
     name: str
     params: dict[str, Any]
@@ -45,31 +49,35 @@ class RunSpec(NamedTuple):
 
 
 class RunResult(NamedTuple):
-    """Seconds that it took, and the line that says where the model is."""
+    """The result of a run.
+
+    seconds: its duration.
+    model: a line for the terminal that says where the model is.
+    """
 
     seconds: float
     model: str
 
 
 def git(*arguments: str) -> str:
-    """What a git command prints. Raises InputError with Git's reason if it fails."""
+    """Returns the output of a Git command. Raises InputError with the reason that Git prints if it fails."""
     try:
-        ended = subprocess.run(["git", *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
     except OSError as error:
         raise InputError(f"cannot be run ({error.strerror}); install it", key="git") from None
-    if ended.returncode:
-        reason = (ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"])[0]
-        raise InputError(f"git {arguments[0]}: {reason.removeprefix('fatal: ')}; run in a checkout of the project")
-    return ended.stdout
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[0]
+        raise InputError(f"{reason.removeprefix('fatal: ')}; run in a checkout of the project", key=f"git {arguments[0]}")
+    return process.stdout
 
 
 def has_git() -> bool:
-    """Whether the current folder is that of a Git checkout."""
+    """Returns whether the current folder is the root of a Git checkout."""
     return Path(".git").exists() and shutil.which("git") is not None
 
 
 def check_clean() -> str:
-    """The commit that is checked out. Raises InputError if files differ from it, since a record names what anyone can run."""
+    """Returns the commit that is checked out. Raises InputError if files differ from it: a record must be reproducible."""
     changed = []
     for line in git("status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines():
         path = line[3:].strip('"')
@@ -79,27 +87,27 @@ def check_clean() -> str:
     if changed:
         named = ", ".join(changed[:MAX_NAMED]) + (f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else "")
         verb = "are" if len(changed) > 1 else "is"
-        raise InputError(f"{named} {verb} not as committed; commit or stash, so that the record names what was run", key="record")
+        raise InputError(f"{named} {verb} not committed; commit or stash, so that the record can be reproduced", key="record")
     return git("rev-parse", "HEAD").strip()
 
 
-def with_dvc(order: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> RunResult:
-    """Run an experiment, lay its commit into `folder`, and run the extra commands there with its outputs beside it.
+def run_with_dvc(spec: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> RunResult:
+    """Runs an experiment, copies its commit and its outputs to `folder`, and runs the extra commands there.
 
-    Raises InputError if DVC is not there, or if it or a command fails.
+    Raises InputError if DVC is missing, or if it or a command fails.
     """
     if importlib.util.find_spec("dvc") is None:
         raise InputError("DVC is not installed; run `pip install dvc`, or give --without-dvc", key="record")
-    # DVC refuses a name that is there already.
-    name = f"{re.sub('[^0-9A-Za-z]+', '-', order.name)}-seed-{seed}-{datetime.now():%y%m%d-%H%M%S}"
-    changes = [*order.options, "-S", f"seed={seed}"]
+    # DVC refuses the name of an existing experiment.
+    name = f"{re.sub('[^0-9A-Za-z]+', '-', spec.name)}-seed-{seed}-{datetime.now():%y%m%d-%H%M%S}"
+    changes = [*spec.options, "-S", f"seed={seed}"]
     start = time.monotonic()
     _run([sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *changes], Path(), "dvc exp run")
     seconds = time.monotonic() - start
     refs = dict(line.split() for line in git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines())
     commit = next((commit for ref, commit in refs.items() if ref.endswith(f"/{name}")), None)
     if commit is None:
-        raise InputError(f"dvc exp run: left no experiment {name}; nothing was recorded")
+        raise InputError(f"created no experiment {name}; nothing was recorded", key="dvc exp run")
     _unpack(commit, folder)
     if extra:
         for path in _outputs(folder):
@@ -107,11 +115,11 @@ def with_dvc(order: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> R
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             _run(get, Path(), f"dvc get {path}")
         _run_extra(extra, folder)
-    return RunResult(seconds, f"`dvc exp apply {name}` brings its model and reports into the workspace")
+    return RunResult(seconds, f"`dvc exp apply {name}` puts its model and reports into the workspace")
 
 
-def without_dvc(order: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> RunResult:
-    """Run every stage in `folder`, which becomes a copy of the commit, or of the current folder where there is no Git.
+def run_without_dvc(spec: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> RunResult:
+    """Copies the commit, or the current folder if there is no Git, to `folder` and runs every stage there in order.
 
     Raises InputError if a stage or a command fails.
     """
@@ -119,46 +127,26 @@ def without_dvc(order: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -
         _unpack("HEAD", folder)
     else:
         _copy(folder)
-    write_text(folder / PARAMS_FILE, yaml.safe_dump({**order.params, "seed": seed}, sort_keys=False, allow_unicode=True))
+    write_text(folder / PARAMS_FILE, yaml.safe_dump({**spec.params, "seed": seed}, sort_keys=False, allow_unicode=True))
     stages = read_yaml(folder / PIPELINE_FILE)["stages"]
     start = time.monotonic()
-    for stage in stage_order(stages):
-        print(f"Running stage {stage!r}", flush=True)
-        _run(_words(stages[stage]["cmd"]), folder, f"stage {stage}")
+    for name in active_stages(stages):
+        print(f"Running stage {name!r}", flush=True)
+        _run(_words(stages[name]["cmd"]), folder, f"stage {name}")
     seconds = time.monotonic() - start
     _run_extra(extra, folder)
     return RunResult(seconds, f"its model is in {folder / 'models/ddpm'} (`python -m ddpm sample --model`)")
 
 
-RUNNERS: dict[bool, Callable[[RunSpec, int, Path, Sequence[str]], RunResult]] = {True: with_dvc, False: without_dvc}
-
-
-def stage_order(stages: Mapping[str, Any]) -> list[str]:
-    """Names of the stages of dvc.yaml, but for frozen ones, each after those whose outputs it depends on."""
-    active = {name: stage for name, stage in stages.items() if not stage.get("frozen")}
-    made = {
-        name: [p for kind in ("outs", "metrics", "plots") for p in _paths(stage.get(kind, []))] for name, stage in active.items()
-    }
-    graph = {
-        name: [other for other in active if other != name and any(_overlap(d, p) for d in stage["deps"] for p in made[other])]
-        for name, stage in active.items()
-    }
-    return list(TopologicalSorter(graph).static_order())
-
-
-def _paths(entries: Sequence[Any]) -> list[str]:
-    """Paths of entries of dvc.yaml, each a path or {path: options}."""
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
-
-
-def _overlap(a: str, b: str) -> bool:
-    return a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/")
+def active_stages(stages: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the stages that are not frozen. dvc.yaml lists a stage after those whose outputs it reads."""
+    return [name for name, stage in stages.items() if not stage.get("frozen")]
 
 
 def _outputs(folder: Path) -> list[str]:
-    """What DVC keeps of a run: outputs that Git does not."""
-    stages = read_yaml(folder / PIPELINE_FILE)["stages"].values()
-    return [out for stage in stages if not stage.get("frozen") for out in stage.get("outs", []) if isinstance(out, str)]
+    """Outputs that are in the cache of DVC instead of the commit."""
+    stages = read_yaml(folder / PIPELINE_FILE)["stages"]
+    return [out for name in active_stages(stages) for out in stages[name].get("outs", []) if isinstance(out, str)]
 
 
 def _unpack(commit: str, folder: Path) -> None:
@@ -188,26 +176,26 @@ def _run_extra(extra: Sequence[str], folder: Path) -> None:
 
 
 def _words(command: str) -> list[str]:
-    """The words of a command, its `python` being the one that runs now."""
+    """The words of a command; `python` becomes the running interpreter."""
     first, *rest = shlex.split(command)
     return [sys.executable if first == "python" else first, *rest]
 
 
-def _run(command: Sequence[str], folder: Path, what: str) -> None:
-    """Run a command in a folder, with the raw data and the state of trainings where they are for the current one.
+def _run(command: Sequence[str], folder: Path, name: str) -> None:
+    """Runs a command in a folder, with the raw data and the unfinished trainings of the current folder.
 
-    A signal to end is left to the command, which a training obeys by saving its state.
+    SIGTERM and SIGINT go to the command, so that a training can save its state.
     """
     places = {"DDPM_DATA_ROOT": str(raw_root().absolute()), "DDPM_SCRATCH": str(scratch_root().absolute())}
     try:
         process = subprocess.Popen(command, cwd=folder, env=os.environ | places)
     except OSError as error:
-        raise InputError(f"cannot be run ({error.strerror})", key=what) from None
+        raise InputError(f"cannot be run ({error.strerror})", key=name) from None
     received = []
 
     def pass_on(number: int, _: object) -> None:
         received.append(number)
-        if number == signal.SIGTERM:  # a terminal sends SIGINT to both
+        if number == signal.SIGTERM:  # a terminal sends SIGINT to both processes
             process.terminate()
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -219,4 +207,4 @@ def _run(command: Sequence[str], folder: Path, what: str) -> None:
     if signal.SIGINT in received:
         raise KeyboardInterrupt
     if status:
-        raise InputError(f"ended with status {status}, for the reason above; nothing of this run was recorded", key=what)
+        raise InputError(f"ended with status {status}, for the reason above; this run was not recorded", key=name)
