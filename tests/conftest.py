@@ -27,6 +27,7 @@ from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DatasetName
 from ddpm.datasets.settings import PrepareData
 from ddpm.diffusion.schedule import Diffusion
+from ddpm.features.classifier import Classifier, save_classifier
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import NetworkSettings
 from ddpm.networks.unet import UNet
@@ -166,3 +167,9 @@ def model(data) -> None:
     settings = params.load(model=NetworkSettings).model
     write_json("models/ddpm/config.json", make_config(settings, "linear", "v", diffusion(50), data.identity(), {}, 0))
     save_weights(Path("models/ddpm/final.safetensors"), UNet(settings, data.shape, data.class_names).state_dict())
+
+
+@pytest.fixture
+def classifier(data) -> None:
+    """A workspace with data/prepared and models/classifier, an untrained network."""
+    save_classifier(Classifier(1, 10), data, 1.0)

@@ -1,4 +1,4 @@
-"""The stage `guidance`: every scale on the same noise, and a line that says why where there are none."""
+"""The stage `guidance`: every scale on the same noise, and a line on the reason where none is compared."""
 
 import json
 from importlib import import_module
@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import edit_params
-from test_sweep import judge  # noqa: F401 (a fixture)
 
-from ddpm.core.files import read_json, write_json
-from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, HELD_OUT_CAPTIONS
+from ddpm.core import params
+from ddpm.core.files import InputError, read_json, write_json
+from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, HELD_OUT_CAPTIONS, Guidance
 
 CSV = Path("reports/guidance/guidance.csv")
 
@@ -23,89 +23,83 @@ def run():
     return frame, json.loads(Path("reports/guidance/metrics.json").read_text())
 
 
-def trained_with(**training):
-    """Says of models/ddpm how it was trained."""
+def set_training(**training):
+    """Records in models/ddpm how it was trained."""
     config = read_json("models/ddpm/config.json", "train")
     write_json("models/ddpm/config.json", {**config, "training": training})
 
 
-def test_each_scale_is_judged_at_its_cost(model, judge):  # noqa: F811
-    trained_with(condition_dropout=0.1)
+def make_model(conditioning, request):
+    edit_params(**{"model.conditioning": conditioning})
+    for name in ("model", "classifier"):
+        request.getfixturevalue(name)
+
+
+def test_guidance_scores_each_scale_at_its_cost(model, classifier):
+    set_training(condition_dropout=0.1)
     frame, metrics = run()
     assert frame.method.tolist() == [CLASSES] * 3
     assert frame.scale.tolist() == [0, 1, 2]
-    assert frame.nfe.tolist() == [3, 3, 6], "only between and beyond 0 and 1 the network is asked twice"
-    assert np.isnan(frame.accuracy[0]), "at scale 0 no class was asked for"
+    assert frame.nfe.tolist() == [3, 3, 6], "two evaluations per step only where the scale is neither 0 nor 1"
+    assert np.isnan(frame.accuracy[0]), "at scale 0 sampling is unconditional"
     assert frame.accuracy[1:].between(0, 1).all()
     assert frame[["fid", "precision", "recall"]].notna().all().all()
     assert metrics["status"] == "ok"
     best = metrics["best"][CLASSES]
     assert best["fid"] == pytest.approx(frame.fid[1:].min(), abs=1e-5)
     assert best["scale"] == frame.scale[frame.fid[1:].idxmin()]
-
-
-def test_the_same_seed_gives_the_same_table(model, judge):  # noqa: F811
-    trained_with(condition_dropout=0.1)
-    run()
     before = CSV.read_bytes()
     run()
-    assert CSV.read_bytes() == before
+    assert CSV.read_bytes() == before, "the same seed gives the same table"
 
 
 @pytest.mark.parametrize(
-    ("edits", "training", "reason"),
-    [
-        ({"guidance.scales": []}, {"condition_dropout": 0.1}, "guidance.scales is empty"),
-        ({}, {"condition_dropout": 0.0}, "the model was trained without dropped conditioning (train.condition_dropout)"),
-    ],
+    ("edits", "dropout", "setting"),
+    [({"guidance.scales": []}, 0.1, "guidance.scales"), ({}, 0.0, "train.condition_dropout")],
 )
-def test_where_there_is_no_guidance_it_says_why(model, judge, edits, training, reason, capsys):  # noqa: F811
+def test_guidance_records_why_no_scales_are_compared(model, classifier, edits, dropout, setting, capsys):
     edit_params(**edits)
-    trained_with(**training)
+    set_training(condition_dropout=dropout)
     frame, metrics = run()
     assert frame.empty
-    assert metrics["status"] == reason
-    assert f"no scales of guidance are compared: {reason}" in capsys.readouterr().out
-
-
-def test_too_few_samples_are_named_before_any_is_drawn(model, judge, refused):  # noqa: F811
-    trained_with(condition_dropout=0.1)
-    edit_params(**{"guidance.samples": 5})
-    said = refused(import_module("stages.guidance").main)
-    assert said.startswith(
-        "guidance: sets of 5 images are too few for 5 neighbours of each; use at least 6 samples (guidance.samples)"
-    )
+    assert setting in metrics["status"]
+    assert f"no scales of guidance are compared: {metrics['status']}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("conditioning", ["none", "mask"])
-def test_without_classes_there_is_none(workspace, conditioning, request):
-    edit_params(**{"model.conditioning": conditioning})
-    for name in ("data", "model", "judge"):
-        request.getfixturevalue(name)
+def test_guidance_needs_a_class_or_text(workspace, conditioning, request):
+    make_model(conditioning, request)
     frame, metrics = run()
     assert frame.empty
-    assert metrics["status"] == "the model takes no class or text (model.conditioning)"
+    assert "model.conditioning" in metrics["status"]
 
 
-def test_a_network_that_reads_is_also_asked_with_captions_it_never_saw(workspace, request):
-    edit_params(**{"model.conditioning": "text"})
-    for name in ("data", "model", "judge"):
-        request.getfixturevalue(name)
-    trained_with(condition_dropout=0.1)
+def test_guidance_of_a_text_network_also_uses_held_out_captions(workspace, request):
+    make_model("text", request)
+    set_training(condition_dropout=0.1)
     frame, _ = run()
-    assert list(zip(frame.method, frame.scale, strict=True)) == [
-        (CAPTIONS, 0), (CAPTIONS, 1), (CAPTIONS, 2), (HELD_OUT_CAPTIONS, 1), (HELD_OUT_CAPTIONS, 2)
-    ]  # fmt: skip
+    rows = list(zip(frame.method, frame.scale, strict=True))
+    assert rows == [(CAPTIONS, 0), (CAPTIONS, 1), (CAPTIONS, 2), (HELD_OUT_CAPTIONS, 1), (HELD_OUT_CAPTIONS, 2)]
+
+
+def test_guidance_refuses_too_few_samples_before_sampling(model, classifier):
+    set_training(condition_dropout=0.1)
+    edit_params(**{"guidance.samples": 5})
+    with pytest.raises(InputError, match=r"at least 6 samples \(guidance.samples\)") as error:
+        run()
+    assert error.value.key == "guidance"
 
 
 @pytest.mark.parametrize(
-    ("edits", "expected"),
+    ("edits", "key"),
     [
-        ({"guidance.scales": [-1.0]}, "guidance.scales.0: -1.0 must be greater than or equal to 0"),
-        ({"guidance.scales": [51.0]}, "guidance.scales.0: 51.0 must be less than or equal to 50"),
-        ({"guidance.steps": 0}, "guidance.steps: 0 must be greater than or equal to 1"),
+        ({"guidance.scales": [-1.0]}, "guidance.scales.0"),
+        ({"guidance.scales": [51.0]}, "guidance.scales.0"),
+        ({"guidance.steps": 0}, "guidance.steps"),
     ],
 )
-def test_bad_settings_are_named(model, judge, refused, edits, expected):  # noqa: F811
+def test_guidance_settings_name_the_wrong_key(workspace, edits, key):
     edit_params(**edits)
-    assert expected in refused(import_module("stages.guidance").main)
+    with pytest.raises(InputError) as error:
+        params.load(guidance=Guidance)
+    assert error.value.key == key

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import edit_params
-from test_sweep import judge, snapshots  # noqa: F401 (fixtures)
+from test_sweep import snapshots  # noqa: F401 (a fixture)
 
 from ddpm.core import params
 from ddpm.core.files import InputError, read_npz
@@ -28,7 +28,7 @@ def run():
     return read_npz("samples/edits.npz", "edit"), json.loads(Path("reports/edit/metrics.json").read_text())["inpaint"]
 
 
-def test_edit_keeps_what_must_stay(snapshots, data, judge):  # noqa: F811
+def test_edit_keeps_what_must_stay(snapshots, data, classifier):  # noqa: F811
     arrays, scores = run()
     images = data.test.images[balanced_indices(data.test, 3)]
     assert np.array_equal(arrays["inpaint_image"], images)
@@ -57,7 +57,7 @@ def test_edit_keeps_what_must_stay(snapshots, data, judge):  # noqa: F811
     )
 
 
-def test_edit_without_snapshots_has_no_film(model, judge):  # noqa: F811
+def test_edit_without_snapshots_has_no_film(model, classifier):
     arrays, _ = run()
     assert len(arrays["training_step"]) == len(arrays["training_images"]) == 0
 
@@ -65,13 +65,13 @@ def test_edit_without_snapshots_has_no_film(model, judge):  # noqa: F811
 @pytest.mark.parametrize("conditioning", ["none", "text", "class+mask"])
 def test_edit_runs_with_every_conditioning(workspace, conditioning, request):
     edit_params(**{"model.conditioning": conditioning})
-    for name in ("data", "model", "judge"):
+    for name in ("data", "model", "classifier"):
         request.getfixturevalue(name)
     _, scores = run()
     assert ("mask_network" in scores) == ("mask" in conditioning)
 
 
-def test_score_inpainting_of_perfect_and_blank_fills(model, data, judge, monkeypatch):  # noqa: F811
+def test_score_inpainting_of_perfect_and_blank_fills(model, data, classifier, monkeypatch):
     network, received = load("final", CPU), {}
 
     def fill(with_image):
@@ -95,7 +95,7 @@ def test_score_inpainting_of_perfect_and_blank_fills(model, data, judge, monkeyp
     assert received["labels"] is None
 
 
-def test_score_inpainting_psnr_is_over_the_filled_pixels(model, data, judge, monkeypatch):  # noqa: F811
+def test_score_inpainting_psnr_is_over_the_filled_pixels(model, data, classifier, monkeypatch):
     def run(model, plan, x0, mask, labels, seed, pass_known):
         yield torch.where(mask == 1, x0, x0 + 0.2)
 
@@ -112,7 +112,7 @@ def test_balanced_indices_take_the_classes_in_turn():
 
 
 def test_make_edits_pairs_are_of_different_images(workspace, request):
-    for name in ("data", "model", "judge"):
+    for name in ("data", "model", "classifier"):
         request.getfixturevalue(name)
     network, test = load("final", CPU), request.getfixturevalue("data").test
     two = Split(test.images[test.labels < 2], test.labels[test.labels < 2])
@@ -134,7 +134,7 @@ def test_edit_fitted_limits_steps_and_jumps(model, requested, fitted):
     assert (section.steps, section.repaint_jump_length, section.repaint_resamples) == fitted
 
 
-def test_edit_takes_the_largest_seed(model, judge):  # noqa: F811
+def test_edit_takes_the_largest_seed(model, classifier):
     edit_params(seed=2**31 - 1)
     run()
 

@@ -1,4 +1,4 @@
-"""The sampler sweep: every method within its budget, and a page that says what the numbers say."""
+"""The sampler sweep: every method within its budget, the EMA widths, and the statements of the page."""
 
 import json
 from importlib import import_module
@@ -11,30 +11,29 @@ import torch
 from conftest import edit_params
 from PIL import Image
 
+from ddpm.core import params
+from ddpm.core.files import InputError
 from ddpm.core.weights import read_weights, save_weights
 from ddpm.diffusion.schedule import make_schedule
-from ddpm.evaluation.sweep import METHODS, plan_method
-from ddpm.features.classifier import Classifier, save_classifier
+from ddpm.evaluation.sweep import METHODS, Sweep, plan_method
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot, snapshot_file, supported_range
 from ddpm.report.sweep import write_sweep
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.samplers import SAMPLERS
 
-
-def main_of(stage):
-    return import_module(f"stages.{stage}").main
+NO_SNAPSHOTS = "No EMA widths are compared: the model was trained without snapshots (train.snapshots)."
 
 
-@pytest.fixture
-def judge(data):
-    save_classifier(Classifier(1, 10), data, 1.0)
+def run():
+    import_module("stages.sweep").main()
+    return json.loads(Path("reports/sweep/metrics.json").read_text()), Path("reports/sweep/index.md").read_text()
 
 
 @pytest.fixture
 def snapshots(model):
-    """models/ddpm with snapshots of weights that still move, 0.05 more than 0.1."""
+    """models/ddpm with snapshots of weights that still change, 0.05 more than 0.1."""
     file = Path("models/ddpm/final.safetensors")
-    # An untrained network ends in zeros, and then all weights draw alike.
+    # An untrained network ends in zeros, and then all weights generate the same images.
     generator = torch.Generator().manual_seed(0)
     final = {name: v + 0.1 * torch.randn(v.shape, generator=generator) for name, v in read_weights(file, "train").items()}
     save_weights(file, final)
@@ -43,38 +42,32 @@ def snapshots(model):
         save_snapshot(Path("models/ddpm"), step, tracks)
 
 
-MODEL_WITHOUT = "No EMA widths are compared: the model was trained without snapshots (train.snapshots)."
-
-
-def test_it_runs_as_a_stage(model, judge, capsys):
-    main_of("sweep")()
-    assert MODEL_WITHOUT in capsys.readouterr().out.splitlines()
-    metrics = json.loads(Path("reports/sweep/metrics.json").read_text())
+def test_sweep_writes_all_methods_and_budgets(model, classifier, capsys):
+    metrics, page = run()
+    assert NO_SNAPSHOTS in capsys.readouterr().out.splitlines()
     assert metrics["n"] == 60
     assert set(METHODS) <= set(metrics)
     assert set(metrics["DDIM, eta 0"]) == {"nfe_3", "nfe_4", "nfe_50"}
     assert set(metrics["Heun"]) == {"nfe_3"}
-    chart = pd.read_csv("reports/sweep/fid.csv")
-    assert set(chart.method) == {*METHODS, "real images"}
-    page = Path("reports/sweep/index.md").read_text()
+    assert set(pd.read_csv("reports/sweep/fid.csv").method) == {*METHODS, "real images"}
     assert all(f"| {name} |" in page for name in METHODS)
-    with Image.open("reports/sweep/fid.png") as picture:
-        assert picture.width > 800
-    # dvc.yaml names these as well, so they are there whatever the model has.
-    assert MODEL_WITHOUT in page
+    with Image.open("reports/sweep/fid.png") as image:
+        assert image.width > 800
+    # dvc.yaml names these as well, so they exist for every model.
+    assert NO_SNAPSHOTS in page
     assert "ema.png" not in page
     assert set(metrics["ema"]) == {"final"}
     assert set(pd.read_csv("reports/sweep/ema.csv").method) == {"final", "real images"}
     assert Path("reports/sweep/ema.png").stat().st_size > 1_000
 
 
-def test_it_compares_the_widths_of_the_average(snapshots, judge, capsys):
-    edit_params(**{"sweep.ema_widths": [0.1, 0.02, 0.05, 0.07, 0.1], "sweep.ema_steps": 5, "sweep.evaluations": [3]})
-    main_of("sweep")()
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("EMA")]
-    assert [line.split(":")[0] for line in said] == ["EMA final", "EMA 0.05", "EMA 0.07", "EMA 0.1"]
-    metrics = json.loads(Path("reports/sweep/metrics.json").read_text())["ema"]
-    widths = {0.05: "width_0.05", 0.07: "width_0.07", 0.1: "width_0.1"}
+def test_sweep_compares_ema_widths(snapshots, classifier, capsys):
+    edit_params(**{"sweep.ema_steps": 5, "sweep.evaluations": [3], "sweep.full_length": False})
+    edit_params(**{"sweep.ema_widths": [0.1, 0.02, 0.05, 0.07, 0.1]})
+    metrics, page = run()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("EMA")]
+    assert [line.split(":")[0] for line in printed] == ["EMA final", "EMA 0.05", "EMA 0.07", "EMA 0.1"]
+    widths, metrics = {0.05: "width_0.05", 0.07: "width_0.07", 0.1: "width_0.1"}, metrics["ema"]
     assert set(metrics) == {"final", "best_width", *widths.values()}
     fids = {width: metrics[key]["fid"] for width, key in widths.items()}
     assert len(set(fids.values()) | {metrics["final"]["fid"]}) == 4
@@ -86,59 +79,59 @@ def test_it_compares_the_widths_of_the_average(snapshots, judge, capsys):
     assert (rebuilt.nfe == 5).all()
     for name in ("final", "real images"):
         assert chart[chart.method == name].width.tolist() == [0.05, 0.1]
-    page = Path("reports/sweep/index.md").read_text()
     assert f"The best width is {metrics['best_width']:g}, with an FID of " in page
     assert "| 0.07 | " in page
     narrowest, widest = supported_range([700, 900, 1000])
     assert f"Left out: 0.02. 3 snapshots reach from {narrowest:g} to {widest:g}; train.snapshots gives more." in page
     assert "(ema.png)" in page
+    edit_params(**{"sweep.ema_widths": []})
+    assert "No EMA widths are compared: sweep.ema_widths is empty." in run()[1]
 
 
-def test_without_widths_only_the_reference_is_drawn(snapshots, judge, capsys):
-    edit_params(**{"sweep.ema_widths": [], "sweep.ema_steps": 5, "sweep.evaluations": [3]})
-    main_of("sweep")()
-    assert "No EMA widths are compared: sweep.ema_widths is empty." in capsys.readouterr().out
-
-
-def test_a_damaged_snapshot_is_no_missing_one(snapshots, judge, refused):
+def test_sweep_refuses_a_damaged_snapshot(snapshots, classifier):
     edit_params(**{"sweep.evaluations": [3], "sweep.full_length": False})
-    snapshot_file(Path("models/ddpm"), 900).write_bytes(b"nothing")
-    assert refused(main_of("sweep")).startswith("models/ddpm/snapshots/step_0000900.safetensors: damaged (")
+    file = snapshot_file(Path("models/ddpm"), 900)
+    file.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="damaged") as error:
+        run()
+    assert error.value.key == str(file)
+
+
+def test_sweep_refuses_budgets_above_the_steps_of_the_model(model, classifier):
+    for key, value in (("sweep.ema_steps", 51), ("sweep.evaluations", [5, 51])):
+        edit_params(**{key: value})
+        with pytest.raises(InputError) as error:
+            run()
+        assert error.value.key == key
+    assert not Path("reports/sweep").exists()
 
 
 @pytest.mark.parametrize(
-    ("edits", "expected"),
+    ("edits", "key"),
     [
-        ({"sweep.ema_widths": [0.1, 0.3]}, "sweep.ema_widths.1: 0.3 must be less than or equal to 0.28"),
-        ({"sweep.ema_widths": [0.001]}, "sweep.ema_widths.0: 0.001 must be greater than or equal to 0.005"),
-        ({"sweep.ema_widths": 0.1}, "sweep.ema_widths: 0.1 must be a list"),
-        ({"sweep.ema_widths": ["wide"]}, "sweep.ema_widths.0: 'wide' must be a number"),
-        ({"sweep.ema_steps": 0}, "sweep.ema_steps: 0 must be greater than or equal to 1"),
-        ({"sweep.ema_steps": 51}, "sweep.ema_steps: 51 is more than the model's T = 50 steps"),
+        ({"sweep.ema_widths": [0.1, 0.3]}, "sweep.ema_widths.1"),
+        ({"sweep.ema_widths": [0.001]}, "sweep.ema_widths.0"),
+        ({"sweep.ema_widths": 0.1}, "sweep.ema_widths"),
+        ({"sweep.ema_steps": 0}, "sweep.ema_steps"),
     ],
 )
-def test_a_mistake_in_the_settings_of_the_widths(model, judge, refused, edits, expected):
+def test_sweep_settings_name_the_wrong_key(workspace, edits, key):
     edit_params(**edits)
-    assert refused(main_of("sweep")).startswith(f"params.yaml: {expected}")
-    assert not Path("reports/sweep").exists()
+    with pytest.raises(InputError) as error:
+        params.load(sweep=Sweep)
+    assert error.value.key == key
 
 
-def test_a_budget_beyond_the_model_is_refused(model, judge, refused):
-    edit_params(**{"sweep.evaluations": [5, 51]})
-    assert refused(main_of("sweep")) == "params.yaml: sweep.evaluations: 51 is more than the model's T = 50 steps"
-    assert not Path("reports/sweep").exists()
-
-
-@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("budget", [1, 2, 7, 50])
-def test_no_method_exceeds_its_budget(name, budget):
+def test_plan_method_stays_within_its_budget(budget):
     model = DiffusionModel(torch.nn.Identity(), make_schedule("linear", 50), "v", {})
-    plan = plan_method(name, model, budget)
-    assert plan.nfe == (budget - (budget % 2 == 0) if name == "Heun" else budget)
-    assert plan.stochastic == (name in ("DDIM, eta 0.5", "DDIM, eta 1", "DDPM, large variance", "SDE-DPM-Solver++ 2M"))
+    for name in METHODS:
+        plan = plan_method(name, model, budget)
+        assert plan.nfe == (budget - (budget % 2 == 0) if name == "Heun" else budget)
+        assert plan.stochastic == (name in ("DDIM, eta 0.5", "DDIM, eta 1", "DDPM, large variance", "SDE-DPM-Solver++ 2M"))
 
 
-def test_every_sampler_takes_part():
+def test_methods_contain_every_sampler():
     assert {method.sampler for method in METHODS.values()} >= set(SAMPLERS)
 
 
@@ -178,7 +171,7 @@ CURVES = {
         ),
     ],
 )
-def test_the_page_says_what_the_numbers_say(workspace, sd, said):
+def test_page_states_the_results(workspace, sd, said):
     write_sweep(rows_of(CURVES, sd), widths_of({}), "", 0.08, 500, "digits")
     page = Path("reports/sweep/index.md").read_text()
     assert "eta 0 is better than eta 1 at 2 of 3 budgets" in page
@@ -216,7 +209,7 @@ def test_the_page_says_what_the_numbers_say(workspace, sd, said):
         ),
     ],
 )
-def test_the_page_names_the_best_width(workspace, curve, sd, said, unsaid):
+def test_page_names_the_best_width(workspace, curve, sd, said, unsaid):
     rows = widths_of(curve, sd)
     write_sweep(rows_of(CURVES, np.nan), rows, "Left out: 0.01.", 0.08, 500, "digits")
     section = Path("reports/sweep/index.md").read_text().split("## FID by EMA width")[1]
