@@ -1,4 +1,4 @@
-"""Raw pictures for tests, and what preparing them says."""
+"""Raw pictures for tests."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ddpm.core.files import InputError
+from ddpm.datasets.index import Pictures
 from ddpm.datasets.registry import DATASETS, Source
 from ddpm.datasets.settings import PrepareData
 
@@ -42,6 +43,11 @@ def refused(call, *arguments, **options) -> str:
         call(*arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def paths(images: Pictures) -> list[Path]:
+    """The path of every picture of a split, in order."""
+    return [images.files.store.where / picture.name for picture in images.files.index.splits[images.split]]
 
 
 def colours(path: Path, count: int, first: int = 0, size: tuple[int, int] = (6, 5), suffix: str = ".png") -> None:

@@ -1,4 +1,4 @@
-"""Archives read in place: the arrays are those of the unpacked folder, nothing leads out of them, damage is named."""
+"""Archives read in place: equal arrays to the unpacked folder, no name leads out, damage is named."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 from raw_files import arrays, colours, contents, enter, load, refused, settings
 
 from ddpm.datasets import archives, index
-from ddpm.datasets.archives import ARCHIVES, list_tar, list_zip, read_zip
+from ddpm.datasets.archives import ARCHIVES, zip_members, zip_store
 from ddpm.datasets.image_io import Unreadable
 from ddpm.datasets.index import Picture
 from ddpm.datasets.prepare import prepare
@@ -70,7 +70,7 @@ def folder(raw) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_arrays_are_those_of_the_unpacked_folder(raw, folder, tmp_path, kind):
+def test_prepare_archive_equals_unpacked_folder(raw, folder, tmp_path, kind):
     expected = prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
     pack(raw / f"archive{kind}", files_of(folder))
     found = prepare("image_folder", settings(folder=f"archive{kind}"), tmp_path / "found", workers=2)
@@ -82,7 +82,7 @@ def test_the_arrays_are_those_of_the_unpacked_folder(raw, folder, tmp_path, kind
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.xz"])
-def test_train_and_test_folders_inside_a_common_one(raw, tmp_path, kind):
+def test_common_root_folder_with_splits(raw, tmp_path, kind):
     for part, count in (("train", 4), ("val", 2)):
         for name in ("cat", "dog"):
             colours(raw / "folder" / part / name, count, first=10 * count + len(name))
@@ -95,13 +95,13 @@ def test_train_and_test_folders_inside_a_common_one(raw, tmp_path, kind):
     assert contents(tmp_path / "found") == contents(tmp_path / "expected")
 
 
-def test_a_single_class_is_no_common_folder(raw, folder):
+def test_common_root_folder_is_not_a_single_class(raw, folder):
     pack(raw / "one.zip", [(f"cat/{name}", data) for name, data in files_of(folder / "cat")])
     assert load("image_folder", folder="one.zip").class_names == ["cat"]
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
-def test_layouts_are_refused_as_those_of_folders_are(raw, kind):
+def test_layout_errors_as_for_folders(raw, kind):
     data = Path(raw / "x.png")
     Image.new("L", (2, 2)).save(data)
     data = data.read_bytes()
@@ -132,18 +132,18 @@ def png(colour: int = 0) -> bytes:
 GOOD = [(f"{name}/{i}.png", png(i)) for name in ("cat", "dog") for i in range(4)]
 
 
-@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.xz"])
+@pytest.mark.parametrize("kind", [".zip", ".tar"])
 @pytest.mark.parametrize("name", ["../dog/9.png", "/dog/9.png", "dog/../../9.png", "C:/dog/9.png", "\\dog\\9.png", "cat/.."])
-def test_names_that_lead_out_are_left_alone_and_named(raw, tmp_path, capsys, kind, name):
+def test_names_leading_out_are_skipped_and_named(raw, tmp_path, capsys, kind, name):
     pack(raw / f"a{kind}", [*GOOD[:3], (name, png(9)), *GOOD[3:]])
     meta = prepare("image_folder", settings(folder=f"a{kind}"), tmp_path / "out")
     assert meta["counts"] == {"train": 6, "test": 2}
     assert max(images.max() for images in arrays(tmp_path / "out")[::2]) < 9
     said = capsys.readouterr().out
-    assert (f"a{kind}: left alone: {ascii(name)[1:-1]} (leads out of the archive)" in said) == name.endswith(".png")
+    assert (f"a{kind}: skipped: {ascii(name)[1:-1]} (leads out of the archive)" in said) == name.endswith(".png")
 
 
-def test_links_and_devices_are_left_alone_and_named(raw, tmp_path, capsys):
+def test_links_and_devices_are_skipped_and_named(raw, tmp_path, capsys):
     secret = raw / "secret.png"
     secret.write_bytes(png(77))
     with tarfile.open(raw / "a.tar", "w") as file:
@@ -159,7 +159,7 @@ def test_links_and_devices_are_left_alone_and_named(raw, tmp_path, capsys):
             file.addfile(member)
     assert prepare("image_folder", settings(folder="a.tar"), tmp_path / "out")["counts"] == {"train": 6, "test": 2}
     said = capsys.readouterr().out
-    assert "left alone: cat/link0.png (no regular file), cat/link1.png (no regular file), cat/link2.png (no reg" in said
+    assert "skipped: cat/link0.png (no regular file), cat/link1.png (no regular file), cat/link2.png (no reg" in said
     assert "and 1 others" in said
 
     with zipfile.ZipFile(raw / "a.zip", "w") as file:
@@ -169,10 +169,10 @@ def test_links_and_devices_are_left_alone_and_named(raw, tmp_path, capsys):
         link.create_system, link.external_attr = 3, 0o120777 << 16
         file.writestr(link, str(secret))
     assert prepare("image_folder", settings(folder="a.zip"), tmp_path / "out")["counts"] == {"train": 6, "test": 2}
-    assert "a.zip: left alone: cat/link.png (no regular file)" in capsys.readouterr().out
+    assert "a.zip: skipped: cat/link.png (no regular file)" in capsys.readouterr().out
 
 
-def test_of_two_members_of_one_name_the_later_counts_as_it_does_unpacked(raw, tmp_path):
+def test_later_of_two_members_with_one_name_counts(raw, tmp_path):
     for kind in (".tar", ".tar.gz"):
         pack(raw / f"a{kind}", [("train/cat/0.png", png(1)), ("test/cat/0.png", png(3)), ("./train/cat/0.png", png(2))])
         prepare("image_folder", settings(folder=f"a{kind}"), tmp_path / "out")
@@ -193,14 +193,14 @@ def set_bit(archive: Path, name: bytes, offset: int, value: bytes) -> None:
     [
         (8, b"\1\0", "it is encrypted"),
         (10, b"\x0c\0", "it is compressed by method 12; only 8 (deflate) can be read"),
-        (16, b"\0\0\0\0", "its archive is damaged: it does not match its checksum"),
-        (24, struct.pack("<I", 1 << 29), "its 536,870,912 bytes are more than the 268,435,456 that are read of a picture"),
-        (24, b"\1\0\0\0", "its archive is damaged: it does not match its checksum"),
-        (20, b"\1\0\0\0", "its archive is damaged: it does not match its checksum"),
+        (16, b"\0\0\0\0", "its archive is damaged: Bad CRC-32"),
+        (24, struct.pack("<I", 1 << 29), "its 536,870,912 bytes exceed the limit of 268,435,456"),
+        (24, b"\1\0\0\0", "its archive is damaged: Bad CRC-32"),
+        (20, b"\1\0\0\0", "its archive is damaged: "),
         (42, b"\xff\xff\xff\x00", "its archive is damaged: "),
     ],
 )
-def test_a_member_of_a_zip_that_cannot_be_read_is_named_and_can_be_left_out(raw, tmp_path, offset, value, reason):
+def test_zip_member_unreadable_is_named_and_can_be_left_out(raw, tmp_path, offset, value, reason):
     pack(raw / "a.zip", GOOD)
     set_bit(raw / "a.zip", b"dog/2.png", offset, value)
     message = refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
@@ -209,34 +209,35 @@ def test_a_member_of_a_zip_that_cannot_be_read_is_named_and_can_be_left_out(raw,
     assert sum(meta["counts"].values()) == 7
 
 
-@pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
-def test_members_larger_than_any_picture_are_not_read(raw, tmp_path, kind, monkeypatch):
+@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
+def test_members_above_the_size_limit_are_not_read(raw, tmp_path, kind, monkeypatch):
     pack(raw / f"a{kind}", [*GOOD, ("dog/big.png", png() + bytes(5000))])
-    monkeypatch.setattr(index, "LARGEST", 4000)
+    monkeypatch.setattr(index, "MAX_BYTES", 4000)
     message = refused(prepare, "image_folder", settings(folder=f"a{kind}"), tmp_path / "out")
     assert "dog/big.png: cannot be read as an image (its 5,0" in message
-    assert "are more than the 4,000 that are read of a picture" in message
+    assert "bytes exceed the limit of 4,000" in message
 
 
-def test_a_bomb_is_not_inflated_beyond_its_listed_size(raw, tmp_path):
+def test_zip_bomb_is_not_inflated_beyond_its_listed_size(raw, tmp_path):
     with zipfile.ZipFile(raw / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in GOOD:
             file.writestr(name, data)
         file.writestr("dog/bomb.png", bytes(30 << 20), compresslevel=9)
     set_bit(raw / "a.zip", b"dog/bomb.png", 24, struct.pack("<I", 1000))
     message = refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
-    assert "dog/bomb.png: cannot be read as an image (its archive is damaged: it does not match its checksum)" in message
-    entry = next(entry for entry, _ in list_zip(raw / "a.zip") if entry.name == "dog/bomb.png")
+    assert "dog/bomb.png: cannot be read as an image (its archive is damaged: Bad CRC-32" in message
+    member = next(member for member, _ in zip_members(raw / "a.zip") if member.name == "dog/bomb.png")
+    ((_, load_bomb),) = zip_store(raw / "a.zip").fetch([Picture(0, 0, 0, *member)])
     tracemalloc.start()
     try:
         with pytest.raises(Unreadable):
-            read_zip(raw / "a.zip", Picture(0, 0, 0, *entry), 0)
+            load_bomb()
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
 
 
-def test_an_archive_behind_a_program_that_would_unpack_it(raw, folder, tmp_path):
+def test_zip_after_a_self_extracting_program(raw, folder, tmp_path):
     prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
     archive = pack(raw / "a.zip", files_of(folder))
     archive.write_bytes(b"#!/bin/sh\nexit\n" + archive.read_bytes())
@@ -248,8 +249,8 @@ def test_an_archive_behind_a_program_that_would_unpack_it(raw, folder, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("share", [0, 0.02, 0.3, 0.6, 0.97])
-def test_an_archive_that_was_cut_off_is_named_before_anything_is_prepared(raw, tmp_path, kind, share):
+@pytest.mark.parametrize("share", [0, 0.02, 0.6, 0.97])
+def test_archive_cut_off_is_named_before_the_work(raw, tmp_path, kind, share):
     archive = pack(raw / f"a{kind}", [(name, data + os.urandom(3000)) for name, data in GOOD])
     data = archive.read_bytes().rstrip(b"\0") if kind == ".tar" else archive.read_bytes()
     archive.write_bytes(data[: int(share * len(data))])
@@ -260,7 +261,7 @@ def test_an_archive_that_was_cut_off_is_named_before_anything_is_prepared(raw, t
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != ".tar"])  # which has no checksum of what is in it
-def test_an_archive_with_wrong_bytes_is_named(raw, tmp_path, kind):
+def test_archive_with_wrong_bytes_is_named(raw, tmp_path, kind):
     archive = pack(raw / f"a{kind}", [(name, data + os.urandom(3000)) for name, data in GOOD])
     data = bytearray(archive.read_bytes())
     for i in range(len(data) // 2, len(data) // 2 + 600):
@@ -274,7 +275,7 @@ def test_an_archive_with_wrong_bytes_is_named(raw, tmp_path, kind):
         assert message.startswith(f"{archive}: is damaged, or no TAR archive (")
 
 
-def test_a_tar_with_a_wrong_header_in_its_middle_is_named(raw):
+def test_tar_with_a_wrong_header_is_named(raw):
     """Where tarfile itself sees the end of the archive, and nothing wrong."""
     archive = pack(raw / "a.tar", GOOD)
     data = bytearray(archive.read_bytes())
@@ -282,12 +283,11 @@ def test_a_tar_with_a_wrong_header_in_its_middle_is_named(raw):
     archive.write_bytes(data)
     with tarfile.open(archive) as file:
         assert len(file.getnames()) == 5
-    assert refused(load, "image_folder", folder="a.tar") == (
-        f"{archive}: is damaged, or no TAR archive (it ends too early); replace it"
-    )
+    message = refused(load, "image_folder", folder="a.tar")
+    assert message.startswith(f"{archive}: is damaged, or no TAR archive (it ends too early: ")
 
 
-def test_a_compressed_archive_that_is_damaged_behind_its_end_is_named_too(raw, tmp_path):
+def test_compressed_tar_with_a_wrong_checksum_is_named(raw, tmp_path):
     archive = pack(raw / "a.tar.gz", GOOD)
     data = bytearray(archive.read_bytes())
     data[-6] ^= 1  # of the checksum
@@ -295,77 +295,17 @@ def test_a_compressed_archive_that_is_damaged_behind_its_end_is_named_too(raw, t
     assert "is damaged" in refused(load, "image_folder", folder="a.tar.gz")
 
 
-def test_an_archive_that_changes_while_it_is_read_is_named(raw, tmp_path, monkeypatch):
+def test_compressed_tar_changed_while_read_is_named(raw, tmp_path, monkeypatch):
     archive = pack(raw / "a.tar.gz", GOOD)
     source = load("image_folder", folder="a.tar.gz")
     archive.write_bytes(archive.read_bytes()[:60])
     assert refused(source.train.images.__getitem__, 0).startswith(f"{archive}: is damaged (")
 
 
-# --- against zipfile and tarfile
-
-
-def test_zip_members_are_those_of_zipfile(raw):
-    path = raw / "a.zip"
-    with open(path, "wb") as file:
-        file.write(b"#!/bin/sh\nexit\n")  # as a program that unpacks itself begins
-        with zipfile.ZipFile(file, "a") as archive:
-            archive.comment = b"PK\5 a comment"
-            for name, method, large in [
-                ("a/b.png", 0, False), ("ä/ü.png", 8, True), ("a/", 0, False), ("large.png", 8, True), ("empty.png", 0, False)
-            ]:  # fmt: skip
-                entry = zipfile.ZipInfo(name)
-                entry.compress_type, entry.comment = method, b"of a member"
-                with archive.open(entry, "w", force_zip64=large) as member:
-                    member.write(b"" if name[-1] == "/" or name == "empty.png" else name.encode() * 50)
-    with zipfile.ZipFile(path) as archive:
-        expected = [(info.filename, info.file_size, info.CRC + 1) for info in archive.infolist()]
-    assert [(entry.name, entry.length, entry.stamp) for entry, _ in list_zip(path)] == expected
-
-
-def test_zip_members_beyond_4_gigabytes(raw, monkeypatch):
-    """Written as if a few kilobytes were as much."""
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 2000)
-    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
-    path = pack(raw / "a.zip", [(name, data + os.urandom(3000)) for name, data in GOOD])
-    assert b"PK\6\6" in path.read_bytes()
-    source = load("image_folder", folder="a.zip")
-    assert sorted(int(image.max()) for split in source[:2] for image in split.images) == [0, 0, 1, 1, 2, 2, 3, 3]
-
-
-def test_tar_members_are_those_of_tarfile(raw):
-    path = raw / "a.tar.gz"
-    long = "d/" * 60 + "x" * 120 + ".png"
-    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
-        with tarfile.open(path, "w:gz", format=form) as archive:
-            for i, name in enumerate(["a.png", *([] if form == tarfile.USTAR_FORMAT else [long, "ä.png"]), "b.png"]):
-                member = tarfile.TarInfo(name)
-                member.size, member.mtime = 700 * i, i
-                archive.addfile(member, io.BytesIO(bytes(700 * i)))
-        with tarfile.open(path) as archive:
-            expected = [(member.name, member.offset_data, member.size) for member in archive]
-        assert [entry[:3] for entry, _ in list_tar(path, ".gz")] == expected
-
-
-@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
-def test_the_memory_for_a_member_is_none(raw, kind):
-    def peak(count: int) -> int:
-        path = pack(raw / f"{count}{kind}", [(f"class/{i:06}.png", b"") for i in range(count)])
-        tracemalloc.start()
-        try:
-            assert sum(1 for _ in ARCHIVES[kind].listed(path)) == count
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    peak(10)
-    assert peak(6000) < peak(600) + 100_000
-
-
-def test_a_listing_of_tar_shows_its_progress(raw, capsys, monkeypatch):
+def test_tar_listing_shows_progress(raw, capsys, monkeypatch):
     monkeypatch.setattr(archives, "MEGABYTE", 1 << 10)
     archive = pack(raw / "a.tar.gz", [(name, os.urandom(5000)) for name, _ in GOOD])
-    list(list_tar(archive, ".gz"))
+    list(ARCHIVES[".tar.gz"].members(archive))
     size = archive.stat().st_size // 1024 + 1
     assert f"listing: {size}/{size} MB (100%)" in capsys.readouterr().err
 
@@ -378,8 +318,9 @@ def real(name: str):
     return pytest.mark.skipif(not there, reason=f"DDPM_DATA_ROOT does not name a folder with {name}")
 
 
+@pytest.mark.slow
 @real("imagenet_sample.zip")
-def test_a_real_zip_and_its_folder(raw, tmp_path):
+def test_real_zip_equals_its_folder(raw, tmp_path):
     (raw / "a.zip").symlink_to(Path(REAL) / "imagenet_sample.zip")
     with zipfile.ZipFile(raw / "a.zip") as archive:
         archive.extractall(raw / "folder")
@@ -391,7 +332,7 @@ def test_a_real_zip_and_its_folder(raw, tmp_path):
 
 @pytest.mark.slow
 @real("cifar10_jpeg.tar.xz")
-def test_a_real_tar_xz_and_its_folder(raw, tmp_path):
+def test_real_tar_xz_equals_its_folder(raw, tmp_path):
     (raw / "a.tar.xz").symlink_to(Path(REAL) / "cifar10_jpeg.tar.xz")
     with tarfile.open(raw / "a.tar.xz") as archive:
         archive.extractall(raw / "folder", filter="data")

@@ -19,7 +19,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from raw_files import load, refused, settings
+from raw_files import load, paths, refused, settings
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
@@ -291,17 +291,17 @@ def test_class_folders_are_split_stratified_and_always_the_same(pictures):
     assert source.class_names == ["cat", "dog"]
     assert (len(source.train.images), len(source.test.images)) == (15, 5)
     assert np.bincount(source.test.labels).tolist() == [2, 3]
-    train, test = set(source.train.images.paths), set(source.test.images.paths)
+    train, test = set(paths(source.train.images)), set(paths(source.test.images))
     assert not train & test
     assert len(train | test) == 20
     for split in source[:2]:
-        assert [path.parent.name for path in split.images.paths] == [source.class_names[label] for label in split.labels]
-    assert load("image_folder").test.images.paths == source.test.images.paths
+        assert [path.parent.name for path in paths(split.images)] == [source.class_names[label] for label in split.labels]
+    assert paths(load("image_folder").test.images) == paths(source.test.images)
 
 
 def test_a_picture_is_read_as_it_is(pictures):
     source = load("image_folder")
-    position = source.train.images.paths.index(pictures / "dog" / "03.png")
+    position = paths(source.train.images).index(pictures / "dog" / "03.png")
     image = source.train.images[position]
     assert (image.shape, image.dtype) == ((6, 6, 3), np.uint8)
     assert image[2, 4].tolist() == [3, 12, 0]
@@ -317,7 +317,7 @@ def test_train_and_test_folders_are_kept(raw, test_name):
     assert source.class_names == ["a", "b"]
     assert np.bincount(source.train.labels).tolist() == [6, 3]
     assert np.bincount(source.test.labels).tolist() == [4, 2]
-    assert all(test_name in path.parts for path in source.test.images.paths)
+    assert all(test_name in path.parts for path in paths(source.test.images))
 
 
 def test_a_strange_class_in_the_test_folder(raw):
@@ -391,8 +391,8 @@ def test_pictures_without_a_known_range_are_refused(pictures):
     bad = pictures / "cat" / "00.tif"
     Image.fromarray(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)).save(bad)
     source = load("image_folder")
-    split = next(split for split in source[:2] if bad in split.images.paths)
-    assert refused(split.images.__getitem__, split.images.paths.index(bad)).startswith(f"{bad}: cannot be read as an image")
+    split = next(split for split in source[:2] if bad in paths(split.images))
+    assert refused(split.images.__getitem__, paths(split.images).index(bad)).startswith(f"{bad}: cannot be read as an image")
 
 
 # --- fitting
@@ -506,7 +506,7 @@ def test_missing_and_damaged_arrays_are_refused(tmp_path):
 def test_an_old_meta_does_not_vouch_for_the_arrays_of_an_interrupted_run(pictures, tmp_path):
     prepared = tmp_path / "prepared"
     prepare("image_folder", settings(), prepared)
-    bad = load("image_folder").test.images.paths[0]
+    bad = paths(load("image_folder").test.images)[0]
     bad.write_bytes(b"no picture")
     assert str(bad) in refused(prepare, "image_folder", settings(), prepared)
     assert "meta.json: not found" in refused(open_prepared, "image_folder", settings(), prepared)

@@ -3,16 +3,15 @@
 import os
 import struct
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from PIL import Image
-from raw_files import colours, enter, load, refused, settings
-from sklearn.model_selection import train_test_split
+from raw_files import colours, enter, load, paths, refused, settings
 
-from ddpm.datasets.image_folder import stratified
+from ddpm.core.files import InputError
+from ddpm.datasets.image_folder import held_out
 from ddpm.datasets.image_io import EXTENSIONS, UPRIGHT, Unreadable, decode, read_picture
 from ddpm.datasets.index import Assignment, FoundFile, ImageIndex
 from ddpm.datasets.prepare import prepare
@@ -208,14 +207,14 @@ def test_the_order_is_that_of_names_and_not_of_the_disk(raw):
         "b/z/0.png",
     ]  # fmt: skip
     for part, split in (("train", source.train), ("test", source.test)):
-        assert split.images.paths == [raw / "pictures" / part / name for name in expected]
+        assert paths(split.images) == [raw / "pictures" / part / name for name in expected]
         assert split.labels.tolist() == [0, 0] + [1] * 8
     # As walking through sorted folders has it.
     walked = []
     for parent, folders, files in os.walk(raw / "pictures" / "train" / "b"):
         folders.sort()
         walked += [os.path.join(parent, file) for file in sorted(files)]
-    assert [str(path) for path in source.train.images.paths[2:]] == walked
+    assert [str(path) for path in paths(source.train.images)[2:]] == walked
 
 
 def test_what_is_no_picture_is_left_alone(raw):
@@ -269,58 +268,32 @@ def test_all_endings_are_found(raw):
     assert len(source.train.images) + len(source.test.images) == len(EXTENSIONS)
 
 
-# --- the list
+# --- the index
 
 
-def test_a_listing_keeps_the_last_of_one_name_and_says_what_is_missing():
-    listing = ImageIndex()
-    listing.add([FoundFile("b", 1, 10, 5), FoundFile("a", 2, 20, 6), FoundFile("b", 3, 30, 7)])
-    assert set(listing.names()) == {"a", "b"}
-    assert listing.assign([Assignment("c", 0, 0, b"")]) == ["c"]
-    listing = ImageIndex()
-    listing.add([FoundFile("b", 1, 10, 5), FoundFile("a", 2, 20, 6), FoundFile("b", 3, 30, 7), FoundFile("unwanted", 4, 1, 1)])
-    assert listing.assign([Assignment("a", 1, 4, b"z"), Assignment("b", 1, 3, b"y")]) == []
-    assert listing.counts == (0, 2)
-    assert [picture[:5] for picture in listing.pictures()] == [(1, 0, 3, "b", 3), (1, 1, 4, "a", 2)]
-    assert [picture.name for picture in listing.pictures(by_place=True)] == ["a", "b"]
-    assert listing.labels(1).tolist() == [3, 4]
-    assert listing.at(1, 1).stamp == 6
-    with pytest.raises(IndexError):
-        listing.at(0, 0)
-
-
-def test_a_disk_without_room_for_the_list(raw):
-    listing = ImageIndex()
-    listing.table.execute("PRAGMA max_page_count = 10")
-    message = refused(listing.add, (FoundFile(f"{i:0200}", i, 1, 1) for i in range(10_000)))
-    assert message.startswith("the list of pictures cannot be written (database or disk is full); free some disk space")
+def test_index_keeps_the_last_of_one_name_and_reports_missing_names():
+    files = [FoundFile("b", 1, 10, 5), FoundFile("a", 2, 20, 6), FoundFile("b", 3, 30, 7), FoundFile("unassigned", 4, 1, 1)]
+    index = ImageIndex()
+    index.add(files)
+    assert index.assign([Assignment("c", 0, 0, b"")]) == "c"
+    assert index.assign([Assignment("a", 1, 4, b"z"), Assignment("b", 1, 3, b"y")]) is None
+    assert index.counts == (0, 2)
+    assert [picture[:5] for picture in index.pictures()] == [(1, 0, 3, "b", 3), (1, 1, 4, "a", 2)]
+    assert [picture.name for picture in index.pictures(by_offset=True)] == ["a", "b"]
+    assert index.labels(1).tolist() == [3, 4]
+    assert index.labels(0).shape == (0,)
 
 
 # --- the split
 
 
-@given(
-    counts=st.lists(st.integers(1, 40), min_size=1, max_size=8),
-    share=st.floats(0.02, 0.98),
-    shuffled=st.booleans(),
-    seed=st.integers(0, 3),
-)
-# Where what is left of the classes is no whole number of images, by rounding.
-@example(counts=[15, 29, 53, 19, 16, 35, 38, 23], share=0.3, shuffled=False, seed=0)
-@example(counts=[48, 48, 23, 42, 13, 12], share=0.25, shuffled=True, seed=0)
-def test_the_split_is_that_of_scikit_learn(counts, share, shuffled, seed):
-    labels = np.repeat(np.arange(len(counts)), counts)
-    if shuffled:
-        np.random.default_rng(0).shuffle(labels)
-    try:
-        _, expected = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
-    except ValueError:
-        with pytest.raises(ValueError, match=r"a class has only one|to train on and"):
-            stratified(labels, share, seed)
-        return
-    np.testing.assert_array_equal(np.flatnonzero(stratified(labels, share, seed)), np.sort(expected))
-
-
-def test_a_class_that_no_image_has_does_not_change_the_split():
+def test_held_out_is_stratified_and_reproducible():
     labels = np.repeat([0, 2, 7], [10, 20, 30])
-    np.testing.assert_array_equal(stratified(labels, 0.3), stratified(np.repeat([0, 1, 2], [10, 20, 30]), 0.3))
+    mask = held_out(labels, 0.3, Path("x"), "")
+    assert np.bincount(labels[mask]).tolist() == [3, 0, 6, 0, 0, 0, 0, 9]
+    # Another split would make recorded numbers incomparable.
+    assert np.flatnonzero(mask).tolist() == [0, 3, 5, 11, 14, 16, 17, 22, 28, 30, 33, 45, 47, 48, 49, 52, 54, 59]
+    with pytest.raises(InputError) as error:
+        held_out(np.array([0, 1]), 0.5, Path("folder"), "add some")
+    assert error.value.key == "folder"
+    assert error.value.message.endswith("; add some")

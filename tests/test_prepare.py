@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import edit_params
 from PIL import Image
-from raw_files import arrays, colours, contents, enter, load, refused, settings
+from raw_files import arrays, colours, contents, enter, load, paths, refused, settings
 
 import stages.prepare_data
 from ddpm.core import params
@@ -103,7 +103,7 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(raw, tmp_path, capsys, decode
     assert meta["sha256"] == open_prepared("image_folder", settings(**FIT).as_written()).meta["sha256"]
     said = capsys.readouterr().out
     assert len(decoded) == 16 - done
-    assert (f"{done} of 16 images were prepared before; going on from there" in said) == (done > 0)
+    assert (f"{done} of 16 images were prepared before" in said) == (done > 0)
     # Nothing is left, and nothing is gone on with that is complete.
     assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]
     prepare("image_folder", settings(**FIT))
@@ -283,14 +283,14 @@ def test_bad_pictures_can_be_left_out_and_then_the_rest_is_as_it_was(raw, tmp_pa
     assert (tmp_path / "out" / "left_out.txt").read_text().count("\n") == 3
     assert sum(meta["counts"].values()) == 13
     assert "left_out" not in whole
-    kept = [np.array([str(path) not in bad for path in split.images.paths]) for split in source[:2]]
+    kept = [np.array([str(path) not in bad for path in paths(split.images)]) for split in source[:2]]
     expected = arrays(tmp_path / "whole")
     for found, array, mask in zip(arrays(tmp_path / "out"), expected, [kept[0], kept[0], kept[1], kept[1]], strict=True):
         np.testing.assert_array_equal(found, array[mask])
     assert meta["mean"] == pytest.approx((expected[0][kept[0]].mean((0, 1, 2)) / 255).tolist(), abs=1e-6)
     data = open_prepared("image_folder", settings(**FIT, skip_bad=True).as_written(), tmp_path / "out")
     assert len(data.train.images) == meta["counts"]["train"]
-    assert f"image_folder: 3 images that cannot be read are left out; {tmp_path / 'out' / 'left_out.txt'} names them" in (
+    assert f"image_folder: 3 unreadable images are left out; {tmp_path / 'out' / 'left_out.txt'} names them" in (
         capsys.readouterr().out
     )
     # Data without bad pictures has no such list.
@@ -322,7 +322,7 @@ def test_where_no_picture_is_left_over(raw, tmp_path):
 
 
 def test_another_size_is_said_at_once(raw, tmp_path, decoded):
-    first = load("image_folder").train.images.paths[0]
+    first = paths(load("image_folder").train.images)[0]
     Image.new("RGB", (9, 9)).save(first)
     message = refused(prepare, "image_folder", settings(), workers=1)
     assert ": is 5x6, the first image 9x9; give all one size with prepare_data.image_size" in message
@@ -330,7 +330,7 @@ def test_another_size_is_said_at_once(raw, tmp_path, decoded):
     # The first picture was the one to be repaired, so the size is no longer its.
     Image.new("RGB", (6, 5)).save(first)
     assert prepare("image_folder", settings())["shape"] == [5, 6, 3]
-    last = load("image_folder").train.images.paths[-1]
+    last = paths(load("image_folder").train.images)[-1]
     good = last.read_bytes()
     Image.new("RGB", (9, 9)).save(last)
     assert refused(prepare, "image_folder", settings(), workers=1).startswith(f"{last}: is 9x9, the first image 5x6")
@@ -423,4 +423,4 @@ def test_every_setting_that_decides_is_remembered():
         "celeba": set(),
         "huggingface": set(),
     }.items():
-        assert fields - set(preparing.made_with(dataset, settings())) == ignored
+        assert fields - set(preparing.recorded_settings(dataset, settings())) == ignored

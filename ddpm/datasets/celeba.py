@@ -1,4 +1,4 @@
-"""CelebA (Liu et al. 2015) in torchvision's layout: aligned faces, the official partition, and an attribute as the class.
+"""Reads CelebA (Liu et al. 2015) in torchvision's layout: aligned faces, the official partition, an attribute as the class.
 
 celeba/img_align_celeba/000001.jpg, ... or celeba/img_align_celeba.zip
 celeba/list_eval_partition.txt      a name and 0 (train), 1 (validation) or 2 (test) per line
@@ -14,20 +14,21 @@ import numpy as np
 from ddpm.core.files import InputError
 from ddpm.datasets.archives import kind_of, list_archive, stamp_of
 from ddpm.datasets.image_folder import walk
-from ddpm.datasets.index import Assignment, Files, ImageIndex, Store, on_disk
+from ddpm.datasets.index import Assignment, Files, ImageIndex, on_disk
 
 PARTITION, ATTRIBUTES, FACES = "list_eval_partition.txt", "list_attr_celeba.txt", "img_align_celeba"
-# The validation pictures are left out: who compares with others' numbers must not have trained on them.
+# The validation pictures are left out, as for published results.
 PARTS = {"0": 0, "2": 1}
 DEFAULT = "Male"
-# Names of the two classes that say more than "not X" and "x".
+# Better names for the two classes of an attribute than "not X" and "x".
 CLASS_NAMES = {"Male": ("female", "male"), "Young": ("old", "young")}
 
 
 def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Files, list[str]]:
-    """All pictures of the training and the test partition, and the names of both classes of an attribute.
+    """Returns the pictures of the training and the test partition, and the names of both classes of an attribute.
 
-    Raises InputError for a missing or damaged file, and for an attribute that there is not.
+    attribute: a column of list_attr_celeba.txt; None is DEFAULT.
+    Raises InputError for a missing or damaged file, and for an unknown attribute.
     """
     folder = root / "celeba"
     archive = folder / f"{FACES}.zip"
@@ -35,31 +36,27 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
         (folder / FACES).is_dir() or archive.is_file()
     ):
         raise InputError(
-            f"CelebA is not there; put {FACES}/ or {FACES}.zip, {PARTITION} and {ATTRIBUTES} there, from "
+            f"CelebA is missing; put {FACES}/ or {FACES}.zip, {PARTITION} and {ATTRIBUTES} there, from "
             "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or set DDPM_DATA_ROOT to the folder that has celeba/",
             key=folder,
         )
     attribute = attribute or DEFAULT
-    listing, store, stamp = ImageIndex(), on_disk(folder), ""
+    index, store, stamp = ImageIndex(), on_disk(folder), ""
     if (folder / FACES).is_dir():
-        listing.add(walk(folder, f"{FACES}/"))
+        index.add(walk(folder, f"{FACES}/"))
     else:
-        store, stamp = _archived(archive, listing)
-    if missing := listing.assign(_wanted(folder, attribute)):
-        raise InputError(f"is in {PARTITION}, but not there; unpack or download the pictures again", key=store.where / missing[0])
+        list_archive(archive, index)
+        store, stamp = kind_of(archive).store(archive), stamp_of(archive)
+    if missing := index.assign(_assignments(folder, attribute)):
+        raise InputError(f"is in {PARTITION}, but missing; unpack or download the pictures again", key=store.where / missing)
     names = CLASS_NAMES.get(attribute, tuple(f"{prefix}{attribute.lower().replace('_', ' ')}" for prefix in ("not ", "")))
-    if not np.bincount(listing.labels(0), minlength=len(names)).all() or not listing.counts[1]:
+    if not np.bincount(index.labels(0), minlength=len(names)).all() or not index.counts[1]:
         raise InputError(f"leaves no pictures of one of {', '.join(names)}, or none to test; replace it", key=folder / PARTITION)
-    return Files(listing, store, mode, stamp), list(names)
+    return Files(index, store, mode, stamp), list(names)
 
 
-def _archived(archive: Path, listing: ImageIndex) -> tuple[Store, str]:
-    list_archive(archive, listing)
-    return kind_of(archive).store(archive), stamp_of(archive)
-
-
-def _wanted(folder: Path, attribute: str) -> Iterator[Assignment]:
-    """Where each picture belongs, from both lists, which name the same pictures in the same order."""
+def _assignments(folder: Path, attribute: str) -> Iterator[Assignment]:
+    """Yields the split and class of each picture, from both lists, which name the same pictures in the same order."""
     partition, attributes = folder / PARTITION, folder / ATTRIBUTES
     try:
         with open(partition, encoding="utf-8") as parts, open(attributes, encoding="utf-8") as rows:

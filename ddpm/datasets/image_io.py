@@ -1,6 +1,4 @@
-"""A picture's file -> uint8 (H, W, C): upright, in 8 bits, its transparent parts black.
-
-Brings an image to the wanted size: uint8 (H, W, C) -> uint8 (size, size, C)."""
+"""Decodes picture files to uint8 (H, W, C): upright, in 8 bits, transparent parts black. Resizes them to (size, size, C)."""
 
 import os
 from collections.abc import Callable
@@ -10,46 +8,45 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, first_line
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
-# What brings a picture upright, by the orientation that its camera wrote into it (EXIF 2.3, section 4.6.4).
+# The transposition that turns a picture upright, by its EXIF orientation (EXIF 2.3, section 4.6.4).
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
-GRAY = {"1", "L", "LA", "La"}
+GRAY_MODES = {"1", "L", "LA", "La"}
 # Formats whose mode "I" holds 16 bits: PNG in older versions of Pillow, and PGM.
 SIXTEEN_BITS = {"PNG", "PPM"}
 
 
-class Unreadable(Exception):  # noqa: N818 (what happened to a picture)
-    """A picture that cannot be read; the message is the reason."""
+class Unreadable(Exception):  # noqa: N818 (a state of a picture)
+    """A picture that cannot be read. The message is the reason."""
 
 
 def decode(file: str | os.PathLike | BytesIO, mode: str | None) -> np.ndarray:
-    """The picture of a file, uint8 (H, W, C), its first frame if it has several. Raises Unreadable.
+    """Returns the picture of a file, uint8 (H, W, C), its first frame if it has several. Raises Unreadable.
 
-    mode: "L" or "RGB" converts; None keeps a gray picture gray and makes every other one RGB.
+    mode: "L" or "RGB" converts; None keeps a gray picture gray and converts every other one to RGB.
     """
     try:
         with Image.open(file) as opened:
-            # The orientation is read afterwards: Pillow has already turned some formats (TIFF) then.
+            # Before the orientation is read: Pillow turns some formats (TIFF) upright when it loads them.
             opened.load()
             picture = _opaque(_eight_bits(_upright(opened), opened.format))
-            array = np.asarray(picture.convert(mode or ("L" if picture.mode in GRAY else "RGB")))
+            array = np.asarray(picture.convert(mode or ("L" if picture.mode in GRAY_MODES else "RGB")))
     except UnidentifiedImageError:
         raise Unreadable("no format that Pillow knows") from None
-    except Exception as error:  # what a damaged file leads Pillow's readers to is of many types
-        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise Unreadable(reason.splitlines()[0]) from None
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from None
     return array[..., None] if array.ndim == 2 else array
 
 
 def read_picture(path: Path, mode: str | None) -> np.ndarray:
-    """The picture at a path, as `decode` has it. Raises InputError, naming the file, if it cannot be read."""
+    """Returns the picture at a path, as `decode` does. Raises InputError, with the path as key, if it cannot be read."""
     try:
         return decode(path, mode)
     except Unreadable as error:
@@ -59,13 +56,13 @@ def read_picture(path: Path, mode: str | None) -> np.ndarray:
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         method = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged metadata says nothing of the pixels
+    except Exception:  # damaged metadata, which does not affect the pixels
         method = None
     return picture if method is None else picture.transpose(method)
 
 
 def _eight_bits(picture: Image.Image, kind: str | None) -> Image.Image:
-    """A 16-bit gray picture in 8 bits; Pillow's own conversion cuts everything above 255 to white."""
+    """Returns a 16-bit gray picture in 8 bits; Pillow's own conversion clips everything above 255 to white."""
     if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in SIXTEEN_BITS):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -74,15 +71,15 @@ def _eight_bits(picture: Image.Image, kind: str | None) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Laid over black, as the borders of `resize_mode: pad` are; the colour below full transparency is arbitrary."""
+    """Returns the picture over black, the colour of the borders of `resize_mode: pad`."""
     if not picture.has_transparency_data:
         return picture
     black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, picture.convert("RGBA")).convert("L" if picture.mode in GRAY else "RGB")
+    return Image.alpha_composite(black, picture.convert("RGBA")).convert("L" if picture.mode in GRAY_MODES else "RGB")
 
 
 def pad(image: np.ndarray, size: int) -> np.ndarray:
-    """Black borders around an image that is at most `size` on each side; raises InputError for a larger one."""
+    """Adds black borders to an image of at most `size` on each side. Raises InputError for a larger one."""
     height, width, _ = image.shape
     if height > size or width > size:
         raise InputError(
@@ -96,7 +93,7 @@ def pad(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale the shorter side to `size` with an antialiased bicubic filter, then crop the middle."""
+    """Scales the shorter side to `size` with an antialiased bicubic filter, then crops the center."""
     height, width, channels = image.shape
     if (height, width) == (size, size):
         return image

@@ -1,16 +1,10 @@
-"""Which pictures there are, in which order, and where their bytes lie: a table on disk, since there may be millions of them.
-
-Pictures that are read when they are asked for: from a folder, an archive, or the rows of a table."""
+"""Lists the pictures of a data set: their order, splits and labels, and how the bytes of each are read."""
 
 import hashlib
 import os
-import sqlite3
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,37 +13,33 @@ import numpy as np
 from ddpm.core.files import InputError
 from ddpm.datasets.image_io import Unreadable, decode
 
-MEMORY = 4096  # KiB that SQLite may keep of the table
-CHUNK = 1 << 16
-# Positive integers that SQLite holds.
-STAMPS = (1 << 62) - 1
+MAX_STAMP = (1 << 62) - 1  # fits in int64
+MAX_BYTES = 256 << 20  # more than any encoded picture; larger files are not read into memory
 
 
 class FoundFile(NamedTuple):
-    """A picture that was found: its path with "/" between folders, where its bytes begin, how many there are, and a positive
-    integer that is another one when the picture has changed."""
+    """A picture in a folder, an archive or a table.
+
+    name: its path, with "/" between folders.
+    offset: where its bytes begin, or its number in an archive or a table.
+    size: the number of its bytes.
+    stamp: a positive integer that changes when the picture does.
+    """
 
     name: str
-    place: int
-    length: int
-    stamp: int
-
-
-class Picture(NamedTuple):
-    """A picture of a split (0 train, 1 test), and its position in it; the rest as in Entry."""
-
-    split: int
-    position: int
-    label: int
-    name: str
-    place: int
-    length: int
+    offset: int
+    size: int
     stamp: int
 
 
 class Assignment(NamedTuple):
-    """Where a picture belongs: its part (0 train, 1 test; 0 for all if they are yet to be split), class, and place in the order
-    of the part, by these bytes."""
+    """The place of a picture in the data set.
+
+    name: as in FoundFile.
+    part: 0 train, 1 test; 0 for all pictures if they are to be split.
+    label: the number of its class.
+    key: sorts the pictures of a part.
+    """
 
     name: str
     part: int
@@ -57,165 +47,115 @@ class Assignment(NamedTuple):
     key: bytes
 
 
-class ImageIndex:
-    """`add` what was found, then `arrange` it; from then on it gives the pictures of both splits in order.
+class Picture(NamedTuple):
+    """A picture of a split. split: 0 train, 1 test; position: its row in the split; the others as in FoundFile."""
 
-    Raises InputError where the disk has no room for the table.
+    split: int
+    position: int
+    label: int
+    name: str
+    offset: int
+    size: int
+    stamp: int
+
+
+class ImageIndex:
+    """The pictures of both splits in order: `add` the files, then `assign` them once.
+
+    splits: the pictures of train and test.
+    digest: a hash of the names, labels and splits.
     """
 
     def __init__(self):
-        # A nameless database is a file that is gone with this process, however it ends.
-        self.table = sqlite3.connect("")
-        self.counts = (0, 0)
+        self.files: dict[str, FoundFile] = {}
+        self.splits: tuple[list[Picture], list[Picture]] = ([], [])
         self.digest = ""
-        for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{MEMORY}"):
-            self.table.execute(f"PRAGMA {setting}")
-        self.table.execute("CREATE TABLE found (name BLOB PRIMARY KEY, place, length, stamp) WITHOUT ROWID")
 
-    def add(self, entries: Iterable[FoundFile]) -> None:
-        """Of two entries of one name the later one counts, as it does when an archive is unpacked."""
-        with _room():
-            rows = ((os.fsencode(name), *rest) for name, *rest in entries)
-            self.table.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?)", rows)
+    def add(self, files: Iterable[FoundFile]) -> None:
+        """Adds files. Of two with one name the later one counts, as when an archive is unpacked."""
+        self.files.update((file.name, file) for file in files)
 
-    def names(self) -> Iterator[str]:
-        """The names of all that was found, in any order."""
-        return (os.fsdecode(name) for (name,) in self.table.execute("SELECT name FROM found"))
+    def assign(self, assignments: Iterable[Assignment], held_out: Callable[[np.ndarray], np.ndarray] | None = None) -> str | None:
+        """Sorts the assigned files into `splits`, and drops all others.
 
-    def assign(self, wanted: Iterable[Assignment], held_out: Callable[[np.ndarray], np.ndarray] | None = None) -> list[str]:
-        """Keep what is wanted, in order; returns some names that are wanted, but were not found, in which case nothing is kept.
-
-        held_out: of labels int64 (N,), which pictures of the one part there is become the test split, bool (N,).
+        held_out: maps the labels int64 (N,) of a single part to a mask bool (N,) of the test split.
+        Returns the first name, if any, that is assigned but was not added; then nothing is sorted.
         """
-        with _room():
-            self.table.execute("CREATE TABLE wanted (name BLOB PRIMARY KEY, part, label, key BLOB) WITHOUT ROWID")
-            rows = ((os.fsencode(name), *rest) for name, *rest in wanted)
-            self.table.executemany("INSERT OR REPLACE INTO wanted VALUES (?, ?, ?, ?)", rows)
-            missing = "SELECT name FROM wanted WHERE name NOT IN (SELECT name FROM found) LIMIT 3"
-            if absent := [os.fsdecode(name) for (name,) in self.table.execute(missing)]:
-                return absent
-            self.table.execute(
-                "CREATE TABLE ranked AS SELECT part, label, name, place, length, stamp "
-                "FROM wanted JOIN found USING (name) ORDER BY part, key"
-            )
-            self.table.execute("DROP TABLE wanted")
-            self.table.execute("DROP TABLE found")
-            self._place(held_out)
-            self.table.execute("DROP TABLE ranked")
-        return []
+        rows = sorted({row.name: row for row in assignments}.values(), key=lambda row: (row.part, row.key))
+        if missing := next((row.name for row in rows if row.name not in self.files), None):
+            return missing
+        parts = held_out(np.array([row.label for row in rows], np.int64)) if held_out else [row.part for row in rows]
+        digest = hashlib.sha256()
+        for row, part in zip(rows, map(int, parts), strict=True):
+            digest.update(b"%d %d %s\0" % (part, row.label, os.fsencode(row.name)))
+            split = self.splits[part]
+            split.append(Picture(part, len(split), row.label, *self.files[row.name]))
+        self.files, self.digest = {}, digest.hexdigest()
+        return None
 
-    def _place(self, held_out: Callable[[np.ndarray], np.ndarray] | None) -> None:
-        """Give every picture its position in its split."""
-        self.table.execute(
-            "CREATE TABLE pictures (split, position, label, name BLOB, place, length, stamp, PRIMARY KEY (split, position)) "
-            "WITHOUT ROWID"
-        )
-        mask = None
-        if held_out:
-            ((count,),) = self.table.execute("SELECT COUNT(*) FROM ranked")
-            mask = held_out(_mapped(self.table.execute("SELECT label FROM ranked ORDER BY rowid"), count))
-        counts, digest = [0, 0], hashlib.sha256()
-
-        def placed() -> Iterator[tuple]:
-            for rank, (part, label, name, *rest) in enumerate(self.table.execute("SELECT * FROM ranked ORDER BY rowid")):
-                split = part if mask is None else int(mask[rank])
-                digest.update(b"%d %d %s\0" % (split, label, name))
-                yield split, counts[split], label, name, *rest
-                counts[split] += 1
-
-        self.table.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", placed())
-        self.counts, self.digest = tuple(counts), digest.hexdigest()
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The number of pictures in each split."""
+        return len(self.splits[0]), len(self.splits[1])
 
     def labels(self, split: int) -> np.ndarray:
-        """int64 (N,) of a split, on disk."""
-        with _room():
-            rows = self.table.execute("SELECT label FROM pictures WHERE split = ? ORDER BY position", [split])
-            return _mapped(rows, self.counts[split])
+        """Returns the labels int64 (N,) of a split."""
+        return np.fromiter((picture.label for picture in self.splits[split]), np.int64, self.counts[split])
 
-    def pictures(self, by_place: bool = False) -> Iterator[Picture]:
-        """All of them: the training split in order, then the test split; or in the order in which their bytes lie."""
-        order = "place" if by_place else "split, position"
-        return map(_picture, self.table.execute(f"SELECT * FROM pictures ORDER BY {order}"))
-
-    def at(self, split: int, position: int) -> Picture:
-        """One picture. Raises IndexError if the split has no such position."""
-        row = self.table.execute("SELECT * FROM pictures WHERE split = ? AND position = ?", [split, position]).fetchone()
-        if row is None:
-            raise IndexError(position)
-        return _picture(row)
+    def pictures(self, by_offset: bool = False) -> Iterable[Picture]:
+        """Returns the pictures of train and test in order, or all of them sorted by their offset."""
+        pictures = self.splits[0] + self.splits[1]
+        return sorted(pictures, key=lambda picture: picture.offset) if by_offset else pictures
 
 
-def _picture(row: tuple) -> Picture:
-    split, position, label, name, *rest = row
-    return Picture(split, position, label, os.fsdecode(name), *rest)
-
-
-def _mapped(rows: Iterable[tuple[int]], count: int) -> np.ndarray:
-    """The one column of these rows, int64 (count,), in a file that is gone with this process, as the table is."""
-    values = (value for (value,) in rows)
-    with tempfile.TemporaryFile() as file:
-        while len(part := np.fromiter(islice(values, CHUNK), np.int64)):
-            file.write(part.tobytes())
-        file.flush()
-        return np.memmap(file, np.int64, "r", shape=(count,)) if count else np.empty(0, np.int64)
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise InputError(
-            f"the list of pictures cannot be written ({error}); free some disk space, or set SQLITE_TMPDIR to a folder with more"
-        ) from None
-
-
-# More than any encoded picture; what claims to be larger is not read into memory.
-LARGEST = 256 << 20
-# Gives the file of one picture, in any thread. Raises Unreadable.
+# Returns the file of one picture, in any thread. Raises Unreadable.
 Load = Callable[[], Path | BytesIO]
 
 
 class Store(NamedTuple):
-    """Where listed pictures lie, which begins their names in messages, and how their files are had.
+    """Reads the files of listed pictures.
 
-    fetch: of pictures in order, each with the function that gives its file. in_place_order: they must come in the order of
-    their places, since what holds them can be read from its beginning to its end only.
+    where: the folder or archive, which begins the names in messages.
+    fetch: maps pictures to pairs of a picture and its Load, in order.
+    by_offset: fetch needs the pictures in the order of their offsets, because it reads from beginning to end.
     """
 
     where: Path
     fetch: Callable[[Iterable[Picture]], Iterator[tuple[Picture, Load]]]
-    in_place_order: bool = False
-
-    def path(self, picture: Picture) -> Path:
-        return self.where / picture.name
+    by_offset: bool = False
 
     def shown(self, picture: Picture) -> str:
-        """The path for a message of one line, whatever characters it holds."""
-        path = str(self.path(picture))
+        """Returns the path for a message of one line, with unprintable characters escaped."""
+        path = str(self.where / picture.name)
         return path if path.isprintable() else ascii(path)
 
 
 class Files(NamedTuple):
-    """All pictures of a data set. mode: "L" or "RGB" converts them, None keeps the channels of each; stamp: of the archive."""
+    """The pictures of a data set.
 
-    listing: ImageIndex
+    index: the list of them.
+    store: reads them.
+    mode: "L" or "RGB" converts them; None keeps the channels of each.
+    stamp: changes when the archive does; "" for a folder.
+    """
+
+    index: ImageIndex
     store: Store
     mode: str | None
     stamp: str = ""
 
 
 class Pictures(Sequence):
-    """One split of them (0 train, 1 test) as uint8 (H, W, C) arrays."""
+    """The pictures of one split (0 train, 1 test) as uint8 (H, W, C) arrays, decoded on access."""
 
     def __init__(self, files: Files, split: int):
         self.files, self.split = files, split
 
     def __len__(self) -> int:
-        return self.files.listing.counts[self.split]
+        return self.files.index.counts[self.split]
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        picture = self.files.listing.at(self.split, index)
+    def __getitem__(self, position: int) -> np.ndarray:
+        picture = self.files.index.splits[self.split][position]
         ((_, load),) = self.files.store.fetch([picture])
         try:
             return decode(load(), self.files.mode)
@@ -223,31 +163,18 @@ class Pictures(Sequence):
             shown = self.files.store.shown(picture)
             raise InputError(f"cannot be read as an image ({error}); repair or remove it", key=shown) from None
 
-    @property
-    def paths(self) -> list[Path]:
-        """The name of every picture, in order."""
-        listed = self.files.listing.pictures()
-        return [self.files.store.path(picture) for picture in listed if picture.split == self.split]
 
-
-def at_random(where: Path, load: Callable[[Path, Picture], Path | BytesIO]) -> Store:
-    """A store that gives each picture by itself, in any order."""
-    return Store(where, lambda pictures: ((picture, partial(load, where, picture)) for picture in pictures))
+def random_access(where: Path, load: Callable[[Picture], Path | BytesIO]) -> Store:
+    """Returns a store that reads each picture by itself, in any order."""
+    return Store(where, lambda pictures: ((picture, partial(load, picture)) for picture in pictures))
 
 
 def on_disk(where: Path) -> Store:
-    """A store of files in a folder."""
-    return at_random(where, lambda folder, picture: folder / picture.name)
+    """Returns a store of files in a folder."""
+    return random_access(where, lambda picture: where / picture.name)
 
 
-def bounded(picture: Picture) -> None:
-    """Raises Unreadable for a picture that claims to be larger than any is."""
-    if picture.length > LARGEST:
-        raise Unreadable(f"its {picture.length:,} bytes are more than the {LARGEST:,} that are read of a picture")
-
-
-def read_part(path: str | os.PathLike, place: int, length: int) -> bytes:
-    """So many bytes of a file, fewer at its end."""
-    with open(path, "rb") as file:
-        file.seek(place)
-        return file.read(length)
+def check_size(size: int) -> None:
+    """Raises Unreadable for a picture of more than MAX_BYTES."""
+    if size > MAX_BYTES:
+        raise Unreadable(f"its {size:,} bytes exceed the limit of {MAX_BYTES:,}")

@@ -1,8 +1,7 @@
-"""Raw images -> one memory-mappable uint8 array file per split, labels, and a meta.json.
+"""Turns the raw images of a data set into one memory-mappable uint8 array file per split, labels, and a meta.json.
 
-Reads, fits and checks images in threads, and fills arrays with them.
-
-A stratified test split: the one that scikit-learn's train_test_split draws, without its lists of a million numbers."""
+Threads decode and resize the images. Preparation of a data set of files resumes after it was killed (`resume`).
+"""
 
 import os
 import shutil
@@ -22,55 +21,60 @@ from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
 from ddpm.datasets.image_io import RESIZE_MODES, Unreadable, decode
 from ddpm.datasets.index import Files, Load, Picture
-from ddpm.datasets.registry import DATASETS, DatasetName, Images, Raw, Source
+from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Images, Raw, Source
 from ddpm.datasets.resume import PartialArrays
-from ddpm.datasets.settings import SPECIAL, PrepareData
+from ddpm.datasets.settings import PrepareData
 
 LEFT_OUT = "left_out.txt"
 IMAGES = tuple(f"{split}_images.npy" for split in SPLITS)
 BLOCK = 16 << 20  # bytes of an array that are read at once
+# Images in progress for each thread: enough that none waits for a slow image, few enough to bound the memory.
+AHEAD = 8
+MAX_NAMED = 5  # unreadable pictures in a message
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, workers: int = 1, fresh: bool = False) -> dict:
-    """Load the data set, fit its images to one size, write the arrays, and meta.json last. Returns the content of meta.json.
+    """Loads a data set, resizes its images, and writes the arrays, and meta.json last. Returns the content of meta.json.
 
-    `workers` threads decode pictures. Of a data set of files, what a killed preparation has done is gone on from, unless `fresh`.
-    Raises InputError, naming the file or the setting, for anything wrong with the images.
+    workers: the number of threads.
+    fresh: start from the beginning instead of resuming.
+    Raises InputError, with the file or the setting as key, for anything wrong with the images.
     """
     source = lookup(DATASETS, dataset, "dataset").load(settings)
-    # An old meta.json must not vouch for new arrays if this is interrupted.
+    # An old meta.json would make new, incomplete arrays look valid.
     for name in (META, LEFT_OUT):
         remove(folder / name)
-    with writing(folder):  # rather now than after the work
+    with writing(folder):  # an error is better now than after the work
         folder.mkdir(parents=True, exist_ok=True)
-    made = made_with(dataset, settings)
-    unfinished, left_out = None, 0
+    recorded = recorded_settings(dataset, settings)
+    partial, left_out = None, 0
     if source.files:
-        # What is left out changes no other image.
-        same = {key: value for key, value in made.items() if key != "skip_bad"}
-        unfinished = PartialArrays(source.files, IMAGES, same, fresh)
-    with unfinished or nullcontext():
-        if unfinished:
-            left_out = _from_files(unfinished, source, settings, folder, dataset, workers)
+        # skip_bad changes no image that is kept.
+        content = {key: value for key, value in recorded.items() if key != "skip_bad"}
+        partial = PartialArrays(source.files, IMAGES, content, fresh)
+    with partial or nullcontext():
+        if partial:
+            left_out = _write_from_files(partial, source, settings, folder, dataset, workers)
         else:
             shape = _common_shape(source.train, settings)
             for split, raw in zip(SPLITS, (source.train, source.test), strict=True):
                 _write_images(folder / f"{split}_images.npy", raw.images, shape, settings, f"{dataset} {split}", workers)
                 _write_labels(folder / f"{split}_labels.npy", raw.labels)
-        meta = _describe(folder, dataset, made, source.class_names) | ({"left_out": left_out} if left_out else {})
+        meta = _describe(folder, dataset, recorded, source.class_names) | ({"left_out": left_out} if left_out else {})
         write_json(folder / META, meta)
-        if unfinished:
-            unfinished.discard()
+        if partial:
+            partial.discard()
     return meta
 
 
-def _describe(folder: Path, dataset: str, made: dict, class_names: Sequence[str]) -> dict:
-    """The content of meta.json for the arrays in the folder."""
+def _describe(folder: Path, dataset: str, recorded: dict, class_names: Sequence[str]) -> dict:
+    """Returns the content of meta.json for the arrays in the folder."""
     arrays = {split: np.load(folder / f"{split}_images.npy", mmap_mode="r") for split in SPLITS}
     count, height, width, _ = arrays["train"].shape
     return {
         "dataset": dataset,
-        "made_with": made,
+        "made_with": recorded,
         "required_accuracy": DATASETS[dataset].required_accuracy,
         "counts": {split: len(images) for split, images in arrays.items()},
         "shape": list(arrays["train"].shape[1:]),
@@ -83,16 +87,16 @@ def _describe(folder: Path, dataset: str, made: dict, class_names: Sequence[str]
 
 
 def _totals(images: np.ndarray) -> np.ndarray:
-    """The sum of each channel over all images, float64 (C,), exact."""
+    """Returns the exact sum of each channel over all images, float64 (C,)."""
     total = np.zeros(images.shape[3], np.uint64)
     for block in _blocks(images):
-        # Over the images first, which is fast; no block has so many that 32 bits are too few.
+        # Over the images first, which is fast. 32 bits suffice for the images of a block.
         total += block.sum(0, dtype=np.uint32).sum((0, 1), dtype=np.uint64)
     return total.astype(np.float64)
 
 
 def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Parts of the images that fit into memory."""
+    """Yields the images in blocks that fit into memory."""
     step = max(1, BLOCK // max(1, images[0].nbytes))
     return (images[start : start + step] for start in range(0, len(images), step))
 
@@ -109,15 +113,15 @@ def _header(count: int, shape: Sequence[int]) -> dict:
 def _write_images(
     path: Path, images: Images, shape: tuple[int, int, int], settings: PrepareData, name: str, workers: int
 ) -> None:
-    """Write the images of an array, one by one, so that memory holds few."""
+    """Writes an array of images one by one."""
 
     def load(index: int) -> np.ndarray:
-        image = fitted(images[index], settings)
+        image = resized(images[index], settings)
         if image.shape != shape:
             raise mismatch(image, shape, f"image {index}")
         return image
 
-    # Written as a stream, since writing to mapped memory on a full disk kills the process.
+    # As a stream: writing to a memory map on a full disk kills the process.
     with atomic(path) as temporary, open(temporary, "wb") as file, Progress(name, len(images), "images") as progress:
         np.lib.format.write_array_header_1_0(file, _header(len(images), shape))
         for image in in_threads(load, range(len(images)), workers):
@@ -130,38 +134,39 @@ def _write_labels(path: Path, labels: np.ndarray) -> None:
         np.save(temporary, labels)
 
 
-def _from_files(
-    unfinished: PartialArrays, source: Source, settings: PrepareData, folder: Path, dataset: str, workers: int
+def _write_from_files(
+    partial: PartialArrays, source: Source, settings: PrepareData, folder: Path, dataset: str, workers: int
 ) -> int:
-    """Write the arrays of a data set of files; returns how many of its pictures were left out."""
-    unread = fill(unfinished, source.files, settings, dataset, workers)
-    if unread.count and not (settings.skip_bad and unfinished.shape):
-        raise unread.error()
-    unfinished.save()
-    kept = [unfinished.present(split) for split in range(len(SPLITS))]
-    for split, raw, present in zip(SPLITS, (source.train, source.test), kept, strict=True):
-        there = np.bincount(raw.labels if present.all() else raw.labels[present], minlength=len(source.class_names))
-        if not there.any() or (split == "train" and not there.all()):
-            name = f"class {source.class_names[int(there.argmin())]!r}" if split == "train" else "the test split"
-            raise InputError(f"no image of {name} can be read; repair some of those that {unread.path} names", key=dataset)
-    for split, raw, present, path in zip(SPLITS, (source.train, source.test), kept, unfinished.paths, strict=True):
+    """Writes the arrays of a data set of files. Returns the number of pictures that were left out."""
+    failed = fill(partial, source.files, settings, dataset, workers)
+    if failed.count and not (settings.skip_bad and partial.shape):
+        raise failed.error()
+    partial.save()
+    kept = [partial.present(split) for split in range(len(SPLITS))]
+    labels = [raw.labels[present] for raw, present in zip((source.train, source.test), kept, strict=True)]
+    for split, values in zip(SPLITS, labels, strict=True):
+        counts = np.bincount(values, minlength=len(source.class_names))
+        if not counts.any() or (split == "train" and not counts.all()):
+            name = f"class {source.class_names[int(counts.argmin())]!r}" if split == "train" else "the test split"
+            raise InputError(f"no image of {name} can be read; repair some of those that {failed.path} names", key=dataset)
+    for split, values, present, path in zip(SPLITS, labels, kept, partial.paths, strict=True):
         _publish(path, folder / path.name, present)
-        _write_labels(folder / f"{split}_labels.npy", raw.labels if present.all() else raw.labels[present])
-    if unread.count:
+        _write_labels(folder / f"{split}_labels.npy", values)
+    if failed.count:
         with atomic(folder / LEFT_OUT) as temporary:
-            shutil.copyfile(unread.path, temporary)
-        print(f"{dataset}: {unread.count:,} images that cannot be read are left out; {folder / LEFT_OUT} names them", flush=True)
-    return unread.count
+            shutil.copyfile(failed.path, temporary)
+        print(f"{dataset}: {failed.count:,} unreadable images are left out; {folder / LEFT_OUT} names them", flush=True)
+    return failed.count
 
 
 def _publish(path: Path, target: Path, present: np.ndarray) -> None:
-    """Give the file of an array another name, without the rows that are not present."""
+    """Links or copies the file of an array to its final name, without the rows that are not present."""
     with atomic(target) as temporary:
         if present.all():
             try:
-                # Two names until the preparation is complete, so that none is lost if it is killed now.
+                # Both names stay until meta.json is written, so that a kill in between loses nothing.
                 os.link(path, temporary)
-            except OSError:  # another file system, or one without links
+            except OSError:  # another file system, or one without hard links
                 shutil.copyfile(path, temporary)
             return
         images = np.load(path, mmap_mode="r")
@@ -173,16 +178,10 @@ def _publish(path: Path, target: Path, present: np.ndarray) -> None:
                 start += len(block)
 
 
-# Images under way for each thread: enough that none waits for a slow one, few enough to bound the memory.
-AHEAD = 8
-NAMED = 5  # unreadable pictures in a message
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
-
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """work(item) of all items, in order; a few are computed ahead, by threads.
+    """Yields work(item) of all items in order; threads compute up to AHEAD results each in advance.
 
-    Threads suffice for pictures: Pillow decodes and resizes outside Python's lock.
+    Threads suffice for pictures: Pillow decodes and resizes without holding Python's global lock.
     """
     waiting: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -198,13 +197,13 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: i
                 future.cancel()
 
 
-def fitted(image: np.ndarray, settings: PrepareData) -> np.ndarray:
-    """The image in the size of the settings."""
+def resized(image: np.ndarray, settings: PrepareData) -> np.ndarray:
+    """Returns the image in the size of the settings."""
     return RESIZE_MODES[settings.resize_mode](image, settings.image_size) if settings.image_size else image
 
 
 def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> InputError:
-    """The error for an image that has not the shape of the first one."""
+    """Returns the error for an image whose shape is not that of the first one."""
     if image.shape[2] != shape[2]:
         return InputError(
             f"has {image.shape[2]} channels, the first image {shape[2]}; convert all with prepare_data.channels: gray or rgb",
@@ -218,35 +217,40 @@ def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> Input
 
 
 class FailedImages:
-    """Pictures that could not be read: all are named in a file, the first ones kept for a message."""
+    """Collects the pictures that could not be read: a file names all of them, a message the first ones.
+
+    path: that file.
+    total: the number of all pictures.
+    """
 
     def __init__(self, path: Path, total: int):
         self.path, self.total = path, total
         self.count, self.first = 0, []
 
     def add(self, name: str, reason: str) -> None:
-        if self.count < NAMED:
+        """Records a picture and why it could not be read."""
+        if self.count < MAX_NAMED:
             self.first.append((name, reason))
         with writing(self.path), open(self.path, "a" if self.count else "w", encoding="utf-8") as file:
             file.write(f"{name}: {reason}\n")
         self.count += 1
 
     def error(self) -> InputError:
-        """The error of one line that says so."""
+        """Returns the error that names them."""
         advice = "prepare_data.skip_bad: true leaves {} out; or repair or remove {}"
         if self.count == 1:
             ((name, reason),) = self.first
             return InputError(f"cannot be read as an image ({reason}); {advice.format('it', 'it')}", key=name)
         named = ", ".join(f"{name} ({reason})" for name, reason in self.first)
-        more = f", and {self.count - NAMED:,} others," if self.count > NAMED else ","
+        more = f", and {self.count - MAX_NAMED:,} others," if self.count > MAX_NAMED else ","
         return InputError(
             f"{self.count:,} of {self.total:,} images cannot be read: {named}{more} all named in {self.path}; "
             f"{advice.format('them', 'them')}"
         )
 
 
-def fill(unfinished: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> FailedImages:
-    """Fill the arrays with all pictures that they still lack; returns those that cannot be read.
+def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> FailedImages:
+    """Fills the arrays with the pictures whose rows are missing. Returns those that cannot be read.
 
     Raises InputError for a picture of another size or number of channels than the first one.
     """
@@ -254,27 +258,27 @@ def fill(unfinished: PartialArrays, files: Files, settings: PrepareData, name: s
     def work(item: tuple[Picture, Load]) -> tuple[Picture, np.ndarray | None, str]:
         picture, load = item
         try:
-            return picture, fitted(decode(load(), files.mode), settings), ""
+            return picture, resized(decode(load(), files.mode), settings), ""
         except Unreadable as error:
             return picture, None, str(error)
 
-    store, total = files.store, sum(unfinished.counts)
-    unread = FailedImages(unfinished.list, total)
-    missing = store.fetch(unfinished.missing(files.listing.pictures(store.in_place_order)))
-    with Progress(name, total, "images", unfinished.written()) as progress:
+    store, total = files.store, sum(partial.counts)
+    failed = FailedImages(partial.unreadable, total)
+    missing = store.fetch(partial.missing(files.index.pictures(store.by_offset)))
+    with Progress(name, total, "images", partial.written()) as progress:
         for picture, image, reason in in_threads(work, missing, workers):
             if image is None:
-                unread.add(store.shown(picture), reason)
+                failed.add(store.shown(picture), reason)
             else:
-                unfinished.begin(image.shape)
-                if image.shape != unfinished.shape:
-                    raise mismatch(image, unfinished.shape, store.shown(picture))
-                unfinished.write(picture, image)
+                partial.begin(image.shape)
+                if image.shape != partial.shape:
+                    raise mismatch(image, partial.shape, store.shown(picture))
+                partial.write(picture, image)
             progress.advance()
-    return unread
+    return failed
 
 
-def made_with(dataset: DatasetName, settings: PrepareData) -> dict:
-    """The settings that decide what is in the arrays."""
-    ignored = {key for key in SPECIAL if key not in DATASETS[dataset].reads}
+def recorded_settings(dataset: str, settings: PrepareData) -> dict:
+    """Returns the settings that decide what is in the arrays, for `made_with` in meta.json."""
+    ignored = set(OPTIONAL_SETTINGS) - set(DATASETS[dataset].optional_settings)
     return {"dataset": dataset, **{key: value for key, value in settings.as_written().items() if key not in ignored}}

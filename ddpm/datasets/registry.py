@@ -1,4 +1,4 @@
-"""Where images come from: name -> raw images, labels and class names of both splits."""
+"""DATASETS: loads the raw images, labels and class names of both splits of a data set by its name."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, first_line
 from ddpm.core.params import OneOf
 from ddpm.datasets.celeba import read_celeba
 from ddpm.datasets.huggingface import read_huggingface
@@ -18,29 +18,33 @@ from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
 from ddpm.datasets.image_folder import read_image_folder
 from ddpm.datasets.index import Files, Pictures
 
-# How many channels an image gets: those it has, or gray or RGB for all.
+# prepare_data.channels: the channels that an image has, or gray or RGB for all images.
 CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
 DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST = 500
 
 
 class Images(Protocol):
-    """A sequence of uint8 (H, W, C) images: an array (N, H, W, C), or pictures that are read when they are asked for."""
+    """A sequence of uint8 (H, W, C) images: an array (N, H, W, C), or pictures that are decoded on access."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> np.ndarray: ...
 
 
 class Raw(NamedTuple):
-    """One split as it was published: images and int64 labels (N,)."""
+    """One split before preparation. images: N images; labels: int64 (N,), from 0."""
 
     images: Images
     labels: np.ndarray
 
 
 class Source(NamedTuple):
-    """Both splits of a data set, and the name of each class in the order of the labels; the files of its pictures if it
-    consists of files."""
+    """A raw data set.
+
+    train, test: its splits.
+    class_names: the name of each label.
+    files: the picture files of both splits, from which preparation can resume; None for images in memory.
+    """
 
     train: Raw
     test: Raw
@@ -49,7 +53,7 @@ class Source(NamedTuple):
 
 
 class FolderSettings(Protocol):
-    """The part of the prepare_data section that is read here."""
+    """The settings of the section prepare_data that loaders read."""
 
     folder: str
     label: str | None
@@ -58,14 +62,14 @@ class FolderSettings(Protocol):
 
 
 def raw_root() -> Path:
-    """The folder of raw files: DDPM_DATA_ROOT, or data/raw of the main checkout (--temp runs have no ignored files)."""
+    """Returns the folder of raw files: $DDPM_DATA_ROOT, or data/raw in the main checkout, which `dvc exp run --temp` shares."""
     if root := os.environ.get("DDPM_DATA_ROOT"):
         return Path(root).expanduser()
     return Path(os.environ.get("DVC_ROOT", ".")) / "data" / "raw"
 
 
 def digits(settings: FolderSettings) -> Source:
-    """1,797 handwritten 8x8 digits that come with scikit-learn (UCI's optical digits); 500 of them, stratified, are the test."""
+    """Loads the 1,797 handwritten 8x8 digits of scikit-learn (UCI's optical digits); a stratified 500 are the test split."""
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
@@ -75,7 +79,7 @@ def digits(settings: FolderSettings) -> Source:
 
 
 def _mnist_like(name: str, torchvision_class: type) -> Callable[[FolderSettings], Source]:
-    """A data set published as MNIST's four idx files."""
+    """Returns the loader of a data set that is published as MNIST's four idx files."""
 
     def load(settings: FolderSettings) -> Source:
         root = raw_root()
@@ -92,7 +96,7 @@ def _mnist_like(name: str, torchvision_class: type) -> Callable[[FolderSettings]
 
 
 def cifar10(settings: FolderSettings) -> Source:
-    """CIFAR-10 in torchvision's layout, from the raw folder or its subfolder cifar10."""
+    """Loads CIFAR-10 in torchvision's layout, from the raw folder or its subfolder cifar10."""
     root = raw_root()
     archive, unpacked = torchvision.datasets.CIFAR10.filename, torchvision.datasets.CIFAR10.base_folder
     root = next((f for f in (root, root / "cifar10") if (f / unpacked).exists() or (f / archive).exists()), root / "cifar10")
@@ -102,36 +106,36 @@ def cifar10(settings: FolderSettings) -> Source:
         splits = [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
     except (RuntimeError, OSError, EOFError) as error:
         raise InputError(
-            f"damaged ({str(error).splitlines()[0]}); delete it, and let it download or put {archive} into {root}",
+            f"damaged ({first_line(error)}); delete it, and let it download or put {archive} into {root}",
             key=root / unpacked,
         ) from None
     return Source(*(Raw(s.data, np.asarray(s.targets, np.int64)) for s in splits), splits[0].classes)
 
 
 def image_folder(settings: FolderSettings) -> Source:
-    """Any folder or archive of class folders, at prepare_data.folder below the raw folder."""
+    """Loads a folder or an archive of class folders, at prepare_data.folder below the raw folder."""
     path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
     return _of_files(*read_image_folder(path, mode, settings.test_share))
 
 
 def celeba(settings: FolderSettings) -> Source:
-    """CelebA's aligned faces, in the folder celeba of the raw folder; prepare_data.label names the attribute."""
+    """Loads CelebA's aligned faces from the folder celeba of the raw folder; prepare_data.label names the attribute."""
     return _of_files(*read_celeba(raw_root(), settings.label, CHANNELS[settings.channels]))
 
 
 def huggingface(settings: FolderSettings) -> Source:
-    """A data set that `datasets` wrote, at prepare_data.folder below the raw folder."""
+    """Loads a data set of Hugging Face's `datasets`, at prepare_data.folder below the raw folder."""
     path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
     return _of_files(*read_huggingface(path, settings.label, mode, settings.test_share))
 
 
 def _of_files(files: Files, class_names: Sequence[str]) -> Source:
-    train, test = (Raw(Pictures(files, split), files.listing.labels(split)) for split in (0, 1))
+    train, test = (Raw(Pictures(files, split), files.index.labels(split)) for split in (0, 1))
     return Source(train, test, class_names, files)
 
 
 def _download(name: str, files: str, download: Callable[[], object]) -> None:
-    """Let torchvision download, with its progress bar; raises InputError, naming the files to fetch by hand, if it can't."""
+    """Downloads with torchvision. Raises InputError, naming the files to fetch by hand, if that fails."""
     print(f"{name}: not found in {raw_root()}; downloading", flush=True)
     try:
         raw_root().mkdir(parents=True, exist_ok=True)
@@ -146,13 +150,20 @@ def _download(name: str, files: str, download: Callable[[], object]) -> None:
 
 
 class Dataset(NamedTuple):
-    """How to load a data set, the test accuracy that its judge must reach to be trusted (None: not known), and which settings
-    it reads that others ignore."""
+    """A row of DATASETS.
+
+    load: returns the raw data set.
+    required_accuracy: the test accuracy below which the classifier must not be used for evaluation; None if unknown.
+    optional_settings: those of OPTIONAL_SETTINGS that `load` or the preparation of its files reads.
+    """
 
     load: Callable[[FolderSettings], Source]
-    required_accuracy: float | None
-    reads: tuple[str, ...] = ()
+    required_accuracy: float | None = None
+    optional_settings: tuple[str, ...] = ()
 
+
+# The keys of prepare_data that only some data sets read: the others are not recorded with the prepared data of the rest.
+OPTIONAL_SETTINGS = ("label", "skip_bad")
 
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits, 0.97),

@@ -1,13 +1,13 @@
-"""Arrays that are being prepared from files: filled in any order, and gone on with when the process was killed.
+"""Fills the arrays of a data set of files in any order, and resumes when the process was killed.
 
-    <scratch>/prepare_data/<job>/train_images.npy    the final file, rows still missing; the same for test_
+    <scratch>/prepare_data/<job>/train_images.npy    the final file with rows still missing; the same for test_
     <scratch>/prepare_data/<job>/done.npy            int64, for each image the stamp of the file whose row is written, or 0
-    <scratch>/prepare_data/<job>/state.json          fingerprint and shape; written last, so without it nothing else counts
+    <scratch>/prepare_data/<job>/state.json          fingerprint and shape; written last, the others do not count without it
     <scratch>/prepare_data/<job>/unreadable.txt      pictures that could not be read, with the reason
     <scratch>/prepare_data/<job>.lock                held by the one process that may use the folder
 
-The job is named by the settings and the place of the pictures. The fingerprint adds their names and the code: another one starts
-afresh. A single picture that has changed has another stamp, and is read again.
+The settings and the path of the pictures name the job. The fingerprint adds the names of all pictures and the code: if it
+differs, preparation starts from the beginning. A picture that has changed has another stamp and is read again.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,48 +31,54 @@ SAVE_SECONDS = 5.0
 
 
 class PartialArrays:
-    """The arrays of one data set; `with` holds their lock, and keeps what was written when the block is left.
+    """The arrays of one data set while they are filled; `with` holds their lock and saves the written rows at the end.
 
-    names: of the array files of both splits. made_with: the settings that decide what is in them. fresh: forget what was there.
-    Raises InputError if another process works on the same.
+    files: the pictures.
+    names: the file names of the arrays of both splits.
+    made_with: the settings that decide the content.
+    fresh: discard rows that were written before.
+    Raises InputError if another process prepares the same.
     """
 
-    def __init__(self, files: Files, names: list[str], made_with: dict, fresh: bool):
+    def __init__(self, files: Files, names: Sequence[str], made_with: dict, fresh: bool):
         job = hashlib.sha256(json.dumps([made_with, str(files.store.where.resolve())], sort_keys=True).encode()).hexdigest()
         code = [sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-        listing = [files.listing.digest, files.listing.counts, files.stamp]
-        found = json.dumps([made_with, listing, code, PIL.__version__, np.__version__])
-        self.fingerprint = hashlib.sha256(found.encode()).hexdigest()
-        self.counts = files.listing.counts
+        pictures = [files.index.digest, files.index.counts, files.stamp]
+        identity = json.dumps([made_with, pictures, code, PIL.__version__, np.__version__])
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self.counts = files.index.counts
         self.folder = scratch_root() / "prepare_data" / job
         self.paths = [self.folder / name for name in names]
-        self.list = self.folder / UNREADABLE
+        self.unreadable = self.folder / UNREADABLE
         self.shape: tuple[int, int, int] | None = None
         self.arrays, self.starts, self.ends = [], [], []
-        self.waiting = array("q")  # index and stamp of each row that is to be marked
+        self.unsaved = array("q")  # index and stamp of each row written since the last save
         self.lock = hold(self.folder, "another preparation of the same images with the same settings")
         try:
-            self._open(files.listing, fresh)
+            self._open(files.index, fresh)
         except BaseException:
             self.lock.release()
             raise
 
-    def _open(self, listing: ImageIndex, fresh: bool) -> None:
-        """Take up what was written before, if it is of these pictures, and say so."""
-        remove(self.list)
+    def _open(self, index: ImageIndex, fresh: bool) -> None:
+        """Keeps rows that were written before if they are of these pictures, and prints how many."""
+        remove(self.unreadable)
         if fresh or not self._fits():
             if fresh and (self.folder / STATE).exists():
                 print("DDPM_FRESH is set: discarding the images prepared before", flush=True)
-            self.forget()
+            self.clear()
             return
         self._map()
-        for picture in listing.pictures():
+        for picture in index.pictures():
             if self.done[self._index(picture)] != picture.stamp:
                 self.done[self._index(picture)] = 0
         if not self.written():
-            self.forget()
+            self.clear()
             return
-        print(f"{self.written():,} of {sum(self.counts):,} images were prepared before; going on from there", flush=True)
+        print(
+            f"resuming: {self.written():,} of {sum(self.counts):,} images were prepared before (DDPM_FRESH=1 discards them)",
+            flush=True,
+        )
 
     def _fits(self) -> bool:
         try:
@@ -85,7 +91,7 @@ class PartialArrays:
             return False
 
     def begin(self, shape: tuple[int, int, int]) -> None:
-        """Make the files for images of this shape, uint8 (H, W, C), unless they are there."""
+        """Makes the files for images uint8 (H, W, C) of this shape, unless they exist."""
         if self.arrays:
             return
         self.shape = shape
@@ -95,14 +101,14 @@ class PartialArrays:
                 np.lib.format.write_array_header_1_0(file, header)
                 file.truncate(file.tell() + count * int(np.prod(shape)))
         with writing(self.folder / DONE):
-            # Written in full: what is mapped must have its room on the disk, or the process dies.
+            # In full: writing to a memory map on a full disk kills the process.
             np.save(self.folder / DONE, np.zeros(sum(self.counts), np.int64))
         write_json(self.folder / STATE, {"fingerprint": self.fingerprint, "shape": shape})
         self._map()
 
     def _map(self) -> None:
         self.mapped = np.load(self.folder / DONE, mmap_mode="r+")
-        self.done = np.asarray(self.mapped)  # the same memory, faster to look at
+        self.done = np.asarray(self.mapped)  # the same memory, with faster access
         for path in self.paths:
             file = open(path, "rb+")  # noqa: SIM115
             np.lib.format.read_magic(file)
@@ -113,68 +119,68 @@ class PartialArrays:
         self.saved = time.monotonic()
 
     def missing(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
-        """Those of the pictures whose rows are not written."""
+        """Yields the pictures whose rows are not written."""
         for picture in pictures:
             if not self.arrays or not self.done[self._index(picture)]:
                 yield picture
 
     def written(self) -> int:
-        """How many rows were written before."""
+        """Returns the number of saved rows."""
         return int(np.count_nonzero(self.done)) if self.arrays else 0
 
     def write(self, picture: Picture, image: np.ndarray) -> None:
-        """Put an image of the shape in its place. Raises InputError if the disk is full."""
+        """Writes the row of a picture, an image of the shape. Raises InputError if the disk is full."""
         split = picture.split
         file, row = self.arrays[split], self.starts[split] + picture.position * image.size
-        # Not through mapped memory, where a full disk kills the process.
+        # Not through a memory map: on a full disk that kills the process.
         with writing(self.paths[split]):
-            if row != self.ends[split]:  # a seek empties the buffer
+            if row != self.ends[split]:  # a seek flushes the buffer
                 file.seek(row)
             file.write(image.tobytes())
         self.ends[split] = row + image.size
-        self.waiting.extend((self._index(picture), picture.stamp))
+        self.unsaved.extend((self._index(picture), picture.stamp))
         if time.monotonic() - self.saved > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Have the disk hold the rows that were written; only then are they marked as done."""
+        """Flushes the written rows to the disk, then marks them as done."""
         for path, file in zip(self.paths, self.arrays, strict=True):
             with writing(path):
                 file.flush()
                 os.fsync(file.fileno())
-        if self.waiting:
-            index, stamps = np.array(self.waiting).reshape(-1, 2).T
+        if self.unsaved:
+            index, stamps = np.array(self.unsaved).reshape(-1, 2).T
             self.done[index] = stamps
             self.mapped.flush()
-        self.waiting, self.saved = array("q"), time.monotonic()
+        self.unsaved, self.saved = array("q"), time.monotonic()
 
     def _index(self, picture: Picture) -> int:
         return picture.position + picture.split * self.counts[0]
 
     def present(self, split: int) -> np.ndarray:
-        """Which rows of a split are written, bool (N,)."""
+        """Returns which rows of a split are written, bool (N,)."""
         first = split * self.counts[0]
         return self.done[first : first + self.counts[split]] != 0
 
-    def forget(self) -> None:
-        """Remove all that was written."""
+    def clear(self) -> None:
+        """Removes everything that was written."""
         self._close()
         self.shape = None
         for path in (self.folder / STATE, self.folder / DONE, *self.paths):
             remove(path)
 
     def discard(self) -> None:
-        """The preparation is complete: remove what is left of it."""
-        self.forget()
+        """Removes the folder of a complete preparation."""
+        self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _close(self) -> None:
         for file in self.arrays:
             try:
                 file.close()
-            except OSError:  # of rows that a full disk has no room for, which was said when they were written
+            except OSError:  # rows for which a full disk has no room; writing them has raised the error
                 pass
-        self.arrays, self.waiting = [], array("q")
+        self.arrays, self.unsaved = [], array("q")
 
     def __enter__(self) -> "PartialArrays":
         return self

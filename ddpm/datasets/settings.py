@@ -1,4 +1,4 @@
-"""The `prepare_data` section."""
+"""Defines the section `prepare_data`."""
 
 from typing import Annotated
 
@@ -10,7 +10,16 @@ from ddpm.datasets.registry import CHANNELS
 
 
 class PrepareData(Section):
-    """The `prepare_data` section: what happens to the images before training."""
+    """The section `prepare_data`: how raw images become arrays.
+
+    image_size: side in pixels; None keeps the size.
+    resize_mode: a key of RESIZE_MODES.
+    channels: a key of CHANNELS.
+    folder: the folder or archive of image_folder and huggingface, below the raw folder.
+    label: the attribute of celeba or the column of huggingface that is the class; None chooses one.
+    test_share: the share of the test split where a data set has none.
+    skip_bad: leave out pictures that cannot be read.
+    """
 
     image_size: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("native")]
     resize_mode: Annotated[str, OneOf(RESIZE_MODES)]
@@ -19,7 +28,3 @@ class PrepareData(Section):
     label: Annotated[str | None, OrWord("auto")]
     test_share: Annotated[float, Field(gt=0, lt=1)]
     skip_bad: bool
-
-
-# Settings that only some data sets read.
-SPECIAL = ("label", "skip_bad")
