@@ -1,4 +1,4 @@
-"""data/prepared -> models/ddpm: trains the U-Net, resuming where a killed training stopped."""
+"""data/prepared -> models/ddpm: trains the network, and resumes a killed training."""
 
 import torch
 
@@ -14,7 +14,7 @@ from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import NetworkSettings, make_network
 from ddpm.training.artifacts import TrainingArtifacts
-from ddpm.training.checkpoint import ResumeState, stage_fingerprint, surroundings
+from ddpm.training.checkpoint import ResumeState, environment, stage_fingerprint
 from ddpm.training.loop import Hooks, train
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
@@ -36,21 +36,21 @@ def main() -> None:
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)
-    shared = processes.wrap_ddp(network, device)
-    trainer.model = compiled(shared, p.runtime.compile, device, trainer.probe)
+    wrapped = processes.wrap_ddp(network, device)
+    trainer.model = compiled(wrapped, p.runtime.compile, device, trainer.probe)
     config = make_config(p.model, p.schedule, p.prediction, p.diffusion, data.identity(), p.train.model_dump(), p.seed)
 
     saved = None
     if processes.is_main_process():
-        found = surroundings(device, precision.dtype, compiled=trainer.model is not shared)
-        saved = ResumeState(stage_fingerprint("train"), found)
+        is_compiled = trainer.model is not wrapped
+        saved = ResumeState(stage_fingerprint("train"), environment(device, precision.dtype, is_compiled))
     state = processes.from_rank0(lambda: saved.load(fresh=fresh_start()))
     if state:
         trainer.load_state_dict(state)
-    outputs = TrainingArtifacts(trainer, config, saved) if saved else None
-    train(trainer, data.test, outputs.hooks() if outputs else Hooks())
-    if outputs:
-        outputs.finish()
+    artifacts = TrainingArtifacts(trainer, config, saved) if saved else None
+    train(trainer, data.test, artifacts.hooks() if artifacts else Hooks())
+    if artifacts:
+        artifacts.finish()
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ class TestSnapshots:
         with pytest.raises(InputError) as error:
             rebuild(tmp_path, 0.02)
         assert str(error.value).removeprefix(f"{tmp_path / 'snapshots'}: ") == (
-            "gives no EMA of width 0.02, only of 0.04 to 0.12 (residual 35% with 1 snapshots); choose one of these, or raise "
+            "cannot give an EMA of width 0.02, only of 0.04 to 0.12 (residual 35% with 1 snapshots); choose one of these, or raise "
             "train.snapshots"
         )
 

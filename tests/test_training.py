@@ -67,20 +67,20 @@ def assert_same_state(a, b):
     assert a.best_loss == b.best_loss
 
 
-def told(conditioning, count=20_000, seed=0, mine=slice(None), **changes):
+def conditioned(conditioning, count=20_000, seed=0, mine=slice(None), **changes):
     """Images and classes of a batch, and what a network of that conditioning is told of a part of it."""
     trainer = make_trainer(conditioning=conditioning, batch_size=count, **changes)
     images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
     labels = torch.arange(count) % 10
     torch.manual_seed(seed)
-    return images, labels, trainer, *trainer.tell(images[mine], labels[mine], mine)
+    return images, labels, trainer, *trainer.conditioning(images[mine], labels[mine], mine)
 
 
 class TestWhatIsTold:
     @pytest.mark.parametrize("conditioning", ["text", "text+mask"])
     @pytest.mark.parametrize("rate", [0.0, 0.3])
     def test_captions_are_dropped_at_their_rate_and_else_of_the_class(self, conditioning, rate):
-        _, labels, trainer, ids, _ = told(conditioning, condition_dropout=rate)
+        _, labels, trainer, ids, _ = conditioned(conditioning, condition_dropout=rate)
         dropped = ids.count_nonzero(1) == 1
         assert dropped.double().mean() == pytest.approx(rate, abs=0.015)
         content = trainer.network.condition
@@ -96,7 +96,7 @@ class TestWhatIsTold:
     @pytest.mark.parametrize("conditioning", ["mask", "class+mask", "text+mask"])
     @pytest.mark.parametrize("rate", [0.0, 0.3])
     def test_known_pixels_are_those_of_the_image_and_dropped_at_their_rate(self, conditioning, rate):
-        images, _, _, _, known = told(conditioning, condition_dropout=rate)
+        images, _, _, _, known = conditioned(conditioning, condition_dropout=rate)
         assert known.shape == (20_000, 2, 8, 8)
         mask = known[:, 1:]
         assert set(mask.unique().tolist()) == {0, 1}
@@ -105,24 +105,24 @@ class TestWhatIsTold:
         assert (mask.sum((1, 2, 3)) == 0).double().mean() == pytest.approx(rate + 0.008 * (1 - rate), abs=0.015)
 
     def test_label_and_mask_are_dropped_independently(self):
-        _, _, _, labels, known = told("class+mask", condition_dropout=0.5)
+        _, _, _, labels, known = conditioned("class+mask", condition_dropout=0.5)
         both = ((labels == 10) & (known[:, 1].sum((1, 2)) == 0)).double().mean()
         assert both == pytest.approx(0.25, abs=0.02)
 
     @pytest.mark.parametrize("conditioning", ["class", "text", "mask", "class+mask", "text+mask"])
     def test_parts_of_a_batch_are_told_what_the_whole_is(self, conditioning):
-        *_, labels, known = told(conditioning, 50)
+        *_, labels, known = conditioned(conditioning, 50)
         for mine in (slice(0, 17), slice(17, 34), slice(34, 50)):
-            *_, labels_of_part, known_of_part = told(conditioning, 50, mine=mine)
+            *_, labels_of_part, known_of_part = conditioned(conditioning, 50, mine=mine)
             assert torch.equal(labels_of_part, labels[mine])
             assert (known is None) == (known_of_part is None)
             assert known is None or torch.equal(known_of_part, known[mine])
-        *_, other_labels, other_known = told(conditioning, 50, seed=1)
+        *_, other_labels, other_known = conditioned(conditioning, 50, seed=1)
         assert not torch.equal(other_labels, labels) or conditioning == "mask"
         assert known is None or not torch.equal(other_known[:, 1], known[:, 1])
 
     def test_a_network_that_takes_nothing_is_told_its_labels_alone(self):
-        *_, trainer, labels, known = told("none", 50)
+        *_, trainer, labels, known = conditioned("none", 50)
         assert known is None
         assert not trainer.network.takes_labels
         assert labels.shape == (50,)
@@ -445,7 +445,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 def test_labels_are_dropped_at_their_rate():
     trainer = make_trainer(condition_dropout=0.3, batch_size=20_000)
     torch.manual_seed(0)
-    dropped, known = trainer.tell(torch.zeros(20_000, 1, 8, 8), torch.arange(20_000) % 10, slice(None))
+    dropped, known = trainer.conditioning(torch.zeros(20_000, 1, 8, 8), torch.arange(20_000) % 10, slice(None))
     assert known is None
     assert (dropped == 10).double().mean() == pytest.approx(0.3, abs=0.015)
     kept = dropped != 10

@@ -1,6 +1,4 @@
-"""What process 0 writes while it trains and at the end: models/ddpm, reports/train, and the state to go on from.
-
-Which snapshots to keep of a training that may have made any number of them."""
+"""The files that process 0 writes during a training and at its end: models/ddpm, reports/train and the state to resume from."""
 
 from pathlib import Path
 
@@ -21,7 +19,7 @@ PREVIEWS = "previews"
 
 
 class TrainingArtifacts:
-    """The files of one training; a resumed one starts with those of its first part."""
+    """Writes the files of one training; a resumed training first restores those of the run before."""
 
     def __init__(self, trainer: Trainer, config: dict, saved: ResumeState):
         self.trainer, self.config, self.saved = trainer, config, saved
@@ -37,22 +35,20 @@ class TrainingArtifacts:
                 snapshot_file(saved.folder, step).unlink()
         self.parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
         several = f" in {processes.world_size()} processes" if processes.world_size() > 1 else ""
-        print(f"U-Net with {self.parameters:,} parameters on {trainer.device}{several}", flush=True)
+        print(f"{config['model']['type']} with {self.parameters:,} parameters on {trainer.device}{several}", flush=True)
         if trainer.step:
             print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,} (DDPM_FRESH=1 starts at step 0)", flush=True)
 
     def hooks(self) -> Hooks:
-        """What the training loop calls."""
-        return Hooks(
-            lambda row: self.log.log(row, step="step"),
-            lambda row: self._write_speed(),
-            self._preview,
-            self._snapshot,
-            self._checkpoint,
-        )
+        """Returns the functions that the training loop calls."""
+
+        def log(row: dict[str, float]) -> None:
+            self.log.log(row, step="step")
+
+        return Hooks(log, lambda row: self._write_speed(), self._preview, self._snapshot, self._checkpoint)
 
     def finish(self) -> None:
-        """Write what a finished training leaves, and remove its state."""
+        """Writes the files of a finished training, and removes its state."""
         trainer = self.trainer
         save_weights(MODEL_DIR / CHECKPOINTS["latest"], trainer.network.state_dict())
         save_weights(MODEL_DIR / CHECKPOINTS["final"], trainer.ema_weights())
@@ -70,7 +66,7 @@ class TrainingArtifacts:
         write_text(SPEED, "".join(f"{','.join(line)}\n" for line in lines))
 
     def _preview(self, trainer: Trainer) -> None:
-        # Imported late: no other stage reads a preview, so train does not depend on how it is drawn.
+        # A late import: no stage reads the previews, so `train` does not depend on the code that draws them.
         from ddpm.plots.image_grid import plain_grid
         from ddpm.sampling.generate import generate_preview
         from ddpm.sampling.model import from_config
@@ -81,7 +77,7 @@ class TrainingArtifacts:
         self.saved.publish(PREVIEWS, REPORT / PREVIEWS)
 
     def _snapshot(self, trainer: Trainer) -> None:
-        save_snapshot(self.saved.folder, trainer.step, {width: track.state_dict() for width, track in trainer.tracks.items()})
+        save_snapshot(self.saved.folder, trainer.step, {key: track.state_dict() for key, track in trainer.tracks.items()})
 
     def _checkpoint(self, trainer: Trainer) -> None:
         save_weights(MODEL_DIR / CHECKPOINTS["latest"], trainer.network.state_dict())
@@ -89,31 +85,31 @@ class TrainingArtifacts:
         self._prune()
 
     def _prune(self) -> None:
-        """Remove the snapshots that are too many by now; after the state is saved, so that no resumed training misses one."""
+        """Removes the snapshots beyond the limit; it runs after the state is saved, so that a resumed training misses none."""
         settings = self.trainer.settings
         kept = kept_snapshots(settings.snapshot_steps(self.trainer.step), settings.snapshots)
         for step in set(list_snapshots(self.saved.folder)) - set(kept):
             snapshot_file(self.saved.folder, step).unlink()
 
     def _draw(self) -> None:
-        """reports/train/training.png: the curves, for people. Imported late, as for the previews."""
+        """Writes the training curves, reports/train/training.png; a late import, as for the previews."""
         from ddpm.plots.figures import training_curves
 
         training_curves(REPORT / "training.png", self.trainer.history, self.trainer.speed)
 
 
 def kept_snapshots(due: list[int], count: int) -> list[int]:
-    """At most `count` of the steps `due`, ascending, as are left if one is dropped whenever there is one too many.
+    """Chooses which snapshots to keep: simulates adding each step of `due` and dropping the most redundant one beyond `count`.
 
-    Any later average is rebuilt from these, and a narrow one needs them close together where it ends; so they crowd towards the
-    last as steps (1 - u^1.5) with even u do. A function of `due` alone, whatever files there are.
+    A short EMA needs snapshots close together at its end, so the kept ones get denser towards the last: as 1 - u^1.5 with even
+    u. The result depends on `due` alone, not on the files that exist.
     """
     kept: list[int] = []
     for step in due:
         kept.append(step)
         if len(kept) > count:
             places = [(1 - s / step) ** (2 / 3) for s in kept]
-            # The room that each would leave between its neighbours, the start of the training among them; the last stays.
-            rooms = [before - after for before, after in zip([1.0, *places], places[1:], strict=False)]
-            kept.pop(rooms.index(min(rooms)) if rooms else 0)
+            # The gap that dropping each would leave between its neighbours; the start of the training is one, the last stays.
+            gaps = [before - after for before, after in zip([1.0, *places], places[1:], strict=False)]
+            kept.pop(gaps.index(min(gaps)) if gaps else 0)
     return kept

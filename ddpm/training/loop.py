@@ -1,4 +1,4 @@
-"""The training loop: steps, and what is due between them."""
+"""The training loop: optimizer steps, and between them logs, validation, previews, snapshots and checkpoints."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,8 +15,12 @@ SPEED_COLUMNS = ("step", "images_per_second", *(f"{name}_ms" for name in STEP_PH
 
 
 class Hooks(NamedTuple):
-    """What the loop calls in process 0, at the intervals of the settings: with each new row of the history and of the speed
-    table, or with the trainer."""
+    """Functions that the loop calls in process 0, at the intervals of the settings.
+
+    log: receives each new row of the history.
+    speed: receives each new row of the speed table.
+    preview, snapshot, checkpoint: receive the trainer.
+    """
 
     log: Callable[[dict[str, float]], None] = lambda row: None
     speed: Callable[[dict[str, float]], None] = lambda row: None
@@ -26,10 +30,10 @@ class Hooks(NamedTuple):
 
 
 def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
-    """Train to the last step.
+    """Trains to the last step.
 
-    Raises InputError where more gradients in a row are not finite than the settings allow, and Interrupted, after a
-    checkpoint, on SIGTERM or SIGINT.
+    Raises InputError after more non-finite gradients in a row than the settings allow, and Interrupted, after a checkpoint, on
+    SIGTERM or SIGINT.
     """
     s = trainer.settings
     trainer.network.train()
@@ -37,12 +41,12 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
     def due(every: int) -> bool:
         return trainer.step % every == 0 or trainer.step == s.steps
 
-    with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, stop_signals() as noted:
+    with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, stop_signals() as stop:
         note, logged = "", trainer.step
         while trainer.step < s.steps:
             trainer.train_step()
             logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every)
-            if logging or validating or saving or noted.received or trainer.device.type == "cpu":
+            if logging or validating or saving or stop.received or trainer.device.type == "cpu":
                 trainer.guard.check()
             row = {}
             if logging:
@@ -57,15 +61,15 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
                     trainer.best_loss, trainer.best = row["validation_loss"], trainer.ema_weights()
             if row:
                 trainer.history.append({"step": trainer.step, **row})
-            # From here on process 0 is by itself: what it does, and a signal that it alone obeys, needs none of the others.
+            # The rest concerns process 0 only: it needs no other process, and it alone handles a signal.
             if processes.is_main_process():
                 _write(trainer, hooks, bool(row), logging, due(s.preview_every))
-                stopping = noted.received
+                stopping = stop.received
                 if saving or stopping:
                     trainer.phases.enter("checkpoints")
                     hooks.checkpoint(trainer)
                 if stopping:
-                    saved = f"train: stopped at step {trainer.step:,}; its state is saved, the same command goes on from there"
+                    saved = f"train: stopped at step {trainer.step:,}; its state is saved, the same command continues from there"
                     raise Interrupted(stopping, saved)
             progress.advance(s.batch_size, note)
     trainer.phases.read()
@@ -86,12 +90,12 @@ def _write(trainer: Trainer, hooks: Hooks, has_row: bool, logging: bool, preview
 
 
 def _speed(trainer: Trainer, images: int) -> dict[str, float]:
-    """A row of the speed table: images per second of the training steps since the last row, and milliseconds per step."""
+    """Returns a row of the speed table: images per second of the training steps since the last row, and milliseconds per step."""
     seconds = trainer.phases.read()
-    inside = sum(seconds.get(name, 0.0) for name in STEP_PHASES)
+    training = sum(seconds.get(name, 0.0) for name in STEP_PHASES)
     steps = images / trainer.settings.batch_size
     return {
         "step": trainer.step,
-        "images_per_second": images / max(inside, 1e-9),
+        "images_per_second": images / max(training, 1e-9),
         **{f"{name}_ms": 1000 * seconds.get(name, 0.0) / max(steps, 1) for name in STEP_PHASES},
     }

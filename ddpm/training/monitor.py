@@ -1,4 +1,4 @@
-"""What watches over a training: numbers that go wrong, signals, and where the time goes. None of it makes a step wait."""
+"""Monitors of a training: non-finite gradients, the time by phase, and signals. None of them makes a step wait."""
 
 import os
 import signal
@@ -14,15 +14,12 @@ from torch import Tensor
 from ddpm.core import launch, processes
 from ddpm.core.files import InputError
 
-# float16's scale is found by trial: from 2^16 it may be halved this often before a gradient is taken for a wrong one.
+# GradScaler finds the scale of float16 by trial: it may halve the scale from 2^16 this often before a gradient counts as wrong.
 FLOAT16_TRIALS = 24
 
 
 class NonFiniteGuard:
-    """Counts, on the device, the updates in a row that were left out because their gradient was not finite.
-
-    `allowed` in a row are forgiven; one more, and `check` stops the training.
-    """
+    """Counts, on the device, the skipped updates in a row; `check` raises after more than `allowed`."""
 
     def __init__(self, allowed: int, device: torch.device):
         self.allowed = allowed
@@ -30,13 +27,13 @@ class NonFiniteGuard:
         self.failed_at = torch.zeros((), dtype=torch.int64, device=device)
 
     def note(self, step: int, bad: Tensor) -> None:
-        """Count the update of this step, from 1."""
+        """Counts the update of a step, from 1; bad: whether its gradient is not finite."""
         self.streak = (self.streak + 1) * bad
         fatal = (self.streak > self.allowed) & (self.failed_at == 0)
         self.failed_at = self.failed_at + fatal * step
 
     def check(self) -> None:
-        """Raises InputError if the training has gone wrong. This waits for the device."""
+        """Raises InputError after too many skipped updates in a row. This waits for the device."""
         if step := int(self.failed_at):
             times = f", and {self.allowed + 1} in a row are too many" if self.allowed else ""
             raise InputError(
@@ -48,7 +45,7 @@ class NonFiniteGuard:
 
 
 class PhaseTimer:
-    """Seconds by phase of the work; on a GPU by its own clock, which is read late."""
+    """Measures the seconds of each phase of the work; on a GPU with events, which are read late."""
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
@@ -56,7 +53,7 @@ class PhaseTimer:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def enter(self, name: str) -> None:
-        """What is done from here on belongs to this phase."""
+        """Begins a phase."""
         if self.on_gpu:
             mark = torch.cuda.Event(enable_timing=True)
             mark.record()
@@ -65,28 +62,30 @@ class PhaseTimer:
         self.marks.append((name, mark))
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase since the last call. This waits for the device; the time that follows has no phase yet."""
+        """Returns the seconds by phase since the last call, and ends the current phase. This waits for the device."""
         self.enter("")
         if self.on_gpu:
             self.marks[-1][1].synchronize()
-        found: dict[str, float] = defaultdict(float)
+        latest: dict[str, float] = defaultdict(float)
         for (name, start), (_, end) in zip(self.marks, self.marks[1:], strict=False):
-            found[name] += start.elapsed_time(end) / 1000 if self.on_gpu else end - start
+            latest[name] += start.elapsed_time(end) / 1000 if self.on_gpu else end - start
         self.marks = []
-        for name, seconds in found.items():
+        for name, seconds in latest.items():
             self.seconds[name] += seconds
-        return found
+        return latest
 
     def summary(self) -> str:
-        """Shares of the whole, the largest first."""
+        """Returns the share of each phase in the total time, the largest first."""
         total = sum(self.seconds.values()) or 1.0
         shares = sorted(self.seconds.items(), key=lambda item: -item[1])
         return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares if seconds / total >= 0.005)
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT: `received` is the number of the one that came, None before. One that comes more than a second
-    later is obeyed at once; until then it is taken for the same, since several parents may pass one on."""
+    """Records SIGTERM and SIGINT; `received` is the number of the signal, None before it.
+
+    A second signal more than 1 s later kills at once; earlier ones are duplicates forwarded by parent processes.
+    """
 
     def __init__(self):
         self.received: int | None = None
@@ -102,18 +101,18 @@ class StopSignal:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignal]:
-    """Within this context, a signal to end is only noted (in process 0), or waits until process 0 has saved (in all others)."""
-    noted = StopSignal()
+    """Records stop signals within this context, in process 0; in the others they wait until process 0 has saved."""
+    stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield stop
         return
     if not processes.is_main_process():
         with launch.defer_signals_until_saved():
-            yield noted
+            yield stop
         return
-    previous = {number: signal.signal(number, noted.note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop.note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield noted
+        yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -20,7 +20,7 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 class Train(Section):
-    """The `train` section."""
+    """The `train` section; params.yaml explains each entry."""
 
     steps: Count
     batch_size: Count
@@ -45,31 +45,27 @@ class Train(Section):
     snapshots: Annotated[int, Field(ge=0)]
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: a linear warm-up, then the schedule."""
+        """Returns the learning rate of step 0, 1, ...: a linear warm-up, then the schedule."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.learning_rate * LR_SCHEDULES[self.lr_schedule](progress)
 
     def snapshot_steps(self, last: int) -> list[int]:
-        """Steps up to `last` after which snapshots are taken: with every `snapshot_every` images, and at the end."""
-        if self.snapshots == 0:
-            return []
-        complete = range(1, last * self.batch_size // self.snapshot_every + 1)
-        taken = {-(-k * self.snapshot_every // self.batch_size) for k in complete}
-        return sorted(taken | ({self.steps} if last == self.steps else set()))
+        """Returns the steps up to `last` after which snapshots are taken."""
+        return [step for step in range(1, last + 1) if self.snapshot_due(step)]
 
     def snapshot_due(self, step: int) -> bool:
-        """Whether a snapshot is taken after step 1, 2, ..."""
-        more = step * self.batch_size // self.snapshot_every > (step - 1) * self.batch_size // self.snapshot_every
-        return self.snapshots > 0 and (more or step == self.steps)
+        """Returns whether a snapshot is taken after step 1, 2, ...: with every `snapshot_every` images, and at the end."""
+        crossed = step * self.batch_size // self.snapshot_every > (step - 1) * self.batch_size // self.snapshot_every
+        return self.snapshots > 0 and (crossed or step == self.steps)
 
     def check_share(self, processes: int) -> None:
-        """Raises InputError if a batch has too few images for every process and part."""
+        """Raises InputError if a batch has fewer images than there are processes times parts."""
         if self.batch_size < processes * self.gradient_accumulation:
             raise InputError(
-                f"{self.batch_size} images cannot be shared by {processes} processes in "
-                f"{self.gradient_accumulation} parts each; raise it, or lower train.gradient_accumulation or runtime.processes",
+                f"{self.batch_size} images cannot be divided among {processes} processes with {self.gradient_accumulation} parts "
+                "each; raise it, or lower train.gradient_accumulation or runtime.processes",
                 key="train.batch_size",
                 where="params.yaml",
             )

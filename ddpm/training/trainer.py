@@ -1,4 +1,4 @@
-"""What is trained: network, averages, optimizer, and one exact step of them after another."""
+"""The trainer: one optimizer step of the network and its EMAs, the validation loss, and the state to resume from."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -25,18 +25,19 @@ from ddpm.training.settings import Train
 
 VALIDATION_IMAGES = 2_000
 VALIDATION_BATCH = 500
-QUARTERS = ("0_25", "25_50", "50_75", "75_100")  # of the levels, in percent of T
+QUARTERS = ("0_25", "25_50", "50_75", "75_100")  # of the levels 1..T, in percent
 
 
 class Trainer:
-    """Network, averages, optimizer and loss history of one training.
+    """The state of one training: network, EMAs, optimizer and loss history.
 
-    Randomness is a function of (seed, images seen, rank): every step seeds PyTorch's default generator from them, so no generator
-    state needs saving and a resumed run draws the same noise, levels, flips and dropout as an uninterrupted one. All but
-    dropout is drawn for the whole batch in every process, so it does not depend on how many there are.
+    Randomness is a function of (seed, images seen, rank). Every step seeds PyTorch's default generator from them, so a resumed
+    run repeats the noise, levels, flips and dropout of an uninterrupted one without a saved generator state. All but dropout is
+    drawn for the whole batch in every process, so it does not depend on the number of processes.
 
-    model: what is called in training, if that is not the network itself: compiled, or shared by several processes.
-    No step reads a value back from the device, which would make it wait; sums of the losses are read when they are logged.
+    No step reads a value back from the device, which would make it wait; the sums of the losses are read for the log.
+
+    model: the module that training calls, where it is not the network itself: compiled, or wrapped for several processes.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Trainer:
             [self.flat.vector], settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.ema = EMA(self.flat, ramped(settings.ema_decay))
-        widths = power_ema.TRACKED_SIGMA_REL if settings.snapshots else ()
-        self.tracks = {width: EMA(self.flat, partial(power_ema.decay, width)) for width in widths}
+        tracked = power_ema.TRACKED_SIGMA_REL if settings.snapshots else ()
+        self.tracks = {sigma_rel: EMA(self.flat, partial(power_ema.decay, sigma_rel)) for sigma_rel in tracked}
         name = settings.loss_weight or PLAIN[prediction]
         check_weight(name, schedule)
         self.weight = make_weight(name, settings.loss_gamma)
@@ -74,83 +75,86 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.speed: list[dict[str, float]] = []
         self.best_loss, self.best = math.inf, self.ema_weights()
-        # Since the last row of the history: losses, gradient norms, and how many were finite; then losses by quarter of the
-        # levels, and how many fell into each.
+        # Sums since the last row of the history: losses, gradient norms, steps; then losses and images by quarter of the levels.
         self.sums = torch.zeros(3 + 2 * len(QUARTERS), device=self.device)
         self.quarters = torch.arange(len(QUARTERS), device=self.device)
 
     @property
     def seen(self) -> int:
-        """Training images seen so far."""
+        """The number of training images used so far."""
         return self.step * self.settings.batch_size
 
     def train_step(self) -> None:
-        """One optimizer step, on this process's share of the batch."""
-        s, phases = self.settings, self.phases
-        phases.enter("data")
-        mine = processes.local_slice(s.batch_size)
+        """Takes one optimizer step (Ho et al. 2020, algorithm 1), on this process's share of the batch."""
+        batch_size = self.settings.batch_size
+        share = processes.local_slice(batch_size)
+        self.phases.enter("data")
         torch.manual_seed(seed_of(self.seed, "train", self.seen))
-        x0, labels = self.batches.batch(self.seen, s.batch_size, mine)
-        labels, known = self.tell(x0, labels, mine)
-        index, weight = self.timesteps.draw(s.batch_size)
-        shape = (s.batch_size, *x0.shape[2:], x0.shape[1])
-        eps = torch.randn(shape, device=self.device)[mine].permute(0, 3, 1, 2)
+        x0, labels = self.batches.batch(self.seen, batch_size, share)
+        labels, known = self.conditioning(x0, labels, share)
+        index, weight = self.timesteps.draw(batch_size)
+        eps = torch.randn((batch_size, *x0.shape[2:], x0.shape[1]), device=self.device)[share].permute(0, 3, 1, 2)
         torch.manual_seed(seed_of(self.seed, "dropout", self.seen, processes.rank()))
-        inputs = (x0, labels, index[mine], eps, weight[mine], *([] if known is None else [known]))
-        pieces = list(zip(*(value.tensor_split(s.gradient_accumulation) for value in inputs), strict=True))
-        losses = torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
-        losses = processes.all_gather_rows(losses, s.batch_size)
+        losses = self._backward(x0, labels, index[share], eps, weight[share], known)
+        losses = processes.all_gather_rows(losses, batch_size)
         self.timesteps.update(index, losses)
-        phases.enter("update")
+        self.phases.enter("update")
         norm = self._update()
-        good = norm.isfinite()
-        row = torch.stack([(losses * weight).mean(), norm, torch.ones_like(norm)])
-        self.sums += torch.where(good, torch.cat([row, self._by_quarter(index, losses)]), 0)
         self.step += 1
-        self.guard.note(self.step, ~good)
+        self._record(norm, index, losses, weight)
         for average in (self.ema, *self.tracks.values()):
             average.update(self.step)
+
+    def _backward(self, *inputs: Tensor | None) -> Tensor:
+        """Accumulates the gradient of the batch's mean loss in parts; returns the losses without importance weights, (b,)."""
+        parts = self.settings.gradient_accumulation
+        pieces = list(zip(*(value.tensor_split(parts) for value in inputs if value is not None), strict=True))
+        return torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
 
     def _accumulate(
         self, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, weight: Tensor, known: Tensor | None = None, *, last: bool
     ) -> Tensor:
-        """Add the gradient of some images' share of the batch's mean loss; returns their losses, without weights (b,)."""
-        # Gradients meet those of the other processes once, with the last piece.
+        """Adds the gradient of some images' share of the mean loss; returns their losses, (b,)."""
+        # The gradients of all processes are added up once, with the last piece.
         with nullcontext() if last or processes.world_size() == 1 else self.model.no_sync():
             self.phases.enter("forward")
             losses = self._losses(self.model, x0, labels, index, eps, known)
-            # DistributedDataParallel takes the mean over processes; the loss is a sum over them.
+            # DistributedDataParallel takes the mean over the processes; the loss is a sum over them.
             loss = (weight * losses).sum() * (processes.world_size() / self.settings.batch_size)
             self.phases.enter("backward")
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         return losses.detach()
 
-    def _by_quarter(self, index: Tensor, losses: Tensor) -> Tensor:
-        """Sums of losses (B,) over images whose level index (B,) lies in each quarter of 1..T, and how many do, (8,)."""
-        inside = ((index - 1) * len(QUARTERS) // self.schedule.steps)[:, None] == self.quarters
-        return torch.cat([(losses[:, None] * inside).sum(0), inside.sum(0).to(losses.dtype)])
+    def _record(self, norm: Tensor, index: Tensor, losses: Tensor, weight: Tensor) -> None:
+        """Adds a step to the sums if its gradient norm is finite, and reports it to the guard."""
+        finite = norm.isfinite()
+        in_quarter = ((index - 1) * len(QUARTERS) // self.schedule.steps)[:, None] == self.quarters
+        by_quarter = [(losses[:, None] * in_quarter).sum(0), in_quarter.sum(0).to(losses.dtype)]
+        row = torch.cat([torch.stack([(losses * weight).mean(), norm, torch.ones_like(norm)]), *by_quarter])
+        self.sums += torch.where(finite, row, 0)
+        self.guard.note(self.step, ~finite)
 
-    def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, known: Tensor | None) -> Tensor:
-        """Weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,)."""
+    def _losses(
+        self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, known: Tensor | None = None
+    ) -> Tensor:
+        """Returns the weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,)."""
         with self.autocast():
             return diffusion_loss(model, self.schedule, x0, labels, index, eps, self.prediction, self.weight, known)
 
     def probe(self, model: nn.Module) -> None:
-        """Use a model as a training step does, forwards and backwards, without waiting for other processes."""
-        mine = processes.local_slice(self.settings.batch_size)
-        x0, labels = self.batches.batch(0, self.settings.batch_size, mine)
-        labels, known = self.tell(x0, labels, mine)
-        x0, labels, known = (
-            value if value is None else value.tensor_split(self.settings.gradient_accumulation)[0]
-            for value in (x0, labels, known)
-        )
+        """Runs a model forwards and backwards with the shapes of a training step, without waiting for other processes."""
+        share = processes.local_slice(self.settings.batch_size)
+        x0, labels = self.batches.batch(0, self.settings.batch_size, share)
+        parts = self.settings.gradient_accumulation
+        inputs = (x0, *self.conditioning(x0, labels, share))
+        x0, labels, known = (value if value is None else value.tensor_split(parts)[0] for value in inputs)
         eps = torch.zeros(len(x0), *x0.shape[2:], x0.shape[1], device=self.device).permute(0, 3, 1, 2)
         index = torch.ones(len(x0), dtype=torch.int64, device=self.device)
         with nullcontext() if processes.world_size() == 1 else model.no_sync():
             self._losses(model, x0, labels, index, eps, known).sum().backward()
 
     def _update(self) -> Tensor:
-        """One step of the optimizer, left out where the gradient is not finite; returns the gradient's norm before clipping."""
+        """Clips the gradient and updates the weights unless it is not finite; returns its norm before clipping."""
         assert self.flat.grads_attached()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(self.step)
@@ -161,33 +165,38 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            # How GradScaler has a fused optimizer leave a step out, without reading the gradient.
+            # As GradScaler does it: a fused optimizer skips the step on the device, without a read-back.
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~norm.isfinite()).float()
             self.optimizer.step()
         self.flat.vector.grad.zero_()
         return norm
 
-    def tell(self, x0: Tensor, labels: Tensor, mine: slice) -> tuple[Tensor, Tensor | None]:
-        """What the network is told of this process's images (b, C, H, W) of classes (b,): labels as it takes them, and known
-        pixels or None. Each is left out at the chance that classifier-free guidance needs (Ho & Salimans 2022)."""
+    def conditioning(self, x0: Tensor, labels: Tensor, share: slice) -> tuple[Tensor, Tensor | None]:
+        """Returns (labels, known), the conditioning of this process's images (b, C, H, W) of classes (b,).
 
-        def chances() -> Tensor:
-            return torch.rand(self.settings.batch_size, device=self.device)[mine]
+        A text network gets a random caption of each class, a masked network random masks; without a mask, known is None. Each is
+        dropped with probability condition_dropout, for classifier-free guidance (Ho & Salimans 2022).
+        """
+        batch_size, network, dropout = self.settings.batch_size, self.network, self.settings.condition_dropout
 
-        network, dropout = self.network, self.settings.condition_dropout
-        dropped = chances() < dropout
+        def uniform() -> Tensor:
+            return torch.rand(batch_size, device=self.device)[share]
+
+        dropped = uniform() < dropout
         if network.takes_text:
-            labels = network.condition.describe(labels, chances())
+            labels = network.condition.describe(labels, uniform())
         if network.takes_labels:
             labels = network.condition.drop(labels, dropped)
         if not network.takes_mask:
             return labels, None
-        masks = random_masks(self.settings.batch_size, *x0.shape[2:], self.device)[mine]
-        return labels, masked_input(x0, masks.masked_fill((chances() < dropout)[:, None, None, None], 0))
+        masks = random_masks(batch_size, *x0.shape[2:], self.device)[share]
+        return labels, masked_input(x0, masks.masked_fill((uniform() < dropout)[:, None, None, None], 0))
 
     def read_sums(self) -> dict[str, float]:
-        """Mean loss, over all levels and by their quarters, and gradient norm since the last call; what no step gave a finite
-        value for is missing. This waits for the device."""
+        """Returns the mean loss, over all levels and by quarter, and the mean gradient norm since the last call.
+
+        A value for which there was no finite step is missing. This waits for the device.
+        """
         losses, norms, count, *quarters = self.sums.tolist()
         self.sums.zero_()
         if not count:
@@ -198,21 +207,20 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, split: Split) -> float:
-        """Mean loss of the EMA on up to 2,000 test images, always with the same noise and with levels spread over 1..T."""
+        """Returns the mean loss of the EMA on up to 2,000 test images, with fixed noise and with levels spread over 1..T."""
         count = min(len(split.images), VALIDATION_IMAGES)
         generator = torch.Generator().manual_seed(seed_of(self.seed, "validation"))
         index = torch.linspace(1, self.schedule.steps, count).round().long()[torch.randperm(count, generator=generator)]
 
         def batch_loss(start: int) -> float:
-            part = slice(start, min(start + VALIDATION_BATCH, count))
-            x0 = to_model_range(to_tensor(split.images[part]))
+            batch = slice(start, min(start + VALIDATION_BATCH, count))
+            x0 = to_model_range(to_tensor(split.images[batch]))
             noise = torch.Generator().manual_seed(seed_of(self.seed, "validation", start))
             eps = torch.randn(x0.shape, generator=noise)
-            inputs = x0, eps, index[part], torch.tensor(split.labels[part])
-            x0, eps, levels, labels = (value.to(self.device) for value in inputs)
-            masks = random_masks(len(x0), *x0.shape[2:], torch.device("cpu"), noise) if self.network.takes_mask else None
-            known = None if masks is None else masked_input(x0, masks.to(self.device))
-            losses = self._losses(self.network, x0, labels, levels, eps, known)
+            inputs = [x0, torch.tensor(split.labels[batch]), index[batch], eps]
+            if self.network.takes_mask:
+                inputs.append(masked_input(x0, random_masks(len(x0), *x0.shape[2:], torch.device("cpu"), noise)))
+            losses = self._losses(self.network, *(value.to(self.device) for value in inputs))
             return losses.cpu().double().sum().item()
 
         with self.averaged():
@@ -220,7 +228,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """A context in which the network holds its EMA weights and is in eval mode."""
+        """Yields the network with its EMA weights and in eval mode; restores both at the end."""
         self.ema.swap()
         try:
             yield self.network.eval()
@@ -229,16 +237,16 @@ class Trainer:
             self.ema.swap()
 
     def ema_weights(self) -> dict[str, Tensor]:
-        """A copy of the EMA weights."""
+        """Returns a copy of the EMA weights."""
         return {name: value.clone() for name, value in self.ema.state_dict().items()}
 
     def state_dict(self) -> dict:
-        """All that a resumed training needs."""
+        """Returns everything that a resumed training needs."""
         return {
             "step": self.step,
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
-            "tracks": {width: track.state_dict() for width, track in self.tracks.items()},
+            "tracks": {sigma_rel: track.state_dict() for sigma_rel, track in self.tracks.items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "timesteps": self.timesteps.state_dict(),
@@ -251,13 +259,13 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a state_dict of an equal training."""
+        """Restores the state_dict of a training with the same settings."""
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
-        for width, track in self.tracks.items():
-            track.load_state_dict(state["tracks"][width])
+        for sigma_rel, track in self.tracks.items():
+            track.load_state_dict(state["tracks"][sigma_rel])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler and state["scaler"]:  # none if the state was saved in another precision
+        if self.scaler and state["scaler"]:  # empty if the state was saved in another precision
             self.scaler.load_state_dict(state["scaler"])
         self.timesteps.load_state_dict(state["timesteps"])
         self.guard.streak, self.sums = (state[name].to(self.device) for name in ("streak", "sums"))
