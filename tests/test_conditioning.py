@@ -278,7 +278,7 @@ def mean_pixel(model, texts):
     """The mean of x0 predicted from pure noise, with each text."""
     noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).expand(len(texts), -1, -1, -1)
     with torch.inference_mode():
-        return model.denoiser(model.read(texts))(noise, model.schedule[50]).x0.mean((1, 2, 3))
+        return model.denoiser(model.word_ids(texts))(noise, model.schedule[50]).x0.mean((1, 2, 3))
 
 
 class TestTrainedTextModel:
