@@ -1,4 +1,4 @@
-"""Raw images -> data/prepared, and a picture of the first ones."""
+"""Raw images -> data/prepared, and a picture of the first images."""
 
 import sys
 from pathlib import Path
@@ -21,14 +21,17 @@ PICTURE = Path("reports/prepare_data/first_images.png")
 def main() -> None:
     p = params.load(dataset=DatasetName, prepare_data=PrepareData, evaluate=PretrainedSettings, runtime=Runtime)
     setup(p.runtime)
-    # Found missing here, a weights file costs no training.
+    # Here, so that a missing weights file is an error before any training.
     get_weights(p.evaluate)
     meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus(), fresh=fresh_start())
     data = open_prepared(p.dataset, p.prepare_data.as_written())
     first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
     size = "x".join(map(str, meta["shape"]))
     if len(data.class_names) == 1:
-        print("warning: all images are of one class, from which a judge learns nothing: its scores tell little", file=sys.stderr)
+        print(
+            "warning: all images are of one class; a classifier learns no features from them, so its metrics mean little",
+            file=sys.stderr,
+        )
     print(f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}")
 
 

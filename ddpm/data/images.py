@@ -1,4 +1,4 @@
-"""Training batches, in an order that is a function of (seed, images seen), from images on the device or on disk."""
+"""Converts between uint8 images (N, H, W, C) and float tensors (N, C, H, W) in [-1, 1]."""
 
 import numpy as np
 import torch
@@ -6,20 +6,20 @@ from torch import Tensor
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 [-1, 1]."""
+    """Maps uint8 0..255 to float32 [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float [-1, 1] -> uint8 0..255, rounded and clamped (a plain cast would wrap around: 256 becomes 0)."""
+    """Maps float [-1, 1] to uint8 0..255, rounded and clamped; a plain cast would wrap 256 to 0."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_images(images: Tensor) -> np.ndarray:
-    """float (N, C, H, W) in [-1, 1] -> uint8 (N, H, W, C), as files hold them."""
+    """Maps float (N, C, H, W) in [-1, 1] to uint8 (N, H, W, C), the layout of files."""
     return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (N, H, W, C) -> uint8 tensor (N, C, H, W) on the device."""
+    """Copies uint8 (N, H, W, C) to a uint8 tensor (N, C, H, W) on the device."""
     return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).contiguous()

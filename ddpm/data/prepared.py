@@ -1,6 +1,6 @@
-"""The prepared data set on disk: what `prepare_data` writes and every later stage reads.
+"""Opens the prepared data set, which `prepare_data` writes and every later stage reads.
 
-meta.json            counts, shape, mean, class names, how it was made, SHA-256 of the arrays; written last
+meta.json            counts, shape, mean, class names, settings, required accuracy, SHA-256 of the arrays; written last
 train_images.npy     uint8 (N, H, W, C), memory-mappable; the same for test_
 train_labels.npy     int64 (N,)
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.core.files import InputError, read_json
+from ddpm.core.files import InputError, first_line, read_json
 from ddpm.core.paths import PREPARED_DIR
 from ddpm.data.images import to_model_range, to_tensor
 
@@ -22,14 +22,14 @@ SPLITS = ("train", "test")
 
 
 class Split(NamedTuple):
-    """images: uint8 (N, H, W, C), memory-mapped; labels: int64 (N,)."""
+    """One split. images: uint8 (N, H, W, C), memory-mapped; labels: int64 (N,)."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 class Prepared(NamedTuple):
-    """A prepared data set: its meta.json and both splits."""
+    """A prepared data set. meta: the content of meta.json; train, test: its splits."""
 
     meta: dict
     train: Split
@@ -37,26 +37,28 @@ class Prepared(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of an image."""
+        """The shape (H, W, C) of an image."""
         return tuple(self.meta["shape"])
 
     @property
     def class_names(self) -> list[str]:
+        """The name of each label."""
         return self.meta["class_names"]
 
     def identity(self) -> dict:
-        """What a model must know of its data, for its config.json."""
+        """Returns what identifies the data in the config.json of a model: name, shape, class names and hashes."""
         return {key: self.meta[key] for key in ("dataset", "shape", "class_names", "sha256")}
 
 
 def open_prepared(dataset: str, settings: Mapping[str, Any], folder: Path = PREPARED_DIR) -> Prepared:
-    """Open the prepared data set; the arrays stay on disk. settings: the `prepare_data` section as it stands in params.yaml.
+    """Opens the prepared data set; the arrays stay on disk.
 
-    Raises InputError if a file is missing or damaged, or if the data was made with other settings than params.yaml has now.
+    settings: the section `prepare_data` as params.yaml holds it.
+    Raises InputError if a file is missing or damaged, or if the data was made with other settings.
     """
     meta = read_json(folder / META, "prepare_data")
     current = {"dataset": dataset, **settings}
-    # Settings that this data set does not read are not recorded, so they may differ.
+    # meta.json holds only the settings that the data set reads; the others may differ.
     for key, value in meta.get("made_with", {"dataset": None}).items():
         if current.get(key) != value:
             raise InputError(
@@ -67,7 +69,7 @@ def open_prepared(dataset: str, settings: Mapping[str, Any], folder: Path = PREP
 
 
 def open_test(folder: Path = PREPARED_DIR) -> tuple[dict, Split]:
-    """The content of meta.json and the test split, whatever settings made them. Raises InputError as `open_prepared` does."""
+    """Returns the content of meta.json and the test split, for any settings. Raises InputError for missing or damaged files."""
     meta = read_json(folder / META, "prepare_data")
     return meta, _open_split(folder, meta, "test")
 
@@ -79,7 +81,7 @@ def _open_split(folder: Path, meta: dict, name: str) -> Split:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"cannot be read ({error}); run `dvc repro -f prepare_data`", key=path) from None
+            raise InputError(f"cannot be read ({first_line(error)}); run `dvc repro -f prepare_data`", key=path) from None
         if list(array.shape) != shape:
             raise InputError(f"has shape {list(array.shape)}, {META} says {shape}; run `dvc repro -f prepare_data`", key=path)
         arrays.append(array)
@@ -87,6 +89,6 @@ def _open_split(folder: Path, meta: dict, name: str) -> Split:
 
 
 def held_out(data: Prepared, count: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Up to `count` random test images (N, C, H, W) in [-1, 1], and their labels (N,)."""
+    """Returns up to `count` random test images, float32 (N, C, H, W) in [-1, 1], and their labels int64 (N,)."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(data.test.images))[:count])
     return to_model_range(to_tensor(data.test.images[chosen], device)), torch.tensor(data.test.labels[chosen], device=device)
