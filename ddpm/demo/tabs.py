@@ -1,4 +1,4 @@
-"""The tabs of the web page: what can be set, and what its buttons show."""
+"""The tabs of the web page: their controls, and the functions of their buttons."""
 
 from collections.abc import Callable, Generator, Sequence
 from inspect import Parameter, Signature
@@ -10,7 +10,7 @@ import gradio as gr
 import torch
 
 from ddpm.core.params import Section
-from ddpm.demo import jobs as jobs
+from ddpm.demo import jobs
 from ddpm.demo.inputs import (
     BRUSH,
     EVERY,
@@ -18,20 +18,20 @@ from ddpm.demo.inputs import (
     MAX_FILLS,
     MAX_IMAGES,
     MAX_RESAMPLES,
-    NAMES,
     OWN,
     SAMPLE,
+    SOURCES,
     TEST,
     UPLOAD,
-    Comparison,
+    CompareInputs,
     DrawInputs,
     InpaintInputs,
     InterpolateInputs,
     SourceInputs,
     has_test_images,
-    painting,
+    painted_mask,
 )
-from ddpm.demo.widgets import Page, board, framed, plain_picture, progress_line, stopped_line
+from ddpm.demo.widgets import Page, board, framed, image_url, progress_line, stopped_line
 from ddpm.editing.inpaint import MASKS
 from ddpm.sampling.model import NO_CLASS, DiffusionModel
 from ddpm.sampling.names import MAX_SEED
@@ -45,11 +45,11 @@ DETERMINISTIC = [(sampler.label, name) for name, sampler in SAMPLERS.items() if 
 
 
 def _content(model: DiffusionModel, default: str, label: str = "") -> gr.components.Component:
-    """The class or the text to be drawn, by what the model takes; nothing to be seen where it takes neither."""
+    """Returns the control of a class or a text; it is hidden if the model takes neither."""
     if model.network.takes_text:
         info = "One text per line, in turn." if default == EVERY else "Empty: the caption of its class."
         words = ", ".join(model.network.condition.vocabulary.words[:40])
-        return gr.Textbox("", label=label or "Text", lines=2, info=f"{info} It knows the words: {words}", max_length=1000)
+        return gr.Textbox("", label=label or "Text", lines=2, info=f"{info} Known words: {words}", max_length=1000)
     if not model.network.takes_labels:
         return gr.Textbox("", visible=False, label="Class")
     nothing = [("no class", NO_CLASS)] if model.supports_cfg else []
@@ -62,7 +62,7 @@ def _steps(model: DiffusionModel, label: str = "Steps", value: int = DEFAULT_STE
 
 
 def _guidance(model: DiffusionModel) -> gr.Slider:
-    info = "1: as it learned; more leans on what it is told"
+    info = "Scale of classifier-free guidance; 1 is off"
     return gr.Slider(0, 10, value=1, step=0.1, label="Guidance", info=info, visible=model.supports_cfg)
 
 
@@ -76,26 +76,28 @@ def _seed() -> gr.Number:
 
 
 def _status(button: str) -> gr.HTML:
-    hint = f"Press {button}: what the network sees will appear here."
+    hint = f"Press {button}: the progress appears here."
     return gr.HTML(f'<div class="job"><div class="count">{hint}</div></div>', label="progress", min_height=60)
 
 
 def _runs(
     model: DiffusionModel, job: Callable, kind: type[Section], outputs: int, finish: Callable[[Any], tuple[str, list[Any]]]
 ) -> Callable[..., Any]:
-    """What a button does: run a job on the values of its inputs, those of a Section; show how far it is, and at its end what
-    `finish` makes of it: a note, and the values of the outputs."""
+    """Returns the function of a button: it runs a job on the values of a Section and shows its progress.
+
+    finish: function of the job's result that returns a note and the values of the outputs.
+    """
 
     def run(*values: Any) -> Generator[list[Any], None, None]:
-        # Gradio copies its files from here to where they can be asked for, until nobody has done so for a while.
+        # Gradio copies the files from here to its cache.
         with TemporaryDirectory(prefix="ddpm_demo_") as folder:
-            moments, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
-            for last in moments:
+            updates, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
+            for last in updates:
                 yield [progress_line(last), *[gr.skip()] * outputs]
-            note, made = finish(moments.value)
-            yield [progress_line(last, note), *made]
+            note, values = finish(updates.value)
+            yield [progress_line(last, note), *values]
 
-    # What the API shows of it.
+    # The API documentation shows these.
     run.__signature__, run.__doc__ = _signature(kind), job.__doc__
     return run
 
@@ -129,7 +131,7 @@ def draw_tab(model: DiffusionModel) -> None:
             count = gr.Slider(1, MAX_IMAGES, value=number, step=1, label="Number of images")
             sampler = gr.Dropdown(SAMPLER_NAMES, value="ddim", label="Sampler")
             steps = _steps(model)
-            eta = gr.Slider(0, 1, value=0, step=0.05, label="Eta", info="of DDIM: 0 draws no fresh noise, 1 as much as DDPM")
+            eta = gr.Slider(0, 1, value=0, step=0.05, label="Eta", info="Noise of DDIM: 0 is deterministic, 1 is DDPM's amount")
             guidance, seed = _guidance(model), _seed()
             place = gr.Column()
         with gr.Column(scale=3, min_width=300):
@@ -137,8 +139,8 @@ def draw_tab(model: DiffusionModel) -> None:
             with gr.Row():
                 files = [gr.DownloadButton(name, size="sm", interactive=False, min_width=80) for name in ("PNG", "NPZ", "GIF")]
 
-    def finish(made: jobs.Drawn) -> tuple[str, list[Any]]:
-        return made.note, [str(path) for path in (made.picture, made.picture, made.arrays, made.film)]
+    def finish(result: jobs.DrawResult) -> tuple[str, list[Any]]:
+        return result.note, [str(path) for path in (result.picture, result.picture, result.arrays, result.film)]
 
     with place:
         inputs = [content, count, sampler, steps, eta, guidance, seed]
@@ -148,12 +150,13 @@ def draw_tab(model: DiffusionModel) -> None:
 
 
 def _eta_of(sampler: Any) -> dict:
+    """Disables eta for samplers that do not take it."""
     known = SAMPLERS.get(sampler) if isinstance(sampler, str) else None
     return gr.update(interactive=True) if known and "eta" in known.options else gr.update(value=0, interactive=False)
 
 
 def inpaint_tab(model: DiffusionModel, page: Page) -> None:
-    sources = [name for name in NAMES if name != TEST or has_test_images(model)]
+    sources = [name for name in SOURCES if name != TEST or has_test_images(model)]
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             source = gr.Radio(sources, value=sources[0], label="Image")
@@ -178,14 +181,14 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
     def show(*values: Any) -> dict:
         if values[1] is None or (values[0] == UPLOAD and values[2] is None):
             return gr.skip()  # not yet chosen
-        moments = jobs.WithReturnValue(jobs.show(model, *values))
-        list(moments)
-        return gr.update(picture=plain_picture(moments.value))
+        updates = jobs.WithReturnValue(jobs.show(model, *values))
+        list(updates)
+        return gr.update(picture=image_url(updates.value))
 
     show.__signature__, show.__doc__ = _signature(SourceInputs), jobs.show.__doc__
     with place:
         inputs = [source, number, upload, content, mask, painted, fills, steps, resamples, guidance, seed]
-        run = _runs(model, jobs.inpaint, InpaintInputs, 1, lambda made: (made.note, [str(made.picture)]))
+        run = _runs(model, jobs.inpaint, InpaintInputs, 1, lambda done: (done.note, [str(done.picture)]))
         _button("Fill", run, inputs, status, [result], "inpaint")
     shown = {"preprocess": False, "show_progress": "hidden", "trigger_mode": "always_last"}
     source.change(lambda name: gr.update(visible=name == UPLOAD), source, upload, queue=False, api_visibility="private", **shown)
@@ -194,7 +197,7 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
         api_name="show", concurrency_id="model", **shown,
     )  # fmt: skip
     mask.input(
-        lambda name: gr.skip() if name == BRUSH else gr.update(value=painting(model, name)), mask, painted,
+        lambda name: gr.skip() if name == BRUSH else gr.update(value=painted_mask(model, name)), mask, painted,
         queue=False, api_visibility="private", **shown,
     )  # fmt: skip
     painted.input(None, None, mask, js=f"() => {BRUSH!r}", queue=False, api_visibility="private")
@@ -220,13 +223,13 @@ def interpolate_tab(model: DiffusionModel) -> None:
             strip, film = framed("From one to the other"), framed("As a film")
     with place:
         inputs = [ends, first, second, first_content, second_content, count, sampler, steps]
-        run = _runs(model, jobs.interpolate, InterpolateInputs, 2, lambda made: (made.note, [str(made.strip), str(made.film)]))
+        run = _runs(model, jobs.interpolate, InterpolateInputs, 2, lambda done: (done.note, [str(done.strip), str(done.film)]))
         _button("Interpolate", run, inputs, status, [strip, film], "interpolate")
     ends.change(_sampler_of, ends, sampler, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _sampler_of(ends: Any) -> dict:
-    """Test images are encoded, which DDIM alone does."""
+    """Allows only DDIM for test images, which are encoded by its inversion."""
     return gr.update(value="ddim", interactive=False) if ends == TEST else gr.update(interactive=True)
 
 
@@ -247,5 +250,11 @@ def compare_tab(model: DiffusionModel) -> None:
             with gr.Row():
                 results = [framed("First"), framed("Second")]
     with place:
-        run = _runs(model, jobs.compare, Comparison, 2, lambda made: ("\n".join(made.notes), [str(made.first), str(made.second)]))
+        run = _runs(
+            model,
+            jobs.compare,
+            CompareInputs,
+            2,
+            lambda done: ("\n".join(done.notes), [str(done.first), str(done.second)]),
+        )
         _button("Compare", run, [content, count, seed, guidance, *ways], status, results, "compare")
