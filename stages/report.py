@@ -1,4 +1,4 @@
-"""Arrays and numbers -> pictures, tables and reports/index.md."""
+"""Draws figures from the arrays and numbers of the other stages, and writes reports/index.md."""
 
 from contextlib import suppress
 
@@ -11,13 +11,13 @@ from ddpm.report.page import Report, write_report
 
 def main() -> None:
     p = params.load(schedule=ScheduleName, diffusion=Diffusion, report=Report)
-    # Schedules that nobody chose are shown whatever their last level holds, and left out if their options make none.
+    # All schedules are shown, whatever signal their last level carries, except those whose options are invalid.
     diffusion = p.diffusion.model_copy(update={"allow_nonzero_terminal_snr": True})
-    shown = {}
+    schedules = {}
     for name in SCHEDULES:
         with suppress(InputError):
-            shown[name] = diffusion.make(name)
-    write_report(p.report, shown, p.schedule)
+            schedules[name] = diffusion.make(name)
+    write_report(p.report, schedules, p.schedule)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures made of images: labelled grids, denoising strips and GIFs. All take uint8 images (..., H, W, C)."""
+"""Draws uint8 images (..., H, W, C) as labelled grids, denoising strips and GIFs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,11 +16,14 @@ MARGIN = 8
 FONT_SIZE = 14
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 FIRST_PER_CLASS, FIRST_CLASSES = 10, 10
-HOLD_MS = 2_000  # a GIF rests on its last frame
+HOLD_MS = 2_000  # duration of the last frame of a GIF
+MAX_CAPTION = 60  # characters
+MAX_GRID_COLUMNS = 20
+TINT = (120, 150, 210)
 
 
 def to_picture(image: np.ndarray, tile: int) -> Image.Image:
-    """An image (H, W, 1 or 3) as RGB, enlarged by a whole factor, pixels kept sharp, until its side is at least `tile`."""
+    """Returns an image (H, W, 1 or 3) as RGB, enlarged by a whole factor with sharp pixels to a side of at least `tile`."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
     factor = max(1, -(-tile // max(image.shape[:2])))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -33,7 +36,10 @@ def captioned(
     tile: int,
     enlarge: Callable[[np.ndarray, int], Image.Image] = to_picture,
 ) -> Image.Image:
-    """A table of images with a caption before each row and above each column (empty strings for none)."""
+    """Returns a table of images, with a caption before each row and above each column ("" for none).
+
+    tile: smallest side of an image, in pixels. enlarge: function (image, tile) -> RGB picture, see UPSCALING.
+    """
     font = ImageFont.load_default(FONT_SIZE)
     pictures = [[enlarge(image, tile) for image in row] for row in tiles]
     width, height = pictures[0][0].size
@@ -54,7 +60,7 @@ def captioned(
 
 
 def save(path: Path, picture: Image.Image) -> None:
-    """Write a PNG atomically; a picture without colour is stored as gray."""
+    """Writes a PNG atomically; a picture without colour is stored as gray."""
     array = np.asarray(picture)
     gray = bool((array[..., 0] == array[..., 1]).all() and (array[..., 1] == array[..., 2]).all())
     with atomic(path) as temporary:
@@ -62,11 +68,11 @@ def save(path: Path, picture: Image.Image) -> None:
 
 
 def class_grid(
-    path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str], columns: int, tile: int, most: int = 10
+    path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str], columns: int, tile: int, max_classes: int = 10
 ) -> None:
-    """A row of up to `columns` images for each of the first `most` classes, the class name before it."""
+    """Writes a row of up to `columns` images for each of the first `max_classes` classes, with the name of the class."""
     rows, captions = [], []
-    for label, name in list(enumerate(names))[:most]:
+    for label, name in list(enumerate(names))[:max_classes]:
         chosen = images[np.flatnonzero(labels == label)[:columns]]
         if len(chosen):
             rows.append(list(chosen))
@@ -75,20 +81,20 @@ def class_grid(
 
 
 def first_images(path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    """The first training images of the first classes."""
+    """Writes the first training images of the first classes."""
     class_grid(path, images, labels, names, FIRST_PER_CLASS, 40, FIRST_CLASSES)
 
 
 def plain_grid(path: Path, images: np.ndarray, columns: int, tile: int) -> None:
-    """Images (N, H, W, C) in rows of `columns`, without captions."""
+    """Writes images (N, H, W, C) in rows of `columns`, without captions."""
     rows = [list(images[i : i + columns]) for i in range(0, len(images), columns)]
     save(path, captioned(rows, [""] * len(rows), [], tile))
 
 
 def neighbours(path: Path, pairs: np.ndarray, ratios: np.ndarray, tile: int) -> None:
-    """Samples above the training images that lie closest to them, and their distance ratio above both.
+    """Writes samples above their nearest training images, with the distance ratio above both.
 
-    pairs: (2, K, H, W, C), the samples first; ratios: (K,).
+    pairs: (2, K, H, W, C), the samples first. ratios: (K,).
     """
     save(path, captioned([list(pairs[0]), list(pairs[1])], ["sample", "nearest"], [f"{ratio:.2f}" for ratio in ratios], tile))
 
@@ -96,21 +102,21 @@ def neighbours(path: Path, pairs: np.ndarray, ratios: np.ndarray, tile: int) -> 
 def denoising_strip(
     path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int, samples: int = 3, frames: int = 10
 ) -> None:
-    """x_t above the prediction of x0 for some samples, over levels from noise (left) to image; arrays (F, K, H, W, C)."""
+    """Writes x_t above the prediction of x0 for some samples, from noise (left) to image. x, x0: (F, K, H, W, C)."""
     chosen = np.unique(np.linspace(0, len(levels) - 1, frames).round().astype(int))
     rows, captions = [], []
     for k in range(min(samples, x.shape[1])):
-        # At the first level there is no prediction yet.
+        # There is no prediction at the first level.
         rows += [[x[f, k] for f in chosen], [x0[f, k] if f else np.full_like(x[f, k], 255) for f in chosen]]
         captions += ["x_t", "x0"]
     save(path, captioned(rows, captions, [f"t={levels[f]:.4g}" for f in chosen], tile))
 
 
 def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: Sequence[int]) -> None:
-    """Write RGB frames as a GIF that repeats for ever, atomically; a frame's duration is a multiple of 10 ms.
+    """Writes RGB frames as a GIF that repeats forever, atomically. milliseconds: durations, multiples of 10.
 
-    Films without colour keep all their grays; of others, each frame has its own 256 colours. Equal frames that follow each other
-    are stored as one of their durations' sum.
+    Gray frames keep all their values; coloured frames have 256 colours each. Consecutive equal frames become one frame with the
+    sum of their durations.
     """
     colour = any(np.ptp(np.asarray(frame), axis=-1).any() for frame in frames)
     frames = [frame.quantize(256) if colour else frame.convert("L") for frame in frames]
@@ -119,7 +125,7 @@ def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: Sequence[i
 
 
 def denoising_gif(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int, frame_ms: int) -> None:
-    """All trajectories side by side, x_t above the prediction of x0, one frame per kept level, resting on the last."""
+    """Writes all trajectories side by side, x_t above the prediction of x0, one frame for each kept level."""
     frames = []
     for f in range(1, len(levels)):
         columns = [f"t = {levels[f]:.4g}"] + [""] * (x.shape[1] - 1)
@@ -127,13 +133,8 @@ def denoising_gif(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray,
     save_gif(path, frames, [frame_ms] * (len(frames) - 1) + [HOLD_MS])
 
 
-MAX_CAPTION = 60
-MAX_GRID_COLUMNS = 20
-TINT = (120, 150, 210)
-
-
 def rows_of(captions: Sequence[str], columns: int | None) -> list[tuple[str, list[int]]]:
-    """Rows of a grid: (caption, which images), those of one caption together, `columns` in a row (None: by their number)."""
+    """Returns the rows of a grid, (caption, indices of images), grouped by caption, with `columns` in a row (None: automatic)."""
     groups: dict[str, list[int]] = {}
     for k, caption in enumerate(captions):
         groups.setdefault(caption, []).append(k)
@@ -150,32 +151,32 @@ def rows_of(captions: Sequence[str], columns: int | None) -> list[tuple[str, lis
 def table(
     tiles: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str], tile: int, upscaling: str = "nearest"
 ) -> Image.Image:
-    """`pictures.captioned`, its captions each in one line: of bounded length before rows, as wide as an image above columns."""
+    """Returns `captioned` with shortened captions: MAX_CAPTION characters before rows, the width of an image above columns."""
     enlarge = lookup(UPSCALING, upscaling, "upscaling")
     width = enlarge(tiles[0][0], tile).width
     return captioned(tiles, [short(text) for text in rows], [fitting(text, width) for text in columns], tile, enlarge)
 
 
 def tinted(image: np.ndarray, known: torch.Tensor) -> np.ndarray:
-    """An image (H, W, C) as RGB, in one colour where the mask (1, 1, H, W) is 0."""
+    """Returns an image (H, W, C) as RGB, with the colour TINT where the mask (1, 1, H, W) is 0."""
     return np.where(known[0, 0].numpy().astype(bool)[..., None], image, np.uint8(TINT))
 
 
-def short(text: str, most: int = MAX_CAPTION) -> str:
-    """A text in one line of at most so many characters."""
+def short(text: str, length: int = MAX_CAPTION) -> str:
+    """Returns a text in one line of at most `length` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3] + "..."
+    return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def fitting(text: str, width: int) -> str:
-    """A text in one line that is no wider in a caption than so many pixels, but for its first letter."""
+    """Returns a text in one line, shortened to at most `width` pixels, but never to less than its first letter."""
     line, width_of = short(text), ImageFont.load_default(FONT_SIZE).getlength
     shorter = (line[:end].rstrip() + "..." for end in range(len(line) - 1, 0, -1))
-    return next((found for found in (line, *shorter, line[:2]) if width_of(found) <= width), line[:1])
+    return next((text for text in (line, *shorter, line[:2]) if width_of(text) <= width), line[:1])
 
 
 def smooth(image: np.ndarray, tile: int) -> Image.Image:
-    """An image (H, W, 1 or 3) as RGB, its longer side enlarged to exactly `tile` by a bicubic; larger ones stay as they are."""
+    """Returns an image (H, W, 1 or 3) as RGB, enlarged (bicubic) to a longer side of exactly `tile`; larger ones unchanged."""
     picture, factor = to_picture(image, 1), max(1.0, tile / max(image.shape[:2]))
     return picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC)
 
@@ -184,6 +185,6 @@ UPSCALING: dict[str, Callable[[np.ndarray, int], Image.Image]] = {"nearest": to_
 
 
 def save_grid(path: Path, images: np.ndarray, captions: Sequence[str], columns: int | None, tile: int) -> None:
-    """Write images (N, H, W, C) as a PNG, those of one caption in rows of their own (`rows_of`)."""
+    """Writes images (N, H, W, C) as a PNG, with separate rows for each caption (`rows_of`)."""
     rows = rows_of(captions, columns)
     save(path, table([list(images[row]) for _, row in rows], [caption for caption, _ in rows], [], tile))

@@ -1,8 +1,8 @@
-"""Makes `dvc plots` write pages that need no network: `python -m ddpm.plots.offline`, once in each clone, and
-again if .dvc/tmp was removed.
+"""Makes `dvc plots` write pages that need no network.
 
-DVC's pages load the chart library from the web. DVC takes a page of one's own through `plots.html_template`; this one holds the
-library itself, from the package vl-convert-python.
+Run `python -m ddpm.plots.offline` once in each clone, and again if .dvc/tmp was removed. By default these pages load the chart
+library from the web. DVC's setting `plots.html_template` names another template; this one contains the library, from the package
+vl-convert-python.
 """
 
 import subprocess
@@ -12,16 +12,15 @@ from pathlib import Path
 from ddpm.core.files import InputError, write_text
 from ddpm.core.stage import run_stage
 
-# Beside DVC's own temporary files, which Git ignores; the setting is relative to .dvc.
 DVC = Path(".dvc")
-PAGE = Path("tmp/offline_plots.html")
-# What DVC puts into a page. Without {scripts} it adds no link to the web.
+PAGE = Path("tmp/offline_plots.html")  # relative to .dvc, in the folder of DVC's temporary files, which Git ignores
+# Placeholders of DVC. Without {scripts} it adds no link to the web.
 PLOTS, PLACEHOLDERS = "{plot_divs}", ("{scripts}", "{plot_divs}", "{refresh_tag}")
 
 
 def page(bundle: str) -> str:
-    """A page template for DVC with a JavaScript `bundle` of Vega, Vega-Lite and Vega-Embed in place of links to them."""
-    # A script ends where HTML sees its end tag, also inside a string; DVC fills its placeholders wherever they stand.
+    """Returns a page template for DVC that contains a JavaScript `bundle` of Vega, Vega-Lite and Vega-Embed."""
+    # HTML ends a script at its end tag, also inside a string, and DVC fills its placeholders anywhere in the text.
     bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     for placeholder in PLACEHOLDERS:
         bundle = bundle.replace(placeholder, "{ " + placeholder[1:])
@@ -33,21 +32,21 @@ def page(bundle: str) -> str:
 
 
 def main() -> None:
-    """Write the page and name it in .dvc/config.local. Raises InputError outside a DVC project, or without the package."""
+    """Writes the template and names it in .dvc/config.local. Raises InputError outside a DVC project, or without the package."""
     if not DVC.is_dir():
         raise InputError("not found; run this in the root of the project", key=".dvc")
     try:
         import vl_convert
     except ImportError:
         raise InputError("vl-convert-python is not installed; install it with `pip install vl-convert-python`") from None
-    # The newest Vega-Lite, which fits the bundle's Vega; it draws charts written for version 5 as DVC's are.
+    # The newest Vega-Lite, which matches the bundled Vega; it also draws DVC's charts, which are written for version 5.
     write_text(DVC / PAGE, page(vl_convert.javascript_bundle()))
     command = ["config", "--local", "plots.html_template", PAGE.as_posix()]
     result = subprocess.run([sys.executable, "-m", "dvc", *command], capture_output=True, text=True, check=False)
     if result.returncode:
         raise InputError(f"`dvc {' '.join(command)}` failed: {(result.stderr.strip() or 'no reason given').splitlines()[-1]}")
     print(f"`dvc plots show` and `dvc plots diff` now write pages that need no network ({DVC / PAGE}, set in {DVC}/config.local)")
-    print("back to the web: dvc config --local --unset plots.html_template")
+    print("to undo this: dvc config --local --unset plots.html_template")
 
 
 if __name__ == "__main__":
