@@ -63,12 +63,6 @@ def test_invert_first_step_uses_the_noise_predicted_at_level_1():
     torch.testing.assert_close(frame.x, LINEAR[300].alpha * x0 + LINEAR[300].sigma * denoiser(x0, LINEAR[1]).eps)
 
 
-def test_invert_refuses_eta_above_0():
-    with pytest.raises(InputError) as refused:
-        invert(gaussian_denoiser(), LINEAR, make_grid("trailing", LINEAR, 10), torch.zeros(1, 1, 2, 2), eta=0.5)
-    assert refused.value.key == "eta"
-
-
 RULES = {name: {} for name in SAMPLERS} | {"ddpm": {"variance": "large"}, "ddim": {"eta": 0.5}}
 
 
@@ -278,10 +272,9 @@ def test_from_strength_agrees_with_diffusers(strength):
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.01, math.nan])
-def test_image_to_image_refuses_impossible_strengths(strength):
-    grid, x0 = make_grid("trailing", LINEAR, 10), torch.zeros(1, 1, 2, 2)
+def test_from_strength_refuses_impossible_strengths(strength):
     with pytest.raises(InputError) as refused:
-        image_to_image(gaussian_denoiser(), rule("euler"), LINEAR, grid, x0, strength, lambda: x0)
+        from_strength(make_grid("trailing", LINEAR, 10), LINEAR, strength)
     assert refused.value.key == "strength"
 
 
@@ -289,10 +282,9 @@ def test_image_to_image_refuses_impossible_strengths(strength):
 
 
 def edited(name, grid, x0, strength, noise, denoiser=None, **options):
-    supply = iter(noise)
-    *_, last = image_to_image(
-        denoiser or gaussian_denoiser(), rule(name, **options), LINEAR, grid, x0, strength, lambda: next(supply)
-    )
+    supply, part = iter(noise), from_strength(grid, LINEAR, strength)
+    frames = image_to_image(denoiser or gaussian_denoiser(), rule(name, **options), LINEAR, part, x0, lambda: next(supply))
+    *_, last = frames
     return last.x
 
 
@@ -306,7 +298,8 @@ def law_of_an_edit(name, grid, x0, strength, **options):
 
 def test_image_to_image_strength_0_is_the_image_without_an_evaluation():
     x0 = noises(1)[0]
-    frames = list(image_to_image(None, rule("euler"), LINEAR, make_grid("trailing", LINEAR, 10), x0, 0.0, None))
+    grid = from_strength(make_grid("trailing", LINEAR, 10), LINEAR, 0.0)
+    frames = list(image_to_image(None, rule("euler"), LINEAR, grid, x0, None))
     assert [frame.position for frame in frames] == [0]
     assert torch.equal(frames[0].x, x0)
     assert torch.equal(frames[0].x0, x0)
@@ -323,9 +316,8 @@ def test_image_to_image_strength_1_samples_from_the_image_noised_to_t(name):
 
 def test_image_to_image_frames_decrease_from_the_strength():
     x0 = noises(1)[0]
-    frames = image_to_image(
-        gaussian_denoiser(), rule("euler"), LINEAR, make_grid("trailing", LINEAR, 10), x0, 0.4, lambda: torch.ones_like(x0)
-    )
+    grid = from_strength(make_grid("trailing", LINEAR, 10), LINEAR, 0.4)
+    frames = image_to_image(gaussian_denoiser(), rule("euler"), LINEAR, grid, x0, lambda: torch.ones_like(x0))
     assert [frame.position for frame in frames] == [300, 200, 100, 0]
 
 
@@ -381,6 +373,7 @@ def test_image_to_image_with_inpainting_keeps_known_pixels():
     step = inpainting(rule("ddim", eta=0.5), image, mask, lambda: known)
     supply = iter(noise)
     grid = with_repaint_jumps(make_grid("trailing", LINEAR, 10), 2, 2)
-    *_, last = image_to_image(gaussian_denoiser(), step, LINEAR, grid, image, 0.55, lambda: next(supply))
+    part = from_strength(grid, LINEAR, 0.55)
+    *_, last = image_to_image(gaussian_denoiser(), step, LINEAR, part, image, lambda: next(supply))
     assert torch.equal(last.x[..., 0, :], image[..., 0, :])
     assert not torch.isclose(last.x[..., 1:, :], image[..., 1:, :]).any()

@@ -35,24 +35,16 @@ def from_strength(grid: np.ndarray, schedule: NoiseSchedule, strength: float) ->
     return from_level(grid, max(float(strength > 0), float(round(strength * schedule.steps))))
 
 
-def image_to_image(
-    denoiser: Denoiser, rule: StepRule, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor, strength: float, noise: Noise
-) -> Iterator[Frame]:
-    """Noises images x0 (B, C, H, W) in [-1, 1] to level strength * T and samples from there; yields Frames (SDEdit, algorithm 1).
-
-    strength 0 yields one frame, x0 itself, without an evaluation; 1 starts at T. About strength * S of S steps are taken, along
-    `from_strength`. If strength * S is whole, the grid `trailing` and T divisible by S, this is diffusers' image to image, which
-    rounds any other strength down to a level of the grid and starts lower on `leading` grids, which begin below T.
-
-    Raises InputError unless 0 <= strength <= 1.
-    """
-    return _from_image(denoiser, rule, schedule, from_strength(grid, schedule, strength), x0, noise)
-
-
 @torch.inference_mode()
-def _from_image(
+def image_to_image(
     denoiser: Denoiser, rule: StepRule, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor, noise: Noise
 ) -> Iterator[Frame]:
+    """Noises images x0 (B, C, H, W) in [-1, 1] to the start of a grid and samples from there (SDEdit, algorithm 1).
+
+    grid: of `from_strength`. Strength 0 yields one frame, x0 itself, without an evaluation; 1 starts at T. If strength * S is
+        whole, the grid `trailing` and T divisible by S, this is diffusers' image to image, which rounds any other strength down
+        to a level of the grid and starts lower on `leading` grids, which begin below T.
+    """
     if len(grid) == 1:
         yield Frame(0.0, x0, x0)
         return

@@ -19,19 +19,17 @@ from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
 from ddpm.sampling.noise import latent_of
 
 
-def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """Converts, center-crops and scales a picture to an image of a model, uint8 (H, W, C) of `shape`."""
-    height, width, channels = shape
-    converted = picture.convert("L" if channels == 1 else "RGB")
-    return np.asarray(ImageOps.fit(converted, (width, height), Image.Resampling.BICUBIC)).reshape(shape)
-
-
 def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads a picture as an image of a model, uint8 (H, W, C) of `shape`. Raises InputError if it cannot be read."""
+    """Reads a picture, and center-crops and scales it to an image of a model, uint8 (H, W, C) of `shape`.
+
+    Raises InputError if it cannot be read.
+    """
     if not os.path.isfile(path):
         raise InputError("no such picture; give a file, a test image such as 'test:3', or a sample such as 'seed:7'", key=path)
-    array = image_io.read_picture(path, "L" if shape[2] == 1 else "RGB")
-    return fit_picture(Image.fromarray(array[..., 0] if shape[2] == 1 else array), shape)
+    height, width, channels = shape
+    array = image_io.read_picture(path, "L" if channels == 1 else "RGB")
+    picture = Image.fromarray(array[..., 0] if channels == 1 else array)
+    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)).reshape(shape)
 
 
 class NamedImage(NamedTuple):

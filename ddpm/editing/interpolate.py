@@ -1,7 +1,7 @@
 """Interpolation between images and variations of one: latents are mixed and decoded by DDIM with eta = 0.
 
 A latent is the noise x_T that a deterministic sampler starts from. Those of samples are known: `slerp` and `perturb_latent`
-suffice. Real images are encoded first (`encode`); `interpolate` and `variations` add back what the encoding loses.
+suffice. Real images are encoded first (`Encoded`); `interpolate` and `variations` add back what the encoding loses.
 """
 
 import math
@@ -16,7 +16,7 @@ from ddpm.core.files import InputError
 from ddpm.diffusion.prediction import Prediction
 from ddpm.diffusion.schedule import Level, NoiseSchedule, combine, per_image
 from ddpm.sampling.denoiser import Denoiser
-from ddpm.sampling.inversion import decode, round_trip
+from ddpm.sampling.inversion import decode
 from ddpm.sampling.samplers import Frame
 
 # Sine of the angle below which slerp is ill-conditioned in float32 (opposite vectors) or equal to lerp (parallel ones), so that
@@ -79,26 +79,16 @@ def _exact_at_ends(a: Tensor, b: Tensor, f: Tensor, between: Tensor) -> Tensor:
 
 
 class Encoded(NamedTuple):
-    """Encoded real images.
+    """Real images, encoded along a grid by a denoiser that does not clip.
 
     image: (B, C, H, W) in [-1, 1].
-    latent: (B, C, H, W).
+    latent: of DDIM inversion, (B, C, H, W).
     residual: image - decoded latent, (B, C, H, W).
     """
 
     image: Tensor
     latent: Tensor
     residual: Tensor
-
-
-@torch.inference_mode()
-def encode(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor) -> Encoded:
-    """Encodes images x0 (B, C, H, W) in [-1, 1] along a grid, and decodes them for the residual: two evaluations per step.
-
-    The denoiser must not clip (`invert`).
-    """
-    latent, decoded = round_trip(denoiser, schedule, grid, x0)
-    return Encoded(x0, latent, x0 - decoded)
 
 
 def interpolate(
@@ -110,8 +100,8 @@ def interpolate(
     the residuals remove: the last frame holds a.image and b.image themselves at the ends. Earlier frames show
     x + alpha * residual.
 
-    The grid is that of `encode`. The denoiser is for the K images; near an end it should receive the labels that `encode`
-    received there, or the image at the end differs visibly from its neighbours.
+    The grid is that of the encoding. The denoiser is for the K images; near an end it should receive the labels of the encoding,
+    or the image at the end differs visibly from its neighbours.
     """
     f = _per_image(fractions, a.image)
     ends = torch.where(f == 0, a.image, b.image)
@@ -128,7 +118,7 @@ def variations(
     noise: (K, C, H, W), standard normal.
     amount: a number, or (K,); 0 ends with the image itself, 1 with a new image.
 
-    The grid is that of `encode`, the denoiser for the K images. Raises InputError unless 0 <= amount <= 1.
+    The grid is that of the encoding, the denoiser for the K images. Raises InputError unless 0 <= amount <= 1.
     """
     latent = perturb_latent(encoded.latent, noise, amount)
     f = _per_image(amount, latent)

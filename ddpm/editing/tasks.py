@@ -91,9 +91,9 @@ def edit_images(
 ) -> Iterator[SamplingProgress]:
     """Noises images x0 to level strength * T and samples from there (SDEdit). Raises InputError unless 0 <= strength <= 1."""
     noise = image_noise(model, seed, len(x0), len(plan.grid), use="edit")
-    steps = denoising_steps(from_strength(plan.grid, model.schedule, strength))
-    frames = image_to_image(plan.denoiser(labels), plan.rule, model.schedule, plan.grid, x0, strength, noise)
-    yield from with_progress(frames, 0, max(1, steps))
+    grid = from_strength(plan.grid, model.schedule, strength)
+    frames = image_to_image(plan.denoiser(labels), plan.rule, model.schedule, grid, x0, noise)
+    yield from with_progress(frames, 0, max(1, denoising_steps(grid)))
 
 
 def interpolate_images(

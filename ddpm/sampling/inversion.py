@@ -7,27 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import NoiseSchedule, combine
 from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.samplers import Frame, euler_step, no_noise, sample
 
 
-def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x0: Tensor, eta: float = 0.0) -> Iterator[Frame]:
-    """Encodes images x0 (B, C, H, W) in [-1, 1] to noise along a grid, from its end 0 up to its start; yields Frames.
+@torch.inference_mode()
+def invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x: Tensor) -> Iterator[Frame]:
+    """Encodes images x (B, C, H, W) in [-1, 1] to noise along a grid, from its end 0 up to its start; yields Frames.
 
     This is the deterministic DDIM step backwards, with the prediction at its start (Song et al. 2021, sec. 4.3). Sampling from
     the last frame's x with eta = 0 decodes it, with an error that falls as 1 / steps. The denoiser must not clip.
-
-    Raises InputError for eta > 0: sampling with it draws fresh noise, which cannot be inverted.
     """
-    if eta > 0:
-        raise InputError(f"{eta} cannot be inverted, since sampling with it draws fresh noise; only eta = 0 can", key="eta")
-    return _invert(denoiser, schedule, grid, x0)
-
-
-@torch.inference_mode()
-def _invert(denoiser: Denoiser, schedule: NoiseSchedule, grid: np.ndarray, x: Tensor) -> Iterator[Frame]:
     upwards = grid[::-1].tolist()
     for (t, s), position in zip(pairwise(schedule[p] for p in upwards), upwards[1:], strict=True):
         # At level 0 the image is x0 itself, and the network is evaluated as at level 1, whose t it shares.

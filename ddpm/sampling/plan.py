@@ -1,4 +1,4 @@
-"""The sampling plan: what `sample` and `generate` need to draw images from a model."""
+"""The sampling plan: what `sample` and `generate` need to generate images with a model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,22 +15,21 @@ from ddpm.sampling.denoiser import THRESHOLDS, Denoiser, inside, thresholded
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.names import MAX_GUIDANCE
 from ddpm.sampling.samplers import SAMPLERS, Sampler, StepRule, corrects
-from ddpm.sampling.time_grid import SPACINGS, make_grid, with_churn
+from ddpm.sampling.time_grid import make_grid, with_churn
 
 DEFAULT_STEPS = 50
-GridChange = Callable[[np.ndarray], np.ndarray]
 
 
 class SamplingPlan(NamedTuple):
-    """How to draw from a model.
+    """How to generate images with a model.
 
     label: the sampler's name in tables and figures.
     rule: the step rule with its options.
-    grid: the positions that it visits.
+    grid: the positions that it visits (`time_grid`).
     denoiser: function (labels, known=None) -> Denoiser, with guidance and thresholding applied.
     nfe: network evaluations per image.
     stochastic: whether the steps draw noise.
-    conditional: whether the network receives labels.
+    conditional: whether the network receives labels at all.
     """
 
     label: str
@@ -55,22 +54,24 @@ def make_plan(
     guidance_interval: tuple[float, float] | None = None,
     thresholding: str = "clip",
     threshold_quantile: float = 0.995,
-    change: GridChange | None = None,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> SamplingPlan:
-    """Return the plan to draw from a model.
+    """Returns the plan of a sampler for a model.
 
-    steps: None is all T for ddpm, and at most 50 for the others.
-    eta, variance: options of ddim and of ddpm.
-    guidance_interval: (lowest, highest) noise sigma / alpha at which guidance applies; None is everywhere.
-    change: applied to the grid first, such as `editing.inpaint.with_repaint_jumps`.
+    sampler, spacing, thresholding, variance: keys of SAMPLERS, SPACINGS, THRESHOLDS, VARIANCES.
+    steps: denoising steps; None is all T for ddpm, and 50 (at most T) for the others.
+    eta: of ddim, 0 (deterministic) to 1 (as noisy as DDPM).
+    variance: of ddpm.
+    churn: S_churn of `with_churn`.
+    guidance: scale of classifier-free guidance; 0 is unconditional, 1 conditional.
+    guidance_interval: (lowest, highest) sigma / alpha at which guidance applies; None is everywhere.
+    change: function (grid) -> grid, applied before churn, such as RePaint's jumps.
 
     Raises InputError, whose key is the option, for a value that is unknown, out of range, or not possible with this model.
     """
     chosen, total = lookup(SAMPLERS, sampler, "sampler"), model.schedule.steps
-    for name, value, registry in (
-        ("spacing", spacing, SPACINGS), ("variance", variance, VARIANCES), ("thresholding", thresholding, THRESHOLDS),
-    ):  # fmt: skip
-        lookup(registry, value, name)
+    lookup(VARIANCES, variance, "variance")
+    lookup(THRESHOLDS, thresholding, "thresholding")
     options = _options(sampler, chosen, eta=eta, variance=variance)
     if variance == "learned" and not model.learns_variance:
         raise InputError(
@@ -86,8 +87,10 @@ def make_plan(
     if steps is None:
         steps = total if sampler == "ddpm" else min(DEFAULT_STEPS, total)
     grid = make_grid(spacing, model.schedule, steps)
-    grid = change(grid) if change else grid
-    grid = with_churn(grid, model.schedule, churn) if churn > 0 else grid
+    if change:
+        grid = change(grid)
+    if churn > 0:
+        grid = with_churn(grid, model.schedule, churn)
 
     def denoiser(labels: Tensor | None, known: Tensor | None = None) -> Denoiser:
         return thresholded(model.denoiser(labels, guidance, guidance_interval, known), thresholding, threshold_quantile)
@@ -100,17 +103,17 @@ def make_plan(
 
 
 def _options(name: str, sampler: Sampler, *, eta: float, variance: str) -> dict[str, Any]:
-    """Return the options of a sampler's rule. Raises InputError for one that it does not take."""
+    """Returns the options of a sampler's rule. Raises InputError for one that it does not take."""
     if not 0 <= eta <= 1:
         raise InputError(f"{eta} is out of range; give 0 to 1", key="eta")
-    given = {"eta": (eta, 0.0), "variance": (variance, "small")}
-    for option, (value, default) in given.items():
+    values = {"eta": (eta, 0.0), "variance": (variance, "small")}
+    for option, (value, default) in values.items():
         if option not in sampler.options and value != default:
             takers = ", ".join(other for other, row in SAMPLERS.items() if option in row.options)
             raise InputError(
                 f"{value!r} has no meaning for sampler {name!r}, only for {takers}; set it to {default!r}", key=option
             )
-    return {option: given[option][0] for option in sampler.options}
+    return {option: values[option][0] for option in sampler.options}
 
 
 def _check_guidance(model: DiffusionModel, guidance: float, interval: tuple[float, float] | None) -> None:
@@ -134,7 +137,7 @@ def _check_guidance(model: DiffusionModel, guidance: float, interval: tuple[floa
 def _evaluations(
     sampler: Sampler, grid: np.ndarray, model: DiffusionModel, guidance: float, interval: tuple[float, float] | None
 ) -> int:
-    """Return the network evaluations per image; a guided prediction takes two."""
+    """Returns the network evaluations per image; a guided prediction takes two."""
     count = 0
     for position, following in pairwise(grid.tolist()):
         t, s = model.schedule[position], model.schedule[following]

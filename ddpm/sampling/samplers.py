@@ -1,7 +1,7 @@
-"""Samplers: step rules over a grid of levels, and the one driver that runs them all.
+"""Samplers: step rules over a grid of noise levels, and the one loop that runs them.
 
-The rules that follow an ODE think in y = x / alpha over r = sigma / alpha, where it reads dy/dr = eps (Song et al. 2021, eq. 14;
-Karras et al. 2022, eq. 4), and write each step in x, so that neither alpha = 0 nor sigma = 0 is divided by.
+The ODE rules solve dy/dr = eps for y = x / alpha over r = sigma / alpha (Song et al. 2021, eq. 14; Karras et al. 2022, eq. 4).
+Each step is written in x, so that nothing is divided by alpha = 0 or sigma = 0.
 """
 
 import math
@@ -27,14 +27,14 @@ StepRule = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _towards(x: Tensor, x0: Tensor, t: Level, s: Level, noise: float) -> Tensor:
-    """Return alpha_s x0 + noise * eps, with eps = (x - alpha_t x0) / sigma_t, the noise that x0 implies at t."""
+    """Returns alpha_s x0 + noise * eps, with eps = (x - alpha_t x0) / sigma_t, the noise that x0 implies at t."""
     return combine(noise / t.sigma, x, s.alpha - noise * t.alpha / t.sigma, x0)
 
 
 def ddim_step(
     denoiser: Denoiser, x: Tensor, t: Level, s: Level, noise: Noise, state: dict, *, eta: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z with std = eta sqrt(beta_tilde) (Song et al. 2021, eq. 12, 16).
+    """Returns alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z with std = eta sqrt(beta_tilde) (Song et al. 2021, eq. 12, 16).
 
     eta = 0 is deterministic; eta = 1 has the posterior's variance, and over all T levels is the DDPM sampler.
     """
@@ -47,7 +47,7 @@ def ddim_step(
 def ancestral_step(
     denoiser: Denoiser, x: Tensor, t: Level, s: Level, noise: Noise, state: dict, *, variance: str = "small"
 ) -> tuple[Tensor, Tensor]:
-    """The posterior's mean plus noise of the chosen variance (Ho et al. 2020, algorithm 2 and eq. 7)."""
+    """Returns the posterior's mean plus noise of the chosen variance (Ho et al. 2020, algorithm 2 and eq. 7)."""
     prediction = denoiser(x, t)
     # The mean of q(x_s | x_t, x0) is the DDIM step of eta = 1 without its noise; its factor of eps, simplified.
     mean = _towards(x, prediction.x0, t, s, s.sigma**2 * t.alpha / (s.alpha * t.sigma))
@@ -57,18 +57,18 @@ def ancestral_step(
 
 
 def euler_step(denoiser: Denoiser, x: Tensor, t: Level, s: Level, noise: Noise, state: dict) -> tuple[Tensor, Tensor]:
-    """y_s = y_t + (r_s - r_t) eps (Karras et al. 2022, algorithm 1 without its correction): the map of DDIM with eta = 0."""
+    """Returns y_s = y_t + (r_s - r_t) eps, the same as DDIM with eta = 0 (Karras et al. 2022, algorithm 1, predictor only)."""
     x0 = denoiser(x, t).x0
     return _towards(x, x0, t, s, s.sigma), x0
 
 
 def _move(x: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
-    """Return x_s for y_s = y_t + (r_s - r_t) eps with any slope eps, from a level with alpha > 0."""
+    """Returns x_s for y_s = y_t + (r_s - r_t) eps with any slope eps, from a level with alpha > 0."""
     return combine(s.alpha / t.alpha, x, s.sigma - s.alpha / t.alpha * t.sigma, eps)
 
 
 def heun_step(denoiser: Denoiser, x: Tensor, t: Level, s: Level, noise: Noise, state: dict) -> tuple[Tensor, Tensor]:
-    """y_s = y_t + (r_s - r_t) (eps_t + eps_s) / 2, with eps_s at the end of an Euler step (Karras et al. 2022, algorithm 1)."""
+    """Returns y_s = y_t + (r_s - r_t) (eps_t + eps_s) / 2 with eps_s after an Euler step (Karras et al. 2022, algorithm 1)."""
     first = denoiser(x, t)
     euler = _towards(x, first.x0, t, s, s.sigma)
     if not corrects(t, s):
@@ -78,37 +78,37 @@ def heun_step(denoiser: Denoiser, x: Tensor, t: Level, s: Level, noise: Noise, s
 
 
 def corrects(t: Level, s: Level) -> bool:
-    """Return whether `heun_step` evaluates the network at s too: not at sigma = 0, nor from alpha = 0, where y is infinite."""
+    """Returns whether `heun_step` evaluates the network at s too: not at sigma = 0, nor from alpha = 0, where y is infinite."""
     return s.sigma > 0 and t.alpha > 0
 
 
 def ab2_step(denoiser: Denoiser, x: Tensor, t: Level, s: Level, noise: Noise, state: dict) -> tuple[Tensor, Tensor]:
-    """Adams-Bashforth of order 2 in r: y_s = y_t + h (eps + h / (2 h') (eps - eps')), with h', eps' of the step before
-    (k-diffusion's LMS; rhoAB of Zhang & Chen 2023)."""
-    prediction, before = denoiser(x, t), state.get("before")
+    """Takes a step of Adams-Bashforth of order 2 in r: y_s = y_t + h (eps + h / (2 h') (eps - eps')), with h' and eps' of the
+    previous step (k-diffusion's LMS; rhoAB of Zhang & Chen 2023)."""
+    prediction, previous = denoiser(x, t), state.get("previous")
     eps = prediction.eps
-    state["before"] = (eps, t) if t.alpha > 0 else None
-    if before is None:
+    state["previous"] = (eps, t) if t.alpha > 0 else None
+    if previous is None:
         return _towards(x, prediction.x0, t, s, s.sigma), prediction.x0
-    r_s, r_t, r_before = (level.sigma / level.alpha for level in (s, t, before[1]))
-    slope = eps + (r_s - r_t) / (2 * (r_t - r_before)) * (eps - before[0])
+    r_s, r_t, r_previous = (level.sigma / level.alpha for level in (s, t, previous[1]))
+    slope = eps + (r_s - r_t) / (2 * (r_t - r_previous)) * (eps - previous[0])
     return _move(x, slope, t, s), prediction.x0
 
 
 def dpmpp_2m_step(
     denoiser: Denoiser, x: Tensor, t: Level, s: Level, noise: Noise, state: dict, *, eta: float
 ) -> tuple[Tensor, Tensor]:
-    """DPM-Solver++ 2M (Lu et al. 2022b, algorithm 2); eta = 1 solves the SDE instead (their SDE-DPM-Solver++ 2M).
+    """Takes a step of DPM-Solver++ 2M (Lu et al. 2022b, algorithm 2), or with eta = 1 of SDE-DPM-Solver++ 2M.
 
     With h the step in log(alpha / sigma) and shrink = e^-h; the step to the clean level is of first order.
     """
     shrink = s.sigma * t.alpha / (s.alpha * t.sigma)
     h = -math.log(shrink) if shrink > 0 else math.inf
-    predicted, before = denoiser(x, t).x0, state.get("before")
-    state["before"] = predicted, h
+    predicted, previous = denoiser(x, t).x0, state.get("previous")
+    state["previous"] = predicted, h
     x0 = predicted
-    if before is not None and s.sigma > 0:
-        x0 = x0 + h / (2 * before[1]) * (x0 - before[0])
+    if previous is not None and s.sigma > 0:
+        x0 = x0 + h / (2 * previous[1]) * (x0 - previous[0])
     mean = combine(s.sigma / t.sigma * shrink**eta, x, s.alpha * (1 - shrink ** (1 + eta)), x0)
     std = s.sigma * math.sqrt(1 - shrink ** (2 * eta))
     return (mean.add(noise(), alpha=std) if std > 0 else mean), predicted
@@ -164,7 +164,7 @@ class Frame(NamedTuple):
 def sample(
     denoiser: Denoiser, rule: StepRule, schedule: NoiseSchedule, grid: np.ndarray, x: Tensor, noise: Noise
 ) -> Iterator[Frame]:
-    """Move x (B, C, H, W) along the grid of positions by the step rule, and yield a Frame after each denoising step.
+    """Moves x (B, C, H, W) along the grid of positions by the step rule, and yields a Frame after each denoising step.
 
     x starts as noise at grid[0]; `noise` returns standard normal noise of the shape of x. Where the grid increases, noise is
     added by the forward process, and the state of a multistep rule is cleared.

@@ -1,6 +1,6 @@
 """The sections `sample_ddpm` and `sample_ddim`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ Ratio = Annotated[float, Field(ge=0)]
 
 
 class Sampling(Section):
-    """The keys that both sections share."""
+    """The keys that both sections share; but for the first two and the last, all keys are options of `make_plan`."""
 
     samples: Count
     batch_size: Count
@@ -29,13 +29,10 @@ class Sampling(Section):
     guidance_interval: Annotated[Annotated[list[Ratio], Field(min_length=2, max_length=2)] | None, OrWord("all")]
     checkpoint: CheckpointName
 
-    def _shared(self) -> dict[str, Any]:
-        return {
-            "thresholding": self.thresholding,
-            "threshold_quantile": self.threshold_quantile,
-            "guidance": self.guidance,
-            "guidance_interval": tuple(self.guidance_interval) if self.guidance_interval else None,
-        }
+    def plan(self, model: DiffusionModel) -> SamplingPlan:
+        """Returns the plan for a model. Raises InputError as `make_plan` does."""
+        options = {"sampler": "ddpm", "steps": None} | self.model_dump(exclude={"samples", "batch_size", "checkpoint"})
+        return make_plan(model, **options | {"steps": options["steps"] or model.schedule.steps})
 
 
 class SampleDDPM(Sampling):
@@ -43,22 +40,12 @@ class SampleDDPM(Sampling):
 
     variance: VarianceName
 
-    def plan(self, model: DiffusionModel) -> SamplingPlan:
-        """Return the plan to draw from a model. Raises InputError as `make_plan` does."""
-        return make_plan(model, sampler="ddpm", variance=self.variance, **self._shared())
-
 
 class SampleDDIM(Sampling):
-    """The `sample_ddim` section: DDIM, or another fast sampler, over some of the levels."""
+    """The `sample_ddim` section: DDIM, or another sampler, over some of the levels."""
 
     sampler: SamplerName
-    steps: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("all")]
+    steps: Annotated[Count | None, OrWord("all")]
     eta: Annotated[float, Field(ge=0, le=1)]
     spacing: SpacingName
     churn: Annotated[float, Field(ge=0)]
-
-    def plan(self, model: DiffusionModel) -> SamplingPlan:
-        """Return the plan to draw from a model. Raises InputError as `make_plan` does."""
-        steps = self.steps or model.schedule.steps
-        chosen = {"sampler": self.sampler, "steps": steps, "eta": self.eta, "spacing": self.spacing, "churn": self.churn}
-        return make_plan(model, **chosen, **self._shared())
