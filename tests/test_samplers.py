@@ -53,7 +53,7 @@ def peer(kind, **options):
 
 
 def run_peer(scheduler, steps, x, noise, monkeypatch, network=nonlinear_network, **options):
-    """The peer's loop, fed with our noise wherever it draws some."""
+    """Runs the peer's loop with our noise in place of its own."""
     scheduler.set_timesteps(steps)
     supply = iter(noise)
     for t in scheduler.timesteps:
@@ -66,14 +66,14 @@ def run_peer(scheduler, steps, x, noise, monkeypatch, network=nonlinear_network,
 
 
 def assert_agree(ours, theirs, tolerance):
-    """Both scaled to the size of an image: without clipping a fake network's images grow."""
+    """Compares both in units of the largest value: without clipping, the images of a fake network grow."""
     scale = theirs.abs().max()
     torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", T), ("leading", 50), ("linspace", 40)])
-def test_ancestral_agrees_with_diffusers(variance, spacing, steps, monkeypatch):
+def test_ddpm_agrees_with_diffusers(variance, spacing, steps, monkeypatch):
     x, *noise = noises(steps + 1)
     ours = run(rule("ddpm", variance=variance), make_grid(spacing, LINEAR, steps), x, noise)
     scheduler = peer(diffusers.DDPMScheduler, variance_type=f"fixed_{variance}", clip_sample=False, timestep_spacing=spacing)
@@ -81,7 +81,7 @@ def test_ancestral_agrees_with_diffusers(variance, spacing, steps, monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [T, 50])
-def test_learned_variance_agrees_with_diffusers(steps, monkeypatch):
+def test_ddpm_learned_variance_agrees_with_diffusers(steps, monkeypatch):
     def network(x, t, labels=None):
         return torch.cat([nonlinear_network(x, t), torch.tanh(x + 0.3)], dim=1)
 
@@ -101,7 +101,7 @@ def test_ddim_agrees_with_diffusers(eta, spacing, steps, monkeypatch):
     assert_agree(ours, run_peer(peer(diffusers.DDIMScheduler, **options), steps, x, noise, monkeypatch, eta=eta), 3e-14)
 
 
-def test_ddim_with_clipping_agrees_with_diffusers(monkeypatch):
+def test_ddim_clipped_agrees_with_diffusers(monkeypatch):
     x, *noise = noises(51)
     denoiser = thresholded(network_denoiser(nonlinear_network, "eps", None))
     ours = run(rule("ddim", eta=0.0), make_grid("leading", LINEAR, 50), x, noise, denoiser)
@@ -112,7 +112,7 @@ def test_ddim_with_clipping_agrees_with_diffusers(monkeypatch):
 
 @pytest.mark.parametrize(("name", "algorithm"), [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")])
 @pytest.mark.parametrize("steps", [2, 10, 25])
-def test_dpm_solver_agrees_with_diffusers(name, algorithm, steps, monkeypatch):
+def test_dpmpp_agrees_with_diffusers(name, algorithm, steps, monkeypatch):
     """On the peer's own time steps, which are the integers nearest to n + 1 evenly spaced ones."""
     x, *noise = noises(steps + 1)
     scheduler = diffusers.DPMSolverMultistepScheduler(
@@ -124,7 +124,7 @@ def test_dpm_solver_agrees_with_diffusers(name, algorithm, steps, monkeypatch):
     assert_agree(run(rule(name), grid, x, noise), theirs, 1e-6)
 
 
-@pytest.mark.parametrize("steps", [10, 28, 112])  # 999 / (steps - 1) is an integer: the peers know no other t
+@pytest.mark.parametrize("steps", [10, 28, 112])  # 999 / (steps - 1) is an integer, as the peers need
 @pytest.mark.parametrize(
     ("name", "kind", "options"),
     [
@@ -163,7 +163,7 @@ def test_ode_and_sde_solvers_agree_with_k_diffusion(name, churn, monkeypatch):
         pytest.skip("k-diffusion has no churn for this sampler")
     x, *noise = noises(60)
     plain = make_grid("karras", LINEAR, 15)
-    # From below T, where a climb is possible.
+    # From below T, where churn is possible.
     plain = np.append(plain[:-1] * 0.9 + 0.1, 0.0)
     grid = with_churn(plain, LINEAR, churn) if churn else plain
     network, supply = network_denoiser(nonlinear_network, "eps", None), iter(noise)
@@ -189,7 +189,7 @@ def test_ode_and_sde_solvers_agree_with_k_diffusion(name, churn, monkeypatch):
 
 @pytest.mark.parametrize("spacing", ["log_snr", "karras"])
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_order_of_convergence(name, spacing):
+def test_step_rules_converge_with_their_order(name, spacing):
     """Twice the steps halve the error of a method of order 1, and quarter it for order 2."""
     levels, x = make_schedule("cosine", T), noises(1)[0]
     noisy, clean = levels.log_ratio[899], levels.log_ratio[49]
@@ -219,7 +219,7 @@ def test_order_of_convergence(name, spacing):
         ("ddim eta 1", 10, 0.33348),
     ],
 )
-def test_output_law_on_gaussian_data(name, steps, expected):
+def test_step_rules_have_the_known_law_on_gaussian_data(name, steps, expected):
     mean, sd = output_law(RULES[name], make_grid("trailing", LINEAR, steps))
     assert sd == pytest.approx(expected, abs=1e-5)
     # x_T starts at mean 0 instead of alpha_T * mu, which only many steps forget.
@@ -227,7 +227,7 @@ def test_output_law_on_gaussian_data(name, steps, expected):
 
 
 @pytest.mark.parametrize("name", ["heun", "ab2", "dpmpp_2m", "dpmpp_2m_sde"])
-def test_higher_order_samplers_reach_the_law_of_the_data_in_few_steps(name):
+def test_second_order_rules_reach_the_law_of_the_data_in_few_steps(name):
     grid = make_grid("log_snr", LINEAR, 80)
     mean, sd = output_law(RULES[name], grid)
     assert mean == pytest.approx(0.3, abs=0.002)
@@ -236,7 +236,7 @@ def test_higher_order_samplers_reach_the_law_of_the_data_in_few_steps(name):
     assert abs(sd - 0.5) < abs(first_order - 0.5) / 3
 
 
-def test_churn_keeps_the_law_of_the_data():
+def test_heun_with_churn_keeps_the_law_of_the_data():
     grid = make_grid("log_snr", LINEAR, 200)
     rough = with_churn(grid, LINEAR, 40.0)
     mean, sd = output_law(RULES["heun"], rough)
@@ -248,7 +248,7 @@ def test_churn_keeps_the_law_of_the_data():
 
 @pytest.mark.parametrize("steps", [1, 10, T])
 @pytest.mark.parametrize("name", [name for name in RULES if name not in ("ddpm large", "dpmpp_2m_sde")])
-def test_a_point_mass_is_recovered_exactly(name, steps):
+def test_step_rules_recover_a_point_mass(name, steps):
     x, *noise = noises(2 * steps + 1)
 
     def denoiser(x, level):
@@ -259,7 +259,7 @@ def test_a_point_mass_is_recovered_exactly(name, steps):
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m_sde"])
-def test_a_mixture_of_two_points_keeps_its_weights(name):
+def test_step_rules_keep_the_weights_of_a_mixture(name):
     """p(x0 = 1) = 0.8, p(x0 = -1) = 0.2."""
 
     def denoiser(x, level):
@@ -290,7 +290,7 @@ def test_euler_is_ddim_with_eta_0(spacing):
 
 
 class Stretched:
-    """The linear schedule with x_t multiplied by 1 + 2 t / T: as good a vocabulary for the same noise levels."""
+    """The linear schedule with x_t multiplied by 1 + 2 t / T, which has the same noise levels."""
 
     def __getitem__(self, position):
         level, factor = LINEAR[position], self.factor(position)
@@ -306,7 +306,7 @@ class Stretched:
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name != "ddpm large"])  # whose beta is that of x_t, by definition
-def test_the_scale_of_x_is_a_matter_of_words(name):
+def test_step_rules_are_invariant_to_the_scale_of_x(name):
     """The rules hold for any alpha and sigma, EDM's alpha = 1 among them, not for alpha^2 + sigma^2 = 1 alone."""
     x, *noise = noises(60)
     grid = with_churn(make_grid("log_snr", LINEAR, 20), LINEAR, 5.0)
@@ -318,14 +318,14 @@ def test_the_scale_of_x_is_a_matter_of_words(name):
 
 @pytest.mark.parametrize("variance_interp", [0.0, 0.25, 1.0])
 @given(t=st.integers(3, T), fall=st.integers(1, 998))
-def test_the_learned_variance_lies_between_the_fixed_ones_in_log(variance_interp, t, fall):
+def test_learned_variance_interpolates_the_fixed_ones_in_log(variance_interp, t, fall):
     t, s = LINEAR[t], LINEAR[max(1, t - fall)]
     expected = (1 - variance_interp) * math.log(small(t, s)) + variance_interp * math.log(large(t, s))
     assert float(learned(t, s, torch.tensor(variance_interp, dtype=torch.float64)).log()) == pytest.approx(expected, rel=1e-9)
 
 
 @given(t=st.integers(2, T), fall=st.integers(1, 999))
-def test_variances_are_ordered_and_vanish_at_the_clean_level(t, fall):
+def test_variances_are_ordered_and_zero_at_the_clean_level(t, fall):
     t, s = LINEAR[t], LINEAR[max(1, t - fall)]
     if t.sigma > s.sigma:
         assert 0 < small(t, s) < large(t, s)
@@ -333,7 +333,7 @@ def test_variances_are_ordered_and_vanish_at_the_clean_level(t, fall):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_finished_image_gets_no_noise(name):
+def test_step_rules_add_no_noise_to_the_final_image(name):
     x, fresh = noises(2)
     ends = [run(RULES[name], [1, 0], x, [factor * fresh]) for factor in (1, 100)]
     assert torch.equal(*ends)
@@ -366,8 +366,8 @@ def test_step_rules_stay_finite_on_every_schedule(name, data, spacing):
 
 
 @pytest.mark.parametrize("name", ["ab2", "dpmpp_2m"])
-def test_a_climb_makes_a_multistep_rule_forget(name):
-    """After a climb it goes on like a rule that starts there."""
+def test_multistep_rules_restart_after_re_noising(name):
+    """After re-noising, the rule behaves like one that starts there."""
     x, fresh = noises(2)
     down, up = [800, 500, 300], [600, 200]
     *_, frame = sample(
@@ -379,11 +379,11 @@ def test_a_climb_makes_a_multistep_rule_forget(name):
     torch.testing.assert_close(frame.x, run(RULES[name], up, again), atol=1e-12, rtol=0)
 
 
-# --- noise and the driver
+# --- noise, plans and the loop
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (3, 200, 200)])
-def test_noise_belongs_to_its_image_in_any_split_of_the_batch(shape):
+def test_image_noise_does_not_depend_on_the_batch(shape):
     def draw(first, count):
         noise = ImageNoise(torch.device("cpu"), (count, *shape), first, 4, 0, "test")
         return torch.stack([noise() for _ in range(6)])
@@ -396,29 +396,35 @@ def test_noise_belongs_to_its_image_in_any_split_of_the_batch(shape):
     assert torch.equal(whole[0, 2], torch.randn(1, *shape, generator=seeded("cpu", 0, "test", 2))[0])
 
 
-def settings_of(**changes):
-    section = read_yaml(ROOT / "params.yaml")["sample_ddim"]
-    return SampleDDIM(**{**section, "steps": 6, **changes})
+def sampling_of(calls=None, **changes):
+    """A model with a fake network of a cosine schedule of 50 levels, and the plan of section sample_ddim with these changes."""
 
-
-@pytest.mark.parametrize("sampler", [{}, {"eta": 1.0}, {"sampler": "dpmpp_2m_sde"}, {"sampler": "heun", "churn": 2.0}])
-def test_any_batch_size_draws_the_same_images(sampler):
     class Network(torch.nn.Linear):
-        outputs, takes_labels, takes_text = 1, False, False
+        outputs, takes_labels, takes_text = 1, True, False
 
         def forward(self, x, t, labels):
+            if calls is not None:
+                calls.append(labels is None)
             return nonlinear_network(x, t)
 
-    model = DiffusionModel(Network(1, 1), make_schedule("cosine", 50), "v", {"shape": [8, 8, 1]})
-    plan = settings_of(**sampler).plan(model)
+    data = {"shape": [8, 8, 1], "class_names": ["a", "b"]}
+    model = DiffusionModel(Network(1, 1), make_schedule("cosine", 50), "v", data, supports_cfg=True)
+    section = read_yaml(ROOT / "params.yaml")["sample_ddim"]
+    return model, SampleDDIM(**{**section, "steps": 6, **changes}).plan(model)
+
+
+@pytest.mark.parametrize("changes", [{}, {"eta": 1.0}, {"sampler": "dpmpp_2m_sde"}, {"sampler": "heun", "churn": 2.0}])
+def test_generate_set_does_not_depend_on_the_batch_size(changes):
+    model, plan = sampling_of(**changes)
     whole, parts, single = (generate_set(model, plan, 10, size, 0, "ddim").arrays for size in (10, 3, 1))
-    assert np.array_equal(whole["arr_0"], parts["arr_0"])
-    assert np.array_equal(whole["arr_0"], single["arr_0"])
+    for name in ("arr_0", "arr_1", "trajectory_level"):
+        assert np.array_equal(whole[name], parts[name])
+        assert np.array_equal(whole[name], single[name])
     assert len(np.unique(whole["arr_0"].reshape(10, -1), axis=0)) == 10
-    other = generate_set(model, plan, 10, 10, 1, "ddim").arrays["arr_0"]
-    assert not np.array_equal(whole["arr_0"], other)
-    assert whole["trajectory_level"][0] == 50
-    assert whole["trajectory_level"][-1] == 0
+    assert not np.array_equal(whole["arr_0"], generate_set(model, plan, 10, 10, 1, "ddim").arrays["arr_0"])
+    assert (whole["trajectory_level"][0], whole["trajectory_level"][-1]) == (50, 0)
+    assert (whole["trajectory_x0"][0] == 128).all()
+    assert np.array_equal(whole["trajectory_x"][-1], whole["arr_0"][:8])
 
 
 @pytest.mark.parametrize(
@@ -434,24 +440,13 @@ def test_any_batch_size_draws_the_same_images(sampler):
         ({"steps": "all"}, 50, 0),
     ],
 )
-def test_network_evaluations_are_counted(changes, evaluations, without_class):
+def test_plan_nfe_counts_network_evaluations(changes, evaluations, without_class):
     calls = []
-
-    class Network(torch.nn.Linear):
-        outputs, takes_labels, takes_text = 1, True, False
-
-        def forward(self, x, t, labels):
-            calls.append(labels is None)
-            return nonlinear_network(x, t)
-
-    data = {"shape": [4, 4, 1], "class_names": ["a", "b"]}
-    model = DiffusionModel(Network(1, 1), make_schedule("cosine", 50), "v", data, supports_cfg=True)
-    plan = settings_of(**changes).plan(model)
-    drawn = generate_set(model, plan, 4, 4, 0, "ddim")
-    assert plan.nfe == len(calls) == drawn.cost["nfe"] == evaluations
-    # Without the class there is none to ask for.
-    assert ("arr_1" in drawn.arrays) == (changes.get("guidance") != 0.0)
+    model, plan = sampling_of(calls, **changes)
+    result = generate_set(model, plan, 4, 4, 0, "ddim")
+    assert plan.nfe == len(calls) == result.cost["nfe"] == evaluations
     assert sum(calls) == without_class
+    assert ("arr_1" in result.arrays) == (changes.get("guidance") != 0.0)
 
 
 @pytest.mark.parametrize(
@@ -460,23 +455,20 @@ def test_network_evaluations_are_counted(changes, evaluations, without_class):
         ({}, False),
         ({"eta": 0.1}, True),
         ({"churn": 1.0}, True),
+        ({"sampler": "ddpm"}, True),
         ({"sampler": "dpmpp_2m_sde"}, True),
         ({"sampler": "heun"}, False),
     ],
 )
-def test_a_plan_knows_whether_it_draws_noise(changes, stochastic):
-    data = {"shape": [4, 4, 1], "class_names": ["a"]}
-    model = DiffusionModel(torch.nn.Identity(), make_schedule("cosine", 50), "v", data)
-    plan = settings_of(**changes).plan(model)
+def test_plan_stochastic_says_whether_steps_draw_noise(changes, stochastic):
+    model, plan = sampling_of(**changes)
     assert plan.stochastic == stochastic
-    draws = []
-    x = torch.randn(1, 1, 4, 4)
-    list(sample(network_denoiser(nonlinear_network, "v", None), plan.rule, model.schedule, plan.grid, x,
-                lambda: draws.append(1) or x))  # fmt: skip
+    draws, x = [], torch.randn(1, 1, 4, 4)
+    list(sample(plan.denoiser(None), plan.rule, model.schedule, plan.grid, x, lambda: draws.append(1) or x))
     assert bool(draws) == stochastic
 
 
-def test_a_real_unet_runs_through_the_driver_and_yields_every_level():
+def test_sample_yields_a_frame_per_step_of_a_unet():
     model = UNetSettings(
         channels=8, channel_mults=[1, 2], blocks_per_level=1, attention_levels=[1], middle_attention=True, heads=2,
         time_embedding="auto", dropout=0.0, conditioning="class",
