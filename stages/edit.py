@@ -3,7 +3,7 @@
 from ddpm.core import params, processes
 from ddpm.core.device import Runtime, setup
 from ddpm.core.files import write_json, write_npz
-from ddpm.core.paths import MODEL_DIR
+from ddpm.core.paths import EDITS_FILE, MODEL_DIR
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import open_prepared
 from ddpm.editing.score import score_inpainting
@@ -27,7 +27,7 @@ def main() -> None:
         return
     arrays = make_edits(model, data.test, settings, p.seed)
     arrays |= make_training_film(model, MODEL_DIR, settings.film_frames, p.seed)
-    write_npz("samples/edits.npz", arrays)
+    write_npz(EDITS_FILE, arrays)
     write_json("reports/edit/metrics.json", scores)
     for name, score in scores["inpaint"].items():
         if isinstance(score, dict):

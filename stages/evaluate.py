@@ -3,6 +3,7 @@
 from ddpm.core import params, processes
 from ddpm.core.device import Runtime
 from ddpm.core.files import read_json, read_npz
+from ddpm.core.paths import samples_file
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import held_out
 from ddpm.evaluation.evaluator import Evaluate
@@ -20,7 +21,7 @@ def main() -> None:
     p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, evaluate=Evaluate, runtime=Runtime)
     run = open_run(p, p.evaluate.checkpoint)
     processes.from_rank0(lambda: get_weights(p.evaluate))
-    samples = {name: read_npz(f"samples/{name}.npz", f"sample_{name}", ["arr_0", "sampler"]) for name in SAMPLERS}
+    samples = {name: read_npz(samples_file(name), f"sample_{name}", ["arr_0", "sampler"]) for name in SAMPLERS}
 
     evaluator = run.evaluator(min(len(arrays["arr_0"]) for arrays in samples.values()))
     scores = {**evaluator.sizes._asdict(), "classifier": {key: run.classifier_config[key] for key in CLASSIFIER_KEYS}}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpm.core.files import InputError
+from ddpm.core.paths import MODEL_DIR
 from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED, SAMPLER_NAMES, SPACING_NAMES, THRESHOLD_NAMES, VARIANCE_NAMES
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class PlanOptions(StyleOptions, _SamplerOptions):
 class MachineOptions:
     """The model folder, the checkpoint in it, and the device."""
 
-    model: Annotated[Path, option(MODEL, "FOLDER", "Folder of the trained model.", "--model", "-m")] = Path("models/ddpm")
+    model: Annotated[Path, option(MODEL, "FOLDER", "Folder of the trained model.", "--model", "-m")] = MODEL_DIR
     checkpoint: Annotated[
         str,
         option(MODEL, "NAME", "Weights: final, best or latest, or a relative EMA width such as 0.1, rebuilt from the snapshots."),

@@ -1,4 +1,4 @@
-"""Where the stages write: the paths that more than one module names, relative to the project's root."""
+"""Names the files and folders of the pipeline that more than one module reads or writes, relative to the project's root."""
 
 from pathlib import Path
 
@@ -6,3 +6,11 @@ PREPARED_DIR = Path("data/prepared")
 MODEL_DIR = Path("models/ddpm")
 CLASSIFIER_DIR = Path("models/classifier")
 METRICS_FILE = Path("reports/evaluate/metrics.json")
+PLOTS_DIR = Path("reports/evaluate/plots")
+EVALUATED_DIR = Path("samples/judged")
+EDITS_FILE = Path("samples/edits.npz")
+
+
+def samples_file(name: str) -> Path:
+    """Returns the file of a stage sample_*: "ddpm" or "ddim"."""
+    return Path(f"samples/{name}.npz")

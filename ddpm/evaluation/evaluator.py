@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from ddpm.core.files import InputError
 from ddpm.core.params import OrWord
+from ddpm.core.paths import samples_file
 from ddpm.data.prepared import Prepared
 from ddpm.evaluation.class_balance import class_shares, total_variation, total_variation_floor
 from ddpm.evaluation.feature_metrics import METRICS, FeatureMetrics, Features, Metric, set_sizes
@@ -225,13 +226,13 @@ def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
         bad = int((~np.isfinite(images.reshape(len(images), -1)).all(1)).sum())
         raise InputError(
-            f"{bad} of {len(images)} images are NaN or infinite; run `dvc repro -f sample_{name}`", key=f"samples/{name}.npz"
+            f"{bad} of {len(images)} images are NaN or infinite; run `dvc repro -f sample_{name}`", key=samples_file(name)
         )
     if images.dtype != np.uint8 or images.shape[1:] != shape:
         raise InputError(
             f"holds {images.dtype} images of shape {images.shape[1:]}, the data is uint8 of shape "
             f"{shape}; run `dvc repro sample_{name}`",
-            key=f"samples/{name}.npz",
+            key=samples_file(name),
         )
 
 

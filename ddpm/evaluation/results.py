@@ -17,20 +17,16 @@ share: the value is a share of images, to be printed in percent.
 An extractor without its weights file has {"status": "weights missing"} in place of its scores.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from ddpm.core.files import write_json, write_npz, write_text
-from ddpm.core.paths import METRICS_FILE
+from ddpm.core.paths import EVALUATED_DIR, METRICS_FILE, PLOTS_DIR
 from ddpm.data.images import to_images
 from ddpm.evaluation.evaluator import CLASSIFIER, LEVELS, describe_metrics
 from ddpm.evaluation.likelihood import Likelihood
 from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips
 
-PLOTS = Path("reports/evaluate/plots")
-EVALUATED = Path("samples/judged")
 REAL_IMAGES = "real test images"
 COVERAGE = LEVELS["coverage"][1:]
 
@@ -53,14 +49,14 @@ def write_results(
     arrays = arrays | {f"reconstruction_{name}": to_images(image) for name, image in reconstruction.examples.items()}
     arrays |= {f"round_trip_{name}": to_images(image) for name, image in round_trips.examples.items()}
     arrays |= {"bits_level": likelihood.level} | {f"bits_{name}": values for name, values in likelihood.curve.items()}
-    write_json(EVALUATED / "scores.json", scores)
-    write_json(EVALUATED / "metrics.json", describe_metrics())
-    write_npz(EVALUATED / "arrays.npz", arrays)
-    write_text(PLOTS / "psnr.csv", pd.DataFrame(reconstruction.curve).to_csv(index=False, float_format="%.4f"))
+    write_json(EVALUATED_DIR / "scores.json", scores)
+    write_json(EVALUATED_DIR / "metrics.json", describe_metrics())
+    write_npz(EVALUATED_DIR / "arrays.npz", arrays)
+    write_text(PLOTS_DIR / "psnr.csv", pd.DataFrame(reconstruction.curve).to_csv(index=False, float_format="%.4f"))
     bars = [{"images": scores[name]["sampler"], "fid": scores[name][CLASSIFIER]["fid"]} for name in cost]
     bars.append({"images": REAL_IMAGES, "fid": scores["ddpm"][CLASSIFIER]["fid_floor"]})
-    write_text(PLOTS / "fid.csv", pd.DataFrame(bars).to_csv(index=False, float_format="%.5f"))
+    write_text(PLOTS_DIR / "fid.csv", pd.DataFrame(bars).to_csv(index=False, float_format="%.5f"))
     covers = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in cost} | {REAL_IMAGES: scores["real"][CLASSIFIER]}
     rows = [{"images": images, "score": key, "value": values[key]} for images, values in covers.items() for key in COVERAGE]
-    write_text(PLOTS / "coverage.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
+    write_text(PLOTS_DIR / "coverage.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
     write_json(METRICS_FILE, {key: {**value, "cost": cost[key]} if key in cost else value for key, value in scores.items()})

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from ddpm.core.files import InputError, read_json
 from ddpm.core.params import Section, lookup, make
+from ddpm.core.paths import MODEL_DIR
 from ddpm.core.weights import load_weights, put_weights
 from ddpm.diffusion.prediction import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
@@ -114,4 +115,4 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
 def check_data(trained_on: dict, identity: dict) -> None:
     """Raises InputError if a model was trained on other data than the prepared data of this identity."""
     if trained_on != identity:
-        raise InputError("was trained on other data than data/prepared holds; run `dvc repro train`", key="models/ddpm")
+        raise InputError("was trained on other data than data/prepared holds; run `dvc repro train`", key=MODEL_DIR)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ddpm.core.files import InputError, read_npz, remove
+from ddpm.core.paths import EDITS_FILE, PLOTS_DIR, samples_file
 from ddpm.diffusion.schedule import NoiseSchedule, add_noise
 from ddpm.plots import figures, image_grid, sample_figures, video
 from ddpm.report.summary import SAMPLES
@@ -28,7 +29,7 @@ QUARTERS = {"0_25": "0 to 0.25", "25_50": "0.25 to 0.5", "50_75": "0.5 to 0.75",
 
 def draw_samples(name: str, class_names: list[str], columns: int, tile: int, frame_ms: int) -> None:
     """Draws a grid of samples, by class if they have classes, and the denoising of some of them."""
-    arrays = read_npz(f"samples/{name}.npz", f"sample_{name}")
+    arrays = read_npz(samples_file(name), f"sample_{name}")
     grid = FIGURES / f"{name}_grid.png"
     if "arr_1" in arrays:
         image_grid.class_grid(grid, arrays["arr_0"], arrays["arr_1"], class_names, columns, tile)
@@ -118,7 +119,7 @@ def draw_guidance() -> pd.DataFrame:
 
 def draw_edits(tile: int, frame_ms: int) -> bool:
     """Draws the results of the stage `edit`. Returns whether there are samples of training snapshots."""
-    arrays = read_npz("samples/edits.npz", "edit")
+    arrays = read_npz(EDITS_FILE, "edit")
     for name, rows in EDITS.items():
         image_grid.save(FIGURES / f"{name}.png", _captioned_rows(arrays, rows, tile))
     between = np.stack([arrays[key] for key in arrays if key.startswith("interpolate_film_")], axis=1)
@@ -145,7 +146,7 @@ def _captioned_rows(arrays: dict[str, np.ndarray], rows: dict[str, str], tile: i
 
 def draw_curves(arrays: dict[str, np.ndarray]) -> None:
     """Draws the loss over steps, also by noise level, and PSNR and the likelihood bound over the noise level."""
-    figures.psnr_over_t(FIGURES / "psnr.png", read_table("reports/evaluate/plots/psnr.csv", "evaluate"))
+    figures.psnr_over_t(FIGURES / "psnr.png", read_table(str(PLOTS_DIR / "psnr.csv"), "evaluate"))
     folder = "reports/train/plots/metrics"
     figures.loss_curve(
         FIGURES / "loss.png", *(read_table(f"{folder}/{name}.tsv", "train") for name in ("loss", "validation_loss"))

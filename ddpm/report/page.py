@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ddpm.core.files import read_json, read_npz, write_text
 from ddpm.core.params import Section
-from ddpm.core.paths import METRICS_FILE, PREPARED_DIR
+from ddpm.core.paths import EVALUATED_DIR, METRICS_FILE, PREPARED_DIR
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.plots.markdown import render
 from ddpm.plots.sample_figures import REAL
@@ -17,7 +17,6 @@ from ddpm.report.score_tables import cells_of, rows_of
 from ddpm.report.summary import SAMPLES, summarize
 
 REPORTS = Path("reports")
-JUDGED = Path("samples/judged")
 
 
 class Report(Section):
@@ -34,8 +33,8 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
     schedules: the noise schedules that are shown. schedule: the one in use.
     Raises InputError, naming the file and the stage that writes it, for results that are missing or damaged.
     """
-    scores = read_json(JUDGED / "scores.json", "evaluate")
-    descriptions = read_json(JUDGED / "metrics.json", "evaluate")
+    scores = read_json(EVALUATED_DIR / "scores.json", "evaluate")
+    descriptions = read_json(EVALUATED_DIR / "metrics.json", "evaluate")
     meta = read_json(PREPARED_DIR / "meta.json", "prepare_data")
     # Not a dep: seconds differ from run to run, and pictures need not be drawn again because of them.
     metrics = read_json(METRICS_FILE, "evaluate")
@@ -43,7 +42,7 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
     titles = {name: scores[name]["sampler"] for name in SAMPLES}
     for name in SAMPLES:
         gallery.draw_samples(name, meta["class_names"], settings.columns, settings.tile, settings.frame_ms)
-    arrays = read_npz(JUDGED / "arrays.npz", "evaluate")
+    arrays = read_npz(EVALUATED_DIR / "arrays.npz", "evaluate")
     gallery.draw_pairs(arrays, settings.tile)
     gallery.draw_schedules(schedules, schedule, arrays["reconstruction_clean"][0], settings.tile)
     gallery.draw_scores(scores, cost)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddpm.core import processes
 from ddpm.core.device import Precision, Runtime, compiled, setup
 from ddpm.core.files import InputError, write_json, write_npz
+from ddpm.core.paths import samples_file
 from ddpm.core.progress import Progress
 from ddpm.data.images import to_images
 from ddpm.sampling.model import DiffusionModel, balanced_conditioning, load
@@ -139,7 +140,7 @@ def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runti
     result = generate_set(model, plan, settings.samples, settings.batch_size, seed, name, precision.autocast)
     if not processes.is_main_process():
         return
-    write_npz(f"samples/{name}.npz", {**result.arrays, "sampler": np.array([plan.label])})
+    write_npz(samples_file(name), {**result.arrays, "sampler": np.array([plan.label])})
     write_json(f"reports/sample_{name}/metrics.json", result.cost)
     rate = result.cost["images_per_second"]
     print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")
