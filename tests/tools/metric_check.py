@@ -1,10 +1,9 @@
-"""Do the metrics move the way they should? Real images, damaged in known ways, are scored as if they were samples.
+"""Checks that the metrics respond as they should: scores real images, damaged in known ways, as if they were samples.
 
     python -m tests.tools.metric_check --dataset mnist [--out reports/metric-check/mnist.md]
 
-Writes a table, a list of what should have moved and whether it did, and a picture of what was scored. Ends with status 1 if
-something did not move as it should. The judge is trained once and kept in --work. Raw files are found as the pipeline finds them
-(DDPM_DATA_ROOT); digits needs none.
+Writes a table, a list of checks with their results, and an image of what was scored. Ends with status 1 if a check fails. The
+classifier is trained once and kept in --work. Raw files are found as the pipeline finds them (DDPM_DATA_ROOT); digits needs none.
 """
 
 import argparse
@@ -30,15 +29,21 @@ from ddpm.features.classifier import Classifier, TrainClassifier, load_classifie
 from ddpm.plots.image_grid import captioned, save
 from ddpm.plots.numbers import number, percent, table
 
-SETS = 3  # disjoint sets of n samples each, the fewest that tell a spread
-MOST = 1000  # images in a set
+SETS = 3  # disjoint sets of n samples each, the fewest that give a standard deviation
+MAX_IMAGES = 1000  # in a set
 NOISES = (0.05, 0.1, 0.2, 0.4)
-LONG_TRAINING = {"epochs": 3, "batch_size": 128}  # of a judge that sees 60,000 images in an epoch
+LONG_TRAINING = {"epochs": 3, "batch_size": 128}  # for data sets of 60,000 images
 SHOWN = 10
 
 
 class Pool(NamedTuple):
-    """Held-out images that no judge has seen, and the training split; images uint8 (N, H, W, C)."""
+    """The images that rows are made from, uint8 (N, H, W, C).
+
+    held_out: test images that are not part of the reference.
+    train: the training split.
+    count: images in a row.
+    rng: source of its random choices.
+    """
 
     held_out: Split
     train: Split
@@ -53,26 +58,26 @@ class Pool(NamedTuple):
 
 
 def noisy(pool: Pool, sd: float) -> np.ndarray:
-    """Gaussian noise of this standard deviation where images are in [0, 1]; what leaves the range is clipped."""
+    """Adds Gaussian noise with this standard deviation, in units of the range from black to white, and clips."""
     return (pool.real() + pool.rng.normal(0, 255 * sd, pool.real().shape)).round().clip(0, 255).astype(np.uint8)
 
 
 def blurred(pool: Pool) -> np.ndarray:
-    """Each pixel the mean of its neighbourhood, weighted 1 2 1 along both sides."""
+    """Filters with the kernel (1 2 1) / 4 along both axes."""
     x = np.pad(pool.real().astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     x = (x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
     return ((x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4).round().astype(np.uint8)
 
 
 def half_copies(pool: Pool) -> np.ndarray:
-    """Every other image is a training image."""
+    """Replaces every other image by a training image."""
     images = pool.real().copy()
     images[::2] = pool.copies()[::2]
     return images
 
 
 def collapsed(pool: Pool) -> np.ndarray:
-    """A tenth of a set, over and over."""
+    """Repeats a tenth of a set."""
     return np.resize(pool.real()[: pool.count // SETS // 10], pool.real().shape)
 
 
@@ -94,7 +99,7 @@ NOISY = [name for name in ROWS if name.startswith("noise")]
 
 
 class Check(NamedTuple):
-    """One thing that should be so: a sentence, the numbers it is about, and whether they say so."""
+    """A check: its statement, the numbers that it is about, and whether it holds."""
 
     sentence: str
     numbers: Sequence[float]
@@ -102,20 +107,20 @@ class Check(NamedTuple):
 
 
 def rising(sentence: str, values: Sequence[float]) -> Check:
-    """Each number must be greater than the one before it."""
+    """Returns the check that each number is greater than the one before it."""
     return Check(sentence, values, bool((np.diff(values) > 0).all()))
 
 
 def checks(scores: dict[str, dict], n: int) -> list[Check]:
-    """What should have moved, and whether it did. scores: by row, in the layout of metrics.json; n: images in a set."""
+    """Returns all checks. scores: by row, in the layout of metrics.json; n: images in a set."""
 
     def of(key: str, *rows: str) -> list[float]:
         group, name = key.split(".")
         return [scores[row][group][name] for row in rows]
 
     real, collapse, noisiest = scores[REAL]["classifier"], scores[COLLAPSED]["classifier"], NOISY[-1]
-    # Standard error of a rank statistic between SETS * n and n images that are alike (Mann & Whitney 1947).
-    doubt = 3 * np.sqrt((SETS * n + n + 1) / (12 * SETS * n * n))
+    # Standard error of a rank statistic between SETS * n and n images of one distribution (Mann & Whitney 1947).
+    margin = 3 * np.sqrt((SETS * n + n + 1) / (12 * SETS * n * n))
     auc = of("memorization.nn_auc", COPIES, HALF, REAL)
     near, authentic = of("memorization.near_copies", COPIES, REAL), of("memorization.authenticity", COPIES, REAL)
     classes = [*of("classes.tv", REAL), *of("classes.tv_floor", REAL)]
@@ -135,19 +140,21 @@ def checks(scores: dict[str, dict], n: int) -> list[Check]:
         rising("a missing class raises FID", of("classifier.fid", REAL, CLASSLESS)),
         Check("the class histogram of real images is near its floor", classes, classes[0] < 1.5 * classes[1]),
         rising("a missing class shows in the histogram", of("classes.tv", REAL, CLASSLESS)),
-        Check(f"nn_auc of real images is .5, within {doubt:.3f}", auc[2:], abs(auc[2] - 0.5) <= doubt),
+        Check(f"nn_auc of real images is .5, within {margin:.3f}", auc[2:], abs(auc[2] - 0.5) <= margin),
         Check("nn_auc of copies is near 0", auc[:1], auc[0] < 0.02),
-        Check("nn_auc of a half of copies is half that of real images", auc[1:], abs(auc[1] - auc[2] / 2) <= doubt),
+        Check("nn_auc of a half of copies is half that of real images", auc[1:], abs(auc[1] - auc[2] / 2) <= margin),
         Check("copies are near copies, real images are not", near, near[0] > 0.9 and near[1] < 0.1),
         Check("copies are not authentic, many real images are", authentic, authentic[0] < 0.05 and authentic[1] > 0.4),
         Check(
-            "FID does not see copies: it is at most that of real images plus 2 sd", fids, fids[0] <= fids[1] + 2 * real["fid_sd"]
+            "FID does not detect copies: it is at most that of real images plus 2 sd",
+            fids,
+            fids[0] <= fids[1] + 2 * real["fid_sd"],
         ),
     ]
 
 
-def page(dataset: str, scores: dict[str, dict], found: Sequence[Check], n: int, accuracy: float, picture: str) -> str:
-    """The report in Markdown."""
+def page(dataset: str, scores: dict[str, dict], results: Sequence[Check], n: int, accuracy: float, picture: str) -> str:
+    """Returns the report in Markdown."""
     header = ["scored as samples", "n", "FID ↓", "KID ↓", "precision ↑", "recall ↑", "density ↑", "coverage ↑", "class TV ↓"]
     header += ["nn_auc (.5)", "near copies ↓", "authenticity ↑"]
     rows = []
@@ -157,27 +164,27 @@ def page(dataset: str, scores: dict[str, dict], found: Sequence[Check], n: int, 
         rows[-1] += [f"{space[key]:.3f}" for key in ("precision", "recall", "density", "coverage")]
         rows[-1] += [f"{row['classes']['tv']:.3f}", f"{copied['nn_auc']:.3f}"]
         rows[-1] += [percent(copied["near_copies"]), percent(copied["authenticity"])]
-    wrong = [check for check in found if not check.holds]
+    wrong = [check for check in results if not check.holds]
     real = scores[REAL]["classifier"]
-    lines = [(check, ", ".join(number(float(value)) for value in check.numbers)) for check in found]
+    lines = [(check, ", ".join(number(float(value)) for value in check.numbers)) for check in results]
     return "\n\n".join([
-        f"# {dataset}: do the metrics move the way they should?",
-        f"Real images, damaged in known ways, scored as if they were samples: {SETS} sets of {n:,}, against the training split, "
-        f"beside {n:,} other test images, in the features of a judge that has {percent(accuracy)} of the test images right. "
+        f"# {dataset}: do the metrics respond as they should?",
+        f"Real images, damaged in known ways, are scored as if they were samples: {SETS} sets of {n:,}, with {n:,} other test "
+        f"images as the test split, in the features of a classifier with a test accuracy of {percent(accuracy)}. "
         f"± is the standard deviation over the sets. The floor of FID is {real['fid_floor']:.3f}, that of the class histogram "
         f"{scores[REAL]['classes']['tv_floor']:.3f}. Noise is Gaussian, of a standard deviation in units of the range from black "
-        f"to white. *Collapsed* is {n // 10} images over and over.",
+        f"to white. *Collapsed* repeats {n // 10} images.",
         f"![the first images of each row]({picture})",
         table(header, rows),
-        f"## {len(found) - len(wrong)} of {len(found)} as they should be",
+        f"## {len(results) - len(wrong)} of {len(results)} checks hold",
         "\n".join(f"- {'yes' if check.holds else '**NO**'}: {check.sentence} ({values})" for check, values in lines),
     ]) + "\n"  # fmt: skip
 
 
-def the_judge(
+def get_classifier(
     data: Prepared, settings: TrainClassifier, seed: int, device: torch.device, folder: Path
 ) -> tuple[Classifier, dict]:
-    """The judge kept in the folder, trained anew if it is not there or of other data."""
+    """Returns the classifier of the folder; trains it if it is missing or was trained on other data."""
     try:
         return load_classifier(data, device, folder)
     except InputError:
@@ -193,42 +200,44 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dataset", default="digits", choices=[name for name in DATASETS if name != "image_folder"])
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="default: reports/metric-check/DATASET.md")
-    parser.add_argument("--work", type=Path, default=Path(".scratch/metric-check"), help="for the judge (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help="of the judge (default: params.yaml for digits, 3 for the others)")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".scratch/metric-check"), help="for the classifier (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=int, help="of the classifier (default: params.yaml for digits, 3 for the others)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
-    out = given.out or Path("reports/metric-check") / f"{given.dataset}.md"
+    options = parse(arguments)
+    out = options.out or Path("reports/metric-check") / f"{options.dataset}.md"
     p = params.load(seed=params.Seed, prepare_data=PrepareData, train_classifier=TrainClassifier, runtime=Runtime)
-    device, work, start = setup(p.runtime), given.work / given.dataset, time.monotonic()
-    prepare(given.dataset, p.prepare_data, work / "prepared")
-    data = open_prepared(given.dataset, p.prepare_data.as_written(), work / "prepared")
-    changes = {} if given.dataset == "digits" else LONG_TRAINING
-    changes = {**changes, **({"epochs": given.epochs} if given.epochs else {})}
-    judge, config = the_judge(data, p.train_classifier.model_copy(update=changes), p.seed, device, work / "classifier")
+    device, work, start = setup(p.runtime), options.work / options.dataset, time.monotonic()
+    prepare(options.dataset, p.prepare_data, work / "prepared")
+    data = open_prepared(options.dataset, p.prepare_data.as_written(), work / "prepared")
+    changes = {} if options.dataset == "digits" else LONG_TRAINING
+    changes = {**changes, **({"epochs": options.epochs} if options.epochs else {})}
+    classifier, config = get_classifier(data, p.train_classifier.model_copy(update=changes), p.seed, device, work / "classifier")
 
-    # One part of the test split stands for perfect samples, as in `evaluate`; the rest is damaged and scored.
-    n = min(MOST, len(data.test.images) // (SETS + 2))
+    # One part of the test split is the reference of perfect samples, as in `evaluate`; the rest is damaged and scored.
+    n = min(MAX_IMAGES, len(data.test.images) // (SETS + 2))
     order = np.random.default_rng(p.seed).permutation(len(data.test.images))
     parts = [Split(np.asarray(data.test.images[i]), np.asarray(data.test.labels[i])) for i in (order[:n], order[n:])]
-    judges = Evaluator(data._replace(test=parts[0]), judge, SETS * n, p.seed, device)
+    evaluator = Evaluator(data._replace(test=parts[0]), classifier, SETS * n, p.seed, device)
     scores, strip = {}, []
     for name, make in ROWS.items():
         images = make(Pool(parts[1], data.train, SETS * n, np.random.default_rng(p.seed)))
-        scores[name] = judges.evaluate(images, None, name).scores
+        scores[name] = evaluator.evaluate(images, None, name).scores
         strip.append(list(images[:SHOWN]))
         print(f"{name}: FID {scores[name]['classifier']['fid']:.4f}", flush=True)
 
-    found = checks(scores, n)
+    results = checks(scores, n)
     picture = out.with_suffix(".png")
     save(picture, captioned(strip, list(ROWS), [], 40))
-    write_text(out, page(given.dataset, scores, found, n, config["accuracy"], picture.name))
-    wrong = [check.sentence for check in found if not check.holds]
-    print(f"{len(found) - len(wrong)} of {len(found)} as they should be, {time.monotonic() - start:.0f} s: {out}", flush=True)
+    write_text(out, page(options.dataset, scores, results, n, config["accuracy"], picture.name))
+    wrong = [check.sentence for check in results if not check.holds]
+    print(f"{len(results) - len(wrong)} of {len(results)} checks hold, {time.monotonic() - start:.0f} s: {out}", flush=True)
     if wrong:
-        sys.exit("\n".join(f"not so: {sentence}" for sentence in wrong))
+        sys.exit("\n".join(f"failed: {sentence}" for sentence in wrong))
 
 
 if __name__ == "__main__":
