@@ -20,13 +20,13 @@ def coverage_bars(path: Path, scores: dict[str, dict[str, float]], n: int) -> No
     """Draws precision, recall, density and coverage as bars. scores: title -> {score: value}, real images last."""
     names = list(next(iter(scores.values())))
     with figure(path, 1, 9, 3.4) as (ax,):
-        drawn = _grouped_bars(ax, {title: [of[name] for name in names] for title, of in scores.items()})
-        for bars, of in zip(drawn, scores.values(), strict=True):
-            ax.bar_label(bars, [f"{of[name]:.2f}" for name in names], padding=2, fontsize=9)
+        drawn = _grouped_bars(ax, {title: list(values.values()) for title, values in scores.items()})
+        for bars, values in zip(drawn, scores.values(), strict=True):
+            ax.bar_label(bars, [f"{value:.2f}" for value in values.values()], padding=2, fontsize=9)
         ax.set_xticks(range(len(names)), names)
         ax.set(
             ylabel=f"score in the classifier's features, n = {n:,}",
-            ylim=(0, 1.12 * max(1, *(value for of in scores.values() for value in of.values()))),
+            ylim=(0, 1.12 * max(1, *(value for values in scores.values() for value in values.values()))),
         )
         ax.set_title("Quality (precision, density) and diversity (recall, coverage) of samples")
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,4 +1,4 @@
-"""DVC's charts: templates of our own, the charts of dvc.yaml over several files, and pages that need no network."""
+"""Charts of DVC: the templates of the project, the plots of dvc.yaml, and pages that need no network."""
 
 import json
 import re
@@ -27,14 +27,14 @@ SAMPLERS = [
 
 
 def chart(name, rows, **properties):
-    """A template of the project filled by DVC's own renderer with rows as DVC reads them from a CSV."""
+    """Returns a template of the project, filled by DVC's renderer with rows as DVC reads them from a CSV."""
     renderer = VegaRenderer(rows, "chart", template=name, template_dir=str(ROOT / ".dvc/plots"), title="a title", **properties)
     return json.loads(renderer.partial_html())
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_a_template_is_a_chart(path):
-    """Vega-Lite compiles it with rows of every column that the templates name; nothing of DVC's placeholders is left."""
+def test_template_compiles(path):
+    """Vega-Lite compiles it with rows of all columns; no placeholder of DVC is left."""
     rows = [{**row, "step": str(i + 1), "method": "a", "fid": "0.1"} for i, row in enumerate(SAMPLERS)]
     x = "value" if path.stem == "bars_from_zero" else "step"
     filled = chart(path.stem, rows, x=x, y="images" if x == "value" else "value")
@@ -44,7 +44,7 @@ def test_a_template_is_a_chart(path):
     assert svg.count("<path") > 5
 
 
-def test_samplers_have_a_panel_per_score_and_a_line_for_real_images():
+def test_samplers_template_has_a_panel_per_score():
     svg = vl_convert.vegalite_to_svg(chart("samplers_beside_real", SAMPLERS, x="images", y="value"))
     places = [svg.index(f">{name}<") for name in ("FID", "precision", "recall", "density", "coverage")]
     assert places == sorted(places)
@@ -53,11 +53,11 @@ def test_samplers_have_a_panel_per_score_and_a_line_for_real_images():
 
 
 @pytest.mark.parametrize("plot", PIPELINE["plots"], ids=lambda plot: next(iter(plot)))
-def test_charts_over_several_files_name_plots_of_stages(plot):
+def test_pipeline_plots_join_plots_of_stages(plot):
     ((_, options),) = plot.items()
     declared = {next(iter(entry)) for stage in PIPELINE["stages"].values() for entry in stage.get("plots", [])}
     assert (ROOT / ".dvc/plots" / f"{options['template']}.json").is_file()
-    assert len(options["y"]) > 1, "a plot of one file stands at its stage"
+    assert len(options["y"]) > 1, "a plot of one file belongs to its stage"
     for file, column in options["y"].items():
         assert any(file == path or file.startswith(path + "/") for path in declared)
         if (ROOT / file).exists():
@@ -65,22 +65,21 @@ def test_charts_over_several_files_name_plots_of_stages(plot):
             assert {column, options["x"]} <= set(columns)
 
 
-@pytest.mark.parametrize("stage", PIPELINE["stages"])
-def test_plots_of_stages_name_templates_that_are_there(stage):
-    for entry in PIPELINE["stages"][stage].get("plots", []):
+def test_stage_plots_name_existing_templates():
+    for entry in (entry for stage in PIPELINE["stages"].values() for entry in stage.get("plots", [])):
         ((_, options),) = entry.items()
         assert "template" not in options or (ROOT / ".dvc/plots" / f"{options['template']}.json").is_file()
 
 
-def test_a_page_without_the_web_holds_the_library_and_the_charts():
+def test_page_contains_library_and_charts():
     page = offline.page("var a = '</script>{scripts}{plot_divs}';")
     html = HTML(page).with_scripts(VegaRenderer.SCRIPTS).with_element("<div>a chart</div>").embed()
     assert html.count("<div>a chart</div>") == 1
-    assert html.count("</script>") == 1, "the library does not end its own script"
+    assert html.count("</script>") == 1, "the library must not end its script"
     assert "src=" not in html
 
 
-def test_dvc_is_told_of_the_page(tmp_path, monkeypatch, capsys):
+def test_main_configures_dvc(tmp_path, monkeypatch, capsys):
     from dvc.repo import Repo
 
     monkeypatch.chdir(tmp_path)
@@ -98,7 +97,7 @@ def test_dvc_is_told_of_the_page(tmp_path, monkeypatch, capsys):
     assert VegaRenderer.SCRIPTS.strip() not in HTML(text).with_scripts(VegaRenderer.SCRIPTS).embed()
 
 
-def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+def test_main_without_the_package_names_it(tmp_path, monkeypatch):
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "vl_convert", None)

@@ -1,4 +1,4 @@
-"""Pictures and pages: what is drawn is what was given."""
+"""Figures, image grids and numbers: drawings show their data."""
 
 from contextlib import nullcontext
 
@@ -17,20 +17,20 @@ def read(path):
         return np.asarray(picture)
 
 
-def test_a_grid_has_a_row_per_class_in_order(tmp_path):
+def test_class_grid_has_a_row_per_class(tmp_path):
     labels = np.arange(40) % 10
     images = np.broadcast_to((labels * 20 + 10).astype(np.uint8)[:, None, None, None], (40, 8, 8, 1)).copy()
     path = tmp_path / "grid.png"
     image_grid.class_grid(path, images, labels, [f"class {i}" for i in range(10)], columns=3, tile=16)
     picture = read(path)
-    assert picture.ndim == 2, "gray images make a gray PNG"
+    assert picture.ndim == 2, "gray images are stored as a gray PNG"
     right = picture[:, -image_grid.MARGIN - image_grid.GAP - 8]
     brightness = [value for i, value in enumerate(right) if i == 0 or value != right[i - 1]]
     assert [int(value) for value in brightness if value != 255] == [20 * i + 10 for i in range(10)]
     assert all((picture == 20 * i + 10).sum() >= 3 * 16 * 16 for i in range(10))
 
 
-def test_pixels_are_enlarged_by_a_whole_factor():
+def test_to_picture_enlarges_by_a_whole_factor():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
     picture = np.asarray(image_grid.to_picture(image, tile=40))
     assert picture.shape == (40, 40, 3)
@@ -39,7 +39,7 @@ def test_pixels_are_enlarged_by_a_whole_factor():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gif_has_a_frame_per_level_and_rests_on_the_last(tmp_path, channels):
+def test_denoising_gif_has_a_frame_per_level(tmp_path, channels):
     rng = np.random.default_rng(0)
     x, x0 = rng.integers(0, 256, (2, 6, 4, 8, 8, channels), np.uint8)
     path = tmp_path / "a.gif"
@@ -55,7 +55,7 @@ def test_a_gif_has_a_frame_per_level_and_rests_on_the_last(tmp_path, channels):
     assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
 
 
-def test_a_strip_runs_from_noise_to_image(tmp_path):
+def test_denoising_strip_runs_from_noise_to_image(tmp_path):
     x = np.zeros((5, 2, 8, 8, 1), np.uint8)
     x[-1] = 77
     path = tmp_path / "strip.png"
@@ -63,10 +63,10 @@ def test_a_strip_runs_from_noise_to_image(tmp_path):
     picture = read(path)
     columns = np.flatnonzero((picture == 77).any(axis=0))
     assert (picture == 77).sum() >= 4 * 16 * 16, "x_t and x0 of both samples"
-    assert columns.min() > picture.shape[1] * 0.6, "the finished image stands at the right"
+    assert columns.min() > picture.shape[1] * 0.6, "the image is at the right"
 
 
-def test_figures_are_written_and_equal_input_gives_equal_bytes(tmp_path):
+def test_figures_repeat_their_bytes(tmp_path):
     curve = pd.DataFrame(
         [{"fraction": f, "method": m, "psnr": 20 - 10 * f} for f in (0.1, 0.5) for m in ("network", "wiener", "zero")]
     )
@@ -88,7 +88,7 @@ def test_figures_are_written_and_equal_input_gives_equal_bytes(tmp_path):
 
 
 def blue(picture):
-    """Pixels in the colour of the first set of images."""
+    """Returns the pixels in the colour of the first set of images."""
     return (picture[..., :3] == [0x00, 0x72, 0xB2]).all(-1)
 
 
@@ -103,8 +103,8 @@ def test_fid_over_nfe_draws_every_sampler(tmp_path, monkeypatch):
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 12
 
 
-def test_bars_are_as_high_as_the_scores(tmp_path):
-    """The first group of bars, precision, is drawn at half the height of the second."""
+def test_coverage_bars_are_as_high_as_the_scores(tmp_path):
+    """The first bar, precision, has half the height of the second."""
     path = tmp_path / "coverage.png"
     sample_figures.coverage_bars(
         path, {"DDPM": {"precision": 0.4, "recall": 0.8}, sample_figures.REAL: {"precision": 1.0, "recall": 1.0}}, 500
@@ -115,29 +115,29 @@ def test_bars_are_as_high_as_the_scores(tmp_path):
     assert heights[-1] / heights[0] == pytest.approx(2, rel=0.05)
 
 
-def test_classes_are_counted_over_all_names(tmp_path):
+def test_class_histogram_counts_all_names(tmp_path):
     path = tmp_path / "classes.png"
     sample_figures.class_histogram(
         path, {"DDPM": np.array([0, 0, 2]), sample_figures.REAL: np.array([0, 1, 2])}, ["cat", "dog", "horse"]
     )
     drawn = blue(read(path))
-    # Before the legend, two bars: nothing of the set was seen as the second class.
+    # Left of the legend are two bars: no image of the set has the second class.
     filled = (drawn.sum(0) > 20)[: int(drawn.shape[1] * 0.75)]
     assert (np.diff(filled.astype(int)) == 1).sum() == 2
 
 
 @pytest.mark.parametrize("classes", [3, 40])
-def test_a_confusion_has_a_panel_per_set(tmp_path, classes):
+def test_confusion_has_a_panel_per_set(tmp_path, classes):
     labels = np.arange(200) % classes
     names = [f"class {i}" for i in range(classes)]
     for panels in (1, 2, 3):
         sample_figures.confusion(tmp_path / f"{panels}.png", {f"set {i}": (labels, labels) for i in range(panels)}, names)
-        # All classes are seen as asked, so the diagonal is as dark as the scale goes.
+        # All predictions are correct, so the diagonal has the darkest colour.
         darkest = (read(tmp_path / f"{panels}.png")[..., :3] == [0x08, 0x30, 0x6B]).all(-1)
         assert darkest.any()
 
 
-def test_neighbours_stand_below_their_samples(tmp_path):
+def test_neighbours_are_below_their_samples(tmp_path):
     pairs = np.zeros((2, 3, 8, 8, 1), np.uint8)
     pairs[0], pairs[1] = 77, 99
     image_grid.neighbours(tmp_path / "a.png", pairs, np.array([0.31, 0.4, 0.5]), tile=40)
@@ -154,13 +154,13 @@ def test_neighbours_stand_below_their_samples(tmp_path):
      (0.98312, None, "0.98"), (0.0804, None, "0.080"), (154.2, None, "150"), (0.0, None, "0.0"), (0.5, 0.0, "0.50"),
      (None, None, "-")],
 )  # fmt: skip
-def test_a_value_has_the_digits_of_its_spread(value, sd, text):
+def test_measured_has_the_digits_of_its_spread(value, sd, text):
     assert measured(value, sd) == text
 
 
-def test_a_share_has_the_error_of_counting():
+def test_share_of_has_the_standard_error_of_counting():
     assert share_of(0.99, 1500) == "99.0 ± 0.3%"
-    assert share_of(0.0, 500) == "0.0 ± 0.2%", "none in 500 is not none at all"
+    assert share_of(0.0, 500) == "0.0 ± 0.2%", "0 of 500 does not prove 0"
     assert share_of(None, 500) == "-"
     assert share_error(0.5, 100) == pytest.approx(0.05)
     assert supported(0.08471, 0.0042) == "0.085"
@@ -171,11 +171,11 @@ def test_a_share_has_the_error_of_counting():
     [(0.078593, "0.0786"), (7.1594, "7.16"), (54.783, "54.8"), (186.389, "186"), (9127.4, "9,130"), (1000, "1,000"),
      (0, "0"), (-0.0061077, "-0.00611"), (1.23e-7, "1.2e-07"), (None, "-")],
 )  # fmt: skip
-def test_numbers_carry_three_digits(value, text):
+def test_number_has_three_digits(value, text):
     assert number(value) == text
 
 
-def test_tables_are_markdown():
+def test_table_is_markdown():
     assert percent(0.9876) == "98.8%"
     assert percent(None) == "-"
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| :-- | --: |\n| x | 1 |"
