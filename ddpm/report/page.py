@@ -40,14 +40,14 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
     metrics = read_json(METRICS_FILE, "evaluate")
     cost = {name: metrics[name]["cost"] for name in SAMPLES}
     titles = {name: scores[name]["sampler"] for name in SAMPLES}
+    arrays = read_npz(EVALUATED_DIR / "arrays.npz", "evaluate")
+    gallery.draw_curves(arrays)
     for name in SAMPLES:
         gallery.draw_samples(name, meta["class_names"], settings.columns, settings.tile, settings.frame_ms)
-    arrays = read_npz(EVALUATED_DIR / "arrays.npz", "evaluate")
     gallery.draw_pairs(arrays, settings.tile)
     gallery.draw_schedules(schedules, schedule, arrays["reconstruction_clean"][0], settings.tile)
     gallery.draw_scores(scores, cost)
     gallery.draw_classes(arrays, titles, meta["class_names"])
-    gallery.draw_curves(arrays)
     page = render_page(
         scores,
         descriptions,
