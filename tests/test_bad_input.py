@@ -214,9 +214,10 @@ def test_schedule_or_loss_weight_impossible(data, refused):
     assert refused(main_of("train")).startswith("params.yaml: prediction: 'eps' ")
     edit_params(prediction="v", schedule="edm", **{"diffusion.zero_terminal_snr": False, "diffusion.edm.sigma_max": 3.0})
     message = refused(main_of("train"))
-    assert message.startswith("params.yaml: schedule: alpha_bar is still 0.1 at the last of 50 steps (allowed: at most 0.01)")
-    assert message.endswith("(diffusion.edm: {'sigma_min': 0.002, 'sigma_max': 3.0, 'rho': 7.0})")
-    assert "diffusion.allow_nonzero_terminal_snr" in message
+    assert message.startswith("params.yaml: schedule: ")
+    assert "0.1 at the last of 50 steps" in message
+    assert "allow_nonzero_terminal_snr" in message
+    assert "diffusion.edm: {'sigma_min': 0.002, 'sigma_max': 3.0, 'rho': 7.0}" in message
     edit_params(**{"train.loss_weight": "v", "train.loss_gamma": 2.0, "diffusion.edm.sigma_max": 80.0})
     assert refused(main_of("train")).startswith("params.yaml: train.loss_gamma: 2.0 ")
     for name in ("simple", "min_snr", "p2"):
