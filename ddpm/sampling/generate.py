@@ -44,7 +44,7 @@ def generate(
 
     labels: class ids (N,) or word ids (N, L) of the images, or None.
     seed: a seed of the command line and the web page, or all parts of another one, such as (seed, "ddpm"). Image i draws its
-        noise from the seed and i, whatever its batch is.
+        noise from the seed and i, in any batch.
     """
     steps, starts = denoising_steps(plan.grid), range(0, count, batch_size)
     for k, start in enumerate(starts):

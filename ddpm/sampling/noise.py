@@ -1,4 +1,4 @@
-"""Noise that belongs to its image: image i draws all its noise from a seed and i, whatever its batch and process are."""
+"""Noise that belongs to its image: image i draws all its noise from a seed and i, in any batch and process."""
 
 import math
 
