@@ -1,4 +1,4 @@
-"""What samplers are held against: a nonlinear fake network, exact denoisers of simple data, the exact law of an output."""
+"""Oracles of the samplers: a nonlinear fake network, exact denoisers of simple data, the exact distribution of an output."""
 
 import math
 from functools import partial
@@ -58,7 +58,7 @@ def ode_end(x, schedule, start, end, mu=0.3, s=0.5):
 def output_law(step, grid, schedule=LINEAR, mu=0.3, s=0.5):
     """Exact mean and standard deviation of the output: it is affine in the start and in every noise.
 
-    Each is probed by an image of its own: 0 is zero throughout, 1 starts at one, and k + 2 has unit noise in draw k.
+    One image probes each part: 0 is zero throughout, 1 starts at one, and k + 2 has unit noise in call k.
     """
     count = len(grid) + 2
     x = torch.zeros(count, 1, 1, 1, dtype=torch.float64)

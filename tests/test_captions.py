@@ -1,4 +1,4 @@
-"""Captions: what a class may be called, what training never shows, and texts as rows of word ids."""
+"""Captions: names of classes, held-out templates, and texts as word ids."""
 
 import re
 import unicodedata
@@ -29,24 +29,24 @@ from ddpm.networks.captions import (
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DATA_SETS = {"digits": DIGITS, "fashion": FashionMNIST.classes, "kmnist": KMNIST.classes, "cifar": CIFAR}
 KNOWN = Vocabulary(DIGITS)
-# None of these words stands in a template or names a digit, so that only equal names give equal captions.
+# No template and no digit's name contains these words, so only equal names give equal captions.
 WORDS = st.text("bcdfghjklmqrvwxyz", min_size=3, max_size=8)
 NAMES = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
 
 
-def words_of(class_names, held_out_captions):
+def words_of(class_names, held_out):
     """For each class the set of its captions, as their words."""
-    return [{tuple(split_words(caption)) for caption in captions_of(name, held_out_captions)} for name in class_names]
+    return [{tuple(split_words(caption)) for caption in captions_of(name, held_out)} for name in class_names]
 
 
 def check_captions(class_names):
-    """No caption stands for two classes, none that is unseen is seen, and unseen ones need no other words."""
-    seen, held_out_captions = words_of(class_names, False), words_of(class_names, True)
-    captions = [caption for of in (*seen, *held_out_captions) for caption in of]
+    """All captions differ, between classes and between training and held-out ones; held-out ones need no further words."""
+    training, held_out = words_of(class_names, False), words_of(class_names, True)
+    captions = [caption for texts in (*training, *held_out) for caption in texts]
     assert len(captions) == len(set(captions))
-    shown = {word for of in seen for caption in of for word in caption}
-    assert shown == set(Vocabulary(class_names).words)
-    assert all(set(caption) <= shown for of in held_out_captions for caption in of)
+    words = {word for texts in training for caption in texts for word in caption}
+    assert words == set(Vocabulary(class_names).words)
+    assert all(set(caption) <= words for texts in held_out for caption in texts)
 
 
 class TestNames:
@@ -67,28 +67,28 @@ class TestNames:
             ("_-_", []),
         ],
     )
-    def test_a_class_is_called_by_each_of_its_names_in_plain_words(self, class_name, names):
+    def test_names_of_splits_class_names_into_plain_words(self, class_name, names):
         assert names_of(class_name) == names
 
-    def test_digits_have_the_right_words(self):
+    def test_names_of_digits(self):
         counted = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
         assert [names_of(name) for name in DIGITS] == [[str(k), word] for k, word in enumerate(counted)]
 
-    def test_an_accent_is_the_same_letter_however_it_is_encoded(self):
+    def test_unicode_normalization_has_no_effect(self):
         name = "café crème"
-        parted = unicodedata.normalize("NFD", name)
-        assert parted != name
-        assert names_of(parted) == names_of(name) == [name]
-        assert torch.equal(Vocabulary([parted]).encode([name]), Vocabulary([name]).encode([parted]))
+        decomposed = unicodedata.normalize("NFD", name)
+        assert decomposed != name
+        assert names_of(decomposed) == names_of(name) == [name]
+        assert torch.equal(Vocabulary([decomposed]).encode([name]), Vocabulary([name]).encode([decomposed]))
 
     @given(st.text())
-    def test_the_words_of_words_are_themselves(self, text):
+    def test_split_words_is_idempotent(self, text):
         words = split_words(text)
         assert split_words(" ".join(words)) == words
 
 
 class TestCaptions:
-    def test_each_template_is_filled_with_each_name(self):
+    def test_captions_of_fills_each_template_with_each_name(self):
         expected = [template.replace("{}", name) for template in DIGIT_TEMPLATES for name in ("7", "seven")]
         assert captions_of("7") == expected
         assert expected[:4] == ["7", "seven", "a 7", "a seven"]
@@ -99,20 +99,20 @@ class TestCaptions:
         assert captions_of("cat", held_out=True) == [template.replace("{}", "cat") for template in HELD_OUT]
         assert captions_of("3", held_out=True) == [t.replace("{}", name) for t in HELD_OUT_DIGIT for name in ("3", "three")]
 
-    def test_templates_name_their_class_once(self):
+    def test_templates_contain_the_class_once(self):
         for templates in (DIGIT_TEMPLATES, HELD_OUT_DIGIT):
             assert all(template.count("{}") == 1 for template in templates)
             assert len(set(templates)) == len(templates)
 
     @pytest.mark.parametrize("name", DATA_SETS)
-    def test_captions_of_a_data_set_are_told_apart(self, name):
+    def test_captions_of_data_sets_are_distinct(self, name):
         check_captions(DATA_SETS[name])
 
     @given(st.lists(NAMES, min_size=1, max_size=6, unique=True))
-    def test_captions_of_any_classes_are_told_apart(self, class_names):
+    def test_captions_of_any_classes_are_distinct(self, class_names):
         check_captions(class_names)
 
-    def test_digits_beside_other_classes_are_told_apart(self):
+    def test_captions_of_digits_and_other_classes_are_distinct(self):
         check_captions(["7", "cat", "17", "1"])
 
     @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ class TestCaptions:
             (["T-shirt/top", "Top"], "top"),
             (["cat", "picture of a cat"], "a picture of a cat"),
             (["red-car", "red_car"], "red car"),
-            # What only an unseen caption of the one would be.
+            # Only a held-out caption of the first one.
             (["cat", "this is the cat"], "this is the cat"),
         ],
     )
-    def test_classes_that_share_a_caption_are_refused(self, class_names, caption):
+    def test_vocabulary_refuses_classes_that_share_a_caption(self, class_names, caption):
         with pytest.raises(InputError) as refused:
             Vocabulary(class_names)
         first, last = class_names[0], class_names[-1]
@@ -136,14 +136,14 @@ class TestCaptions:
         assert f"caption {caption!r} would also describe class {first!r}" in refused.value.message
 
     @pytest.mark.parametrize("name", ["", "--", "/", "!?, _"])
-    def test_a_class_without_words_is_refused(self, name):
+    def test_class_without_words_is_refused(self, name):
         for make in (lambda: captions_of(name), lambda: Vocabulary(["cat", name])):
             with pytest.raises(InputError, match=re.escape(f"class {name!r}: has no word")):
                 make()
 
 
 class TestVocabulary:
-    def test_words_are_those_of_all_captions_whatever_the_order_of_the_classes(self):
+    def test_words_do_not_depend_on_the_order_of_the_classes(self):
         assert KNOWN.words == sorted(KNOWN.words)
         assert {"seven", "7", "handwritten", "an"} <= set(KNOWN.words)
         assert "cat" not in KNOWN.words
@@ -151,7 +151,7 @@ class TestVocabulary:
         assert backwards.words == KNOWN.words
         assert torch.equal(backwards.encode(["a 7", "nine"]), KNOWN.encode(["a 7", "nine"]))
 
-    def test_a_text_is_start_and_its_words_in_order(self):
+    def test_encode_is_start_and_the_words_in_order(self):
         ids = KNOWN.encode(["the digit seven"])
         assert ids.dtype == torch.int64
         assert ids.shape == (1, 4)
@@ -159,7 +159,7 @@ class TestVocabulary:
         assert [KNOWN.words[i - START - 1] for i in ids[0, 1:]] == ["the", "digit", "seven"]
         assert not torch.equal(KNOWN.encode(["seven digit the"]), ids)
 
-    def test_shorter_texts_are_padded_and_the_empty_one_is_no_caption(self):
+    def test_encode_pads_shorter_texts(self):
         ids = KNOWN.encode(["a seven", "", "this is a 7", " \n"])
         assert ids.shape == (4, 5)
         assert (ids == PADDING).sum(1).tolist() == [2, 4, 0, 4]
@@ -171,16 +171,16 @@ class TestVocabulary:
     @pytest.mark.parametrize(
         "text", ["A Handwritten SEVEN", "a, handwritten: seven!", "  a_handwritten-seven.  ", "a\thandwritten\nseven"]
     )
-    def test_case_space_and_punctuation_do_not_matter(self, text):
+    def test_encode_ignores_case_space_and_punctuation(self, text):
         assert torch.equal(KNOWN.encode([text]), KNOWN.encode(["a handwritten seven"]))
 
     @given(st.lists(st.sampled_from(KNOWN.words), max_size=MAX_WORDS), st.sampled_from([str.lower, str.upper, str.title]))
-    def test_known_words_come_back_from_their_ids(self, words, case):
+    def test_encode_is_invertible(self, words, case):
         (ids,) = KNOWN.encode([case(" ".join(words))]).tolist()
         assert [KNOWN.words[i - START - 1] for i in ids[1:]] == words
 
     @given(st.text())
-    def test_any_other_text_is_refused_in_one_line(self, text):
+    def test_encode_refuses_other_texts_in_one_line(self, text):
         words = split_words(text)
         if set(words) <= set(KNOWN.words) and len(words) <= MAX_WORDS and (words or not text.strip()):
             assert KNOWN.encode([text]).shape == (1, 1 + len(words))
@@ -199,19 +199,19 @@ class TestVocabulary:
             ("a " * 17, "text: 17 words are too many; give at most 16"),
         ],
     )
-    def test_what_it_does_not_know_is_named(self, text, message):
+    def test_encode_names_the_unknown_word(self, text, message):
         with pytest.raises(InputError) as refused:
             KNOWN.encode(["seven", text])
         assert str(refused.value).startswith(message)
 
-    def test_of_many_words_some_are_listed(self):
+    def test_encode_lists_at_most_40_words(self):
         many = Vocabulary([f"class {k}" for k in range(100, 200)])
         with pytest.raises(InputError, match=r", 139 and 69 more$") as refused:
             many.encode(["100 zzz"])
         assert str(refused.value).count(",") == 39
 
     @given(NAMES)
-    def test_all_captions_of_a_class_can_be_read(self, name):
+    def test_encode_takes_all_captions_of_a_class(self, name):
         vocabulary = Vocabulary([name])
         texts = captions_of(name) + captions_of(name, held_out=True)
         assert vocabulary.longest >= max(MAX_WORDS, *(len(split_words(text)) for text in texts))
@@ -220,7 +220,7 @@ class TestVocabulary:
 
 class TestTable:
     @pytest.mark.parametrize("held_out_captions", [False, True])
-    def test_a_row_is_a_caption(self, held_out_captions):
+    def test_caption_table_has_a_row_per_caption(self, held_out_captions):
         table = caption_table(DIGITS, KNOWN, held_out_captions)
         for label, name in enumerate(DIGITS):
             captions = captions_of(name, held_out_captions)
@@ -229,7 +229,7 @@ class TestTable:
             assert torch.equal(table[label][:, : expected.shape[1]], expected)
             assert (table[label][:, expected.shape[1] :] == PADDING).all()
 
-    def test_a_class_with_fewer_captions_repeats_its_own(self):
+    def test_caption_table_repeats_captions_of_a_class_with_fewer(self):
         names = ["T-shirt/top", "Coat", "a, b, c"]
         vocabulary = Vocabulary(names)
         table = caption_table(names, vocabulary)
@@ -250,5 +250,5 @@ class TestTable:
         ("cat", {"a cat"}),
     ],
 )
-def test_an_stands_before_the_sound_of_a_vowel(class_name, expected):
+def test_captions_of_use_an_before_a_vowel_sound(class_name, expected):
     assert expected <= set(captions_of(class_name))

@@ -38,7 +38,7 @@ class TestFreshStart:
 
 
 class TestState:
-    def test_one_of_another_format_is_refused_by_its_format(self, tmp_path, monkeypatch, capsys):
+    def test_state_of_another_format_is_not_used(self, tmp_path, monkeypatch, capsys):
         state = ResumeState("abc", WHERE, tmp_path)
         monkeypatch.setattr(checkpoint, "FORMAT", 1)
         state.save({"step": 1})
@@ -47,14 +47,14 @@ class TestState:
         expected = f"not usable (its format is 1, not {checkpoint.FORMAT}); kept as abc.damaged, starting afresh"
         assert expected in capsys.readouterr().err
 
-    def test_going_on_elsewhere_is_said(self, tmp_path, capsys):
+    def test_resuming_in_another_environment_warns(self, tmp_path, capsys):
         ResumeState("abc", WHERE, tmp_path).save({"step": 3})
         elsewhere = ResumeState("abc", {**WHERE, "device": "NVIDIA H100", "processes": "8"}, tmp_path / "link")
         elsewhere.path = tmp_path / "train" / "abc" / checkpoint.STATE
         assert elsewhere.load()["step"] == 3
         assert "resumes with another device cpu -> NVIDIA H100, processes 1 -> 8; " in capsys.readouterr().err
 
-    def test_what_a_killed_writer_left_is_removed(self, tmp_path):
+    def test_partial_files_of_a_killed_writer_are_removed(self, tmp_path):
         state = ResumeState("abc", WHERE, tmp_path)
         state.save({"step": 1})
         (state.folder / ".state.partial123.pt").write_bytes(b"half")
@@ -63,8 +63,8 @@ class TestState:
         assert [path.name for path in again.folder.iterdir()] == [checkpoint.STATE]
         assert again.load()["step"] == 1
 
-    def test_the_lock_outlives_the_folder(self, tmp_path):
-        """Whoever opened the lock before the first training ended must not get in beside a third."""
+    def test_lock_file_outlives_the_folder(self, tmp_path):
+        """A process that opened the lock file before the first training ended must not run next to a third."""
         state = ResumeState("abc", WHERE, tmp_path)
         state.discard()
         assert (tmp_path / "train" / "abc.lock").exists()
@@ -73,7 +73,7 @@ class TestState:
 
 class TestSnapshots:
     @given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 4_000))
-    def test_they_are_due_whenever_enough_images_are_complete(self, steps, batch_size, every):
+    def test_snapshots_are_due_every_snapshot_every_images(self, steps, batch_size, every):
         settings = Train(**{**SETTINGS, "steps": steps, "batch_size": batch_size, "snapshot_every": every, "snapshots": 3})
         due = [step for step in range(1, steps + 1) if settings.snapshot_due(step)]
         assert due == settings.snapshot_steps(steps)
@@ -81,34 +81,34 @@ class TestSnapshots:
         passed = {(step * batch_size) // every for step in range(1, steps + 1)} - {0}
         assert {(step * batch_size) // every for step in due} - {0} == passed
 
-    def test_none_are_due_if_none_are_kept(self):
+    def test_no_snapshots_are_due_if_none_are_kept(self):
         settings = Train(**{**SETTINGS, "snapshots": 0})
         assert settings.snapshot_steps(settings.steps) == []
         assert not settings.snapshot_due(settings.steps)
 
     @given(st.integers(1, 400), st.integers(1, 30))
-    def test_as_many_are_kept_as_wanted_the_last_among_them(self, made, count):
-        due = list(range(10, 10 * made + 1, 10))
+    def test_kept_snapshots_respects_the_limit_and_keeps_the_last(self, total, count):
+        due = list(range(10, 10 * total + 1, 10))
         kept = kept_snapshots(due, count)
-        assert len(kept) == min(made, count)
+        assert len(kept) == min(total, count)
         assert kept[-1] == due[-1]
         assert kept == sorted(set(kept) & set(due))
 
     @given(st.integers(1, 200), st.integers(1, 20))
-    def test_what_was_dropped_once_is_never_wanted_again(self, made, count):
-        """So that files may be removed as training goes on."""
-        due = list(range(1, made + 1))
-        histories = [set(kept_snapshots(due[:n], count)) for n in range(1, made + 1)]
+    def test_kept_snapshots_never_needs_a_dropped_one(self, total, count):
+        """So files may be removed during the training."""
+        due = list(range(1, total + 1))
+        histories = [set(kept_snapshots(due[:n], count)) for n in range(1, total + 1)]
         for (n, before), after in zip(enumerate(histories, 1), histories[1:], strict=False):
             assert after <= before | {due[n]}
 
-    @pytest.mark.parametrize("made", [20, 50, 64, 100, 1000])
-    def test_those_kept_reach_narrow_and_wide_averages(self, made):
-        narrowest, widest = supported_range(kept_snapshots([100 * k for k in range(1, made + 1)], 20))
+    @pytest.mark.parametrize("total", [20, 50, 64, 100, 1000])
+    def test_kept_snapshots_support_short_and_long_emas(self, total):
+        narrowest, widest = supported_range(kept_snapshots([100 * k for k in range(1, total + 1)], 20))
         assert narrowest <= 0.02
         assert widest >= 0.24
 
-    def test_they_crowd_towards_the_end(self):
+    def test_kept_snapshots_get_denser_towards_the_end(self):
         kept = kept_snapshots(list(range(1, 1001)), 20)
         gaps = [b - a for a, b in itertools.pairwise(kept)]
         assert sum(gaps[-5:]) < sum(gaps[:5]) / 2

@@ -1,4 +1,4 @@
-"""Training, sampling, likelihood and round trips on every device that this machine has: nothing may end on another one."""
+"""Training, sampling, likelihood and round trips on every device of this machine; all tensors stay on it."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ DEVICES = [
 
 @pytest.mark.parametrize("conditioning", ["class", "text+mask"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_whole_model_stays_on_its_device(device, conditioning):
+def test_model_stays_on_its_device(device, conditioning):
     device = torch.device(device)
     torch.manual_seed(0)
     network = UNet(unet_settings(conditioning=conditioning), (8, 8, 1), class_names=DIGITS, outputs=2)

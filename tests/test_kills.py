@@ -1,6 +1,6 @@
-"""A training that is killed, anywhere, any number of times, ends as one that was not: bit for bit.
+"""A training that is killed at any point, any number of times, ends bit-equal to an uninterrupted one.
 
-Each attempt is a fork of this process, which has PyTorch loaded, so that it starts at once; it dies as any process does.
+Each attempt is a fork of this process, which has loaded PyTorch, so it starts at once.
 """
 
 import errno
@@ -38,7 +38,7 @@ def die(*_):
 
 
 def at_call(count, owner, name, action, before=True):
-    """Replace a function so that its count-th call does `action(*arguments)` first, or last."""
+    """Replaces a function: its count-th call runs `action(*arguments)` before, or after, the real one."""
     real, calls = getattr(owner, name), [0]
 
     def replaced(*arguments, **keywords):
@@ -76,8 +76,8 @@ def later(seconds):
     threading.Timer(seconds, die).start()
 
 
-# Where a training may end, as a function of the count-th time that it gets there.
-MOMENTS = {
+# Points at which a training may end, each a function of n: it ends the n-th time it gets there.
+POINTS = {
     "before a step": lambda n: at_call(n, Trainer, "train_step", die),
     "between gradient and update": lambda n: at_call(n, Trainer, "_update", die),
     "between update and average": lambda n: at_call(n, EMA, "update", die),
@@ -97,8 +97,8 @@ MOMENTS = {
 }
 
 
-def attempt(moment=None, count=1):
-    """Run the stage in a process that may die at this moment; returns its exit status, -N for signal N, and its output."""
+def attempt(point=None, count=1):
+    """Runs the stage in a process that may die at this point; returns its exit status, -N for signal N, and its output."""
     output = Path("output.txt")
     pid = os.fork()
     if pid == 0:
@@ -107,8 +107,8 @@ def attempt(moment=None, count=1):
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             at_call(1, ResumeState, "discard", lambda saved: Path("end.pt").write_bytes(saved.path.read_bytes()))
-            if moment:
-                MOMENTS[moment](count)
+            if point:
+                POINTS[point](count)
             run_stage(stages.train.main)
             status = 0
         except SystemExit as stopped:
@@ -117,12 +117,12 @@ def attempt(moment=None, count=1):
             traceback.print_exc()
         finally:
             os._exit(status)
-    _, found = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(found), output.read_text()
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), output.read_text()
 
 
 def results():
-    """Everything that a training leaves: bytes of the model and of the curves, and the last state."""
+    """The results of a training: bytes of the model and of the curves, and the last state."""
     files = [
         *Path("models/ddpm").rglob("*"),
         *Path("reports/train/plots").rglob("*.tsv"),
@@ -144,10 +144,10 @@ def same(a, b):
     return a == b
 
 
-def assert_same(found, expected):
-    assert found[0].keys() == expected[0].keys()
-    assert [name for name, data in expected[0].items() if found[0][name] != data] == []
-    assert [key for key in expected[1] if not same(found[1][key], expected[1][key])] == []
+def assert_same(actual, expected):
+    assert actual[0].keys() == expected[0].keys()
+    assert [name for name, data in expected[0].items() if actual[0][name] != data] == []
+    assert [key for key in expected[1] if not same(actual[1][key], expected[1][key])] == []
 
 
 UNINTERRUPTED = []
@@ -155,8 +155,8 @@ UNINTERRUPTED = []
 
 @pytest.fixture
 def straight(workspace):
-    """A workspace with data, and what an uninterrupted training leaves in such a one; it is trained once."""
-    for name in ("ddpm", "stages"):  # the fingerprint is one of the code too
+    """A workspace with data, and the results of an uninterrupted training, which runs once."""
+    for name in ("ddpm", "stages"):  # the fingerprint includes the code
         (workspace / name).symlink_to(ROOT / name)
     for command in (
         ["init", "-q"],
@@ -172,38 +172,38 @@ def straight(workspace):
     return UNINTERRUPTED[0]
 
 
-def until_done(moments):
-    """Attempts that die at (moment, count) one after the other, then one that does not; returns how many ended early."""
+def until_done(points):
+    """Runs attempts that die at each (point, count), then one that does not; returns how many ended early."""
     ended = 0
-    for moment, count in moments:
-        status, output = attempt(moment, count)
+    for point, count in points:
+        status, output = attempt(point, count)
         ended += status != 0
-        if moment.startswith("by SIG") and status:
-            assert status == 128 + getattr(signal, moment.removeprefix("by ")), output
+        if point.startswith("by SIG") and status:
+            assert status == 128 + getattr(signal, point.removeprefix("by ")), output
             assert "its state is saved" in output
-        if moment == "by a full disk" and status:
+        if point == "by a full disk" and status:
             assert "error: " in output
             assert "no space left on the device: free some and run again" in output
             assert "Traceback" not in output
-        if moment == "by a defect in a step" and status:
+        if point == "by a defect in a step" and status:
             assert "a defect" in output
     status, output = attempt()
     assert status == 0, output
     return ended
 
 
-def test_a_killed_training_ends_as_one_that_was_not(straight):
+def test_killed_training_is_bit_equal(straight):
     assert until_done([("in the middle of a write", 9), ("by SIGTERM", 5), ("between update and average", 13)]) == 3
     assert_same(results(), straight)
     assert not list(Path(".scratch/train").glob("*/*"))
 
 
-def test_a_training_that_is_killed_at_its_very_end_still_leaves_everything(straight):
+def test_training_killed_at_its_end_writes_everything(straight):
     assert until_done([("before the state is removed", 1)]) == 1
     assert_same(results(), straight)
 
 
-def test_a_state_saved_by_a_signal_is_that_of_the_step(straight):
+def test_signal_saves_the_state_of_the_step(straight):
     assert attempt("by SIGINT", 11)[0] == 130
     (state,) = Path(".scratch/train").glob(f"*/{STATE}")
     assert torch.load(state, weights_only=True)["step"] == 11
@@ -213,7 +213,7 @@ def test_a_state_saved_by_a_signal_is_that_of_the_step(straight):
     assert_same(results(), straight)
 
 
-def test_a_gradient_that_is_no_number_ends_it_with_one_line_and_the_last_good_state_kept(straight):
+def test_nonfinite_gradient_ends_with_one_line_and_keeps_the_state(straight):
     status, output = attempt("by a gradient that is no number", 12)
     assert status == 1
     assert "Traceback" not in output
@@ -230,11 +230,11 @@ def test_a_gradient_that_is_no_number_ends_it_with_one_line_and_the_last_good_st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_kills_at_random_moments(straight, seed):
-    """Ten trainings, each killed several times; every moment comes at least twice."""
+def test_kills_at_random_points(straight, seed):
+    """Ten trainings, each killed several times; every point occurs at least twice."""
     chance = random.Random(seed)
-    names = list(MOMENTS)
+    names = list(POINTS)
     chosen = [names[(seed + k) % len(names)] for k in (0, 4, 8, 12)] + chance.choices(names)
-    ended = until_done([(moment, chance.randint(1, STEPS // 2)) for moment in chosen])
+    ended = until_done([(point, chance.randint(1, STEPS // 2)) for point in chosen])
     assert ended >= 3
     assert_same(results(), straight)

@@ -1,4 +1,4 @@
-"""Masks of training: 0 or 1, of four kinds in equal shares, whatever the size of the image."""
+"""Random masks: 0 or 1, of four kinds in equal shares, for images of any size."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def is_box(inside):
 
 
 def kind_of(known):
-    """What a mask (H, W) shows, by its shape alone: of single pixels at most half are known, so few neighbours of known ones."""
+    """The kind of a mask (H, W), by its shape; at most half of single pixels are known, so they have few known neighbours."""
     if known.any() and is_box(~known):
         return "box left out"
     if is_box(known):
@@ -33,7 +33,7 @@ def kind_of(known):
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_masks_are_zeros_and_ones_of_any_size(height, width):
+def test_random_masks_are_zeros_and_ones(height, width):
     masks = drawn(200, height, width)
     assert masks.shape == (200, 1, height, width)
     assert masks.dtype == torch.float32
@@ -41,32 +41,32 @@ def test_masks_are_zeros_and_ones_of_any_size(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (28, 28), (24, 65)])
-def test_much_and_little_is_known(height, width):
+def test_random_masks_know_much_and_little(height, width):
     share = drawn(2000, height, width).mean((1, 2, 3))
     assert 0.4 < share.mean() < 0.56
     assert (share < 0.15).double().mean() > 0.08
     assert (share > 0.75).double().mean() > 0.08
-    # Nothing would be left to fill, or to start from.
+    # With all or no pixels known there is nothing to learn.
     assert (share == 1).double().mean() < 0.01
     assert (share == 0).double().mean() < 0.02
 
 
-def test_every_pixel_is_known_in_some_and_left_out_in_others():
+def test_random_masks_cover_all_pixels():
     known = drawn(2000, 12, 20).mean((0, 1))
     assert known.min() > 0.3
     assert known.max() < 0.7
-    # What is left out lies anywhere, so a mask and its mirror image are as likely.
+    # The distribution is symmetric.
     for mirrored in (known.flip(0), known.flip(1)):
         torch.testing.assert_close(mirrored, known, atol=0.08, rtol=0)
 
 
-def test_the_four_kinds_come_in_equal_shares():
+def test_random_masks_have_four_kinds_in_equal_shares():
     kinds = [kind_of(mask[0].bool()) for mask in drawn(2000, 32, 32)]
     for name in ("box left out", "box known", "dots", "strokes left out"):
         assert kinds.count(name) / len(kinds) == pytest.approx(0.25, abs=0.04), name
 
 
-def test_boxes_are_small_and_large_and_strokes_have_ends():
+def test_random_boxes_vary_in_size_and_strokes_have_ends():
     kinds = {}
     for mask in drawn(2000, 32, 32).bool():
         kinds.setdefault(kind_of(mask[0]), []).append(mask[0])
@@ -80,12 +80,12 @@ def test_boxes_are_small_and_large_and_strokes_have_ends():
 
 
 @pytest.mark.slow
-def test_the_share_that_is_known_does_not_depend_on_the_size():
+def test_known_share_does_not_depend_on_the_size():
     shares = [float(drawn(4000, *size).mean()) for size in ((8, 8), (16, 48), (64, 64))]
     assert shares == pytest.approx([shares[0]] * 3, abs=0.03)
 
 
-def test_the_seed_decides_every_mask():
+def test_random_masks_depend_on_the_seed_alone():
     assert torch.equal(drawn(50, 9, 6), drawn(50, 9, 6))
     assert not torch.equal(drawn(50, 9, 6), drawn(50, 9, 6, seed=1))
     assert len({tuple(mask.flatten().tolist()) for mask in drawn(50, 28, 28)}) == 50
@@ -95,6 +95,6 @@ def test_the_seed_decides_every_mask():
     assert torch.equal(random_masks(5, 8, 8, CPU), first)
 
 
-def test_no_value_is_read_back():
+def test_random_masks_read_nothing_back():
     with NoWaiting():
         random_masks(64, 8, 8, CPU)

@@ -37,7 +37,7 @@ def peer(name, **options):
     return diffusers.DDPMScheduler(1000, beta_schedule=name, **options).alphas_cumprod.double()
 
 
-def test_the_schedules_of_diffusers():
+def test_schedules_equal_diffusers():
     options = {"atol": 1e-6, "rtol": 2e-5}
     torch.testing.assert_close(linear(1000), peer("linear"), **options)
     torch.testing.assert_close(scaled_linear(1000), peer("scaled_linear", beta_start=8.5e-4, beta_end=0.012), **options)
@@ -45,7 +45,7 @@ def test_the_schedules_of_diffusers():
     torch.testing.assert_close(cosine(1000), peer("squaredcos_cap_v2"), atol=1e-6, rtol=1e-3)
 
 
-def test_linear_is_the_papers():
+def test_linear_is_that_of_the_paper():
     alpha_bar = linear(1000)
     assert 1 - alpha_bar[0] == pytest.approx(1e-4, rel=1e-12)
     assert 1 - alpha_bar[-1] / alpha_bar[-2] == pytest.approx(0.02, rel=1e-9)
@@ -53,7 +53,7 @@ def test_linear_is_the_papers():
 
 
 @pytest.mark.parametrize(("s", "max_beta"), [(0.008, 0.999), (0.02, 0.5)])
-def test_cosine_follows_its_curve_and_caps_only_the_last_betas(s, max_beta):
+def test_cosine_follows_its_curve_and_caps_the_last_betas(s, max_beta):
     alpha_bar = cosine(1000, s, max_beta)
     t = torch.arange(1001, dtype=torch.float64) / 1000
     curve = torch.cos((t + s) / (1 + s) * torch.pi / 2).square()
@@ -72,7 +72,7 @@ def test_sigmoid_follows_its_curve(start, end, tau):
     assert 1 - alpha_bar[-1] / alpha_bar[-2] == pytest.approx(0.999)
 
 
-def test_edm_has_the_noise_levels_of_diffusers():
+def test_edm_has_the_sigmas_of_diffusers():
     scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=7.0)
     scheduler.set_timesteps(200)
     level = make_schedule("edm", 200)[torch.arange(200, 0, -1)]
@@ -86,8 +86,8 @@ def test_edm_has_the_noise_levels_of_diffusers():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_zero_terminal_snr(name):
-    """Lin et al. 2024: the last level loses its signal, the first one stays."""
+def test_zero_terminal_snr_equals_diffusers(name):
+    """Lin et al. 2024: the last level has no signal, the first is unchanged."""
     alpha_bar = SCHEDULES[name](1000)
     ours = rescale_to_zero_terminal_snr(alpha_bar)
     betas = 1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]])
@@ -97,15 +97,16 @@ def test_zero_terminal_snr(name):
     assert ours[0] == pytest.approx(float(alpha_bar[0]), rel=1e-14)
     schedule = diffusion(zero_terminal_snr=True).make(name)
     assert (schedule[1000].alpha, schedule[1000].sigma) == (0, 1)
-    with pytest.raises(InputError, match=r"prediction: 'eps' is impossible with diffusion.zero_terminal_snr"):
+    with pytest.raises(InputError) as error:
         check_prediction("eps", schedule)
+    assert error.value.key == "prediction"
     for prediction in PREDICTIONS:
         check_prediction(prediction, make_schedule(name, 1000))
         if prediction != "eps":
             check_prediction(prediction, schedule)
 
 
-def test_the_committed_options_are_the_defaults_and_those_of_the_papers():
+def test_committed_options_are_the_defaults():
     section = diffusion()
     for name, schedule in SCHEDULES.items():
         index = torch.arange(1, 1001)
@@ -125,7 +126,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 @given(data=st.data())
-def test_whatever_the_options_they_make_a_schedule_or_one_line_that_names_them(name, data):
+def test_any_options_give_a_schedule_or_an_error_with_them(name, data):
     options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
     steps, zero = data.draw(st.integers(2, 3000)), data.draw(st.booleans())
     message, schedule = "", None
@@ -145,7 +146,7 @@ def test_whatever_the_options_they_make_a_schedule_or_one_line_that_names_them(n
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(steps=st.one_of(st.integers(2, 30), st.integers(2, 2000)))
-def test_every_length_ends_in_noise_and_falls(name, zero, steps):
+def test_schedules_decrease_to_noise_for_any_length(name, zero, steps):
     schedule = diffusion(steps, zero_terminal_snr=zero).make(name)
     level = schedule[torch.arange(steps + 1)]
     assert level.alpha[0] == 1
@@ -161,8 +162,8 @@ def test_every_length_ends_in_noise_and_falls(name, zero, steps):
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "quadratic"])
-def test_betas_scale_with_the_length(name):
-    """The continuous schedule is the same, so alpha_bar agrees at equal t / T; T = 128 ends in noise like T = 1000."""
+def test_betas_scale_with_the_number_of_steps(name):
+    """alpha_bar agrees at equal t / T, and T = 128 ends in noise as T = 1000 does."""
     coarse, fine = make_schedule(name, 500), make_schedule(name, 1000)
     for i in (50, 125, 250, 375):
         assert coarse[i].alpha == pytest.approx(fine[2 * i].alpha, rel=0.02)
@@ -171,7 +172,7 @@ def test_betas_scale_with_the_length(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(position=st.floats(1, 200))
-def test_a_position_between_levels_is_a_level(name, position):
+def test_position_between_levels_is_a_level(name, position):
     schedule = make_schedule(name, 200)
     level = schedule[position]
     below, above = schedule[math.floor(position)], schedule[math.ceil(position)]
@@ -179,17 +180,17 @@ def test_a_position_between_levels_is_a_level(name, position):
     assert below.sigma - 1e-12 <= level.sigma <= above.sigma + 1e-12
     assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-14)
     assert level.t == pytest.approx(position - 1)
-    found = schedule.position(np.array([math.log(level.alpha / level.sigma)]))
-    assert found[0] == pytest.approx(position, abs=1e-6)
+    (inverse,) = schedule.position(np.array([math.log(level.alpha / level.sigma)]))
+    assert inverse == pytest.approx(position, abs=1e-6)
 
 
-def test_between_levels_log_snr_is_linear():
+def test_log_snr_is_linear_between_levels():
     schedule = make_schedule("linear", 100)
     ratios = [math.log(schedule[p].alpha / schedule[p].sigma) for p in (40, 40.25, 41)]
     assert ratios[1] == pytest.approx(0.75 * ratios[0] + 0.25 * ratios[2], rel=1e-12)
 
 
-def test_a_last_level_with_signal_is_refused_unless_allowed():
+def test_last_level_with_signal_is_refused_unless_allowed():
     unscaled = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 128, dtype=torch.float64), 0)
     assert unscaled[-1] == pytest.approx(0.274, abs=1e-3)
     with pytest.raises(InputError, match=r"^schedule: alpha_bar is 0.274 at the last of 128 steps"):
@@ -202,23 +203,23 @@ def test_a_last_level_with_signal_is_refused_unless_allowed():
     assert diffusion(**weak, zero_terminal_snr=True).make("edm")[1000].alpha == 0
 
 
-NOT_FALLING = [[0.9, 0.9, 0.001], [0.5, 0.6, 0.001], [1.0, 0.5, 0.001], [0.5, 0.1, -0.1], [0.5, float("nan"), 0.001]]
+INVALID = [[0.9, 0.9, 0.001], [0.5, 0.6, 0.001], [1.0, 0.5, 0.001], [0.5, 0.1, -0.1], [0.5, float("nan"), 0.001]]
 
 
-@pytest.mark.parametrize("alpha_bar", NOT_FALLING)
-def test_alpha_bar_must_fall_inside_0_and_1(alpha_bar):
+@pytest.mark.parametrize("alpha_bar", INVALID)
+def test_alpha_bar_must_decrease_inside_0_and_1(alpha_bar):
     with pytest.raises(InputError, match="schedule: alpha_bar must decrease"):
         NoiseSchedule(torch.tensor(alpha_bar))
 
 
-def test_unknown_name_lists_the_valid_ones():
+def test_make_schedule_lists_the_valid_names():
     with pytest.raises(
         InputError, match=r"did you mean 'cosine'\? Valid: linear, scaled_linear, quadratic, cosine, sigmoid, edm"
     ):
         make_schedule("cosin", 100)
 
 
-def test_add_noise_has_the_stated_law():
+def test_add_noise_has_its_mean_and_deviation():
     schedule = make_schedule("linear", 1000)
     x0 = torch.full((4000, 1, 2, 2), 0.5, dtype=torch.float64)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -229,11 +230,11 @@ def test_add_noise_has_the_stated_law():
     assert x.std() == pytest.approx(level.sigma, abs=0.02)
 
 
-@given(start=st.integers(0, 999), climb=st.integers(1, 1000))
-def test_noise_added_twice_is_noise_of_the_higher_level(start, climb):
+@given(start=st.integers(0, 999), increase=st.integers(1, 1000))
+def test_add_more_noise_composes_to_the_higher_level(start, increase):
     """q(x_s | x_t) after q(x_t | x0) is q(x_s | x0): means and variances agree."""
     schedule = make_schedule("cosine", 1000)
-    t, s = schedule[start], schedule[min(1000, start + climb)]
+    t, s = schedule[start], schedule[min(1000, start + increase)]
     one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     signal = float(add_more_noise(t.alpha * one, zero, t, s))
     variance = float(add_more_noise(t.sigma * one, zero, t, s)) ** 2 + float(add_more_noise(zero, one, t, s)) ** 2
@@ -241,14 +242,14 @@ def test_noise_added_twice_is_noise_of_the_higher_level(start, climb):
     assert variance == pytest.approx(s.sigma**2, rel=1e-12)
 
 
-def test_combine_is_a_weighted_sum_for_numbers_and_for_tensors():
+def test_combine_is_a_weighted_sum_of_floats_and_tensors():
     x, y = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
     for a, b in ((2.0, -3.0), (1.0, 0.5), (0.0, 1.0)):
         torch.testing.assert_close(combine(a, x, b, y), a * x + b * y)
         torch.testing.assert_close(combine(torch.tensor(a), x, torch.tensor(b), y), a * x + b * y)
 
 
-def test_levels_take_the_dtype_of_the_images_and_broadcast_per_image():
+def test_level_like_has_dtype_and_dimensions_of_the_images():
     schedule = make_schedule("cosine", 10)
     level = schedule[torch.tensor([1, 5])].like(torch.zeros(2, 3, 4, 4))
     assert level.alpha.shape == (2, 1, 1, 1)
