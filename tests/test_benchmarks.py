@@ -1,4 +1,4 @@
-"""The benchmark against other libraries: that it runs, compares like with like, and reckons right. No speed is tested."""
+"""The benchmarks run, compare networks of equal size, and compute their numbers correctly. No speed is tested."""
 
 import json
 
@@ -6,27 +6,27 @@ import pytest
 import torch
 from benchmarks import contestants, metrics, page, peers, steps
 
-# The others are imported by name below, and may warn of whatever they like.
+# The other libraries may warn.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The quick cases as they are, without the library that nothing else here needs."""
+    """Leaves out the library that no other test needs."""
     known = {name: build for name, build in contestants.INSTALLED.items() if name == "diffusers"}
     monkeypatch.setattr(contestants, "INSTALLED", known)
     monkeypatch.setattr(peers, "INSTALLED", known)
 
 
-def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
+def test_quick_benchmark_writes_its_report(small, tmp_path, capsys):
     pytest.importorskip("diffusers")
     threads = torch.get_num_threads()
     try:
         peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
     finally:
         torch.set_num_threads(threads)
-    said = capsys.readouterr().err
-    assert said.count("denoising-diffusion-pytorch is not installed and left out") == 1
+    err = capsys.readouterr().err
+    assert err.count("denoising-diffusion-pytorch is not installed and left out") == 1
     (path,) = tmp_path.glob("*.json")
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
     report = json.loads(path.read_text())
@@ -40,10 +40,10 @@ def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
         assert first["parameters"] == second["parameters"]
         # Both count the same convolutions; only the rounding of ours to fewer products may differ.
         assert first["gflops_per_image"] == pytest.approx(second["gflops_per_image"], rel=0.15)
-        for found in (first, second):
-            assert found["images_per_second"] == pytest.approx(case["batch"] / found["seconds"]["median"])
-            share = found["gflops_per_image"] * 1e9 * found["images_per_second"] / report["ceiling"]["flops"]
-            assert found["share_of_ceiling"] == pytest.approx(share)
+        for row in (first, second):
+            assert row["images_per_second"] == pytest.approx(case["batch"] / row["seconds"]["median"])
+            share = row["gflops_per_image"] * 1e9 * row["images_per_second"] / report["ceiling"]["flops"]
+            assert row["share_of_ceiling"] == pytest.approx(share)
         assert first["slower_than"] == {}
         low, median, high = (second["slower_than"]["ours"][key] for key in ("low", "median", "high"))
         assert 0 < low <= median <= high
@@ -53,20 +53,20 @@ def test_the_quick_benchmark_writes_its_report(small, tmp_path, capsys):
     assert "Sampling, 8x8, 16 channels, batch 2, 2 DDIM steps" in text
 
 
-def test_ratios_are_taken_round_by_round():
+def test_ratios_are_per_round():
     assert peers.ratios([2.0, 3.0, 8.0], [1.0, 2.0, 4.0]) == [2.0, 1.5, 2.0]
     assert peers.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
 
 
-def test_rivals_of_another_size_are_refused(monkeypatch):
+def test_library_of_another_size_is_refused(monkeypatch):
     case = peers.CASES["quick"][0]
-    found = [contestants.Contestant("ours", 1000, int, int), contestants.Contestant("rival", 1031, int, int)]
-    monkeypatch.setattr(contestants, "ours", lambda *_: found[0])
-    monkeypatch.setattr(contestants, "INSTALLED", {"rival": lambda *_: found[1]})
-    with pytest.raises(ValueError, match="rival has 1,031 parameters, ours 1,000"):
+    entries = [contestants.Contestant("ours", 1000, int, int), contestants.Contestant("other", 1031, int, int)]
+    monkeypatch.setattr(contestants, "ours", lambda *_: entries[0])
+    monkeypatch.setattr(contestants, "INSTALLED", {"other": lambda *_: entries[1]})
+    with pytest.raises(ValueError, match="other has 1,031 parameters, ours 1,000"):
         list(contestants.contestants(case, None, compile_ours=False))
-    found[1] = found[1]._replace(parameters=1029)
-    assert [contestant.name for contestant in contestants.contestants(case, None, compile_ours=False)] == ["ours", "rival"]
+    entries[1] = entries[1]._replace(parameters=1029)
+    assert [contestant.name for contestant in contestants.contestants(case, None, compile_ours=False)] == ["ours", "other"]
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ def test_rivals_of_another_size_are_refused(monkeypatch):
         ({"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "threads": 2}, "intel-xeon-cpu-2-20ghz-2-threads"),
     ],
 )
-def test_files_are_named_after_the_device(machine, name):
+def test_slug_is_the_device(machine, name):
     assert peers.slug(machine) == name
 
 
-def test_unknown_cases_are_refused(capsys):
+def test_unknown_case_is_refused(capsys):
     with pytest.raises(SystemExit):
         peers.main(["--device", "cpu", "--cases", "train-9"])
     assert "train-9: choose from train-8, train-8-wide, " in capsys.readouterr().err
 
 
-def test_the_page_tells_what_failed():
+def test_page_names_failures():
     case = {
         **peers.CASES["quick"][0]._asdict(),
         "kind": "training",
@@ -101,8 +101,9 @@ def test_the_page_tells_what_failed():
     assert "other was not installed and is left out." in text
 
 
-def test_our_metrics_are_those_of_torchmetrics_with_the_same_judge(tmp_path):
-    """Of 300 images, so that its subsets for KID are the whole sets."""
+@pytest.mark.slow
+def test_metrics_equal_torchmetrics(tmp_path):
+    """With 300 images, torchmetrics' subsets for KID are the whole sets."""
     threads = torch.get_num_threads()
     try:
         metrics.main(["--images", "300", "--rounds", "1", "--out", str(tmp_path)])
@@ -117,19 +118,19 @@ def test_our_metrics_are_those_of_torchmetrics_with_the_same_judge(tmp_path):
 
 
 class TestSteps:
-    def found(self, milliseconds, **rows):
+    def record(self, milliseconds, **rows):
         return {"seconds": [milliseconds / 1000] * 3, "rows": {f"aten::{name}": row for name, row in rows.items()}}
 
-    def test_ratios_are_taken_turn_by_turn_and_operations_from_the_turn_in_the_middle(self):
-        before = [self.found(20, mm=[1.0, 2]), self.found(30, mm=[3.0, 2]), self.found(90, mm=[9.0, 2])]
-        after = [self.found(10, mm=[5.0, 1]), self.found(20, add=[2.0, 1], mm=[0.5, 1]), self.found(30, mm=[9.0, 1])]
+    def test_page_has_ratios_per_turn_and_operations_of_the_median_turn(self):
+        before = [self.record(20, mm=[1.0, 2]), self.record(30, mm=[3.0, 2]), self.record(90, mm=[9.0, 2])]
+        after = [self.record(10, mm=[5.0, 1]), self.record(20, add=[2.0, 1], mm=[0.5, 1]), self.record(30, mm=[9.0, 1])]
         text = steps.page({"before": before, "after": after}, {"before": "a", "after": "b"}, {"model.channels": "32"})
         assert "20 ms instead of 30 (medians); round by round it is **2.00 times as fast** (1.75 to 2.50)" in text
         assert "| mm | 3.00 (2) | 0.50 (1) |" in text
         assert "| add | 0.00 (0) | 2.00 (1) |" in text
         assert "model.channels=32" in text
 
-    def test_what_cannot_be_measured_is_named(self, tmp_path):
+    def test_unknown_revision_and_setting_are_named(self, tmp_path):
         with pytest.raises(SystemExit, match="error: git archive no-such-commit: "):
             steps.checkout("no-such-commit", tmp_path / "a", {})
         with pytest.raises(SystemExit, match=r"error: --set model\.chanels: HEAD has no such setting"):

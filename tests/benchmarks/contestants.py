@@ -1,17 +1,17 @@
-"""The libraries that are compared: each with its own network, training step and sampler, in one layout and with equal settings.
+"""The compared libraries: each with its own network, training step and sampler, with equal settings.
 
-What is equal for all: the shape of the images and the batch; widths, levels, blocks and attention as far as the libraries can
-be told (below); AdamW with the same numbers, gradients clipped at norm 1, an EMA updated at every step; clean images that lie
-on the device; eps is predicted, with a plain MSE; DDIM with eta 0 over the same number of steps; on CUDA, autocast to bfloat16.
+Equal for all: the image shape and the batch; widths, levels, blocks and attention as far as the libraries offer them (below);
+AdamW with the same numbers, gradients clipped at norm 1, an EMA update in every step; clean images on the device; prediction eps
+with the unweighted MSE; DDIM with eta 0 and the same number of steps; on CUDA, autocast to bfloat16.
 
-What each does its own way, as its documentation or its own training script has it:
-- ours: Trainer.train_step and ddpm.sampling, channels_last; beside it compiled, by the project's own switch.
+Each in its own way, as in its documentation or training script:
+- ours: Trainer.train_step and ddpm.sampling, channels_last; a second entry is compiled with the project's own setting.
 - diffusers: its unconditional training example (add_noise, mse_loss, AdamW as PyTorch sets it up, EMAModel, the loss read at each
   step for the log) and its DDIMPipeline.
-- denoising-diffusion-pytorch: GaussianDiffusion and the step of its Trainer, with ema_pytorch. It attends linearly wherever it is
-  not told to attend fully, which the others cannot, so those modules are left out; where the others attend after each block of
-  a level, it does so after the second. It always has two blocks per level, in widths that lag behind by one level, and learns a
-  scale beside each shift: its `dim` and `init_dim` are those that bring its parameters nearest to ours.
+- denoising-diffusion-pytorch: GaussianDiffusion and the step of its Trainer, with ema_pytorch. Its linear attention, which the
+  others do not have, is left out; where the others attend after each block of a level, it attends after the second. It always
+  has two blocks per level, its widths lag behind by one level, and it learns a scale in addition to each shift: `dim` and
+  `init_dim` are chosen for the number of parameters nearest to ours.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ TOLERANCE = 0.03  # between the numbers of parameters
 
 
 class Case(NamedTuple):
-    """What is measured: `steps` is 0 for training, else the number of DDIM steps; shape is (H, W, C)."""
+    """A measured case. steps: 0 for training, else the number of DDIM steps. shape: (H, W, C)."""
 
     name: str
     shape: tuple[int, int, int]
@@ -61,7 +61,11 @@ class Case(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """run() is one training step, or draws one batch; forward() is the network on one batch, for counting."""
+    """A library in a case.
+
+    run: one training step, or the sampling of one batch.
+    forward: the network on one batch, to count its operations.
+    """
 
     name: str
     parameters: int
@@ -70,7 +74,7 @@ class Contestant(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Where and how to run: the sections of params.yaml that ours needs, and `precision` for all."""
+    """The device, the precision of all libraries, and the sections of params.yaml for ours."""
 
     device: torch.device
     precision: Precision
@@ -78,20 +82,20 @@ class Setting(NamedTuple):
 
 
 def contestants(case: Case, setting: Setting, compile_ours: bool) -> Iterator[Contestant]:
-    """Ours first, then its rivals: those that are installed. Raises ValueError if their sizes differ by more than 3 %."""
+    """Yields ours, then the other installed libraries. Raises ValueError if their sizes differ by more than 3 %."""
     first = ours(case, setting)
     yield first
     if compile_ours and (fast := ours(case, setting, "ours, compiled")):
         yield fast
     for name, build in INSTALLED.items():
-        rival = build(case, setting, first.parameters)
-        if abs(rival.parameters / first.parameters - 1) > TOLERANCE:
-            raise ValueError(f"{case.name}: {name} has {rival.parameters:,} parameters, ours {first.parameters:,}")
-        yield rival
+        other = build(case, setting, first.parameters)
+        if abs(other.parameters / first.parameters - 1) > TOLERANCE:
+            raise ValueError(f"{case.name}: {name} has {other.parameters:,} parameters, ours {first.parameters:,}")
+        yield other
 
 
 def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
-    """This project, through its Trainer and its samplers; None if it was to be compiled and cannot be."""
+    """Returns this project, with its Trainer and its samplers; None if it cannot be compiled and should be."""
     device, precision, sections = setting
     torch.manual_seed(0)
     settings = UNetSettings(
@@ -145,7 +149,7 @@ def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
 
 
 def diffusers(case: Case, setting: Setting, parameters: int) -> Contestant:
-    """UNet2DModel with the schedulers, as the library's unconditional training example has them."""
+    """Returns UNet2DModel with the schedulers of the library's unconditional training example."""
     from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
@@ -192,7 +196,7 @@ def diffusers(case: Case, setting: Setting, parameters: int) -> Contestant:
 
 
 class _NoAttention(nn.Module):
-    """In place of a module f of which f(x) + x is taken: that sum is x itself, and costs nothing."""
+    """Replaces a module f whose caller computes f(x) + x: the sum is x, at no cost."""
 
     class _Nothing:
         def __add__(self, x: Tensor) -> Tensor:
@@ -203,12 +207,12 @@ class _NoAttention(nn.Module):
 
 
 def denoising_diffusion_pytorch(case: Case, setting: Setting, parameters: int) -> Contestant:
-    """Unet in GaussianDiffusion, with about as many parameters, and the step of the library's Trainer."""
+    """Returns Unet in GaussianDiffusion, with about the given number of parameters, and the step of the library's Trainer."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
     from ema_pytorch import EMA
 
-    # It draws a progress bar for each batch of samples, and cannot be told not to.
+    # Its progress bar per batch of samples has no switch.
     library.tqdm = lambda iterable, **_: iterable
     device, precision, _ = setting
     torch.manual_seed(0)
@@ -260,8 +264,8 @@ def denoising_diffusion_pytorch(case: Case, setting: Setting, parameters: int) -
     return Contestant("denoising-diffusion-pytorch", _count(network), run, lambda: network(x, t))
 
 
-RIVALS = {"diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion_pytorch}
-INSTALLED = {name: build for name, build in RIVALS.items() if importlib.util.find_spec(name.replace("-", "_"))}
+OTHERS = {"diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion_pytorch}
+INSTALLED = {name: build for name, build in OTHERS.items() if importlib.util.find_spec(name.replace("-", "_"))}
 
 
 def _count(network: nn.Module) -> int:
@@ -269,7 +273,7 @@ def _count(network: nn.Module) -> int:
 
 
 def _images(case: Case) -> Tensor:
-    """Random images (N, C, H, W) in [0, 1]."""
+    """Returns random images (N, C, H, W) in [0, 1]."""
     height, width, channels = case.shape
     return torch.rand(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0))
 

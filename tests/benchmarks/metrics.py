@@ -1,11 +1,11 @@
-"""How long evaluation takes: all in-domain metrics, and FID, KID and IS beside torchmetrics with the same judge.
+"""Duration of the evaluation: all in-domain metrics; FID, KID and IS compared with torchmetrics, with the same features.
 
     python -m tests.benchmarks.metrics [--images 10000] [--rounds 3] [--out FOLDER]
 
-Images are 28x28, gray, of random smooth blobs: as many to score as there are real ones of either split. The judge is the
+Images are 28x28, gray, of random smooth blobs; samples and both real splits have the same number. The feature extractor is the
 classifier of `train_classifier`, untrained, which costs the same. Both sides live in one process and take turns; a ratio is that
-of two times in one round. torchmetrics is used as its documentation has it, a metric object for each score, in batches of 500;
-KID is by default over 100 random subsets of 1,000. Writes metrics-NAME.json and .md.
+of two times in one round. torchmetrics is used as in its documentation, a metric object per score, in batches of 500; its KID is
+over 100 random subsets of 1,000 by default. Writes metrics-NAME.json and .md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 def blobs(count: int, seed: int) -> Split:
-    """Images (count, 28, 28, 1) uint8, each a few smooth spots, and random labels."""
+    """Returns images (count, 28, 28, 1) uint8, each with a few smooth spots, and random labels."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 1, 5, 5, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic")
@@ -45,10 +45,10 @@ def blobs(count: int, seed: int) -> Split:
     return Split(images, np.random.default_rng(seed).integers(0, CLASSES, count))
 
 
-def ours(judge: Classifier, real: np.ndarray, samples: np.ndarray) -> dict[str, float]:
-    """FID, KID and IS of samples, from features that are extracted once."""
-    reference, _ = predict(judge, real, CPU)
-    features, probabilities = predict(judge, samples, CPU)
+def ours(classifier: Classifier, real: np.ndarray, samples: np.ndarray) -> dict[str, float]:
+    """Returns FID, KID and IS of samples, from features that are extracted once."""
+    reference, _ = predict(classifier, real, CPU)
+    features, probabilities = predict(classifier, samples, CPU)
     return {
         "fid": frechet(fit_gaussian(features), fit_gaussian(reference)),
         "kid": kernel_distance(features, reference),
@@ -56,8 +56,8 @@ def ours(judge: Classifier, real: np.ndarray, samples: np.ndarray) -> dict[str, 
     }
 
 
-def torchmetrics(judge: Classifier, real: np.ndarray, samples: np.ndarray) -> dict[str, float]:
-    """The same three by torchmetrics, with the judge as their feature extractor."""
+def torchmetrics(classifier: Classifier, real: np.ndarray, samples: np.ndarray) -> dict[str, float]:
+    """Returns the same three scores from torchmetrics, with the classifier as the feature extractor."""
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -72,7 +72,7 @@ def torchmetrics(judge: Classifier, real: np.ndarray, samples: np.ndarray) -> di
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
                 x = to_model_range(x).contiguous(memory_format=torch.channels_last)
-                return judge(x) if self.logits else judge.features(x)
+                return classifier(x) if self.logits else classifier.features(x)
 
     fid = FrechetInceptionDistance(feature=Features(False), input_img_size=(1, SIDE, SIDE))
     kid = KernelInceptionDistance(feature=Features(False), subset_size=min(1000, len(samples)))
@@ -88,8 +88,8 @@ def torchmetrics(judge: Classifier, real: np.ndarray, samples: np.ndarray) -> di
 
 def timed(run: Callable[[], object]) -> tuple[float, object]:
     start = time.perf_counter()
-    found = run()
-    return time.perf_counter() - start, found
+    result = run()
+    return time.perf_counter() - start, result
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,18 +100,20 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     setup(Runtime(**{**read_yaml(ROOT / "params.yaml")["runtime"], "device": "cpu"}))
     torch.manual_seed(0)
-    judge = Classifier(1, CLASSES).to(memory_format=torch.channels_last).requires_grad_(False)
+    classifier = Classifier(1, CLASSES).to(memory_format=torch.channels_last).requires_grad_(False)
     train, test, samples = (blobs(options.images, seed) for seed in range(3))
-    # With the batch statistics of these images its features differ from one to the next, as a trained one's do.
-    for layer in judge.modules():
+    # With the batch statistics of these images its features vary between images, as those of a trained one.
+    for layer in classifier.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None
-    judge.train()(to_model_range(to_tensor(train.images[:BATCH])))
-    judge.eval()
+    classifier.train()(to_model_range(to_tensor(train.images[:BATCH])))
+    classifier.eval()
     data = SimpleNamespace(train=train, test=test, shape=(SIDE, SIDE, 1), class_names=[str(i) for i in range(CLASSES)])
 
     say(f"{options.images:,} images: all in-domain metrics")
-    seconds, _ = timed(lambda: Evaluator(data, judge, options.images, 0, CPU).evaluate(samples.images, samples.labels, "samples"))
+    seconds, _ = timed(
+        lambda: Evaluator(data, classifier, options.images, 0, CPU).evaluate(samples.images, samples.labels, "samples")
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     say(f"  {seconds:.1f} s, at most {peak:.2f} GB")
     sides = {"ours": ours, "torchmetrics": torchmetrics}
@@ -119,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     values: dict[str, dict[str, float]] = {}
     for r in range(options.rounds + 1):  # the first one is not counted
         for name, score in list(sides.items())[:: 1 if r % 2 else -1]:
-            spent, values[name] = timed(lambda score=score: score(judge, train.images, samples.images))
+            spent, values[name] = timed(lambda score=score: score(classifier, train.images, samples.images))
             times[name] += [spent] if r else []
     ratio = statistics.median(b / a for a, b in zip(times["ours"], times["torchmetrics"], strict=True))
     say(f"  FID, KID and IS: torchmetrics takes {ratio:.1f} times as long")
@@ -142,7 +144,7 @@ def page(report: dict) -> str:
     parts = [
         "# Speed of the metrics",
         f"{report['machine']['cpu']}, {report['machine']['threads']} threads. {report['images']:,} images of {SIDE}x{SIDE} to "
-        "score, as many of the training and of the test split; the judge's features.",
+        "score, the same number of the training and of the test split; the classifier's features.",
         f"All in-domain metrics, from images to numbers: **{report['all_metrics_seconds']:.1f} s**, the whole process taking "
         f"{report['peak_memory_gb']:.2f} GB at most.",
         f"FID, KID and IS alone, in {report['rounds']} rounds by turns: torchmetrics takes "

@@ -9,7 +9,7 @@ COLOURS = {"ours": BLUE, "ours, compiled": PALETTE[5], "diffusers": ORANGE, "den
 
 
 def page(report: dict, picture: str) -> str:
-    """The report, as main() of `peers` makes it, in Markdown."""
+    """Returns the report of `peers` in Markdown."""
     machine, top = report["machine"], report["ceiling"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"{machine['gpu']}, host " if "gpu" in machine else ""
@@ -18,7 +18,7 @@ def page(report: dict, picture: str) -> str:
         f"{where}{machine['cpu']}, {machine['cpus']} CPUs, {machine['threads']} threads; Python {machine['python']}, {versions}.",
         f"![time of the others over ours]({picture})",
         f"The ceiling is {number(top['flops'] / 1e12)} TFLOP/s in {top['dtype']}: the best of some large matrix products and 3x3 "
-        f"convolutions in the same run ({top['of']}). Layouts, optimizer settings and what is done how by whom: "
+        f"convolutions in the same run ({top['of']}). Settings of each library: "
         "`tests/benchmarks/contestants.py`. Times are medians over rounds in which all take turns; a ratio is taken within each "
         "round, with its quartiles in brackets. FLOPs are those executed in convolutions and matrix products.",
     ]
@@ -30,7 +30,7 @@ def page(report: dict, picture: str) -> str:
 
 
 def title(case: dict) -> str:
-    """Such as: Training, 32x32, 64 channels, batch 32."""
+    """Returns a title such as: Training, 32x32, 64 channels, batch 32."""
     steps = f", {case['steps']} DDIM steps" if case["steps"] else ""
     height, width, _ = case["shape"]
     return f"{case['kind'].capitalize()}, {height}x{width}, {case['channels']} channels, batch {case['batch']}{steps}"
@@ -60,7 +60,7 @@ def _ratio(values: dict[str, float] | None) -> str:
 
 
 def ratio_chart(path: Path, report: dict) -> None:
-    """How many times as long as ours the others take, a group of bars per case: the table's medians, with their quartiles."""
+    """Writes a bar chart of the time of the others over ours, per case: medians with quartiles."""
     cases = report["cases"]
     names = [name for name in COLOURS if any(c["name"] == name for case in cases for c in case["contestants"]) and name != "ours"]
     with figure(path, 1, 13, 3.8) as (ax,):

@@ -1,11 +1,10 @@
-"""How fast we train and sample, beside diffusers and denoising-diffusion-pytorch on the same machine at the same time.
+"""Speed of training and sampling compared with diffusers and denoising-diffusion-pytorch, on the same machine at the same time.
 
     python -m tests.benchmarks.peers [--device cpu] [--rounds N] [--cases train-8 sample-32] [--compile] [--quick] [--out FOLDER]
 
-All contestants live in one process and take turns, in another order in every round, so that what else the machine does hits all.
-A ratio is that of two times in one round; its median and quartiles over the rounds are reported. After each case, NAME.json,
-NAME.md and NAME.png are written to reports/benchmarks, NAME after the device. What is compared, and how it is made comparable,
-is in `contestants`.
+All libraries live in one process and take turns, in another order in every round, so that other work on the machine affects all
+of them. A ratio is that of two times in one round; the report gives its median and quartiles over the rounds. After each case,
+NAME.json, NAME.md and NAME.png are written to reports/benchmarks, named after the device. `contestants` describes the settings.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from ddpm.core.device import Precision, Runtime, setup
 from ddpm.core.files import InputError, write_json, write_text
 from ddpm.core.params import read_yaml
 
-from .contestants import INSTALLED, RIVALS, Case, Contestant, Setting, contestants
+from .contestants import INSTALLED, OTHERS, Case, Contestant, Setting, contestants
 from .page import page, ratio_chart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +60,7 @@ CASES = {
     ],
 }
 ROUNDS = {"cpu": 15, "cuda": 9, "quick": 2}
-# A measured turn is about this long: in a real training a step follows another, and finds the caches as that one left them.
+# The length of a measured turn: in a real training, steps follow each other with warm caches.
 TURN_SECONDS = {"cpu": 0.5, "cuda": 0.5}
 
 
@@ -70,7 +69,7 @@ def say(text: str) -> None:
 
 
 def timed(run: Callable[[], object], times: int, device: torch.device) -> float:
-    """Seconds per call, of so many calls one after another, until the device has done its work."""
+    """Returns the seconds per call of `times` calls, until the device has finished."""
     _wait(device)
     start = time.perf_counter()
     for _ in range(times):
@@ -85,9 +84,9 @@ def _wait(device: torch.device) -> None:
 
 
 def ceiling(setting: Setting, quick: bool, before: dict | None = None) -> dict:
-    """The most arithmetic that this machine does in matrix products and 3x3 convolutions: FLOP/s, what of, and the type.
+    """Returns the highest rate of matrix products and 3x3 convolutions on this machine: FLOP/s, the operation, and the dtype.
 
-    before: what was found earlier in this run, when the machine may have had more time for us.
+    before: the ceiling from earlier in this run; the higher rate counts, since other work slows the machine at times.
     """
     device, dtype = setting.device, setting.precision.dtype
     gpu = device.type == "cuda"
@@ -115,8 +114,10 @@ def ceiling(setting: Setting, quick: bool, before: dict | None = None) -> dict:
 
 
 def flops_per_image(case: Case, contestant: Contestant) -> float:
-    """Floating-point operations of matrix products and convolutions per image, as they are executed: of a training step
-    forwards and backwards, or of all evaluations of the network for a sample."""
+    """Returns the executed floating-point operations of matrix products and convolutions per image.
+
+    They are those of a training step, forwards and backwards, or of all network evaluations for a sample.
+    """
     with FlopCounterMode(display=False) as counter:
         if case.steps:
             contestant.forward()
@@ -126,13 +127,13 @@ def flops_per_image(case: Case, contestant: Contestant) -> float:
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
-    """Median and quartiles of values."""
+    """Returns the median and the quartiles of values."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return {"median": median, "low": low, "high": high}
 
 
 def measure(case: Case, setting: Setting, rounds: int, compile_ours: bool) -> dict:
-    """All contestants of a case by turns; the record that goes into the JSON."""
+    """Measures all libraries of a case in turns; returns the record for the JSON."""
     device, gpu = setting.device, setting.device.type == "cuda"
     racing: list[Contestant] = []
     turns, memory, failed = {}, {}, {}
@@ -153,7 +154,7 @@ def measure(case: Case, setting: Setting, rounds: int, compile_ours: bool) -> di
             continue
         turns[name] = max(1, round(TURN_SECONDS.get(device.type, 0.0) / once))
         memory[name] = (torch.cuda.max_memory_allocated(device) - held) / 2**30 if gpu else None
-        # What a compiler makes of a network cannot be counted; it is the same network.
+        # The operations of a compiled network cannot be counted; it is the same network.
         flops[name] = flops.get("ours", 0.0) if "compiled" in name else flops_per_image(case, contestant)
         if gpu:
             torch.cuda.empty_cache()
@@ -190,21 +191,21 @@ def measure(case: Case, setting: Setting, rounds: int, compile_ours: bool) -> di
 
 
 def ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    """Their time over ours, round by round: above 1, we are faster."""
+    """Returns their time over ours, round by round; above 1, ours is faster."""
     return [a / b for a, b in zip(theirs, ours, strict=True)]
 
 
 def machine(device: torch.device) -> dict:
-    """What was measured on, and with which versions."""
+    """Returns the machine and the versions of the libraries."""
     names = ["torch", *INSTALLED, *(["ema-pytorch"] if "denoising-diffusion-pytorch" in INSTALLED else [])]
-    found = {
+    record = {
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in names},
     }
-    return {"gpu": torch.cuda.get_device_name(device), **found} if device.type == "cuda" else found
+    return {"gpu": torch.cuda.get_device_name(device), **record} if device.type == "cuda" else record
 
 
 def _cpu_name() -> str:
@@ -215,9 +216,9 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or "CPU")
 
 
-def slug(found: dict) -> str:
-    """A file name after the device: nvidia-h200, or amd-epyc-7b13-2-threads."""
-    name = found.get("gpu") or f"{found['cpu']} {found['threads']} threads"
+def slug(machine: dict) -> str:
+    """Returns a file name from the device, such as nvidia-h200 or amd-epyc-7b13-2-threads."""
+    name = machine.get("gpu") or f"{machine['cpu']} {machine['threads']} threads"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
@@ -245,11 +246,11 @@ def main(arguments: list[str] | None = None) -> None:
     runtime = Runtime(**{**sections["runtime"], "device": options.device})
     device = setup(runtime)
     setting = Setting(device, Precision(runtime, device), sections)
-    missing = [name for name in RIVALS if name not in INSTALLED]
+    missing = [name for name in OTHERS if name not in INSTALLED]
     for name in missing:
         say(f"{name} is not installed and left out; `pip install {name}` adds it")
-    found = machine(device)
-    say(f"measuring on {slug(found)}: the ceiling")
+    record = machine(device)
+    say(f"measuring on {slug(record)}: the ceiling")
     top = ceiling(setting, options.quick)
     say(f"  {top['flops'] / 1e12:.3g} TFLOP/s in {top['dtype']} ({top['of']})")
     records = []
@@ -262,13 +263,13 @@ def main(arguments: list[str] | None = None) -> None:
         torch.compiler.reset()
         for contestant in (contestant for record in records for contestant in record["contestants"]):
             contestant["share_of_ceiling"] = contestant["gflops_per_image"] * 1e9 * contestant["images_per_second"] / top["flops"]
-        # After each case: whoever stops a long run has what was measured.
-        write_report(options.out / slug(found), {"machine": found, "ceiling": top, "left_out": missing, "cases": records})
-    say(f"written: {options.out / slug(found)}.json, .md and .png")
+        # After each case, so that a stopped run has its results.
+        write_report(options.out / slug(record), {"machine": record, "ceiling": top, "left_out": missing, "cases": records})
+    say(f"written: {options.out / slug(record)}.json, .md and .png")
 
 
 def write_report(path: Path, report: dict) -> None:
-    """The numbers, a page and a chart of them: PATH.json, PATH.md and PATH.png."""
+    """Writes the numbers, a page and a chart: PATH.json, PATH.md and PATH.png."""
     write_json(path.with_suffix(".json"), report)
     write_text(path.with_suffix(".md"), page(report, path.with_suffix(".png").name))
     ratio_chart(path.with_suffix(".png"), report)

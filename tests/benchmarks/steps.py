@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, at an earlier commit and now.
+"""The time of a training step by operation, at an earlier commit and now.
 
     python -m tests.benchmarks.steps --before REVISION [--set model.channels=32 ...] [--rounds N] [--out FILE]
 
-Both commits train on digits as their own `python -m stages.train` does, in processes that take turns; what they print every few
-steps, validate or save is left out. Times of a step are medians over all turns, a ratio is that of two turns in a row. The table
-is PyTorch's profiler's: the time inside each operation, without those that it calls, of the turn in the middle.
+Both commits train on digits with their own `python -m stages.train`, in processes that take turns; logs, validations and
+checkpoints are excluded. Times of a step are medians over all turns, a ratio is that of two turns in a row. The table is that of
+PyTorch's profiler: the self time of each operation, in the turn with the median step.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from ddpm.plots.numbers import number, table
 from .peers import ROOT, quartiles, say
 
 QUIET = 10**6
-# No step of these is one that does more; where a commit does not know a setting, it is left out.
+# All steps do the same work; a setting that a commit does not have is left out.
 SETTINGS = {
     "train.steps": QUIET, "train.log_every": QUIET, "train.validate_every": QUIET, "train.preview_every": QUIET,
     "train.checkpoint_every": QUIET, "train.snapshots": 0, "runtime.device": "cpu",
 }  # fmt: skip
 ROWS = 16
 
-# Run in the checkout of a commit: its Trainer steps until it has been measured.
+# Runs in the checkout of a commit, and ends when enough steps are measured.
 CHILD = """
 import json, os, sys, time
 import stages.train
@@ -42,10 +42,10 @@ def measured(self):
     step(self)
     times.append(time.perf_counter() - start)
     if len(times) == 40:
-        with profile(activities=[ProfilerActivity.CPU]) as found:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(10):
                 step(self)
-        rows = {e.key: (e.self_cpu_time_total / 1e4, e.count / 10) for e in found.key_averages()}
+        rows = {e.key: (e.self_cpu_time_total / 1e4, e.count / 10) for e in profiler.key_averages()}
         print(json.dumps({"seconds": times[10:], "rows": rows}), flush=True)
         os._exit(0)
 Trainer.train_step = measured
@@ -54,7 +54,7 @@ stages.train.main()
 
 
 def git(*arguments: str) -> bytes:
-    """What git prints in this repository; ends with its reason if it fails."""
+    """Returns the output of git in this repository; exits with its error if it fails."""
     run = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
     if run.returncode:
         sys.exit(f"error: git {' '.join(arguments)}: {run.stderr.decode().strip().splitlines()[0]}")
@@ -62,7 +62,7 @@ def git(*arguments: str) -> bytes:
 
 
 def checkout(revision: str, folder: Path, changes: dict[str, str]) -> None:
-    """The commit's files in the folder, with its params.yaml changed and its data prepared."""
+    """Writes the commit's files into the folder, changes its params.yaml and prepares its data."""
     folder.mkdir()
     subprocess.run(["tar", "-x", "-C", folder], input=git("archive", revision), check=True)
     path = folder / "params.yaml"
@@ -78,7 +78,7 @@ def checkout(revision: str, folder: Path, changes: dict[str, str]) -> None:
 
 
 def turn(folder: Path) -> dict:
-    """One process's measurement: seconds of steps, and (milliseconds, calls) per step by operation."""
+    """Returns the measurement of one process: seconds of steps, and (milliseconds, calls) per step by operation."""
     run = subprocess.run([sys.executable, "-c", CHILD], cwd=folder, capture_output=True, text=True, check=False)
     if run.returncode:
         sys.exit(f"error: the training in {folder.name} failed: {(run.stderr.strip().splitlines() or ['?'])[-1]}")
@@ -86,16 +86,18 @@ def turn(folder: Path) -> dict:
 
 
 def page(turns: dict[str, list[dict]], titles: dict[str, str], changes: dict[str, str]) -> str:
-    """The comparison in Markdown."""
-    each = [[1000 * statistics.median(found["seconds"]) for found in one] for one in turns.values()]
+    """Returns the comparison in Markdown."""
+    each = [[1000 * statistics.median(record["seconds"]) for record in side] for side in turns.values()]
     steps = [statistics.median(one) for one in each]
     ratio = quartiles([before / after for before, after in zip(*each, strict=True)])
     # By operation, [milliseconds, calls] of each side, in the turn whose steps took the middle time.
-    middle = [sorted(one, key=lambda found: statistics.median(found["seconds"]))[len(one) // 2]["rows"] for one in turns.values()]
-    found = {name: [side.get(name, (0, 0)) for side in middle] for name in {name for side in middle for name in side}}
-    names = sorted(found, key=lambda name: -max(milliseconds for milliseconds, _ in found[name]))
-    body = [[name.removeprefix("aten::"), *(f"{ms:.2f} ({calls:.0f})" for ms, calls in found[name])] for name in names[:ROWS]]
-    rest = [sum(found[name][side][0] for name in names[ROWS:]) for side in (0, 1)]
+    middle = [
+        sorted(side, key=lambda record: statistics.median(record["seconds"]))[len(side) // 2]["rows"] for side in turns.values()
+    ]
+    rows = {name: [side.get(name, (0, 0)) for side in middle] for name in {name for side in middle for name in side}}
+    names = sorted(rows, key=lambda name: -max(milliseconds for milliseconds, _ in rows[name]))
+    body = [[name.removeprefix("aten::"), *(f"{ms:.2f} ({calls:.0f})" for ms, calls in rows[name])] for name in names[:ROWS]]
+    rest = [sum(rows[name][side][0] for name in names[ROWS:]) for side in (0, 1)]
     body.append([f"{max(0, len(names) - ROWS)} others", *(f"{milliseconds:.2f}" for milliseconds in rest)])
     settings = "".join(f", {name}={value}" for name, value in changes.items())
     parts = [

@@ -1,12 +1,11 @@
-"""Training on images that stay on disk beside the same training on images in memory: does the device wait for the disk?
+"""Training on images that stay on disk compared with images in memory: does the device wait for the disk?
 
     python -m tests.benchmarks.streaming [--device cpu] [--gigabytes 4] [--rounds 5] [--cases 64x64] [--work FOLDER]
 
-Both trainings step by turns in one process, with the same network, batches and settings; before each turn from disk, the system
-is told to forget the file (posix_fadvise), so that images come from the disk itself, as they do from a file that is larger than
-the memory. A ratio is that of two turns in one round. The share of waiting is the time that steps spend before a batch that is
-not there yet. A second table has no network at all: how fast batches come from the file, through the memory map by one thread,
-which is how NumPy reads it, and as training reads it.
+Both trainings step in turns in one process, with the same network, batches and settings. Before each turn from disk the system
+drops the file from its cache (posix_fadvise), so that the images come from the disk, as with a file larger than the memory. A
+ratio is that of two turns in one round. The share of waiting is the time that steps wait for a batch. A second table measures
+reading alone: the rate of batches through the memory map by one thread, as NumPy reads it, and as training reads it.
 
 Writes streaming-NAME.json and .md.
 """
@@ -40,7 +39,7 @@ from .peers import ROOT, machine, quartiles, ratios, say, slug, timed
 
 
 class Case(NamedTuple):
-    """Images of this shape (H, W, C), as many as --gigabytes are or `count`, and the network's sizes."""
+    """Images of this shape (H, W, C), `count` of them or --gigabytes, and the network's sizes."""
 
     name: str
     shape: tuple[int, int, int]
@@ -64,12 +63,12 @@ CASES = {
     "quick": [Case("quick", (8, 8, 1), 8, 4, [1], 2000)],
 }
 TURN_SECONDS = 2.0
-READ = 2000  # batches of a turn without a network, at most
+READ = 2000  # batches of a turn without a network, maximum
 BLOCK = 64 << 20
 
 
 def write_images(path: Path, count: int, shape: tuple[int, int, int]) -> None:
-    """An .npy of random bytes."""
+    """Writes an .npy of random bytes."""
     noise = np.random.default_rng(0).integers(0, 256, BLOCK + 4096, np.uint8)
     left, turn = count * int(np.prod(shape)), 0
     with open(path, "wb") as file:
@@ -83,12 +82,12 @@ def write_images(path: Path, count: int, shape: tuple[int, int, int]) -> None:
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The images, memory-mapped anew: what was looked at through a map cannot be forgotten as long as there is that map."""
+    """Returns the images, memory-mapped anew: the system keeps the pages of an existing map in memory."""
     return np.load(path, mmap_mode="r")
 
 
 def forget(path: Path) -> None:
-    """Have the system drop the pages of the file that it keeps in memory."""
+    """Drops the pages of the file from the system's cache."""
     if hasattr(os, "posix_fadvise"):
         file = os.open(path, os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -97,7 +96,7 @@ def forget(path: Path) -> None:
 
 @contextmanager
 def waited() -> Iterator[list[float]]:
-    """The seconds that each batch was waited for."""
+    """Yields a list that receives the waiting time for each batch, in seconds."""
     seconds: list[float] = []
     real = Reading.wait
 
@@ -116,7 +115,7 @@ def waited() -> Iterator[list[float]]:
 
 
 def trainer(case: Case, path: Path, preload: bool, device: torch.device, precision: Precision, sections: dict) -> Trainer:
-    """A training by the settings of params.yaml, with the sizes of the case."""
+    """Returns a training with the settings of params.yaml and the sizes of the case."""
     images = mapped(path)
     torch.manual_seed(0)
     settings = UNetSettings(**{
@@ -125,15 +124,15 @@ def trainer(case: Case, path: Path, preload: bool, device: torch.device, precisi
     network = UNet(settings, case.shape, [""]).to(device, memory_format=torch.channels_last)
     data = Batches(images, np.zeros(len(images), np.int64), 0, device, preload=preload)
     train = Train(**{**sections["train"], "batch_size": case.batch, "steps": 10**6, "snapshots": 0})
-    found = Trainer(network, make_schedule("linear", 1000), "v", data, train, 0, precision.autocast, precision.scaler)
-    found.model = compiled(network, None, device, found.probe)
-    return found
+    result = Trainer(network, make_schedule("linear", 1000), "v", data, train, 0, precision.autocast, precision.scaler)
+    result.model = compiled(network, None, device, result.probe)
+    return result
 
 
 def measure(
     case: Case, path: Path, gigabytes: float, rounds: int, device: torch.device, precision: Precision, sections: dict
 ) -> dict:
-    """The record of a case."""
+    """Returns the record of a case."""
     image = int(np.prod(case.shape))
     count = case.count or int(gigabytes * 1e9 / image)
     write_images(path, count, case.shape)
@@ -156,8 +155,8 @@ def measure(
     say(f"  a step from disk takes {ratio['median']:.3f} times as long, {statistics.median(shares):.1%} of it waiting")
     del sides
     read = {name: reading(case, path, how, cold) for name, (how, cold) in READERS.items()}
-    for name, found in read.items():
-        say(f"  {name}: {found:,.0f} images/s")
+    for name, rate in read.items():
+        say(f"  {name}: {rate:,.0f} images/s")
     path.unlink()
     return {
         **case._asdict(), "count": count, "gigabytes": count * image / 1e9, "steps": steps, "seconds": seconds,
@@ -166,7 +165,7 @@ def measure(
 
 
 def _by_map(stream: loader.Streamed) -> None:
-    """As one thread reads through the memory map."""
+    """Makes the stream read through the memory map with one thread."""
     images = stream.images
 
     def copy(index: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
@@ -185,7 +184,7 @@ READERS: dict[str, tuple[Callable[[loader.Streamed], None], bool]] = {
 
 
 def reading(case: Case, path: Path, change: Callable[[loader.Streamed], None], cold: bool) -> float:
-    """Images per second of batches that nothing is done with."""
+    """Returns the images per second of reading batches without training."""
     images = mapped(path)
     stream = loader.Streamed(images, torch.device("cpu"))
     change(stream)
@@ -204,14 +203,14 @@ def reading(case: Case, path: Path, change: Callable[[loader.Streamed], None], c
         if time.perf_counter() - start > 3 * TURN_SECONDS:
             break
     seconds = time.perf_counter() - start
-    # Nothing may hold the map any longer.
+    # Releases the map.
     stream.readers.shutdown(cancel_futures=True)
     stream.ahead.clear()
     return done * case.batch / seconds
 
 
 def page(report: dict) -> str:
-    """The report in Markdown."""
+    """Returns the report in Markdown."""
     where = report["machine"]
     name = where.get("gpu") or f"{where['cpu']}, {where['threads']} threads"
     steps, read = [], []
@@ -225,7 +224,7 @@ def page(report: dict) -> str:
         read.append([case["name"], *(f"{case['read'][name]:,.0f}" for name in READERS)])
     parts = [
         "# Training from disk",
-        f"{name}; `python -m tests.benchmarks.streaming`, {report['rounds']} rounds by turns. Milliseconds of a training step "
+        f"{name}; `python -m tests.benchmarks.streaming`, {report['rounds']} rounds in turns. Milliseconds of a training step "
         "with the images in the device's memory, and with them on disk, none of the file in the system's memory when a turn "
         "begins; the ratio of both with its quartiles, and the share of a step that waits for its batch.",
         table(["images", "batch", "GB", "memory, ms", "disk, ms", "disk / memory", "waiting"], steps),
@@ -251,12 +250,12 @@ def main(arguments: list[str] | None = None) -> None:
     runtime = Runtime(**{**sections["runtime"], "device": options.device, **threads})
     device = setup(runtime)
     precision = Precision(runtime, device)
-    found = machine(device)
+    record = machine(device)
     cases = [
         case for case in CASES["quick" if options.quick else options.device] if not options.cases or case.name in options.cases
     ]
-    report = {"machine": found, "rounds": options.rounds, "cases": []}
-    path = options.out / f"streaming-{slug(found)}"
+    report = {"machine": record, "rounds": options.rounds, "cases": []}
+    path = options.out / f"streaming-{slug(record)}"
     with tempfile.TemporaryDirectory(dir=options.work, prefix="streaming-") as work:
         for case in cases:
             images = Path(work, "images.npy")
