@@ -28,47 +28,24 @@ LEVELS = {"fid": ("fid",), "coverage": ("fid", "precision", "recall", "density",
 # Scores that need no feature extractor, by their path below a sampler in metrics.json. `Evaluator.evaluate` computes them.
 SAMPLE_METRICS = (
     Metric(
-        "classes.tv",
-        None,
-        "class TV",
-        "lower",
-        "total variation between class shares of samples and training images; for real images, that of n random ones",
-        floor="classes.tv_floor",
+        "classes.tv", None, "class TV", "lower", "total variation between class shares of samples and of training images",
+        "classes.tv_floor"
     ),
     Metric(
-        "memorization.nn_auc",
-        None,
-        "nn_auc",
-        0.5,
-        "probability that a sample is farther from its nearest training image than a test image; below 0.5 is copying",
+        "memorization.nn_auc", None, "nn_auc", 0.5, "probability that a sample is farther from its nearest training image than a "
+        "test image; below 0.5 is copying"
     ),
     Metric(
-        "memorization.near_copies",
-        None,
-        "near copies",
-        "lower",
-        "share of samples whose nearest training image is closer than a third of the mean distance to the next 50",
-        floor="memorization.near_copies_test",
-        share=True,
+        "memorization.near_copies", None, "near copies", "lower", "share of samples much closer to one training image than to "
+        "its next 50", "memorization.near_copies_test", share=True
     ),
     Metric(
-        "memorization.authenticity",
-        None,
-        "authenticity",
-        "higher",
-        "share of samples farther from their nearest training image than that image from its nearest other training image",
-        floor="memorization.authenticity_test",
-        share=True,
+        "memorization.authenticity", None, "authenticity", "higher", "share of samples farther from their nearest training image "
+        "than that image from its nearest other one", "memorization.authenticity_test", share=True
     ),
-    Metric(
-        "diversity.classifier",
-        None,
-        "diversity",
-        1,
-        "LPIPS between samples, over that between test images; low is a collapse",
-    ),
+    Metric("diversity.classifier", None, "diversity", 1, "LPIPS between samples over that of test images; low is a collapse"),
     Metric("diversity.alex", None, "diversity (AlexNet)", 1, "the same, in the features of AlexNet"),
-)
+)  # fmt: skip
 
 
 class Evaluate(PretrainedSettings):

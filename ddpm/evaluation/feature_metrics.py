@@ -155,83 +155,38 @@ class Metric(NamedTuple):
 
 
 _ROWS = (
+    Metric("fid", fid, "FID", "lower", "Fréchet distance of samples to training images", "fid_floor", spread=True),
     Metric(
-        "fid",
-        fid,
-        "FID",
-        "lower",
-        "distance between normal distributions fitted to the features of samples and of training images",
-        floor="fid_floor",
-        spread=True,
+        "fid_excess", fid_excess, "FID excess", "lower", "FID minus the floor (n real test images); below 0 may be copying",
+        over=SCORES, compared=False
     ),
     Metric(
-        "fid_excess",
-        fid_excess,
-        "FID excess",
-        "lower",
-        "FID minus the FID of n real test images (the floor); below 0 may be copying",
-        over=SCORES,
-        compared=False,
+        "fid_test", fid_test, "FID to the test split", "lower", "of the first set; copies of training images do not lower it",
+        over=FIRST_SET, compared=False
     ),
     Metric(
-        "fid_test",
-        fid_test,
-        "FID to the test split",
-        "lower",
-        "FID of the first set to test images; copies of training images do not lower it",
-        over=FIRST_SET,
-        compared=False,
+        "fid_infinity", fid_infinity, "FID∞", "lower", "FID extrapolated to infinitely many images; has a larger spread",
+        over=ALL, compared=False
     ),
     Metric(
-        "fid_infinity",
-        fid_infinity,
-        "FID∞",
-        "lower",
-        "FID extrapolated to infinitely many images; its spread is larger than that of FID",
-        over=ALL,
-        compared=False,
+        "kid", kid, "KID", "lower", "kernel distance, without a bias by n; around 0, also below, for equal distributions",
+        "kid_floor", spread=True, compared=False
     ),
     Metric(
-        "kid",
-        kid,
-        "KID",
-        "lower",
-        "distance between the distributions of features, without a bias by n; around 0, also below, if they are equal",
-        floor="kid_floor",
-        spread=True,
-        compared=False,
-    ),
-    Metric(
-        "is",
-        entropy_score,
-        "IS",
-        "higher",
-        "Inception Score: each image is clearly of one class, and all classes occur",
-        floor="is_real",
-        spread=True,
-        compared=False,
+        "is", entropy_score, "IS", "higher", "Inception Score: each image is clearly of one class, and all classes occur",
+        "is_real", spread=True, compared=False
     ),
     Metric("precision", prdc, "precision", "higher", "share of samples inside the manifold of training images: quality", REAL),
     Metric("recall", prdc, "recall", "higher", "share of training images inside the manifold of samples: diversity", REAL),
     Metric(
-        "density",
-        prdc,
-        "density",
-        "higher",
-        "mean number of neighbourhoods of training images that contain a sample, over k; may exceed 1",
-        REAL,
-        compared=False,
+        "density", prdc, "density", "higher", "number of training images near each sample, relative to k; may exceed 1",
+        REAL, compared=False
     ),
     Metric(
-        "coverage",
-        prdc,
-        "coverage",
-        "higher",
-        "share of training images with a sample in their neighbourhood",
-        REAL,
-        compared=False,
+        "coverage", prdc, "coverage", "higher", "share of training images with a sample in their neighbourhood",
+        REAL, compared=False
     ),
-)
+)  # fmt: skip
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _ROWS}
 
 
