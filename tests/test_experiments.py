@@ -99,11 +99,8 @@ def test_read_finds_columns_with_and_without_a_path():
     assert found.about["committed"].tolist() == [True] + [False] * 5
     assert set(found.about["commit"]) == {"main"}
     assert found.differing() == ["schedule"], "the seed is no setting"
-
-
-def test_read_skips_messages_before_the_table():
-    text = "WARNING: something, something\n" + shown(*SEEDS)
-    assert len(collect.read_experiments(text, PARAMS).about) == 3
+    after_message = collect.read_experiments("WARNING: something, something\n" + shown(*SEEDS), PARAMS)
+    assert len(after_message.about) == 3
 
 
 def test_read_leaves_out_unfinished_experiments(tmp_path):
@@ -290,16 +287,13 @@ def test_difference_of_single_runs_has_no_margin():
     assert found == Difference(1.0, None)
     assert not found.is_significant
     assert difference(runs([5.0], [7]), runs([4.0, 6.0])) == Difference(0.0, None)
+    assert difference(runs([1.0, 2.0, np.nan]), runs([1.0, 1.0, 5.0])).value == 0.5, "NaN is left out"
+    assert np.isnan(difference(runs([np.nan]), runs([1.0])).value)
 
 
 def test_difference_of_equal_pairs_has_no_margin():
     assert difference(runs([0.99, 0.98]), runs([0.98, 0.97])).margin is None
     assert difference(runs([0.99, 0.98]), runs([0.99, 0.98])) == Difference(0.0, 0.0)
-
-
-def test_difference_leaves_out_missing_values():
-    assert difference(runs([1.0, 2.0, np.nan]), runs([1.0, 1.0, 5.0])).value == 0.5
-    assert np.isnan(difference(runs([np.nan]), runs([1.0])).value)
 
 
 def test_difference_has_its_level_and_the_p_value_of_welch():
@@ -313,19 +307,16 @@ def test_difference_has_its_level_and_the_p_value_of_welch():
         assert unpaired.is_significant == (ttest_ind(a, [*b, 3.0], equal_var=False).pvalue < 0.05)
 
 
-@pytest.mark.parametrize(
-    ("found", "better", "text"),
-    [
-        (Difference(-0.4732, 0.1003), -1, "**better** by 0.47 ± 0.10"),
-        (Difference(-0.4732, 0.1003), 1, "**worse** by 0.47 ± 0.10"),
-        (Difference(0.4732, 0.9), 1, "within the spread (+0.5 ± 0.9)"),
-        (Difference(-0.002, 0.9), 1, "within the spread (0.0 ± 0.9)"),
-        (Difference(0.4732, None), 1, "+0.47, spread unknown"),
-        (Difference(float("nan"), None), 1, "-"),
-    ],
-)
-def test_format_difference(found, better, text):
-    assert format_difference(found, better) == text
+def test_format_difference():
+    for value, margin, better, text in (
+        (-0.4732, 0.1003, -1, "**better** by 0.47 ± 0.10"),
+        (-0.4732, 0.1003, 1, "**worse** by 0.47 ± 0.10"),
+        (0.4732, 0.9, 1, "within the spread (+0.5 ± 0.9)"),
+        (-0.002, 0.9, 1, "within the spread (0.0 ± 0.9)"),
+        (0.4732, None, 1, "+0.47, spread unknown"),
+        (float("nan"), None, 1, "-"),
+    ):
+        assert format_difference(Difference(value, margin), better) == text
 
 
 def test_format_mean_has_the_digits_of_its_spread():

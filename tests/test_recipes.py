@@ -245,25 +245,19 @@ def test_command_reports_unknown_and_missing_files(folder, capsys):
     assert run(capsys, "recipe", "digits")[2].startswith("error: params.yaml: cannot be read")
 
 
-@pytest.mark.parametrize(
-    ("given", "changes"),
-    [
+def test_read_changes_parses_values():
+    for words, changes in (
         (["train.steps=5", "train.learning_rate=1e-4"], {"train": {"steps": 5, "learning_rate": 1e-4}}),
         (["model.channel_mults=[1,2]"], {"model": {"channel_mults": [1, 2]}}),
         (["schedule=cosine", "train.flip=true"], {"schedule": "cosine", "train": {"flip": True}}),
-        (["diffusion.edm.rho=7"], {"diffusion": {"edm": {"rho": 7}}}),
-        (["a=b=c"], {"a": "b=c"}),
+        (["diffusion.edm.rho=7", "a=b=c"], {"diffusion": {"edm": {"rho": 7}}, "a": "b=c"}),
         ([], {}),
-    ],
-)
-def test_read_changes_parses_values(given, changes):
-    assert read_changes(given) == changes
-
-
-@pytest.mark.parametrize("given", [["train.steps"], ["=5"], ["train.=5"], ["a=1", "a.b=2"], ["a=[1"], ["train.steps=1: 2: 3"]])
-def test_read_changes_refuses_other_words(given):
-    with pytest.raises(InputError, match=r"^set_param: [^\n]*write `-S train.steps=100`$"):
-        read_changes(given)
+    ):
+        assert read_changes(words) == changes
+    for words in (["train.steps"], ["=5"], ["train.=5"], ["a=1", "a.b=2"], ["a=[1"], ["train.steps=1: 2: 3"]):
+        with pytest.raises(InputError, match=r"write `-S train.steps=100`$") as error:
+            read_changes(words)
+        assert error.value.key == "set_param"
 
 
 @pytest.mark.parametrize("name", marked(lambda name: read_recipe(name).content.parameters <= LARGE))
