@@ -1,4 +1,4 @@
-"""From raw images to batches: data sets in their layouts, damaged files, fitting, the prepared arrays, the order of batches."""
+"""Data sets in their layouts, damaged files, resizing, and the prepared arrays."""
 
 import gzip
 import hashlib
@@ -9,7 +9,6 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -23,9 +22,6 @@ from raw_files import load, paths, refused, settings
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from ddpm.data import loader
-from ddpm.data.images import to_model_range, to_tensor, to_uint8
-from ddpm.data.loader import Batches
 from ddpm.data.prepared import open_prepared
 from ddpm.datasets import image_io
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder
@@ -63,7 +59,7 @@ def offline(request, monkeypatch):
 # --- where raw files are
 
 
-def test_the_raw_folder_is_that_of_the_setting_or_of_the_main_checkout(monkeypatch):
+def test_raw_root(monkeypatch):
     monkeypatch.setenv("DDPM_DATA_ROOT", "/somewhere")
     monkeypatch.setenv("DVC_ROOT", "/checkout")
     assert raw_root() == Path("/somewhere")
@@ -76,7 +72,7 @@ def test_the_raw_folder_is_that_of_the_setting_or_of_the_main_checkout(monkeypat
 # --- digits
 
 
-def test_digits_are_scikit_learns_split_once_and_for_all():
+def test_digits_split_is_fixed():
     source, bunch = load("digits"), load_digits()
     assert (source.train.images.shape, source.test.images.shape) == ((1297, 8, 8, 1), (500, 8, 8, 1))
     assert source.train.images.dtype == np.uint8
@@ -134,14 +130,14 @@ def test_idx_files_in_every_layout(raw, place, zipped):
 
 
 @pytest.mark.parametrize("place", ["mnist", "MNIST/raw"])
-def test_the_raw_folder_itself_may_be_mnists(raw, monkeypatch, place):
+def test_idx_files_in_the_raw_folder_itself(raw, monkeypatch, place):
     put_idx_files(raw / place, zipped=True)
     monkeypatch.setenv("DDPM_DATA_ROOT", str(raw / place))
     assert len(load("mnist").train.images) == 7
     assert find_idx_folder(raw_root(), "fashion_mnist", "FashionMNIST") is None
 
 
-def test_data_sets_with_the_same_file_names_are_not_mixed_up(raw, offline):
+def test_idx_folders_of_other_data_sets(raw, offline):
     put_idx_files(raw / "mnist")
     put_idx_files(raw / "MNIST" / "raw")
     put_idx_files(raw)  # of no one knows which
@@ -153,7 +149,7 @@ def test_data_sets_with_the_same_file_names_are_not_mixed_up(raw, offline):
     assert find_idx_folder(raw / "mnist" / "kmnist", "mnist", "MNIST") is None
 
 
-def test_fashion_has_its_own_files_and_names(raw):
+def test_fashion_mnist_files_and_names(raw):
     put_idx_files(raw / "FashionMNIST" / "raw")
     source = load("fashion_mnist")
     assert source.class_names[9] == "Ankle boot"
@@ -181,7 +177,7 @@ BAD_IDX = {
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
 @pytest.mark.parametrize("name", BAD_IDX)
-def test_wrong_idx_files_are_named(raw, name, zipped):
+def test_idx_file_wrong(raw, name, zipped):
     changes, expected = BAD_IDX[name]
     put_idx_files(raw / "mnist", zipped, **changes)
     message = refused(load, "mnist")
@@ -200,7 +196,7 @@ def test_wrong_idx_files_are_named(raw, name, zipped):
         lambda b: b[:10] + b"\xff" * 20 + b[30:],
     ],
 )
-def test_damaged_gz_files_are_named(raw, damage):
+def test_idx_gz_damaged(raw, damage):
     put_idx_files(raw / "mnist", zipped=True)
     file = raw / "mnist" / "train-images-idx3-ubyte.gz"
     file.write_bytes(damage(file.read_bytes()))
@@ -210,7 +206,7 @@ def test_damaged_gz_files_are_named(raw, damage):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "cifar10"])
-def test_without_files_and_network_one_line_says_what_to_do(raw, offline, capsys, name):
+def test_download_without_network(raw, offline, capsys, name):
     message = refused(load, name)
     assert message.startswith(f"{name}: cannot be downloaded (")
     files = ["cifar-10-python.tar.gz"] if name == "cifar10" else list(IDX_FILES.values())
@@ -221,7 +217,7 @@ def test_without_files_and_network_one_line_says_what_to_do(raw, offline, capsys
     assert capsys.readouterr().err == ""
 
 
-def test_without_network_three_of_four_files_are_not_enough(raw, offline):
+def test_download_with_three_of_four_files(raw, offline):
     put_idx_files(raw / "mnist")
     (raw / "mnist" / "t10k-labels-idx1-ubyte").unlink()
     assert "t10k-labels-idx1-ubyte" in refused(load, "mnist")
@@ -243,7 +239,7 @@ def cifar_files(tmp_path) -> Path:
     return folder
 
 
-def test_cifar10_with_a_wrong_checksum_is_named(raw, cifar_files):
+def test_cifar10_wrong_checksum(raw, cifar_files):
     os.rename(cifar_files, raw / "cifar-10-batches-py")
     message = refused(load, "cifar10")
     assert message.startswith(f"{raw / 'cifar-10-batches-py'}: damaged (")
@@ -251,7 +247,7 @@ def test_cifar10_with_a_wrong_checksum_is_named(raw, cifar_files):
 
 
 @pytest.mark.parametrize("place", [".", "cifar10"])
-def test_cifar10_as_torchvision_lays_it(raw, cifar_files, monkeypatch, place):
+def test_cifar10_layouts(raw, cifar_files, monkeypatch, place):
     def checksum(name: str) -> str:
         return hashlib.md5((cifar_files / name).read_bytes()).hexdigest()
 
@@ -286,7 +282,7 @@ def pictures(raw) -> Path:
     return raw / "pictures"
 
 
-def test_class_folders_are_split_stratified_and_always_the_same(pictures):
+def test_image_folder_split_is_stratified_and_fixed(pictures):
     source = load("image_folder")
     assert source.class_names == ["cat", "dog"]
     assert (len(source.train.images), len(source.test.images)) == (15, 5)
@@ -299,7 +295,7 @@ def test_class_folders_are_split_stratified_and_always_the_same(pictures):
     assert paths(load("image_folder").test.images) == paths(source.test.images)
 
 
-def test_a_picture_is_read_as_it_is(pictures):
+def test_image_folder_reads_picture(pictures):
     source = load("image_folder")
     position = paths(source.train.images).index(pictures / "dog" / "03.png")
     image = source.train.images[position]
@@ -308,7 +304,7 @@ def test_a_picture_is_read_as_it_is(pictures):
 
 
 @pytest.mark.parametrize("test_name", ["test", "val", "validation"])
-def test_train_and_test_folders_are_kept(raw, test_name):
+def test_image_folder_with_splits(raw, test_name):
     for split, count in (("train", 3), (test_name, 2)):
         for name in ("b", "a", "a/deep"):
             for i in range(count):
@@ -320,13 +316,13 @@ def test_train_and_test_folders_are_kept(raw, test_name):
     assert all(test_name in path.parts for path in paths(source.test.images))
 
 
-def test_a_strange_class_in_the_test_folder(raw):
+def test_image_folder_unknown_class_in_test(raw):
     for name in ("train/cat/0.png", "test/cat/0.png", "test/cow/0.png"):
         picture(raw / "pictures" / name)
     assert refused(load, "image_folder").startswith(f"{raw}/pictures/test/cow: is no class of {raw}/pictures/train")
 
 
-def test_folders_without_what_is_needed(raw):
+def test_image_folder_missing_or_empty(raw):
     folder = raw / "pictures"
     assert refused(load, "image_folder").startswith(f"{folder}: no such folder; put class folders of images there")
     folder.mkdir()
@@ -342,7 +338,7 @@ def test_folders_without_what_is_needed(raw):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no picture"])
-def test_one_unreadable_picture_is_named_and_nothing_is_left(pictures, tmp_path, damage):
+def test_prepare_unreadable_picture(pictures, tmp_path, damage):
     bad = pictures / "cat" / "05.png"
     bad.write_bytes(damage(bad.read_bytes()))
     message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
@@ -352,7 +348,7 @@ def test_one_unreadable_picture_is_named_and_nothing_is_left(pictures, tmp_path,
     assert [path.name for path in (tmp_path / "prepared").iterdir()] in ([], ["train_images.npy", "train_labels.npy"])
 
 
-def test_mixed_channels_are_refused_unless_converted(pictures, tmp_path):
+def test_prepare_mixed_channels(pictures, tmp_path):
     gray = pictures / "dog" / "07.png"
     picture(gray, mode="L")
     message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
@@ -363,7 +359,7 @@ def test_mixed_channels_are_refused_unless_converted(pictures, tmp_path):
     assert prepare("image_folder", settings(channels="gray"), tmp_path / "gray")["shape"] == [6, 6, 1]
 
 
-def test_mixed_sizes_are_refused_unless_fitted(pictures, tmp_path):
+def test_prepare_mixed_sizes(pictures, tmp_path):
     picture(pictures / "dog" / "07.png", size=(9, 7))
     message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
     assert re.match(rf"{pictures}/\w+/\d\d\.png: is (7x9|6x6), the first image (7x9|6x6); give all one size with", message)
@@ -377,7 +373,7 @@ GRADIENT = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
 
 
 @pytest.mark.parametrize("channels", ["native", "gray", "rgb"])
-def test_16_bit_pictures_keep_their_range(pictures, channels):
+def test_image_folder_16_bit(pictures, channels):
     for name in ("cat", "dog"):
         for i in range(12):
             (pictures / name / f"{i:02}.png").unlink(missing_ok=True)
@@ -387,7 +383,7 @@ def test_16_bit_pictures_keep_their_range(pictures, channels):
     assert image.shape[2] == (3 if channels == "rgb" else 1)
 
 
-def test_pictures_without_a_known_range_are_refused(pictures):
+def test_image_folder_float_pictures(pictures):
     bad = pictures / "cat" / "00.tif"
     Image.fromarray(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)).save(bad)
     source = load("image_folder")
@@ -398,7 +394,7 @@ def test_pictures_without_a_known_range_are_refused(pictures):
 # --- fitting
 
 
-def test_padding_puts_the_image_in_the_middle_of_black():
+def test_pad_centers_on_black():
     image = np.full((3, 4, 2), 7, np.uint8)
     padded = image_io.pad(image, 8)
     np.testing.assert_array_equal(padded[2:5, 2:6], image)
@@ -407,7 +403,7 @@ def test_padding_puts_the_image_in_the_middle_of_black():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_resizing_scales_the_shorter_side_and_crops_the_middle(channels):
+def test_resize_scales_and_crops_center(channels):
     image = np.zeros((16, 48, channels), np.uint8)
     image[:, 16:32] = 200
     np.testing.assert_array_equal(image_io.resize(image, 16), np.full((16, 16, channels), 200))
@@ -417,7 +413,7 @@ def test_resizing_scales_the_shorter_side_and_crops_the_middle(channels):
     assert image_io.resize(image[:, :16], 16).tolist() == image[:, :16].tolist()
 
 
-def test_resizing_averages_instead_of_skipping_pixels():
+def test_resize_is_antialiased():
     stripes = np.zeros((32, 32, 1), np.uint8)
     stripes[:, ::2] = 255
     inner = image_io.resize(stripes, 8)[:, 2:-2]
@@ -425,14 +421,14 @@ def test_resizing_averages_instead_of_skipping_pixels():
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 20))
-def test_every_size_can_be_resized_to_every_other(height, width, size):
+def test_resize_between_all_sizes(height, width, size):
     assert image_io.resize(np.full((height, width, 3), 90, np.uint8), size).tolist() == np.full((size, size, 3), 90).tolist()
 
 
 # --- the prepared arrays
 
 
-def test_prepared_digits(tmp_path, capsys):
+def test_prepare_digits(tmp_path, capsys):
     source = load("digits")
     meta = prepare("digits", settings(), tmp_path)
     assert meta == json.loads((tmp_path / "meta.json").read_text())
@@ -454,7 +450,7 @@ def test_prepared_digits(tmp_path, capsys):
         np.testing.assert_array_equal(found.labels, expected.labels)
 
 
-def test_the_same_data_gives_the_same_bytes_and_other_settings_do_not(tmp_path):
+def test_prepare_is_reproducible(tmp_path):
     first, second = (prepare("digits", settings(), tmp_path / name) for name in "ab")
     assert first == second
     padded = prepare("digits", settings(image_size=12), tmp_path / "c")
@@ -464,14 +460,14 @@ def test_the_same_data_gives_the_same_bytes_and_other_settings_do_not(tmp_path):
     assert padded["mean"][0] == pytest.approx(first["mean"][0] * 64 / 144, abs=1e-5)
 
 
-def test_the_mean_is_that_of_every_channel_of_the_training_images(raw, tmp_path):
+def test_prepare_mean_per_channel(raw, tmp_path):
     for split, count in (("train", 4), ("test", 2)):
         for i in range(count):
             picture(raw / "pictures" / split / "a" / f"{i}.png", colour=(10, 20 * i, 255))
     assert prepare("image_folder", settings(), tmp_path / "p")["mean"] == pytest.approx([10 / 255, 30 / 255, 1], abs=1e-6)
 
 
-def test_data_from_other_params_is_refused(tmp_path):
+def test_open_prepared_other_params(tmp_path):
     prepare("digits", settings(), tmp_path)
     message = refused(open_prepared, "mnist", settings().as_written(), tmp_path)
     assert message == f"{tmp_path}: was made with dataset = 'digits', but params.yaml has 'mnist'; run `dvc repro prepare_data`"
@@ -484,7 +480,7 @@ def test_data_from_other_params_is_refused(tmp_path):
     assert len(open_prepared("digits", settings(label="Smiling", skip_bad=True).as_written(), tmp_path).train.images) == 1297
 
 
-def test_missing_and_damaged_arrays_are_refused(tmp_path):
+def test_open_prepared_missing_or_damaged(tmp_path):
     assert "meta.json: not found; make it with `dvc repro prepare_data`" in refused(
         open_prepared, "digits", settings().as_written(), tmp_path
     )
@@ -503,7 +499,7 @@ def test_missing_and_damaged_arrays_are_refused(tmp_path):
     assert "test_labels.npy: cannot be read" in refused(open_prepared, "digits", settings().as_written(), tmp_path)
 
 
-def test_an_old_meta_does_not_vouch_for_the_arrays_of_an_interrupted_run(pictures, tmp_path):
+def test_prepare_removes_old_meta_first(pictures, tmp_path):
     prepared = tmp_path / "prepared"
     prepare("image_folder", settings(), prepared)
     bad = paths(load("image_folder").test.images)[0]
@@ -511,164 +507,6 @@ def test_an_old_meta_does_not_vouch_for_the_arrays_of_an_interrupted_run(picture
     assert str(bad) in refused(prepare, "image_folder", settings(), prepared)
     assert "meta.json: not found" in refused(open_prepared, "image_folder", settings(), prepared)
     assert not [path for path in prepared.iterdir() if "partial" in path.name]
-
-
-# --- batches
-
-
-@pytest.fixture(scope="module")
-def few():
-    """Eleven images whose first pixel is their index, and labels."""
-    images = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 2), np.uint8)
-    images[:, 0, 0, 0] = np.arange(11)
-    return SimpleNamespace(images=images, labels=np.arange(11) % 3)
-
-
-def test_every_epoch_is_another_permutation(few):
-    batches = Batches(few.images, few.labels, 0, CPU)
-    epochs = [batches.indices(11 * epoch, 11).tolist() for epoch in range(20)]
-    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
-    assert len(set(map(tuple, epochs))) == 20
-
-
-@given(size=st.integers(1, 30), seen=st.integers(0, 200), seed=st.integers(0, 2**32))
-def test_the_order_is_a_function_of_seed_and_images_seen(few, size, seen, seed):
-    whole = Batches(few.images, few.labels, seed, CPU).indices(0, 300).tolist()
-    restarted = Batches(few.images, few.labels, seed, CPU)
-    assert restarted.indices(seen, size).tolist() == whole[seen : seen + size]
-    assert restarted.indices(0, 40).tolist() == whole[:40]
-
-
-def test_another_seed_gives_another_order(few):
-    orders = {tuple(Batches(few.images, few.labels, seed, CPU).indices(0, 11).tolist()) for seed in range(10)}
-    assert len(orders) == 10
-
-
-def test_a_batch_holds_the_images_of_its_indices(few):
-    batches = Batches(few.images, few.labels, 0, CPU)
-    images, labels = batches.batch(seen=5, count=9)
-    index = batches.indices(5, 9)
-    assert (images.shape, images.dtype, labels.dtype) == ((9, 2, 4, 4), torch.float32, torch.int64)
-    np.testing.assert_array_equal(to_uint8(images).permute(0, 2, 3, 1).numpy(), few.images[index])
-    np.testing.assert_array_equal(labels.numpy(), few.labels[index])
-
-
-def test_flips_mirror_about_half_of_the_images(few):
-    plain, _ = Batches(few.images, few.labels, 0, CPU).batch(0, 2000)
-    torch.manual_seed(0)
-    flipped, _ = Batches(few.images, few.labels, 0, CPU, flip=True).batch(0, 2000)
-    same = (flipped == plain).flatten(1).all(1)
-    mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
-    assert (same | mirrored).all()
-    assert 0.45 < mirrored.float().mean() < 0.55
-    torch.manual_seed(0)
-    assert torch.equal(Batches(few.images, few.labels, 0, CPU, flip=True).batch(0, 2000)[0], flipped)
-
-
-@given(size=st.integers(1, 30), seen=st.integers(0, 40), seed=st.integers(0, 2**32), flip=st.booleans())
-def test_images_that_stay_on_disk_give_the_same_batches(few, size, seen, seed, flip):
-    resident = Batches(few.images, few.labels, seed, CPU, flip, preload=True)
-    streamed = Batches(few.images, few.labels, seed, CPU, flip, preload=False)
-    # One after the other, as they are read ahead; and then a jump, which was not foreseen.
-    for start in (seen, seen + size, seen + 2 * size, 3):
-        torch.manual_seed(start)
-        expected = resident.batch(start, size)
-        torch.manual_seed(start)
-        assert all(torch.equal(a, b) for a, b in zip(streamed.batch(start, size), expected, strict=True))
-
-
-@pytest.fixture(params=[0, 1024], ids=["from the file", "through the map"])
-def mapped(few, tmp_path, monkeypatch, request):
-    """The same images, memory-mapped."""
-    monkeypatch.setattr(loader, "SMALL", request.param)
-    np.save(tmp_path / "images.npy", few.images)
-    return np.load(tmp_path / "images.npy", mmap_mode="r")
-
-
-@pytest.mark.parametrize("part", [slice(None), slice(2, 5)])
-def test_mapped_images_give_the_same_batches(few, mapped, part):
-    resident = Batches(few.images, few.labels, 0, CPU, preload=True)
-    # Of a part of a memory map, what it says of its place in the file is that of the whole.
-    for images, labels in ((mapped, few.labels), (mapped[3:], few.labels[3:])):
-        resident = Batches(np.array(images), labels, 0, CPU, preload=True)
-        streamed = Batches(images, labels, 0, CPU, preload=False)
-        for seen in (0, 7, 14, 21, 4, 11, 40):
-            found, expected = streamed.batch(seen, 7, part), resident.batch(seen, 7, part)
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_images_on_disk_are_read_while_the_last_ones_are_used(few, mapped):
-    streamed = Batches(mapped, few.labels, 0, CPU, preload=False)
-    streamed.batch(0, 4)
-    read, streamed.images.copy = list(streamed.images.ahead), None  # whatever is read from here on would fail
-    for reading in read:
-        reading.wait()
-    expected = Batches(few.images, few.labels, 0, CPU, preload=True)
-    for i in range(len(read)):
-        assert torch.equal(streamed.images.ahead[0].wait(), to_uint8(expected.batch(4 + 4 * i, 4)[0]).permute(0, 2, 3, 1))
-        streamed.images.ahead.popleft()
-    assert len(read) == 2
-
-
-@pytest.mark.parametrize("mapped", [0], indirect=True)  # through a map, the system kills the process
-def test_an_array_that_is_cut_off_while_it_is_read_is_named(few, mapped):
-    streamed = Batches(mapped, few.labels, 0, CPU, preload=False)
-    os.truncate(mapped.filename, 200)
-    message = refused(streamed.batch, 0, 11)
-    assert message == f"{mapped.filename}: is cut off; run `dvc repro -f prepare_data`"
-
-
-@pytest.mark.parametrize("preload", [True, False])
-def test_parts_of_a_batch_are_parts_of_the_whole(few, preload):
-    for part in (slice(0, 3), slice(3, 4), slice(4, 9)):
-        torch.manual_seed(0)
-        whole = Batches(few.images, few.labels, 0, CPU, True, preload).batch(5, 9)
-        torch.manual_seed(0)
-        found = Batches(few.images, few.labels, 0, CPU, True, preload).batch(5, 9, part)
-        assert all(torch.equal(a, b[part]) for a, b in zip(found, whole, strict=True))
-
-
-def test_batches_lie_in_memory_as_convolutions_like_them(few):
-    for preload in (True, False):
-        images, _ = Batches(few.images, few.labels, 0, CPU, True, preload).batch(0, 5)
-        assert images.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_images_are_preloaded_if_they_take_less_than_a_quarter_of_the_memory(few, monkeypatch):
-    size = few.images.nbytes
-    for available, expected in ((4 * size + 1, True), (4 * size, False)):
-        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))  # noqa: B023
-        assert Batches(few.images, few.labels, 0, CPU).preloaded is expected
-
-
-def test_prepared_arrays_reach_the_batches_without_a_warning(tmp_path):
-    prepare("digits", settings(), tmp_path)
-    data = open_prepared("digits", settings().as_written(), tmp_path)
-    images, labels = Batches(data.train.images, data.train.labels, 0, CPU).batch(0, 1297)
-    assert (images.min(), images.max()) == (-1, 1)
-    assert torch.bincount(labels).tolist() == np.bincount(data.train.labels).tolist()
-
-
-def test_model_range_and_back_is_exact_for_every_byte():
-    every = torch.arange(256, dtype=torch.uint8)
-    scaled = to_model_range(every)
-    assert (scaled[0], scaled[255], scaled.dtype) == (-1, 1, torch.float32)
-    assert torch.equal(to_uint8(scaled), every)
-
-
-def test_to_uint8_clamps_and_rounds():
-    step = 2 / 255
-    values = torch.tensor([-5.0, -1 - step, -1 + 0.4 * step, -1 + 0.6 * step, 1 - 0.4 * step, 1.01, 1e9])
-    assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255, 255]
-    assert to_uint8(torch.tensor([0.5], dtype=torch.bfloat16)).tolist() == [191]
-
-
-def test_to_tensor_moves_the_channels_and_copies(few):
-    tensor = to_tensor(few.images)
-    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((11, 2, 4, 4), torch.uint8, True)
-    assert tensor[3, 1, 2, 0] == few.images[3, 2, 0, 1]
-    tensor.zero_()
-    assert few.images.any()
 
 
 # --- real images, where they are
@@ -680,7 +518,7 @@ def real(name: str):
 
 
 @real("mnist")
-def test_real_mnist_is_the_published_one():
+def test_real_mnist():
     source = load("mnist")
     assert (source.train.images.shape, source.test.images.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
     published = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
@@ -690,8 +528,9 @@ def test_real_mnist_is_the_published_one():
     assert np.bincount(source.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
+@pytest.mark.slow
 @real("imagenet_sample.zip")
-def test_a_real_folder_of_mixed_pictures(raw, tmp_path):
+def test_real_image_folder(raw, tmp_path):
     with zipfile.ZipFile(Path(REAL) / "imagenet_sample.zip") as archive:
         archive.extractall(raw / "pictures")
     fitted = {"image_size": 32, "resize_mode": "resize"}

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class TestSharing:
-    def test_work_is_shared_and_comes_back_in_order(self):
+    def test_map_over_ranks_keeps_order(self):
         def work():
             done = []
             results = processes.map_over_ranks(range(7), lambda i: done.append(i) or 10 * i)
@@ -32,14 +32,14 @@ class TestSharing:
         assert work() == (0, list(range(7)), expected)
         assert in_processes(3, work) == [(0, [0, 3, 6], expected), (1, [1, 4], expected), (2, [2, 5], expected)]
 
-    def test_less_work_than_processes(self):
+    def test_map_over_ranks_with_less_work_than_processes(self):
         assert in_processes(3, lambda: processes.map_over_ranks([5], lambda i: i)) == [[5]] * 3
 
-    def test_what_the_first_makes_reaches_all(self):
+    def test_from_rank0_reaches_all(self):
         made = in_processes(2, lambda: processes.from_rank0(lambda: f"made by {os.environ['RANK']}"))
         assert made == ["made by 0"] * 2
 
-    def test_an_error_of_the_first_is_raised_in_all(self):
+    def test_from_rank0_error_is_raised_in_all(self):
         def make():
             if not processes.is_main_process():
                 raise AssertionError("made by another")
@@ -52,7 +52,7 @@ class TestSharing:
         in_processes(2, work)
 
     @pytest.mark.parametrize("count", [2, 5, 7])
-    def test_rows_are_shared_by_parts_and_put_together(self, count):
+    def test_all_gather_rows(self, count):
         whole = torch.arange(2.0 * count).reshape(count, 2)
         results = in_processes(3, lambda: processes.all_gather_rows(whole[processes.local_slice(count)], count).tolist())
         assert results == [whole.tolist()] * 3
@@ -77,7 +77,7 @@ def trained(**changes):
         (3, {"conditioning": "text+mask"}),
     ],
 )  # fmt: skip
-def test_training_gives_the_same_weights_on_any_number_of_processes(processes, changes, monkeypatch):
+def test_training_equals_single_process(processes, changes, monkeypatch):
     """Each of n processes computes on its part of the batch; 20 steps differ from those of one by no more than 1e-6."""
     monkeypatch.setattr("ddpm.diffusion.timestep_sampling.LossAwareTimesteps.WARMUP", 0)
     weights, ema, history = trained(**changes)
@@ -90,7 +90,7 @@ def test_training_gives_the_same_weights_on_any_number_of_processes(processes, c
             assert row == pytest.approx(other, rel=1e-5)
 
 
-def test_the_loss_table_survives_a_resume_between_its_rows():
+def test_loss_history_after_resume():
     """Every process goes on with what process 0 saved; the losses of the first part must count once."""
 
     def work():
@@ -113,7 +113,7 @@ def test_the_loss_table_survives_a_resume_between_its_rows():
     assert loss == pytest.approx(work()[1], rel=1e-5)
 
 
-def test_a_batch_too_small_for_the_processes_is_refused():
+def test_batch_size_below_processes():
     def work():
         with pytest.raises(InputError, match=r"train\.batch_size: 16 images cannot be shared by 2 processes in 9 parts each"):
             make_trainer(gradient_accumulation=9)
@@ -121,8 +121,8 @@ def test_a_batch_too_small_for_the_processes_is_refused():
     in_processes(2, work)
 
 
-@pytest.mark.parametrize("section", ["sample_ddpm", "sample_ddim"])
-def test_samples_are_the_same_on_any_number_of_processes(model, section):
+@pytest.mark.parametrize(("section", "count"), [("sample_ddpm", 3), ("sample_ddim", 2)])
+def test_samples_equal_single_process(model, section, count):
     kind = {"sample_ddpm": SampleDDPM, "sample_ddim": SampleDDIM}[section]
     settings = getattr(params.load(**{section: kind}), section)
 
@@ -131,30 +131,28 @@ def test_samples_are_the_same_on_any_number_of_processes(model, section):
         return generate_set(diffusion_model, settings.plan(diffusion_model), 23, 5, 0, "test").arrays
 
     alone = work()
-    for count in (2, 3):
-        for arrays in in_processes(count, work):
-            assert arrays.keys() == alone.keys()
-            assert all(np.array_equal(arrays[name], alone[name]) for name in alone)
+    for arrays in in_processes(count, work):
+        assert arrays.keys() == alone.keys()
+        assert all(np.array_equal(arrays[name], alone[name]) for name in alone)
 
 
-def test_scores_are_the_same_on_any_number_of_processes(model, data, monkeypatch):
+def test_scores_equal_single_process(model, data, monkeypatch):
     for name in ("ddpm.evaluation.lpips.BATCH", "ddpm.evaluation.likelihood.BATCH", "ddpm.features.classifier.PREDICT_BATCH"):
         monkeypatch.setattr(name, 7)
     torch.manual_seed(0)
-    judge = Classifier(1, 10).eval()
+    classifier = Classifier(1, 10).eval()
 
     def work():
         network = load("final", CPU)
         x0 = torch.linspace(-1, 1, 20 * 64).reshape(20, 1, 8, 8)
         labels = torch.arange(20) % 10
-        features, probabilities = predict(judge, data.test.images[:30], CPU)
+        features, probabilities = predict(classifier, data.test.images[:30], CPU)
         scores = [
-            reconstruct(network, data, judge, 20, 0).scores,
+            reconstruct(network, data, classifier, 20, 0).scores,
             likelihood(network, x0, labels, 4, 0).scores,
             round_trips(network, x0, labels).scores,
         ]
         return json.dumps(scores), features.tobytes(), probabilities.tobytes()
 
     alone = work()
-    for count in (2, 3):
-        assert in_processes(count, work) == [alone] * count
+    assert in_processes(3, work) == [alone] * 3

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and a damaged one is named."""
+"""Atomic writes, reading of damaged files, hashes."""
 
 import errno
 import hashlib
@@ -6,15 +6,13 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, the_error
 from PIL import Image
 
 from ddpm.core.files import (
@@ -40,7 +38,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_file_appears_whole_with_its_folder(tmp_path):
+def test_atomic_makes_file_and_folder(tmp_path):
     target = tmp_path / "a" / "b" / "x.txt"
     with atomic(target) as temporary:
         temporary.write_text("half")
@@ -50,7 +48,7 @@ def test_a_file_appears_whole_with_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [InputError("no"), RuntimeError, KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
-def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path, failure):
+def test_atomic_failure_keeps_old_file(tmp_path, failure):
     target = tmp_path / "x.txt"
     target.write_text("old")
     expected = InputError if isinstance(failure, OSError | InputError) else failure
@@ -76,14 +74,14 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path, 
         (None, r"cannot be written \(10 requested and 5 written\)"),
     ],
 )
-def test_system_errors_become_one_line_of_advice(tmp_path, number, advice):
+def test_writing_explains_system_errors(tmp_path, number, advice):
     cause = OSError(number, os.strerror(number)) if number else OSError("10 requested and 5 written")
     with pytest.raises(InputError, match=rf"^\S*x\.txt: {advice}"), atomic(tmp_path / "x.txt"):
         raise cause
 
 
 @pytest.mark.parametrize("below", ["file/x.txt", "file/folder/x.txt"])
-def test_a_path_below_a_regular_file(tmp_path, below):
+def test_write_below_a_regular_file(tmp_path, below):
     (tmp_path / "file").write_text("content")
     with pytest.raises(InputError, match=r"x\.txt: a part of the path is a file, not a folder$"):
         write_text(tmp_path / below, "text")
@@ -93,14 +91,14 @@ def test_a_path_below_a_regular_file(tmp_path, below):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_right_to_write(tmp_path):
+def test_write_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match=r"x\.txt: no permission to write there: change the rights of the folder$"):
         write_text(tmp_path / "x.txt", "text")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_remove_needs_no_file(tmp_path):
+def test_remove_missing_file(tmp_path):
     write_text(tmp_path / "x.txt", "text")
     remove(tmp_path / "x.txt")
     remove(tmp_path / "x.txt")
@@ -146,7 +144,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_write_that_really_fails_leaves_the_old_file_and_nothing_else(tmp_path, size_limit, name):
+def test_writers_at_file_size_limit_keep_old_file(tmp_path, size_limit, name):
     target = tmp_path / name
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("old")
@@ -155,20 +153,13 @@ def test_a_write_that_really_fails_leaves_the_old_file_and_nothing_else(tmp_path
     assert {path: content for path, content in everything_in(tmp_path).items() if not path.endswith("lock")} == {name: b"old"}
 
 
-def test_a_stage_that_cannot_write_ends_with_one_line_and_leaves_nothing(workspace):
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.prepare_data"], env=environment, preexec_fn=limit, capture_output=True, text=True
-    )
-    message = the_error(done.returncode, done.stdout, done.stderr)
+def test_stage_at_file_size_limit_leaves_nothing(workspace, refused, size_limit):
+    message = refused(import_module("stages.prepare_data").main)
     assert message.startswith("data/prepared/train_images.npy: the file would exceed the size limit")
     assert everything_in(workspace / "data") == {}
 
 
-def test_npz_round_trip_with_equal_bytes_for_equal_arrays(tmp_path):
+def test_npz_round_trip_and_equal_bytes(tmp_path):
     arrays = {"arr_0": NOISE[:, ::2], "arr_1": np.arange(5), "empty": np.zeros((0, 3)), "scalar": np.float32(2)}
     write_npz(tmp_path / "a.npz", arrays)
     later = tmp_path / "b.npz"
@@ -187,7 +178,7 @@ def test_npz_round_trip_with_equal_bytes_for_equal_arrays(tmp_path):
         np.testing.assert_array_equal(archive["arr_0"], arrays["arr_0"])
 
 
-def test_objects_are_neither_written_nor_read(tmp_path):
+def test_npz_refuses_objects(tmp_path):
     with pytest.raises(ValueError, match="allow_pickle"):
         write_npz(tmp_path / "a.npz", {"a": np.array([{}], object)})
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +187,7 @@ def test_objects_are_neither_written_nor_read(tmp_path):
         read_npz(tmp_path / "a.npz", "stage")
 
 
-def test_damaged_archives_are_named(tmp_path):
+def test_read_npz_damaged(tmp_path):
     file = tmp_path / "samples.npz"
     write_npz(file, {"arr_0": NOISE // 16, "arr_1": np.arange(100)})
     good = bytearray(file.read_bytes())
@@ -221,14 +212,14 @@ def test_damaged_archives_are_named(tmp_path):
     assert unnoticed < 15
 
 
-def test_missing_files_name_the_stage_that_makes_them(tmp_path):
+def test_read_missing_file_names_stage(tmp_path):
     for read in (read_json, read_npz):
         with pytest.raises(InputError, match=r"x\.file: not found; make it with `dvc repro evaluate`$"):
             read(tmp_path / "x.file", "evaluate")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe", b"[1, 2]", b"3", b"nul"])
-def test_damaged_json_is_named(tmp_path, content):
+def test_read_json_damaged(tmp_path, content):
     file = tmp_path / "metrics.json"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"^\S*metrics\.json: [^\n]+; make it again with `dvc repro -f evaluate`$"):
@@ -243,14 +234,14 @@ def test_json_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_json_refuses_what_it_cannot_hold(tmp_path, value):
+def test_write_json_refuses_nan(tmp_path, value):
     write_json(tmp_path / "x.json", {"fid": 1})
     with pytest.raises(InputError, match=r"x\.json: a value is NaN or infinite, which must not be recorded"):
         write_json(tmp_path / "x.json", {"deep": [{"fid": value}]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"fid": 1}
 
 
-def test_sha256_of_a_file_longer_than_a_chunk(tmp_path):
+def test_sha256_of_several_chunks(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
@@ -265,7 +256,7 @@ def tree(tmp_path, monkeypatch):
     return lambda: sha256_tree(["code", "single.py"])
 
 
-def test_the_hash_of_a_tree_ignores_byte_code_and_dates(tree):
+def test_sha256_tree_ignores_byte_code_and_dates(tree):
     before = tree()
     write_text("code/__pycache__/a.cpython-311.pyc", "byte-code")
     write_text("code/deep/__pycache__/note.txt", "beside byte-code")
@@ -287,13 +278,13 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_hash_of_a_tree_notices(tree, change):
+def test_sha256_tree_changes(tree, change):
     before = tree()
     CHANGES[change]()
     assert tree() != before
 
 
-def test_a_tree_that_is_not_there(tree):
+def test_sha256_tree_missing(tree):
     shutil.rmtree("code")
     with pytest.raises(InputError, match=r"^code: not found$"):
         tree()

@@ -43,7 +43,7 @@ AS_STORED = {
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", AS_STORED)
-def test_pictures_are_turned_as_their_camera_was_held(orientation, kind):
+def test_decode_applies_exif_orientation(orientation, kind):
     upright = np.kron(np.concatenate([CORNERS, CORNERS[:1]]), np.ones((16, 16, 1), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -54,7 +54,7 @@ def test_pictures_are_turned_as_their_camera_was_held(orientation, kind):
     assert np.abs(found.astype(int) - upright).max() <= (12 if kind == "JPEG" else 0)
 
 
-def test_every_orientation_but_the_usual_one_turns_something():
+def test_upright_has_every_orientation():
     assert set(UPRIGHT) == set(AS_STORED) - {1}
 
 
@@ -67,12 +67,12 @@ def test_every_orientation_but_the_usual_one_turns_something():
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0",
     ],
 )
-def test_damaged_or_unknown_orientations_leave_a_picture_as_it_is(exif):
+def test_decode_ignores_damaged_exif(exif):
     file = saved(Image.fromarray(CORNERS.repeat(8, 0).repeat(8, 1)), "JPEG", exif=exif)
     assert decode(file, None).shape == (16, 16, 3)
 
 
-def test_a_palette_becomes_its_colours():
+def test_decode_palette():
     picture = Image.fromarray(CORNERS).quantize(4)
     assert picture.mode == "P"
     np.testing.assert_array_equal(decode(saved(picture, "PNG"), None), CORNERS)
@@ -80,7 +80,7 @@ def test_a_palette_becomes_its_colours():
     np.testing.assert_array_equal(gray[..., 0], np.asarray(Image.fromarray(CORNERS).convert("L")))
 
 
-def test_what_is_transparent_is_black_like_padding():
+def test_decode_transparent_is_black():
     red = Image.new("RGBA", (2, 1), (200, 100, 50, 0))
     red.putpixel((1, 0), (200, 100, 50, 255))
     for kind in ("PNG", "TIFF"):
@@ -101,14 +101,14 @@ def test_what_is_transparent_is_black_like_padding():
     assert decode(saved(plain, "PNG", transparency=(9, 9, 9)), None).tolist() == [[[1, 2, 3], [0, 0, 0]]]
 
 
-def test_gray_with_transparency_stays_gray():
+def test_decode_gray_with_transparency():
     picture = Image.new("LA", (2, 1), (180, 0))
     picture.putpixel((1, 0), (180, 255))
     assert decode(saved(picture, "PNG"), None).tolist() == [[[0], [180]]]
     assert decode(saved(picture, "PNG"), "RGB").tolist() == [[[0, 0, 0], [180, 180, 180]]]
 
 
-def test_cmyk_as_adobe_stores_it_and_as_others_do():
+def test_decode_cmyk():
     inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     jpeg = saved(inks, "JPEG", quality=95)
     # The marker, and by its custom inverted values: without inverting them back this would be cyan.
@@ -148,14 +148,14 @@ RANGE16 = np.arange(0, 65536, 65536 // 48, dtype=np.uint16)[:48].reshape(4, 4, 3
 
 
 @pytest.mark.parametrize("make", [png16, tiff16])
-def test_16_bit_colours_keep_their_range(make):
+def test_decode_16_bit_color(make):
     found = decode(make(RANGE16), None)
     assert np.abs(found.astype(int) - (RANGE16 >> 8)).max() <= 1
     assert found.max() > 240
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bit_gray_keeps_its_range(kind):
+def test_decode_16_bit_gray(kind):
     gray = RANGE16[..., 0]
     found = decode(saved(Image.fromarray(gray), kind), None)
     np.testing.assert_array_equal(found, (gray >> 8)[..., None])
@@ -165,7 +165,7 @@ HALF = saved(Image.new("RGB", (99, 99)), "JPEG").getvalue()[:500]
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", HALF])
-def test_what_is_no_picture_says_why(content, tmp_path):
+def test_decode_no_picture(content, tmp_path):
     with pytest.raises(Unreadable) as error:
         decode(BytesIO(content), None)
     assert str(error.value)
@@ -184,7 +184,7 @@ def raw(tmp_path, monkeypatch):
     return enter(tmp_path, monkeypatch)
 
 
-def test_the_order_is_that_of_names_and_not_of_the_disk(raw):
+def test_image_folder_order(raw):
     names = [
         "b/2.png",
         "b/10.png",
@@ -217,7 +217,7 @@ def test_the_order_is_that_of_names_and_not_of_the_disk(raw):
     assert [str(path) for path in paths(source.train.images)[2:]] == walked
 
 
-def test_what_is_no_picture_is_left_alone(raw):
+def test_image_folder_ignores_other_files(raw):
     colours(raw / "pictures" / "cat", 4)
     (raw / "pictures" / "cat" / "._00.png").write_bytes(b"what macOS lays beside a file")
     (raw / "pictures" / "cat" / "notes.txt").write_text("no picture")
@@ -232,7 +232,7 @@ def test_what_is_no_picture_is_left_alone(raw):
     assert len(source.train.images) + len(source.test.images) == 4
 
 
-def test_names_of_any_bytes(raw, tmp_path):
+def test_image_folder_names_of_any_bytes(raw, tmp_path):
     colours(raw / "pictures" / "cat", 4)
     strange = os.fsencode(raw / "pictures" / "cat") + b"/\xff\n.png"
     os.rename(raw / "pictures" / "cat" / "00.png", strange)
@@ -243,7 +243,7 @@ def test_names_of_any_bytes(raw, tmp_path):
     assert r"/cat/\udcff\n.png': cannot be read as an image" in message
 
 
-def test_a_folder_that_may_not_be_read(raw):
+def test_image_folder_without_permission(raw):
     colours(raw / "pictures" / "cat", 2)
     (raw / "pictures" / "cat" / "deep").mkdir(mode=0)
     try:
@@ -254,13 +254,13 @@ def test_a_folder_that_may_not_be_read(raw):
         (raw / "pictures" / "cat" / "deep").chmod(0o700)
 
 
-def test_a_file_that_is_no_archive(raw):
+def test_image_folder_file_of_another_kind(raw):
     (raw / "pictures.rar").write_bytes(b"Rar!")
     message = refused(load, "image_folder", folder="pictures.rar")
     assert message.startswith(f"{raw / 'pictures.rar'}: is neither a folder nor an archive (.zip, .tar, .tar.gz")
 
 
-def test_all_endings_are_found(raw):
+def test_image_folder_all_suffixes(raw):
     for i, ending in enumerate(sorted(EXTENSIONS)):
         colours(raw / "pictures" / "cat", 0)
         Image.new("L", (2, 2), i).save(raw / "pictures" / "cat" / f"{i}{ending.upper() if i % 2 else ending}")

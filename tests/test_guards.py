@@ -33,7 +33,7 @@ def main():
     import_module("stages.evaluate").main()
 
 
-def make_judge(data, network=None):
+def make_classifier(data, network=None):
     torch.manual_seed(0)
     save_classifier(network or Classifier(1, 10), data, 1.0)
 
@@ -50,7 +50,7 @@ class TestStage:
     """Exit status 1 and one line, never a signal."""
 
     def test_an_image_that_is_nan(self, model, data, refused):
-        make_judge(data)
+        make_classifier(data)
         images = data.test.images[:20].astype(np.float32) / 255
         images[3, 2, 2] = np.nan
         make_samples(data.test.images[:20], ddim=images)
@@ -60,15 +60,15 @@ class TestStage:
 
     def test_images_that_are_floats(self, model, data, refused):
         """They would wrap around, or be taken for black: no range is guessed."""
-        make_judge(data)
+        make_classifier(data)
         make_samples(data.test.images[:20] / np.float32(255))
         assert refused(main).startswith("samples/ddpm.npz: holds float32 images of shape (8, 8, 1), the data is uint8 of shape")
 
-    def test_a_judge_whose_weights_are_nan(self, model, data, refused):
+    def test_classifier_with_nan_weights(self, model, data, refused):
         network = Classifier(1, 10)
         with torch.no_grad():
             network.convs[2].weight[0, 0, 0, 0] = torch.nan
-        make_judge(data, network)
+        make_classifier(data, network)
         make_samples(data.test.images[:20])
         message = refused(main)
         assert message.startswith("classifier: training split: the features of 1297 of 1297 images are NaN or infinite; ")
@@ -76,7 +76,7 @@ class TestStage:
         assert not METRICS_FILE.exists()
 
     def test_fewer_samples_than_neighbours(self, model, data, refused):
-        make_judge(data)
+        make_classifier(data)
         make_samples(data.test.images[:20], ddim=data.test.images[:5])
         assert refused(main) == (
             "evaluate: sets of 5 images are too few for 5 neighbours of each; use at least 6 samples (sample_ddpm.samples, "
@@ -120,15 +120,15 @@ def test_nan_features_are_refused_by_name():
 def test_other_samples_under_the_same_name_get_other_scores(data):
     """Nothing is cached by name."""
     torch.manual_seed(0)
-    judges = Evaluator(data, Classifier(1, 10), 20, 0, CPU)
-    first, second = (judges.evaluate(data.test.images[part], None, "ddpm").scores for part in (slice(0, 20), slice(20, 40)))
+    evaluator = Evaluator(data, Classifier(1, 10), 20, 0, CPU)
+    first, second = (evaluator.evaluate(data.test.images[part], None, "ddpm").scores for part in (slice(0, 20), slice(20, 40)))
     assert first["classifier"]["fid"] != second["classifier"]["fid"]
     assert first["memorization"] != second["memorization"]
 
 
 class TestExtractors:
-    def test_the_judge_is_loaded_in_eval_mode_and_frozen(self, data):
-        make_judge(data)
+    def test_classifier_is_loaded_in_eval_mode_and_frozen(self, data):
+        make_classifier(data)
         network, _ = load_classifier(data, CPU)
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -142,10 +142,10 @@ class TestExtractors:
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_gray_images_reach_the_inception_as_three_equal_channels(self, channels):
-        seen = []
+        batches = []
 
         def network(batch):
-            seen.append(batch)
+            batches.append(batch)
             return torch.ones(len(batch), 2048), torch.ones(len(batch), 1008)
 
         inception = Inception.__new__(Inception)
@@ -154,8 +154,8 @@ class TestExtractors:
         features, probabilities = inception(images, "test")
         assert features.shape == (2, 2048)
         assert probabilities.shape == (2, 1008)
-        assert seen[0].dtype == torch.uint8
-        assert torch.equal(seen[0], torch.cat([to_tensor(images)] * (3 // channels), dim=1))
+        assert batches[0].dtype == torch.uint8
+        assert torch.equal(batches[0], torch.cat([to_tensor(images)] * (3 // channels), dim=1))
 
     @pytest.mark.filterwarnings("ignore::UserWarning")  # how lpips builds AlexNet
     def test_small_images_are_enlarged_for_alexnet(self):

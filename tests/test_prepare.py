@@ -92,7 +92,7 @@ MOMENTS = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_after_a_kill_it_goes_on_to_the_same_bytes(raw, tmp_path, capsys, decoded, moment):
+def test_resume_after_kill_gives_equal_bytes(raw, tmp_path, capsys, decoded, moment):
     expected = uninterrupted(tmp_path)
     where, done = MOMENTS[moment]
     killed(*where)
@@ -111,7 +111,7 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(raw, tmp_path, capsys, decode
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_several_kills_and_dvcs_removal_of_the_outputs(raw, tmp_path, decoded):
+def test_resume_after_several_kills_without_outputs(raw, tmp_path, decoded):
     expected = uninterrupted(tmp_path)
     for _ in range(3):
         killed(PartialArrays, "write", 4, False)
@@ -145,7 +145,7 @@ def no_state(monkeypatch, raw):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("change", [other_code, another_picture, no_rows, no_marks, no_state])
-def test_what_is_not_the_same_any_more_starts_afresh(raw, tmp_path, decoded, monkeypatch, change):
+def test_resume_starts_over_after_change(raw, tmp_path, decoded, monkeypatch, change):
     killed(PartialArrays, "write", 13, False)
     change(monkeypatch, raw)
     decoded.clear()
@@ -155,7 +155,7 @@ def test_what_is_not_the_same_any_more_starts_afresh(raw, tmp_path, decoded, mon
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_other_settings_and_force_start_afresh(raw, decoded, capsys):
+def test_resume_starts_over_with_other_settings_or_fresh(raw, decoded, capsys):
     killed(PartialArrays, "write", 13, False)
     prepare("image_folder", settings(**{**FIT, "image_size": 3}))
     assert len(decoded) == 16
@@ -166,7 +166,7 @@ def test_other_settings_and_force_start_afresh(raw, decoded, capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_picture_that_has_changed_is_read_again_and_no_other(raw, tmp_path, decoded):
+def test_resume_reads_changed_picture_only(raw, tmp_path, decoded):
     killed(PartialArrays, "write", 16, False)
     Image.new("RGB", (6, 5), (1, 2, 3)).save(raw / "pictures" / "dog" / "07.png")
     decoded.clear()
@@ -175,7 +175,7 @@ def test_a_picture_that_has_changed_is_read_again_and_no_other(raw, tmp_path, de
     assert contents(tmp_path / "data" / "prepared") == uninterrupted(tmp_path)
 
 
-def test_two_preparations_of_the_same_are_not_run_at_once(raw, tmp_path, monkeypatch):
+def test_second_preparation_is_refused(raw, tmp_path, monkeypatch):
     held = []
     real = preparing.hold if hasattr(preparing, "hold") else hold
     monkeypatch.setattr(resume, "hold", lambda *arguments: held.append(real(*arguments)) or held[-1])
@@ -192,7 +192,7 @@ def test_two_preparations_of_the_same_are_not_run_at_once(raw, tmp_path, monkeyp
     prepare("image_folder", settings(**FIT))
 
 
-def test_digits_need_no_scratch_folder(tmp_path, monkeypatch):
+def test_prepare_digits_without_scratch_folder(tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
     prepare("digits", settings())
     assert not (tmp_path / "scratch").exists()
@@ -200,7 +200,7 @@ def test_digits_need_no_scratch_folder(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("forced", [True, False])
-def test_the_stage_goes_on_unless_dvc_was_told_to_start_afresh(workspace, capsys, monkeypatch, forced):
+def test_stage_resumes_unless_fresh(workspace, capsys, monkeypatch, forced):
     colours(workspace / "raw" / "image_folder" / "cat", 20)
     edit_params(dataset="image_folder", **{"prepare_data.image_size": 4, "prepare_data.resize_mode": "resize"})
     given = params.load(prepare_data=PrepareData).prepare_data
@@ -225,7 +225,7 @@ def spoil(raw, *names: str) -> list[str]:
     return [str(path) for path in paths]
 
 
-def test_all_pictures_that_cannot_be_read_are_named_at_the_end(raw, tmp_path, decoded):
+def test_unreadable_pictures_are_named_at_the_end(raw, tmp_path, decoded):
     bad = spoil(raw, *(f"dog/{i:02}.png" for i in range(2, 10)))
     message = refused(prepare, "image_folder", settings(**FIT))
     assert len(decoded) == 16
@@ -242,7 +242,7 @@ def test_all_pictures_that_cannot_be_read_are_named_at_the_end(raw, tmp_path, de
     assert not (tmp_path / "data" / "prepared" / "meta.json").exists()
 
 
-def test_a_picture_that_was_good_and_is_not_any_more_is_left_out(raw, tmp_path, capsys):
+def test_skip_bad_leaves_out_picture_damaged_later(raw, tmp_path, capsys):
     spoil(raw, "cat/03.png")
     refused(prepare, "image_folder", settings(**FIT))
     spoil(raw, "dog/04.png")
@@ -252,7 +252,7 @@ def test_a_picture_that_was_good_and_is_not_any_more_is_left_out(raw, tmp_path, 
     assert "14 of 16 images were prepared before" in capsys.readouterr().out
 
 
-def test_repaired_pictures_alone_are_read_again(raw, tmp_path, decoded):
+def test_resume_reads_repaired_pictures_only(raw, tmp_path, decoded):
     expected = uninterrupted(tmp_path)
     good = (raw / "pictures" / "cat" / "03.png").read_bytes()
     bad = spoil(raw, "cat/03.png", "cat/05.png")
@@ -267,7 +267,7 @@ def test_repaired_pictures_alone_are_read_again(raw, tmp_path, decoded):
 
 
 @pytest.mark.parametrize("linked", [True, False])
-def test_bad_pictures_can_be_left_out_and_then_the_rest_is_as_it_was(raw, tmp_path, decoded, capsys, monkeypatch, linked):
+def test_skip_bad_keeps_all_other_pictures(raw, tmp_path, decoded, capsys, monkeypatch, linked):
     whole = prepare("image_folder", settings(**FIT), tmp_path / "whole")
     source = load("image_folder")
     bad = spoil(raw, "cat/03.png", "dog/00.png", "dog/09.png")
@@ -300,13 +300,13 @@ def test_bad_pictures_can_be_left_out_and_then_the_rest_is_as_it_was(raw, tmp_pa
     assert not (tmp_path / "out" / "left_out.txt").exists()
 
 
-def test_data_with_pictures_left_out_is_not_taken_for_the_whole(raw, tmp_path):
+def test_open_prepared_refuses_other_skip_bad(raw, tmp_path):
     prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
     message = refused(open_prepared, "image_folder", settings(**FIT).as_written(), tmp_path / "out")
     assert "was made with skip_bad = True, but params.yaml has False" in message
 
 
-def test_where_no_picture_is_left_over(raw, tmp_path):
+def test_skip_bad_without_remaining_pictures(raw, tmp_path):
     spoil(raw, *(f"cat/{i:02}.png" for i in range(6)))
     message = refused(prepare, "image_folder", settings(**FIT, skip_bad=True))
     assert message.startswith("image_folder: no image of class 'cat' can be read; repair some of those that ")
@@ -321,7 +321,7 @@ def test_where_no_picture_is_left_over(raw, tmp_path):
     assert message.startswith("image_folder: no image of the test split can be read")
 
 
-def test_another_size_is_said_at_once(raw, tmp_path, decoded):
+def test_other_size_is_an_error_at_once(raw, tmp_path, decoded):
     first = paths(load("image_folder").train.images)[0]
     Image.new("RGB", (9, 9)).save(first)
     message = refused(prepare, "image_folder", settings(), workers=1)
@@ -344,12 +344,12 @@ def test_another_size_is_said_at_once(raw, tmp_path, decoded):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_threads_change_nothing(raw, tmp_path, workers):
+def test_workers_do_not_change_arrays(raw, tmp_path, workers):
     prepare("image_folder", settings(**FIT), tmp_path / "out", workers)
     assert contents(tmp_path / "out") == uninterrupted(tmp_path)
 
 
-def test_threads_work_ahead_but_not_far():
+def test_in_threads_bounds_work_ahead():
     lock, started = threading.Lock(), []
     first = threading.Event()
 
@@ -368,7 +368,7 @@ def test_threads_work_ahead_but_not_far():
     assert list(found) == [-i for i in range(1, 100)]
 
 
-def test_an_error_ends_the_threads():
+def test_in_threads_stops_at_error():
     def work(item: int) -> int:
         if item == 3:
             raise InputError("no")
@@ -378,7 +378,7 @@ def test_an_error_ends_the_threads():
         list(in_threads(work, iter(range(10**9)), 2))
 
 
-def test_a_full_disk_is_named_and_gone_on_from(raw, tmp_path, monkeypatch, decoded):
+def test_resume_after_full_disk(raw, tmp_path, monkeypatch, decoded):
     expected = uninterrupted(tmp_path)
     calls = [0]
 
@@ -396,26 +396,26 @@ def test_a_full_disk_is_named_and_gone_on_from(raw, tmp_path, monkeypatch, decod
     assert contents(tmp_path / "data" / "prepared") == expected
 
 
-def test_an_output_folder_that_cannot_be_is_said_before_the_work(raw, tmp_path, decoded):
+def test_output_folder_not_writable_before_work(raw, tmp_path, decoded):
     (tmp_path / "data").write_text("in the way")
     assert "a part of the path is a file" in refused(prepare, "image_folder", settings(**FIT))
     assert not decoded
 
 
-def test_a_scratch_folder_that_cannot_be_is_said_before_the_work(raw, tmp_path, decoded, monkeypatch):
+def test_scratch_folder_not_writable_before_work(raw, tmp_path, decoded, monkeypatch):
     (tmp_path / "blocked").write_text("in the way")
     monkeypatch.setenv("DDPM_SCRATCH", str(tmp_path / "blocked"))
     assert "set DDPM_SCRATCH to another folder" in refused(prepare, "image_folder", settings(**FIT))
     assert not decoded
 
 
-def test_arrays_are_moved_not_copied_where_that_is_possible(raw, tmp_path, monkeypatch):
+def test_arrays_are_linked_not_copied(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(preparing.shutil, "copyfile", None)
     prepare("image_folder", settings(**FIT))
     assert (tmp_path / "data" / "prepared" / "train_images.npy").stat().st_nlink == 1
 
 
-def test_every_setting_that_decides_is_remembered():
+def test_recorded_settings_of_each_dataset():
     fields = set(PrepareData.model_fields)
     for dataset, ignored in {
         "digits": {"label", "skip_bad"},

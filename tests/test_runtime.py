@@ -34,7 +34,7 @@ class TestPrecision:
         ("name", "dtype"),
         [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
     )
-    def test_the_forward_pass_runs_in_it(self, runtime, name, dtype):
+    def test_autocast_dtype(self, runtime, name, dtype):
         precision = Precision(runtime(precision=name), CPU)
         layer = nn.Linear(4, 4)
         with precision.autocast():
@@ -43,7 +43,7 @@ class TestPrecision:
 
 
 class TestCompile:
-    def test_what_cannot_be_compiled_is_used_as_it_is(self, capsys, monkeypatch):
+    def test_compile_error_returns_network(self, capsys, monkeypatch):
         def broken(*_, **__):
             raise RuntimeError("no compiler\nmore lines")
 
@@ -52,7 +52,7 @@ class TestCompile:
         assert compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2)).sum().backward()) is layer
         assert capsys.readouterr().err == "torch.compile does not work here (no compiler); running without it\n"
 
-    def test_a_compiler_that_fails_at_the_first_call_is_noticed_too(self, capsys, monkeypatch):
+    def test_compile_error_at_first_call(self, capsys, monkeypatch):
         def late(network, **_):
             def call(*arguments):
                 raise RuntimeError("ninja not found")
@@ -70,7 +70,7 @@ class TestCompile:
         compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2)).sum().backward())
         assert not layer.weight.grad.any()
 
-    def test_on_cpu_only_who_asks_gets_it(self, monkeypatch):
+    def test_compile_on_cpu_only_if_enabled(self, monkeypatch):
         monkeypatch.setattr(torch, "compile", lambda network, **_: pytest.fail("compiled"))
         layer = nn.Linear(2, 2)
         assert compiled(layer, None, CPU, None) is layer
@@ -80,7 +80,7 @@ class TestCompile:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_training_is_the_same_but_for_rounding():
+def test_compiled_training_equals_eager():
     trainers = {}
     for wanted in (False, True):
         trainer = trainers[wanted] = make_trainer(dropout=0.0)
@@ -93,7 +93,7 @@ def test_a_compiled_training_is_the_same_but_for_rounding():
 
 
 class TestProcesses:
-    def test_one_unless_there_are_more_gpus_or_more_are_asked_for(self, runtime, monkeypatch):
+    def test_process_count(self, runtime, monkeypatch):
         assert process_count(runtime()) == 1
         assert process_count(runtime(processes=3)) == 3
         monkeypatch.setattr("ddpm.core.device.DEVICES", {"cuda": lambda: True, "auto": lambda: True, "mps": lambda: False})
@@ -102,7 +102,7 @@ class TestProcesses:
         assert process_count(runtime(device="auto")) == 4
 
     @pytest.mark.slow
-    def test_a_mistake_is_said_once_however_many_there_are(self, workspace):
+    def test_error_of_several_processes_is_printed_once(self, workspace):
         edit_params(**{"runtime.processes": 2, "train.batch_size": 1, "train.gradient_accumulation": 1})
         done = subprocess.run(
             [sys.executable, "-m", "stages.train"], cwd=workspace, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -115,7 +115,7 @@ class TestProcesses:
         )
 
 
-def test_an_interrupted_stage_ends_with_the_status_of_its_signal(monkeypatch, capsys):
+def test_run_stage_interrupted_exit_status(monkeypatch, capsys):
     ended = []
     monkeypatch.setattr("os._exit", ended.append)
 

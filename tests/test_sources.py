@@ -59,7 +59,7 @@ def zipped(celeba: Path) -> None:
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["folder", "zip"])
-def test_celeba_has_its_official_partition_and_a_class_by_an_attribute(celeba, archived):
+def test_celeba_partition_and_classes(celeba, archived):
     if archived:
         zipped(celeba)
     source = load("celeba")
@@ -74,7 +74,7 @@ def test_celeba_has_its_official_partition_and_a_class_by_an_attribute(celeba, a
     assert load("celeba", label="5_o_Clock_Shadow").class_names == ["not 5 o clock shadow", "5 o clock shadow"]
 
 
-def test_celeba_folder_and_zip_give_the_same_arrays(celeba, tmp_path):
+def test_celeba_zip_equals_folder(celeba, tmp_path):
     fitted = {"image_size": 4, "resize_mode": "resize"}
     assert prepare("celeba", settings(**fitted), tmp_path / "folder")["shape"] == [4, 4, 3]
     zipped(celeba)
@@ -84,7 +84,7 @@ def test_celeba_folder_and_zip_give_the_same_arrays(celeba, tmp_path):
     assert "was made with label = 'auto', but params.yaml has 'Smiling'" in message
 
 
-def test_celeba_that_is_not_there(raw, celeba):
+def test_celeba_missing(raw, celeba):
     zipped(celeba)
     for name in ("img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"):
         (celeba / name).rename(raw / "aside")
@@ -94,7 +94,7 @@ def test_celeba_that_is_not_there(raw, celeba):
     assert load("celeba").files.index.counts == (3, 2)
 
 
-def test_an_attribute_that_celeba_does_not_have(celeba):
+def test_celeba_unknown_attribute(celeba):
     message = refused(load, "celeba", label="male")
     assert message.startswith("params.yaml: prepare_data.label: 'male' is no attribute of ")
     assert message.endswith("it has 5_o_Clock_Shadow, Male, Smiling")
@@ -119,7 +119,7 @@ def edited(path: Path, number: int, line: str) -> None:
         ("list_eval_partition.txt", 1, "\ud8ff", "cannot be read"),
     ],
 )  # fmt: skip
-def test_wrong_lists_of_celeba_are_named_with_their_line(celeba, name, number, line, expected):
+def test_celeba_lists_wrong(celeba, name, number, line, expected):
     if line == "\ud8ff":
         (celeba / name).write_bytes(b"\xff\xfe\xff")
     else:
@@ -127,13 +127,13 @@ def test_wrong_lists_of_celeba_are_named_with_their_line(celeba, name, number, l
     assert expected in refused(load, "celeba")
 
 
-def test_a_face_that_is_missing(celeba):
+def test_celeba_picture_missing(celeba):
     (celeba / "img_align_celeba" / "000005.jpg").unlink()
     message = refused(load, "celeba")
     assert message.startswith(f"{celeba}/img_align_celeba/000005.jpg: is in list_eval_partition.txt, but missing; ")
 
 
-def test_a_partition_without_one_of_the_classes(celeba):
+def test_celeba_class_without_pictures(celeba):
     text = (celeba / "list_eval_partition.txt").read_text()
     (celeba / "list_eval_partition.txt").write_text(text.replace("2.jpg 0", "2.jpg 1"))
     assert "leaves no pictures of one of female, male, or none to test" in refused(load, "celeba")
@@ -142,7 +142,7 @@ def test_a_partition_without_one_of_the_classes(celeba):
 # --- Hugging Face
 
 
-def test_without_the_library_one_line_says_what_to_install(raw, monkeypatch):
+def test_huggingface_library_missing(raw, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = refused(load, "huggingface")
     assert message.startswith("dataset: huggingface needs a library that is missing (")
@@ -186,7 +186,7 @@ def check_split(source, train=20, test=6):
 
 
 @pytest.mark.parametrize("name", ["test", "validation"])
-def test_what_save_to_disk_wrote(hub, raw, name):
+def test_saved_data_set(hub, raw, name):
     hub.DatasetDict({"train": rows(hub, 20), name: rows(hub, 6, 100)}).save_to_disk(str(raw / "pictures"))
     check_split(load("huggingface"))
 
@@ -207,7 +207,7 @@ def test_parquet_files(hub, raw, tmp_path, place):
 
 
 @pytest.mark.parametrize("how", ["saved", "parquet"])
-def test_a_single_split_is_split_stratified(hub, raw, tmp_path, how):
+def test_huggingface_single_split(hub, raw, tmp_path, how):
     (raw / "pictures").mkdir()
     if how == "saved":
         rows(hub, 20).save_to_disk(str(raw / "pictures"))
@@ -240,7 +240,7 @@ def test_parquet_files_of_other_programs(hub, raw):
     assert load("huggingface").class_names == ["3", "5"]
 
 
-def test_the_column_of_the_class(hub, raw):
+def test_huggingface_label_column(hub, raw):
     kind = hub.ClassLabel(names=["red", "blue", "green"])
     both = rows(hub, 12, fine=(kind, [i % 3 for i in range(12)])).rename_column("label", "coarse")
     both.save_to_disk(str(raw / "pictures"))
@@ -254,7 +254,7 @@ def test_the_column_of_the_class(hub, raw):
     assert load("huggingface", folder="one").class_names == ["red", "blue", "green"]
 
 
-def test_without_a_column_of_classes_all_are_of_one(hub, raw, capsys):
+def test_huggingface_without_label_column(hub, raw, capsys):
     rows(hub, 8).remove_columns(["label"]).save_to_disk(str(raw / "pictures"))
     source = load("huggingface")
     assert source.class_names == ["image"]
@@ -262,14 +262,14 @@ def test_without_a_column_of_classes_all_are_of_one(hub, raw, capsys):
     assert "no column of classes; all images are of one class" in capsys.readouterr().out
 
 
-def test_classes_that_no_image_has_are_dropped(hub, raw):
+def test_huggingface_drops_empty_classes(hub, raw):
     rows(hub, 8, classes=("cat", "dog")).cast_column("label", hub.ClassLabel(names=["cat", "dog", "cow"])).save_to_disk(
         str(raw / "pictures")
     )
     assert load("huggingface").class_names == ["cat", "dog"]
 
 
-def test_rows_without_a_class_are_named(hub, raw):
+def test_huggingface_rows_without_class(hub, raw):
     unlabelled = rows(hub, 4, 100).remove_columns(["label"]).add_column("label", [-1] * 4)
     unlabelled = unlabelled.cast_column("label", hub.ClassLabel(names=["cat", "dog"]))
     hub.DatasetDict({"train": rows(hub, 8), "test": unlabelled}).save_to_disk(str(raw / "pictures"))
@@ -283,7 +283,7 @@ def test_rows_without_a_class_are_named(hub, raw):
     assert "test has the class 'b', train has not" in refused(load, "huggingface", folder="names", label="name")
 
 
-def test_the_column_of_the_images(hub, raw):
+def test_huggingface_image_column(hub, raw):
     again = rows(hub, 6, other=(hub.Image(), [{"bytes": png(i), "path": None} for i in range(6)]))
     again.save_to_disk(str(raw / "pictures"))
     assert reds(load("huggingface").train.images)[0] < 6
@@ -294,7 +294,7 @@ def test_the_column_of_the_images(hub, raw):
     assert "has no column of images among label" in refused(load, "huggingface", folder="none")
 
 
-def test_rows_that_hold_no_picture_can_be_left_out(hub, raw, tmp_path):
+def test_huggingface_rows_without_picture(hub, raw, tmp_path):
     values = [{"bytes": png(i), "path": None} for i in range(12)]
     values[4], values[7] = {"bytes": b"no picture", "path": None}, None
     table = rows(hub, 12).remove_columns(["image"]).add_column("image", values).cast_column("image", hub.Image())
@@ -306,7 +306,7 @@ def test_rows_that_hold_no_picture_can_be_left_out(hub, raw, tmp_path):
     assert prepare("huggingface", settings(skip_bad=True), tmp_path / "out")["left_out"] == 2
 
 
-def test_folders_that_hold_no_data_set(hub, raw):
+def test_huggingface_folder_without_data_set(hub, raw):
     assert f"{raw / 'pictures'}: holds no training split" in refused(load, "huggingface")
     (raw / "pictures").mkdir()
     rows(hub, 4).to_parquet(str(raw / "pictures" / "test.parquet"))
@@ -321,7 +321,7 @@ def test_folders_that_hold_no_data_set(hub, raw):
     assert refused(load, "huggingface", folder="saved").startswith(f"{raw / 'saved'}: is damaged")
 
 
-def test_a_parquet_file_that_is_damaged_inside(hub, raw, tmp_path):
+def test_parquet_file_damaged(hub, raw, tmp_path):
     (raw / "pictures").mkdir()
     path = raw / "pictures" / "train.parquet"
     rows(hub, 30).to_parquet(str(path))
@@ -332,7 +332,7 @@ def test_a_parquet_file_that_is_damaged_inside(hub, raw, tmp_path):
     assert message.startswith(f"{raw / 'pictures'}: is damaged")
 
 
-def test_the_library_is_told_not_to_use_the_network(hub, monkeypatch):
+def test_huggingface_library_is_offline(hub, monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "0")
     library()
