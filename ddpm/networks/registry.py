@@ -48,7 +48,9 @@ class NetworkType(NamedTuple):
     build: Callable[..., nn.Module]
 
 
-NETWORKS: dict[str, NetworkType] = {"unet": NetworkType(UNetSettings, UNet)}
+NETWORKS: dict[str, NetworkType] = {
+    "unet": NetworkType(UNetSettings, UNet),
+}
 
 
 class NetworkSettings(Section):

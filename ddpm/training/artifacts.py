@@ -1,5 +1,6 @@
 """The files that process 0 writes during a training and at its end: models/ddpm, reports/train and the state to resume from."""
 
+from functools import partial
 from pathlib import Path
 
 from ddpm.core import processes
@@ -41,10 +42,7 @@ class TrainingArtifacts:
 
     def hooks(self) -> Hooks:
         """Returns the functions that the training loop calls."""
-
-        def log(row: dict[str, float]) -> None:
-            self.log.log(row, step="step")
-
+        log = partial(self.log.log, step="step")
         return Hooks(log, lambda row: self._write_speed(), self._preview, self._snapshot, self._checkpoint)
 
     def finish(self) -> None:
