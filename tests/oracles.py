@@ -16,7 +16,7 @@ LINEAR = make_schedule("linear", T)
 
 
 def rule(name, **options):
-    """The step rule of a sampler with its options."""
+    """Returns the step rule of a sampler with its options."""
     return partial(SAMPLERS[name].step, **options)
 
 
@@ -30,7 +30,7 @@ def noises(count, shape=(2, 1, 4, 4), seed=0):
 
 
 def run(step, grid, x, noise=None, denoiser=None, schedule=LINEAR):
-    """The image that a step rule ends with; `noise` is a list, followed by zeros."""
+    """Returns the final image of a step rule; `noise` is a list, followed by zeros."""
     supply = iter(noise or [])
     denoiser = denoiser or network_denoiser(nonlinear_network, "eps", None)
     *_, last = sample(denoiser, step, schedule, np.asarray(grid, float), x, lambda: next(supply, torch.zeros_like(x)))
@@ -38,7 +38,7 @@ def run(step, grid, x, noise=None, denoiser=None, schedule=LINEAR):
 
 
 def gaussian_denoiser(mu=0.3, s=0.5):
-    """The best denoiser of x0 ~ N(mu, s^2)."""
+    """Returns the optimal denoiser of x0 ~ N(mu, s^2)."""
 
     def denoise(x, level):
         like = level.like(x)
@@ -49,14 +49,14 @@ def gaussian_denoiser(mu=0.3, s=0.5):
 
 
 def ode_end(x, schedule, start, end, mu=0.3, s=0.5):
-    """Where the probability flow of x0 ~ N(mu, s^2) takes x from one position to another: y = x / alpha keeps its quantile."""
+    """Returns where the probability flow of x0 ~ N(mu, s^2) moves x, start to end: y = x / alpha keeps its quantile."""
     a, b = schedule[start], schedule[end]
     spread = math.sqrt((s**2 + (b.sigma / b.alpha) ** 2) / (s**2 + (a.sigma / a.alpha) ** 2))
     return b.alpha * (mu + (x / a.alpha - mu) * spread)
 
 
 def output_law(step, grid, schedule=LINEAR, mu=0.3, s=0.5):
-    """Exact mean and standard deviation of the output: it is affine in the start and in every noise.
+    """Returns the exact mean and standard deviation of the output, which is affine in the start and in every noise.
 
     One image probes each part: 0 is zero throughout, 1 starts at one, and k + 2 has unit noise in call k.
     """

@@ -43,7 +43,7 @@ def test_invert_ends_where_the_probability_flow_does():
 
 
 def test_round_trip_is_exact_if_the_predicted_noise_is_zero():
-    silent = network_denoiser(lambda x, *told: torch.zeros_like(x), "eps", None)
+    silent = network_denoiser(lambda x, *inputs: torch.zeros_like(x), "eps", None)
     assert error(10, silent) < 1e-13
 
 

@@ -129,7 +129,7 @@ def test_perturb_latent_rotates_by_its_fraction_of_a_right_angle(seed, amount):
 
 @given(amount=UNIT)
 def test_perturb_latent_preserves_variance(amount):
-    """Exactly: the squares of the two weights, seen on unit vectors, add up to 1."""
+    """Exactly: the squares of the two weights, measured on unit vectors, add up to 1."""
     one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     assert float(perturb_latent(one, zero, amount) ** 2 + perturb_latent(zero, one, amount) ** 2) == pytest.approx(1, abs=1e-14)
 
@@ -147,11 +147,11 @@ def test_perturb_latent_refuses_impossible_amounts(amount):
 GRID = make_grid("trailing", LINEAR, 20)
 
 
-def gentle(x, t, *labels):
+def weak_network(x, t, *labels):
     return 0.3 * nonlinear_network(x, t)
 
 
-DENOISERS = {"gaussian": gaussian_denoiser(), "network": network_denoiser(gentle, "v", None)}
+DENOISERS = {"gaussian": gaussian_denoiser(), "network": network_denoiser(weak_network, "v", None)}
 
 
 def last(frames):
@@ -199,10 +199,10 @@ def test_interpolate_adds_the_blended_residual_and_is_continuous_at_the_ends(nam
 def test_interpolate_frames_include_the_residual():
     denoiser = DENOISERS["network"]
     a, b = pair(denoiser)
-    shown = list(interpolate(denoiser, LINEAR, GRID, a, b, torch.tensor([0.0, 0.5], dtype=torch.float64)))
+    frames = list(interpolate(denoiser, LINEAR, GRID, a, b, torch.tensor([0.0, 0.5], dtype=torch.float64)))
     bare = list(decode(denoiser, LINEAR, GRID, slerp(a.latent, b.latent, torch.tensor([0.0, 0.5], dtype=torch.float64))))
     residual = torch.cat([a.residual, (a.residual + b.residual) / 2])
-    for frame, plain in zip(shown, bare, strict=True):
+    for frame, plain in zip(frames, bare, strict=True):
         torch.testing.assert_close(frame.x - plain.x, LINEAR[frame.position].alpha * residual)
         torch.testing.assert_close(frame.x0 - plain.x0, residual)
 
@@ -263,7 +263,7 @@ def test_variations_distance_grows_with_the_amount():
 
 def test_interpolate_and_variations_keep_no_gradients():
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    denoiser = network_denoiser(lambda x, t, *labels: weight * gentle(x, t), "v", None)
+    denoiser = network_denoiser(lambda x, t, *labels: weight * weak_network(x, t), "v", None)
     a, b = pair(denoiser)
     assert not a.residual.requires_grad
     for frames in (

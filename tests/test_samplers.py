@@ -222,7 +222,7 @@ def test_step_rules_converge_with_their_order(name, spacing):
 def test_step_rules_have_the_known_law_on_gaussian_data(name, steps, expected):
     mean, sd = output_law(RULES[name], make_grid("trailing", LINEAR, steps))
     assert sd == pytest.approx(expected, abs=1e-5)
-    # x_T starts at mean 0 instead of alpha_T * mu, which only many steps forget.
+    # x_T starts at mean 0 instead of alpha_T * mu, which only many steps correct.
     assert mean == pytest.approx(0.3, abs=0.05)
 
 
@@ -241,7 +241,7 @@ def test_heun_with_churn_keeps_the_law_of_the_data():
     rough = with_churn(grid, LINEAR, 40.0)
     mean, sd = output_law(RULES["heun"], rough)
     assert len(rough) > 1.9 * len(grid)
-    # The noise that is added forgets that x_T started at mean 0.
+    # The added noise corrects that x_T started at mean 0.
     assert mean == pytest.approx(0.3, abs=1e-6)
     assert sd == pytest.approx(0.5, abs=0.0015)
 
