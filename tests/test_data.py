@@ -170,7 +170,7 @@ BAD_IDX = {
         {"train_labels": idx(np.zeros(6, np.uint8))},
         "train-labels.* has 6 labels for the 7 images of .*train-images",
     ),
-    "no images": ({"test_images": idx(np.zeros((0, 6, 5), np.uint8))}, "t10k-images.* holds nothing: replace it"),
+    "no images": ({"test_images": idx(np.zeros((0, 6, 5), np.uint8))}, "t10k-images.* holds no items: replace it"),
     "other classes": ({"test_labels": idx(np.array([1, 2, 26], np.uint8))}, "t10k-labels.* label 26, but there are 10 classes"),
 }
 

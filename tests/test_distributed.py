@@ -115,7 +115,7 @@ def test_loss_history_after_resume():
 
 def test_batch_size_below_processes():
     def work():
-        with pytest.raises(InputError, match=r"train\.batch_size: 16 images cannot be shared by 2 processes in 9 parts each"):
+        with pytest.raises(InputError, match=r"train\.batch_size: 16 images "):
             make_trainer(gradient_accumulation=9)
 
     in_processes(2, work)

@@ -1,4 +1,4 @@
-"""MNIST's idx files, plain or gzipped: found where torchvision or a person puts them, and checked while they are read."""
+"""Finds and reads MNIST's idx files, plain or gzipped."""
 
 import gzip
 import math
@@ -20,14 +20,15 @@ _UNSIGNED_BYTE = 8
 
 
 def find_idx_folder(root: Path, name: str, torchvision_name: str) -> Path | None:
-    """The folder that holds all four files: ROOT/NAME, torchvision's ROOT/Name/raw, or ROOT itself if it bears the name.
+    """Returns the folder that holds all four files, or None: ROOT/NAME, torchvision's ROOT/Name/raw, or ROOT itself if it has
+    the name.
 
-    MNIST, Fashion-MNIST and KMNIST share their file names, so a folder of another name proves nothing.
+    MNIST, Fashion-MNIST and KMNIST share their file names, so the name of the folder must tell them apart.
     """
     names = {name, torchvision_name}
     candidates = [root / name, root / torchvision_name / "raw", root / name / torchvision_name / "raw"]
-    here = root.resolve()
-    candidates += [root] if here.name in names or (here.name == "raw" and here.parent.name in names) else []
+    resolved = root.resolve()
+    candidates += [root] if resolved.name in names or (resolved.name == "raw" and resolved.parent.name in names) else []
     for folder in candidates:
         if all(_find(folder, file) for file in IDX_FILES.values()):
             return folder
@@ -35,7 +36,7 @@ def find_idx_folder(root: Path, name: str, torchvision_name: str) -> Path | None
 
 
 def read_idx_split(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, H, W, 1) and labels int64 (N,) of "train" or "test". Raises InputError naming a damaged file."""
+    """Returns the images uint8 (N, H, W, 1) and labels int64 (N,) of "train" or "test". Raises InputError for a damaged file."""
     images_path = _find(folder, IDX_FILES[split, "images"])
     labels_path = _find(folder, IDX_FILES[split, "labels"])
     images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
@@ -47,7 +48,7 @@ def read_idx_split(folder: Path, split: str, classes: int) -> tuple[np.ndarray, 
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of an idx file, plain or .gz. Raises InputError if it is truncated or no such file."""
+    """Returns the uint8 array of an idx file, plain or .gz. Raises InputError if it is damaged or of another kind."""
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
@@ -59,7 +60,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise InputError(f"is no idx file of {dimensions} dimensions: replace it", key=path)
     shape = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
     if 0 in shape:
-        raise InputError("holds nothing: replace it", key=path)
+        raise InputError("holds no items: replace it", key=path)
     if len(data) != header + math.prod(shape):
         raise InputError(
             f"holds {len(data) - header:,} bytes of data, but its header says {math.prod(shape):,}; "
