@@ -1,4 +1,4 @@
-"""The web page as a process of its own, and a stranger who talks to it over HTTP."""
+"""Runs the web page in a process of its own, and sends requests to it."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def untrained_model(conditioning: str, timesteps: int) -> None:
     write_json("models/ddpm/config.json", config)
     torch.manual_seed(0)
     network = UNet(settings, data.shape, data.class_names)
-    # An untrained network puts out zeros, whatever it is told.
+    # The output of an untrained network is zero.
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)

@@ -193,7 +193,7 @@ def test_command_without_options_writes_its_default_file(run, command, model):
 
 
 class TestSample:
-    def test_arrays_as_the_stages_write_them(self, run):
+    def test_sample_npz_has_the_layout_of_the_stages(self, run):
         line = run("sample", "-n", 12, "--seed", 3, "--steps", 4, "--out", "new/a.npz")[0]
         assert line.startswith("wrote new/a.npz: 12 images by DDIM, 4 network evaluations each, ")
         arrays = read_npz("new/a.npz", "x")
@@ -203,37 +203,37 @@ class TestSample:
         assert arrays["arr_1"].tolist() == [*range(10), 0, 1]
         assert arrays["sampler"].tolist() == ["DDIM"]
 
-    def test_the_seed_decides_all_and_the_batch_nothing(self, run):
+    def test_sample_depends_on_seed_not_on_batch_size(self, run):
         for name, *more in (("a", "--seed", 5), ("b", "--seed", 5, "--batch", 2), ("c", "--seed", 6)):
             run("sample", "-n", 5, "--sampler", "ddpm", "--steps", 5, "-o", f"{name}.npz", *more)
         a, b, c = (read_npz(f"{name}.npz", "x")["arr_0"].astype(int) for name in "abc")
         assert abs(a - b).max() <= 1
         assert abs(a - c).max() > 20
 
-    def test_classes_in_turn(self, run):
+    def test_sample_repeated_labels_take_turns(self, run):
         run("sample", "-n", 3, "--label", "7", "--label", "2", "-o", "a.npz")
         assert read_npz("a.npz", "x")["arr_1"].tolist() == [7, 2, 7]
 
-    def test_texts_are_kept_as_captions(self, run):
+    def test_sample_npz_holds_captions_of_texts(self, run):
         run("sample", "-m", "models/text", "-n", 3, "--text", "a seven", "--text", "the two", "-o", "a.npz")
         arrays = read_npz("a.npz", "x")
         assert arrays["captions"].tolist() == ["a seven", "the two", "a seven"]
         assert "arr_1" not in arrays
 
     @pytest.mark.parametrize("more", [("--guidance", 0), ("--label", "none"), ("-m", "models/plain")])
-    def test_without_classes(self, run, more):
+    def test_sample_without_classes_has_no_labels(self, run, more):
         run("sample", "-n", 4, "-o", "a.npz", *more)
         assert set(read_npz("a.npz", "x")) == {"arr_0", "sampler"}
         run("sample", "-n", 4, "--tile", 8, "-o", "a.png", *more)
         assert size_of("a.png") == (2 * MARGIN + 4 * (8 + GAP), 2 * MARGIN + 8 + GAP)
 
-    def test_the_captions_of_the_told_alone(self, run):
-        run("sample", "-n", 2, "-o", "told")
-        run("sample", "-n", 2, "--guidance", 0, "-o", "untold")
-        assert Path("told/labels.csv").is_file()
-        assert not Path("untold/labels.csv").exists()
+    def test_sample_folder_has_labels_csv_with_conditioning_only(self, run):
+        run("sample", "-n", 2, "-o", "classes")
+        run("sample", "-n", 2, "--guidance", 0, "-o", "unconditional")
+        assert Path("classes/labels.csv").is_file()
+        assert not Path("unconditional/labels.csv").exists()
 
-    def test_a_row_for_each_class(self, run):
+    def test_sample_grid_has_rows_for_each_class(self, run):
         run("sample", "-n", 7, "--label", "7", "--label", "2", "--tile", 8, "-o", "a.png")
         run("sample", "-n", 7, "--label", "7", "--label", "2", "-o", "a.npz")
         images = read_npz("a.npz", "x")["arr_0"][..., 0]
@@ -241,7 +241,7 @@ class TestSample:
         for k, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]):
             assert np.array_equal(tile("a.png", row, column, left=left), images[k])
 
-    def test_a_folder_of_pictures(self, run, error):
+    def test_sample_folder_holds_png_files(self, run, error):
         run("sample", "-n", 3, "--label", "4", "-o", "pictures")
         run("sample", "-n", 3, "--label", "4", "-o", "a.npz")
         images = read_npz("a.npz", "x")["arr_0"]
@@ -251,24 +251,24 @@ class TestSample:
         assert Path("pictures/labels.csv").read_text() == 'file,label\n00000.png,"4"\n00001.png,"4"\n00002.png,"4"\n'
         assert "pictures is an existing folder" in error("sample", "-o", "pictures")
 
-    def test_a_failed_folder_leaves_nothing(self, run, error, monkeypatch):
+    def test_sample_folder_that_fails_leaves_nothing(self, run, error, monkeypatch):
         monkeypatch.setattr(output, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert error("sample", "-n", 3, "-o", "pictures") == "pictures: no space left on the device: free some and run again"
         assert not [path for path in Path().iterdir() if "pictures" in path.name]
 
-    def test_a_caption_stands_before_the_first_of_its_rows(self):
+    def test_rows_of_captions_only_the_first_row(self):
         assert image_grid.rows_of(["7", "2", "7", "7"], 2) == [("7", [0, 2]), ("", [3]), ("2", [1])]
         assert image_grid.rows_of(["a"] * 20, None) == [("a", [*range(5)]), *(("", [*range(k, k + 5)]) for k in (5, 10, 15))]
 
     @pytest.mark.parametrize("columns", [1, 3, 10])
-    def test_columns(self, run, columns):
+    def test_sample_columns_set_the_grid(self, run, columns):
         run("sample", "-m", "models/plain", "-n", 7, "--columns", columns, "--tile", 8, "-o", "a.png")
         rows, across = -(-7 // columns), min(7, columns)
         assert size_of("a.png") == (2 * MARGIN + across * 11, 2 * MARGIN + rows * 11)
 
 
 class TestCompare:
-    def test_each_sampler_with_each_number_of_steps(self, run):
+    def test_compare_runs_each_sampler_with_each_number_of_steps(self, run):
         lines = run("compare", "--sampler", "heun", "--sampler", "ddim", "--steps", 3, "--steps", 5, "-n", 2, "--eta", 0.5)
         assert [line.rpartition(" network")[0].split() for line in lines[:-1]] == [
             ["Heun,", "3", "steps", "5"],
@@ -277,7 +277,7 @@ class TestCompare:
             ["DDIM,", "5", "steps", "5"],
         ]
 
-    def test_rows_are_the_samples_of_their_sampler(self, run):
+    def test_compare_rows_equal_samples(self, run):
         run("compare", "--sampler", "ddim", "--sampler", "ddpm", "--steps", 5, "-n", 3, "--label", "1", "--tile", 8)
         left = left_of("out/compare.png", 3)
         for row, sampler in enumerate(("ddim", "ddpm")):
@@ -286,7 +286,7 @@ class TestCompare:
                 found = tile("out/compare.png", row, k, left=left, top=MARGIN + 14 + MARGIN)
                 assert np.array_equal(found, image)
 
-    def test_each_uses_the_options_that_are_its_own(self, run):
+    def test_compare_passes_each_sampler_its_own_options(self, run):
         style = {"--eta": 0.5, "--spacing": "log_snr", "--variance": "large"}
         given = [word for option in style.items() for word in option]
         drawn = ("--steps", 5, "-n", 2, "--label", "1")
@@ -298,11 +298,11 @@ class TestCompare:
             for k, image in enumerate(read_npz("a.npz", "x")["arr_0"][..., 0]):
                 assert np.array_equal(tile("out/compare.png", row, k, left=left, top=MARGIN + 14 + MARGIN), image)
 
-    def test_without_guidance_there_are_no_captions(self, run):
+    def test_compare_without_guidance_has_no_captions(self, run):
         run("compare", "--sampler", "ddim", "--steps", 2, "-n", 3, "--guidance", 0, "--tile", 8)
         assert size_of("out/compare.png")[1] == 2 * MARGIN + 8 + GAP
 
-    def test_captions_do_not_touch(self, run):
+    def test_compare_captions_do_not_overlap(self, run):
         drawn = ("--sampler", "ddim", "--steps", 1, "-n", 4, "--tile", 48)
         run("compare", "-m", "models/text", "--text", "a handwritten seven", *drawn)
         with Image.open("out/compare.png") as opened:
@@ -326,27 +326,26 @@ class TestCaptions:
                 assert short.startswith(fitted.removesuffix("..."))
                 assert font.getlength(short) > width
 
-    def test_what_fits_stays(self):
+    def test_fitting_keeps_short_captions(self):
         assert image_grid.fitting("Ankle boot", 84) == "Ankle boot"
         assert image_grid.fitting("a handwritten seven", 64).endswith("...")
 
 
 class TestAnimate:
-    @pytest.mark.parametrize("what", animations.ANIMATIONS)
-    @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
-    def test_each_film(self, run, what, suffix):
+    @pytest.mark.parametrize(("what", "suffix"), [*((what, ".gif") for what in animations.ANIMATIONS), ("grid", ".mp4")])
+    def test_animate_writes_each_film(self, run, what, suffix):
         out = Path(f"film{suffix}")
         more = ("--what", what, "-m", "models/plain", "-n", 3, "--frames", 2, "--hold", 0, "--tile", 16, "--upscaling", "smooth")
         line = run("animate", *more, "-o", out)[0]
         assert line.startswith(f"wrote {out}: 2 frames of 3 images, ")
         assert frames_of(out) == 2
 
-    def test_more_frames_than_steps(self, run):
+    def test_animate_has_at_most_one_frame_per_step(self, run):
         run("animate", "-n", 2, "--steps", 4, "--frames", 30)
         assert frames_of(Path("out/denoising.gif")) == 4
 
     @pytest.mark.parametrize("what", ["denoising", "grid"])
-    def test_moments_in_one_picture(self, run, what):
+    def test_animate_png_ends_with_the_samples(self, run, what):
         drawn = ("-m", "models/plain", "-n", 3, "--steps", 4)
         line = run("animate", "--what", what, *drawn, "--tile", 8, "-o", "way.png")[0]
         assert line.startswith("wrote way.png: 3 images, ")
@@ -358,22 +357,24 @@ class TestAnimate:
             # The last of the four columns is what was drawn.
             assert np.array_equal(tile("way.png", k, 3, side, top=top), np.kron(image, np.ones((side // 8, side // 8), np.uint8)))
 
-    def test_a_name_of_its_own_is_kept(self, run):
+    def test_animate_keeps_the_given_name(self, run):
         run("animate", "-n", 1, "--steps", 2, "-o", "WHAT/WHAT.gif")
         assert Path("WHAT/WHAT.gif").is_file()
 
-    def test_without_guidance_it_is_told_nothing(self, run, monkeypatch):
-        told = []
+    def test_animate_without_guidance_has_no_labels(self, run, monkeypatch):
+        run_labels = []
         real = animations.AnimationOptions
         monkeypatch.setattr(
-            animations, "AnimationOptions", lambda number, labels, *rest: (told.append(labels), real(number, labels, *rest))[1]
+            animations,
+            "AnimationOptions",
+            lambda number, labels, *rest: (run_labels.append(labels), real(number, labels, *rest))[1],
         )
         run("animate", "-n", 1, "--steps", 2, "--guidance", 0)
         run("animate", "-n", 1, "--steps", 2, "--label", 4)
-        assert told[0] is None
-        assert told[1].tolist() == [4]
+        assert run_labels[0] is None
+        assert run_labels[1].tolist() == [4]
 
-    def test_the_last_frame_stays(self, run):
+    def test_animate_hold_sets_the_last_duration(self, run):
         run("animate", "-n", 2, "--steps", 4, "--fps", 10, "--hold", 3)
         with Image.open("out/denoising.gif") as film:
             durations = [(film.seek(k), film.info["duration"])[1] for k in range(film.n_frames)]
@@ -381,7 +382,7 @@ class TestAnimate:
 
 
 class TestInterpolate:
-    def test_from_one_picture_to_the_other(self, run, built):
+    def test_interpolate_ends_at_both_images(self, run, built):
         run("interpolate", "test:3", "test:8", "-n", 5, "--tile", 8)
         images = np.load(built / "data/prepared/test_images.npy")[..., 0]
         assert np.array_equal(tile("out/interpolate.png", 0, 0), images[3])
@@ -389,11 +390,11 @@ class TestInterpolate:
         assert not np.array_equal(tile("out/interpolate.png", 0, 2), images[8])
 
     @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
-    def test_a_film_goes_forth_and_back(self, run, suffix):
+    def test_interpolate_film_runs_forward_and_back(self, run, suffix):
         run("interpolate", "-n", 6, "-o", f"a{suffix}")
         assert frames_of(Path(f"a{suffix}")) == 10
 
-    def test_each_end_is_told_its_own(self, run):
+    def test_interpolate_conditions_each_end(self, run):
         assert "from seed:2 (5) to seed:7 (0) by" in run("interpolate", "-n", 2, "--label", "5", "--label", "0")[0]
         assert "from seed:2 (5) to seed:7 (5) by" in run("interpolate", "-n", 2, "--label", "5")[0]
         assert "from seed:2 to seed:7 by" in run("interpolate", "-n", 2, "--guidance", 0)[0]
@@ -403,7 +404,7 @@ class TestInterpolate:
 
 class TestInpaint:
     @pytest.mark.parametrize("model", ["ddpm", "mask"])
-    def test_what_is_known_stays(self, run, built, model):
+    def test_inpaint_keeps_known_pixels(self, run, built, model):
         line = run("inpaint", "test:5", "--mask", "left", "-n", 4, "--columns", 2, "--tile", 8, "-m", f"models/{model}")[0]
         image = np.load(built / "data/prepared/test_images.npy")[5, ..., 0]
         at = {"top": MARGIN + 14 + MARGIN}
@@ -418,7 +419,7 @@ class TestInpaint:
         # RePaint, but for a model that sees what is known.
         assert f", {5 if model == 'mask' else 5 + 9 * 4} network evaluations each" in line
 
-    def test_a_painted_mask(self, run, built):
+    def test_inpaint_reads_a_mask_file(self, run, built):
         painted = np.zeros((80, 80), np.uint8)
         painted[:40] = 255
         Image.fromarray(painted).save("mask.png")
@@ -428,22 +429,21 @@ class TestInpaint:
         assert np.array_equal(fill[4:], image[4:])
         assert not np.array_equal(fill[:4], image[:4])
 
-    @pytest.mark.parametrize("sampler", ["ddpm", "heun", "dpmpp_2m"])
-    @pytest.mark.parametrize("steps", [1, 2, 5])
-    def test_there_is_room_for_the_jumps_that_nobody_asked_for(self, run, sampler, steps):
+    @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 1), ("heun", 2), ("dpmpp_2m", 5)])
+    def test_inpaint_default_jump_fits_short_grids(self, run, sampler, steps):
         run("inpaint", "seed:3", "--sampler", sampler, "--steps", steps, "-n", 2)
 
-    def test_without_guidance_no_class_is_named(self, run):
+    def test_inpaint_without_guidance_has_no_class(self, run):
         assert ": test:5 (3), " in run("inpaint", "test:5", "--label", "3", "-n", 1)[0]
         assert ": test:5, " in run("inpaint", "test:5", "--guidance", 0, "-n", 1)[0]
 
-    def test_jumps_cost_what_they_walk(self, run):
+    def test_inpaint_counts_evaluations_of_jumps(self, run):
         assert ", 20 network evaluations each" in run("inpaint", "--steps", 8, "--jump", 4, "--resamples", 4, "-n", 1)[0]
 
 
 class TestEdit:
     @pytest.mark.parametrize("method", EDITS)
-    def test_strength_0_is_the_image(self, run, built, method):
+    def test_edit_strength_0_returns_the_image(self, run, built, method):
         run("edit", "test:9", "--strength", 0, "--strength", 0.7, "--method", method, "-n", 3, "--columns", 2, "--tile", 8)
         image = np.load(built / "data/prepared/test_images.npy")[9, ..., 0]
         at = {"left": left_of("out/edit.png", 3), "top": MARGIN + 14 + MARGIN}
@@ -451,14 +451,14 @@ class TestEdit:
         assert same == [True, True, True, False, False, False, False, False]
         assert np.array_equal(tile("out/edit.png", 0, 0, **at), image)
 
-    def test_another_class(self, run):
+    def test_edit_accepts_another_class(self, run):
         assert "test:4 (9), 1 variants" in run("edit", "test:4", "--label", "9", "-n", 1, "--strength", 0.5)[0]
 
-    def test_without_guidance_no_class_is_named(self, run):
+    def test_edit_without_guidance_has_no_class(self, run):
         assert "test:4, 1 variants" in run("edit", "test:4", "--guidance", 0, "-n", 1, "--strength", 0.5)[0]
 
     @pytest.mark.parametrize("more", [("--sampler", "heun"), ("--guidance", 3), ("--spacing", "karras")])
-    def test_a_sample_is_varied_from_the_latent_that_draws_it(self, run, more):
+    def test_edit_latent_starts_from_the_latent_of_a_sample(self, run, more):
         drawn = ("--steps", 4, *more)
         run("sample", "--seed", 4, "-n", 1, "--label", "4", *drawn, "-o", "a.npz")
         line = run("edit", "seed:4", "-n", 1, "--method", "latent", "--strength", 0, "--strength", 0.5, "--tile", 8, *drawn)[0]
@@ -468,7 +468,7 @@ class TestEdit:
         same = [np.array_equal(tile("out/edit.png", row, column, **at), image) for row, column in ((0, 0), (0, 1), (1, 1))]
         assert same == [True, True, False]
 
-    def test_a_sample_is_an_image_to_add_noise_to(self, run):
+    def test_edit_sdedit_starts_from_the_ddim_sample(self, run):
         run("edit", "seed:4", "-n", 1, "--sampler", "heun", "--steps", 4, "--strength", 0, "--tile", 8)
         run("sample", "--seed", 4, "-n", 1, "--label", "4", "-o", "a.npz")
         at = {"left": left_of("out/edit.png", 2), "top": MARGIN + 14 + MARGIN}
@@ -477,7 +477,7 @@ class TestEdit:
 
 
 class TestReconstruct:
-    def test_more_steps_come_back_more_exactly(self, run):
+    def test_reconstruct_improves_with_steps(self, run):
         lines = run("reconstruct", "test:0", "seed:3", "--steps", 5, "--steps", 50, "--tile", 8)
         assert lines[0].split() == ["steps", "evaluations", "mean", "PSNR", "lowest"]
         rows = [line.replace("dB", "").split() for line in lines[1:3]]
@@ -485,12 +485,12 @@ class TestReconstruct:
         assert float(rows[1][2]) > float(rows[0][2]) > float(rows[0][3])
 
     @pytest.mark.parametrize(("there", "shown"), [(3, 3), (500, 8)])
-    def test_as_many_test_images_as_there_are(self, run, monkeypatch, there, shown):
+    def test_reconstruct_default_images_exist(self, run, monkeypatch, there, shown):
         meta, test = prepared.open_test()
         monkeypatch.setattr(prepared, "open_test", lambda: (meta, test._replace(images=test.images[:there])))
         assert run("reconstruct", "--steps", 2)[-1].startswith(f"wrote out/reconstruct.png: {shown} images, ")
 
-    def test_pictures_and_test_images_together(self, run, built):
+    def test_reconstruct_mixes_files_and_test_images(self, run, built):
         images = np.load(built / "data/prepared/test_images.npy")[..., 0]
         Image.fromarray(images[7]).save("a.png")
         run("reconstruct", "a.png", "test:2", "a.png", "--steps", 50, "--tile", 8)
@@ -500,7 +500,7 @@ class TestReconstruct:
 
 
 class TestInfo:
-    def test_in_words(self, run):
+    def test_info_prints_lines(self, run):
         lines = dict(line.split(":", 1) for line in run("info"))
         assert lines["data"].strip() == "digits: 8x8, gray"
         assert lines["classes"].strip() == "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
@@ -511,7 +511,7 @@ class TestInfo:
         assert lines["snapshots"].strip() == "none"
         assert "words" not in lines
 
-    def test_as_json(self, run):
+    def test_info_prints_json(self, run):
         found = json.loads("\n".join(run("info", "--json", "-m", "models/plain")))
         assert found["shape"] == [8, 8, 1]
         assert found["conditioning"] == "none"
@@ -520,21 +520,21 @@ class TestInfo:
         assert TRACKED_SIGMA_REL[0] <= found["ema_widths"][1] <= 0.28
         assert "scores" not in found
 
-    def test_the_words_of_a_model_that_reads(self, run):
+    def test_info_lists_the_vocabulary(self, run):
         assert "seven" in json.loads("\n".join(run("info", "--json", "-m", "models/text")))["words"]
         assert any(line.startswith("words: ") and "seven" in line for line in run("info", "-m", "models/text"))
 
-    def test_the_scores_of_the_project(self, run):
+    def test_info_shows_scores_of_the_own_model(self, run):
         write_json("reports/evaluate/metrics.json", {"ddim": {"sampler": "Heun", "classifier": {"fid": 0.5}, "accuracy": 0.975}})
         assert run("info")[-1] == "scores of Heun: FID 0.500, accuracy 97.5%"
         assert json.loads("\n".join(run("info", "--json")))["scores"] == {"Heun": {"fid": 0.5, "accuracy": 0.975}}
         assert not any("scores" in line for line in run("info", "-m", "models/plain"))
 
 
-# How it is asked
+# Help and processes
 
 
-def test_help_is_quick():
+def test_help_imports_no_torch():
     """Without PyTorch, for every command."""
     code = f"""
 import sys
@@ -576,18 +576,18 @@ def test_option_help_is_a_sentence_that_names_the_choices():
     assert checked == set(CHOICES)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=name_of)
-def test_every_help_has_an_example(command, capsys, monkeypatch):
+def test_help_shows_example_and_docstring(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main([name_of(command), "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert f"Example: python -m ddpm {COMMANDS[command]}" in text
-    assert COMMANDS[command].startswith(name_of(command))
-    assert command.__doc__.splitlines()[0] in text
+    for command, example in COMMANDS.items():
+        assert main([name_of(command), "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"Example: python -m ddpm {example}" in text
+        assert example.startswith(name_of(command))
+        assert command.__doc__.splitlines()[0] in text
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if name_of(c) in DRAWING], ids=name_of)
-def test_every_example_works(command, run, monkeypatch):
+def test_examples_run(command, run, monkeypatch):
     """But for the films of a training, of which the model here has none."""
     given = COMMANDS[command].split()
     if "training" in given:
@@ -598,21 +598,18 @@ def test_every_example_works(command, run, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_alone_it_explains_itself(arguments, capsys):
+def test_main_without_command_prints_help(arguments, capsys):
     assert main(arguments) == 0
     text, said = capsys.readouterr()
     assert all(name_of(command) in text for command in COMMANDS)
     assert said == ""
 
 
-@pytest.mark.parametrize(("arguments", "status"), [(["nonsense"], 1), ([], 0)])
-def test_as_a_process(project, arguments, status):
+def test_module_runs_as_a_process(project):
+    command = [sys.executable, "-m", "ddpm", "nonsense"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, "-m", "ddpm", *arguments], env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ended.returncode == status, ended.stderr
-    assert len(ended.stderr.splitlines()) == status
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1), ended.stderr
 
 
 # Mistakes
@@ -624,9 +621,7 @@ MISTAKES = [
     ("", "No such command ''"),
     ("sample --nmber 3", "No such option: --nmber"),
     ("sample --number", "Option '--number' requires an argument"),
-    ("sample extra", "Got unexpected extra argument"),
     ("sample --number 0", "--number: "),
-    ("sample --number 1.5", "--number: "),
     ("sample --tile 512 --number 10000 -m models/plain", "--tile: "),
     ("sample --steps 51", "--steps: "),
     ("sample --sampler ddmi", "--sampler: 'ddmi' is unknown; did you mean 'ddpm'?"),
@@ -634,28 +629,22 @@ MISTAKES = [
     ("sample --eta 0.5 --sampler heun", "--eta: "),
     ("sample --guidance 2 -m models/plain", "--guidance: "),
     ("sample --guidance 0 --label 3", "--guidance: "),
-    ("sample --label seven", "--label: "),
     ("sample --text seven --label 7 -m models/text", "--text: "),
     ("sample --checkpoint 0.5", "--checkpoint: "),
     ("sample --checkpoint best", "models/ddpm/best.safetensors: not found"),
     ("sample --model nowhere", "nowhere/config.json: not found"),
     ("sample -o a.jpg", "--out: 'a.jpg' ends in '.jpg'; valid: .png or .npz or none, for a folder"),
-    ("sample -o data", "--out: data is an existing folder"),
     ("sample -o taken/x.png", "--out: taken/x.png: "),
     ("compare --sampler heun --eta 0.5", "--eta: "),
-    ("compare --spacing even", "--spacing: "),
     ("animate --what training", "models/ddpm: "),
     ("animate --what training --checkpoint latest -m models/plain", "--checkpoint: "),
     ("animate --what training --out a.png", "--out: 'a.png' ends in '.png'; valid: .gif or .mp4"),
     ("animate --frames 1000 --number 100 --tile 512", "--tile: "),
-    ("animate --upscaling best", "--upscaling: "),
-    ("interpolate nowhere.png", "nowhere.png: "),
     ("interpolate test:0 test:1 --sampler heun", "--sampler: "),
     ("interpolate --label 1 --label 2 --label 3", "--label: "),
     ("inpaint --mask lef", "--mask: "),
     ("inpaint --jump 5 --steps 5", "--jump: "),
     ("edit --method latent --eta 0.5", "--sampler: "),
-    ("edit --method other", "--method: "),
 ]  # fmt: skip
 
 
@@ -667,7 +656,7 @@ def test_mistake_ends_in_one_line(error, line, beginning):
 
 
 @pytest.mark.parametrize(("tile", "side"), [(8, 8), (20, 24)])
-def test_the_pixels_of_a_picture_are_bounded(tile, side):
+def test_check_size_bounds_the_pixels(tile, side):
     most = output.MAX_PIXELS // (side + GAP) ** 2
     output.check_size((8, 8, 1), tile, most)
     with pytest.raises(InputError, match=rf"^tile: {most + 1:,} images of {side} pixels are too large"):
@@ -699,21 +688,21 @@ def test_option_groups_refuse_nan():
 
 
 @pytest.mark.parametrize("out", ["a\0b.png", "x" * 300 + ".png", "/proc/nowhere/a.png", "/dev/null/a.png", "", ".", ".."])
-def test_an_out_that_cannot_be(error, out):
+def test_out_refuses_impossible_paths(error, out):
     error("sample", "-n", 1, "-o", out)
 
 
-def test_a_name_in_another_encoding(run):
+def test_out_accepts_undecodable_names(run):
     assert run("sample", "-n", 1, "-o", "\udce9.png")[0].startswith("wrote \\udce9.png: ")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(error, project):
+def test_out_refuses_a_read_only_folder(error, project):
     (project / "shut").mkdir(mode=0o500)
     assert error("sample", "-o", "shut/a.png").startswith("--out: no permission to write to ")
 
 
-def test_a_device_that_is_not_here(error, monkeypatch):
+def test_device_must_be_available(error, monkeypatch):
     monkeypatch.setitem(DEVICES, "mps", lambda: False)
     assert error("sample", "--device", "mps").startswith("--device: ")
 
@@ -729,30 +718,29 @@ class TestBroken:
             (folder / name).write_bytes((built / "models/ddpm" / name).read_bytes())
         return folder
 
-    @pytest.mark.parametrize("command", [*WITHOUT_OPTIONS, "info"])
-    def test_weights_cut_off(self, error, broken, command):
+    @pytest.mark.parametrize("command", ["sample", "reconstruct", "info"])
+    def test_truncated_weights_are_refused(self, error, broken, command):
         path = broken / "final.safetensors"
         path.write_bytes(path.read_bytes()[:-100])
         assert error(command, "-m", "broken").startswith("broken/final.safetensors: damaged")
 
-    @pytest.mark.parametrize("command", ["sample", "info"])
-    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 4}'])
-    def test_a_config_that_is_none(self, error, broken, command, text):
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 4}'])
+    def test_invalid_config_is_refused(self, error, broken, text):
         (broken / "config.json").write_text(text)
-        assert error(command, "-m", "broken").startswith("broken/config.json: ")
+        assert error("info", "-m", "broken").startswith("broken/config.json: ")
 
-    def test_weights_of_another_network(self, error, broken, built):
+    def test_weights_of_another_network_are_refused(self, error, broken, built):
         (broken / "final.safetensors").write_bytes((built / "models/text/final.safetensors").read_bytes())
         assert "does not fit the config.json in its folder" in error("sample", "-m", "broken")
 
-    def test_images_that_are_not_finite(self, error, broken):
+    def test_non_finite_images_are_refused(self, error, broken):
         network = awake(UNet(settings(conditioning="class"), (8, 8, 1), DIGITS))
         with torch.no_grad():
             network.conv_out.bias.fill_(float("nan"))
         save(broken / "final.safetensors", network)
         assert error("sample", "-m", "broken").startswith("--thresholding: without it the images are not finite")
 
-    def test_no_data(self, error, project):
+    def test_missing_data_is_refused(self, error, project):
         (project / "data").unlink()
         assert error("inpaint").startswith("data/prepared/meta.json: not found; make it with `dvc repro prepare_data`")
 
@@ -760,7 +748,7 @@ class TestBroken:
 # How it ends
 
 
-def test_an_interruption(project, capsys, monkeypatch):
+def test_interruption_ends_with_130(project, capsys, monkeypatch):
     def stop(*_):
         x = torch.zeros(1, 1, 8, 8)
         yield progress.SamplingProgress(1, 2, 0, 1.0, x, x, False)
@@ -772,20 +760,20 @@ def test_an_interruption(project, capsys, monkeypatch):
     assert not Path("out").exists()
 
 
-def test_no_memory(error, monkeypatch):
+def test_out_of_memory_is_one_line(error, monkeypatch):
     for kind in (MemoryError, torch.OutOfMemoryError):
         monkeypatch.setattr(generate, "generate", lambda *_, kind=kind: (_ for _ in ()).throw(kind("too much")))
         assert error("sample", *MACHINE).startswith("out of memory; generate fewer images at once")
 
 
-def test_a_defect_keeps_its_traceback(project, monkeypatch):
+def test_defect_keeps_its_traceback(project, monkeypatch):
     monkeypatch.setattr(generate, "generate", lambda *_: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         main(["sample", *MACHINE])
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves(project):
+def test_closed_pipe_ends_quietly(project):
     """As `python -m ddpm info | head -1`, whose end of the pipe is closed."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     read, write = os.pipe()
@@ -805,23 +793,23 @@ def test_terminal_without_a_character_gets_its_escape(run, monkeypatch):
 
 
 class TestDemo:
-    def test_it_is_launched_as_asked(self, project, monkeypatch):
-        asked = []
+    def test_demo_passes_its_options_to_launch(self, project, monkeypatch):
+        calls = []
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-        monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: asked.append(given)))
+        monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: calls.append(given)))
         assert main(["demo", "-m", "models/text", "--checkpoint", "0.1", "--port", "81", "--browser", *MACHINE]) == 0
         assert main(["demo", "--host", "0.0.0.0", *MACHINE]) == 0
-        assert asked == [
+        assert calls == [
             (Path("models/text"), 0.1, torch.device("cpu"), "127.0.0.1", 81, True),
             (Path("models/ddpm"), "final", torch.device("cpu"), "0.0.0.0", 7860, False),
         ]
 
-    def test_without_gradio(self, error, monkeypatch):
+    def test_demo_without_gradio_is_refused(self, error, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert error("demo").endswith("is not installed; run `pip install -r requirements-demo.txt`")
 
 
-def test_checkpoints_as_people_write_them():
+def test_checkpoint_of_reads_names_and_widths():
     assert [checkpoint_of(text) for text in ("best", "0.1", "5e-3")] == ["best", 0.1, 0.005]
     with pytest.raises(InputError, match=r"^checkpoint: '' is unknown"):
         checkpoint_of("")
@@ -831,47 +819,10 @@ def test_checkpoints_as_people_write_them():
 
 
 VALUES = [
-    *(
-        "0",
-        "1",
-        "3",
-        "7",
-        "-1",
-        "0.5",
-        "1e30",
-        "nan",
-        "inf",
-        "9" * 400,
-        "",
-        " ",
-        "x",
-        "a\nb",
-        "a\0b",
-        "ä",
-        "\udcff",
-        "%s",
-        "[red]",
-        "-",
-        "--",
-    ),
-    *(
-        "none",
-        "ddim",
-        "heun",
-        "sdedit",
-        "latent",
-        "grid",
-        "trailing",
-        "clip",
-        "dynamic",
-        "left",
-        "seven",
-        "test:1",
-        "seed:3",
-        "test:x",
-    ),
-    *("a.png", "a.gif", "b.npz", "folder", "data", "/dev/null", "models", "models/text", "models/mask"),
-]
+    "0", "1", "3", "7", "-1", "0.5", "1e30", "nan", "inf", "9" * 400, "", " ", "x", "a\nb", "a\0b", "ä", "\udcff",
+    "%s", "[red]", "-", "--", "none", "ddim", "heun", "sdedit", "latent", "grid", "trailing", "clip", "dynamic", "left", "seven",
+    "test:1", "seed:3", "test:x", "a.png", "a.gif", "b.npz", "folder", "data", "/dev/null", "models", "models/text", "models/mask",
+]  # fmt: skip
 
 
 def some_line(rng):
@@ -887,7 +838,7 @@ def some_line(rng):
 
 
 @pytest.mark.parametrize("seed", range(15))
-def test_no_line_ends_in_a_traceback(project, capsys, seed):
+def test_random_lines_end_in_at_most_one_error_line(project, capsys, seed):
     line = some_line(random.Random(seed))
     status = main(line)
     said = [text for text in capsys.readouterr().err.splitlines() if not PROGRESS.match(text)]

@@ -1,4 +1,4 @@
-"""The web page in a real browser: what a visitor sees and does."""
+"""The web page in a browser."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def visit(browser, server, request, tmp_path):
     complaints, requests = [], []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda asked: requests.append(asked.url))
+    page.on("request", lambda request: requests.append(request.url))
     page.set_default_timeout(PATIENCE)
     page.goto(server.url)
     page.get_by_role("button", name="Draw", exact=True).wait_for()
@@ -82,7 +82,7 @@ def loaded(page, place=0):
     return tuple(result.evaluate("img => [img.naturalWidth, img.naturalHeight]"))
 
 
-def test_a_sample_appears_and_can_be_downloaded(visit):
+def test_draw_shows_images_and_downloads(visit):
     set_to(visit, "number input for Steps", 5)
     press(visit, "Draw")
     width, height = loaded(visit)
@@ -96,7 +96,7 @@ def test_a_sample_appears_and_can_be_downloaded(visit):
             assert file.read(len(start)) == start
 
 
-def test_the_picture_changes_while_it_runs_until_it_is_stopped(visit):
+def test_draw_shows_progress_until_stopped(visit):
     set_to(visit, "number input for Steps", 1000)
     set_to(visit, "number input for Number of images", 64)
     press(visit, "Draw")
@@ -110,7 +110,7 @@ def test_the_picture_changes_while_it_runs_until_it_is_stopped(visit):
     assert visit.locator(".framed img").locator("visible=true").count() == 0
 
 
-def test_the_same_seed_draws_the_same_and_a_new_one_another(visit):
+def test_draw_repeats_with_the_seed(visit):
     def drawn(steps):
         set_to(visit, "number input for Steps", steps)
         press(visit, "Draw")
@@ -150,7 +150,7 @@ def paint(page, *places):
     page.mouse.up()
 
 
-def test_a_painted_mask_is_filled_and_the_rest_stays(visit):
+def test_inpaint_fills_the_painted_mask(visit):
     inpaint_tab(visit)
     board = pixels(visit.locator(".board img").get_attribute("src"))
     paint(visit, (0.05, 0.3), (0.95, 0.3))
@@ -167,7 +167,7 @@ def test_a_painted_mask_is_filled_and_the_rest_stays(visit):
     assert not np.array_equal(fill[mask], board[mask])
 
 
-def test_the_brush_wipes_clears_and_swaps(visit):
+def test_board_erases_clears_and_swaps(visit):
     inpaint_tab(visit)
     paint(visit, (0.05, 0.3), (0.95, 0.3))
     paint(visit, (0.05, 0.3), (0.45, 0.3))
@@ -178,7 +178,7 @@ def test_the_brush_wipes_clears_and_swaps(visit):
     assert painted(visit).sum() == 0
 
 
-def test_a_named_mask_is_shown_and_can_be_painted_on(visit):
+def test_board_shows_a_named_mask(visit):
     inpaint_tab(visit)
     choose(visit, "What to fill", "left")
     visit.wait_for_function("() => document.querySelector('.board canvas').getContext('2d').getImageData(3, 7, 1, 1).data[3] > 0")
@@ -188,7 +188,7 @@ def test_a_named_mask_is_shown_and_can_be_painted_on(visit):
     visit.wait_for_function("() => [...document.querySelectorAll('input')].some((i) => i.value === 'my brush')")
 
 
-def test_an_upload_is_put_on_the_board(visit, tmp_path):
+def test_board_shows_an_upload(visit, tmp_path):
     Image.new("L", (50, 20), 255).save(tmp_path / "white.png")
     inpaint_tab(visit)
     before = visit.locator(".board img").get_attribute("src")
@@ -198,7 +198,7 @@ def test_an_upload_is_put_on_the_board(visit, tmp_path):
     assert (pixels(visit.locator(".board img").get_attribute("src")) == 255).all()
 
 
-def test_an_interpolation_appears_with_its_film(visit):
+def test_interpolate_shows_strip_and_film(visit):
     visit.get_by_role("tab", name="Interpolate").click()
     set_to(visit, "number input for Steps", 4)
     press(visit, "Interpolate")
@@ -209,7 +209,7 @@ def test_an_interpolation_appears_with_its_film(visit):
     visit.get_by_text(re.compile("16 images by DDIM, 4 steps")).wait_for()
 
 
-def test_test_images_are_led_between_by_ddim_alone(visit):
+def test_interpolate_allows_ddim_only_for_test_images(visit):
     visit.get_by_role("tab", name="Interpolate").click()
     choose(visit, "Sampler", "Heun")
     visit.get_by_label("test image").locator("visible=true").click()
@@ -221,7 +221,7 @@ def test_test_images_are_led_between_by_ddim_alone(visit):
     choose(visit, "Sampler", "Heun")
 
 
-def test_two_samplers_are_compared(visit):
+def test_compare_shows_two_samplers(visit):
     visit.get_by_role("tab", name="Compare").click()
     press(visit, "Compare")
     visit.get_by_text(re.compile("DDIM, 10 network evaluations each.*DDPM, 200 network evaluations each", re.DOTALL)).wait_for()
@@ -229,7 +229,7 @@ def test_two_samplers_are_compared(visit):
     assert not np.array_equal(pixels(live(visit, 0)), pixels(live(visit, 1)))
 
 
-def test_a_bad_value_is_one_message_and_the_page_goes_on(visit):
+def test_bad_value_shows_one_message(visit):
     seed = visit.get_by_label("Seed").first
     seed.fill("-7")
     seed.press("Tab")
@@ -242,7 +242,7 @@ def test_a_bad_value_is_one_message_and_the_page_goes_on(visit):
     loaded(visit)
 
 
-def test_an_empty_mask_is_one_message(visit):
+def test_empty_mask_shows_one_message(visit):
     inpaint_tab(visit)
     press(visit, "Fill")
     visit.get_by_text(re.compile("mask: nothing is painted")).first.wait_for()

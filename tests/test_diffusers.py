@@ -126,7 +126,7 @@ CASES = {
     "v, edm, no class": ({"schedule": "edm", "options": {"edm": {"sigma_min": 0.1, "sigma_max": 80.0, "rho": 7.0}}}, [], None),
     "zero terminal SNR, a class": ({"options": {"zero_terminal_snr": True}}, ["--label", "7"], [7]),
     "x0, zero terminal SNR": ({"prediction": "x0", "options": {"zero_terminal_snr": True}, "conditioning": "none"}, [], None),
-    "always told a class": ({"dropout": 0.0, "time_embedding": 20}, ["--label", "0"], [0]),
+    "no condition dropout": ({"dropout": 0.0, "time_embedding": 20}, ["--label", "0"], [0]),
     "text": ({"conditioning": "text"}, ["--text", "the digit 3"], "the digit 3"),
     "no text": ({"conditioning": "text"}, [], None),
     "mask": ({"conditioning": "mask"}, [], None),
@@ -145,11 +145,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pipelines_draw_our_images_from_our_noise(case):
-    changes, told, asked = CASES[case]
+def test_export_pipelines_generate_the_same_images(case):
+    changes, options, conditioning = CASES[case]
     model = make_model(**changes)
-    labels = model.read([asked] * 4) if isinstance(asked, str) else None if asked is None else torch.tensor(asked * 4)
-    run("export", *told)
+    labels = model.read([conditioning] * 4) if isinstance(conditioning, str) else conditioning and torch.tensor(conditioning * 4)
+    run("export", *options)
     ddpm, ddim = pipeline(DDPMPipeline), pipeline(DDIMPipeline)
     for steps in (T, 5):
         assert_same(theirs(ddpm, steps), ours(model, labels, sampler="ddpm", steps=steps))
@@ -158,9 +158,8 @@ def test_pipelines_draw_our_images_from_our_noise(case):
         assert_same(found, ours(model, labels, sampler="ddim", steps=steps, eta=eta))
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("thresholding", ["none", "clip", "dynamic"])
-def test_pipelines_limit_images_as_we_do(prediction, thresholding):
+@pytest.mark.parametrize(("prediction", "thresholding"), [("eps", "none"), ("eps", "clip"), ("x0", "dynamic"), ("v", "clip")])
+def test_export_pipelines_threshold_the_same_way(prediction, thresholding):
     model = make_model(prediction, "scaled_linear", conditioning="none")
     run("export", "--thresholding", thresholding, "--variance", "large", "--timestep-spacing", "leading")
     found = theirs(pipeline(DDPMPipeline), T)
@@ -170,7 +169,7 @@ def test_pipelines_limit_images_as_we_do(prediction, thresholding):
     assert_same(found, ours(model, sampler="ddim", steps=6, spacing="leading", thresholding=thresholding))
 
 
-def test_learned_variance_is_left_out_or_kept():
+def test_export_drops_or_keeps_learned_variance():
     model = make_model(options={"learned_variance": True}, conditioning="none")
     run("export")
     assert pipeline(DDIMPipeline).unet.config.out_channels == 1
@@ -181,7 +180,7 @@ def test_learned_variance_is_left_out_or_kept():
     assert (kept[0] - ours(model, sampler="ddpm")[0]).abs().max() > 1e-3
 
 
-def test_kept_classes_are_told_one_by_one():
+def test_export_keep_classes_accepts_class_labels():
     model = make_model(conditioning="class+mask")
     run("export", "--keep-classes")
     unet = UNet2DModel.from_pretrained("out/diffusers", subfolder="unet")
@@ -204,7 +203,7 @@ def committed(tmp_path, monkeypatch):
     return model, torch.full((4,), 3), tmp_path / "threes"
 
 
-def test_the_committed_model(committed):
+def test_export_of_the_committed_model(committed):
     model, labels, folder = committed
     for eta in (0.0, 1.0):
         found = theirs(pipeline(DDIMPipeline, folder), 50, eta=eta, use_clipped_model_output=True)
@@ -212,7 +211,7 @@ def test_the_committed_model(committed):
 
 
 @pytest.mark.slow
-def test_the_committed_model_at_every_level(committed):
+def test_export_of_the_committed_model_at_all_levels(committed):
     """With the noise levels in float64: in float32, as diffusers has them, 1 - alpha_bar of the first ones is coarse."""
     model, labels, folder = committed
     pipe, levels = pipeline(DDPMPipeline, folder), range(1, model.schedule.steps + 1)
@@ -230,29 +229,23 @@ def test_the_committed_model_at_every_level(committed):
         ({"channels": 2}, [], "model.channels: 2 must be at least 4"),
         ({"dropout": 0.0}, [], "--label: needed, since this model"),
         ({"dropout": 0.0}, ["--label", "none"], "--label: no class needs a model that was trained without its class too"),
-        ({}, ["--label", "x"], "--label: 'x' is unknown"),
-        ({}, ["--text", "seven"], "--text: this model takes no text"),
-        ({}, ["--label", "1", "--text", "seven"], "--text: cannot be given together with label"),
-        ({"conditioning": "none"}, ["--label", "1"], "--label: this model takes no class"),
         ({"conditioning": "text"}, ["--keep-classes"], "--keep-classes: this model takes no class"),
         ({}, ["--keep-classes", "--label", "1"], "--keep-classes: keeps every class"),
         ({}, ["--variance", "learned"], "--variance: 'learned' needs a model trained with"),
-        ({}, ["--variance", "x"], "--variance: 'x' is unknown"),
         ({}, ["--thresholding", "x"], "--thresholding: 'x' is unknown"),
         ({}, ["--timestep-spacing", "karras"], "--timestep-spacing: 'karras' is unknown"),
         ({}, ["--to", "onnx"], "--to: 'onnx' is unknown; valid: diffusers"),
         ({}, ["--out", "models"], "--out: models is there already and is no export; give another name"),
         ({}, ["--out", "models/ddpm/config.json"], "--out: models/ddpm/config.json is a file or a link that is there already"),
-        ({}, ["--out", "models/ddpm/config.json/x"], "config.json/x"),
         ({}, ["--out", "."], "--out: '.' is no name of a folder"),
     ],
 )
-def test_what_cannot_be_exported(changes, arguments, message, error):
+def test_export_refuses_by_key(changes, arguments, message, error):
     make_model(**changes)
     assert message in error("export", "--samples", "0", *arguments)
 
 
-def test_an_export_takes_the_place_of_an_export_alone(error):
+def test_export_replaces_only_exports(error):
     make_model()
     Path("out/diffusers").mkdir(parents=True)
     run("export", "--label", "1")
@@ -267,7 +260,7 @@ def test_an_export_takes_the_place_of_an_export_alone(error):
     assert "is there already and is no export" in error("export", "--samples", "0")
 
 
-def test_an_export_that_fails_leaves_the_one_before(monkeypatch, error):
+def test_export_that_fails_keeps_the_old_one(monkeypatch, error):
     make_model()
     run("export")
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
@@ -280,7 +273,7 @@ def test_an_export_that_fails_leaves_the_one_before(monkeypatch, error):
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, monkeypatch):
+def test_atomic_folder_that_fails_keeps_the_old_one(tmp_path, monkeypatch):
     target = tmp_path / "target"
     target.mkdir()
     (target / "a").write_text("before")
@@ -344,8 +337,8 @@ def outputs(unet, network, labels=None):
     x = torch.randn(3, config.in_channels, *sides)
     with torch.no_grad():
         for t in (0, 3, 500, 999):
-            told = {} if labels is None else {"class_labels": labels}
-            yield unet(x, torch.tensor(t), **told).sample, network(x, torch.full((3,), float(t)), labels)
+            classes = {} if labels is None else {"class_labels": labels}
+            yield unet(x, torch.tensor(t), **classes).sample, network(x, torch.full((3,), float(t)), labels)
 
 
 def assert_computes_the_same(unet, model, labels=None):
@@ -355,7 +348,7 @@ def assert_computes_the_same(unet, model, labels=None):
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_an_imported_network_computes_the_same(name):
+def test_import_computes_the_same(name):
     unet = random_unet(**UNETS[name])
     DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained("theirs")
     run("import", "theirs")
@@ -366,7 +359,7 @@ def test_an_imported_network_computes_the_same(name):
 
 
 @pytest.mark.parametrize("square", [False, True])
-def test_the_files_of_old(square):
+def test_import_reads_old_files(square):
     """As google/ddpm-cifar10-32 has them: pickled, all in one folder, the attention's layers under their first names."""
     unet = random_unet(**UNETS["as google/ddpm-cifar10-32"])
     config = {key: value for key, value in unet.config.items() if key in SMALL or key in ("downsample_padding", "norm_eps")}
@@ -385,13 +378,13 @@ def test_the_files_of_old(square):
     assert_computes_the_same(unet, load("final", CPU, Path("models/old")))
 
 
-def test_the_large_variance_is_named(capsys):
+def test_import_notes_the_large_variance(capsys):
     DDPMPipeline(unet=random_unet(), scheduler=DDPMScheduler(variance_type="fixed_large")).save_pretrained("theirs")
     run("import", "theirs")
     assert "--variance large" in capsys.readouterr().out
 
 
-def test_a_network_alone(capsys):
+def test_import_of_a_network_without_scheduler(capsys):
     unet = random_unet(sample_size=None)
     unet.save_pretrained("alone")
     run("import", "alone", "--size", 8)
@@ -400,7 +393,7 @@ def test_a_network_alone(capsys):
     assert (model.shape, model.schedule.steps, model.prediction) == ((8, 8, 3), 1000, "eps")
 
 
-def test_the_scheduler_beside_the_folder_of_the_network():
+def test_import_finds_the_scheduler_next_to_the_network():
     pipe = DDPMPipeline(unet=random_unet(), scheduler=DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"))
     pipe.save_pretrained("theirs")
     run("import", "theirs/unet")
@@ -409,8 +402,8 @@ def test_the_scheduler_beside_the_folder_of_the_network():
     assert model.schedule[500] == make_schedule("cosine", 1000)[500]
 
 
-def test_classes_of_a_stranger_are_all_classes():
-    """Nobody knows whether its last row means no class."""
+def test_import_without_record_takes_all_rows_for_classes():
+    """Its last row may mean no class or not."""
     DDPMPipeline(unet=random_unet(num_class_embeds=4), scheduler=DDPMScheduler()).save_pretrained("theirs")
     run("import", "theirs")
     model = load("final", CPU, Path("models/imported"))
@@ -418,7 +411,7 @@ def test_classes_of_a_stranger_are_all_classes():
     assert not model.supports_cfg
 
 
-def test_an_imported_model_draws_and_is_described(capsys):
+def test_import_can_be_sampled_and_described(capsys):
     DDPMPipeline(unet=random_unet(), scheduler=DDPMScheduler()).save_pretrained("theirs")
     run("import", "theirs")
     run("sample", "--model", "models/imported", "-n", 2, "--steps", 2, "--device", "cpu", "--threads", 1)
@@ -428,7 +421,7 @@ def test_an_imported_model_draws_and_is_described(capsys):
 
 
 @pytest.mark.slow
-def test_the_network_of_the_paper():
+def test_import_of_ddpm_cifar10_architecture():
     """google/ddpm-cifar10-32's architecture, 35.7 million parameters."""
     torch.manual_seed(0)
     kinds = {
@@ -452,7 +445,7 @@ def test_the_network_of_the_paper():
         ({"schedule": "sigmoid", "options": {"sigmoid": {"start": -2.5, "end": 3.5, "tau": 0.9}}}, ["--keep-classes"]),
     ],
 )
-def test_there_and_back_every_bit_is_the_same(changes, arguments):
+def test_export_then_import_returns_every_bit(changes, arguments):
     model = make_model(**changes)
     run("export", *arguments)
     run("import")
@@ -467,7 +460,7 @@ def test_there_and_back_every_bit_is_the_same(changes, arguments):
         assert (back.data["class_names"], back.supports_cfg) == (NAMES, True)
 
 
-def test_there_and_back_and_there_again():
+def test_export_of_an_import_equals_the_first_export():
     make_model()
     run("export", "--label", "7")
     run("import")
@@ -481,14 +474,6 @@ def test_there_and_back_and_there_again():
     ("changes", "message"),
     [
         ({"freq_shift": 2}, "freq_shift: 2 must be 0 or 1"),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type: 'fourier' must be 'positional'"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift: 'scale_shift' must be 'default'"),
-        ({"center_input_sample": True}, "center_input_sample: True must be False"),
-        ({"class_embed_type": "timestep"}, "class_embed_type: 'timestep' must be None"),
-        ({"mid_block_type": None}, "mid_block_type: None must be"),
-        ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor: 1.4 must be"),
-        ({"act_fn": "gelu"}, "act_fn: 'gelu' must be"),
-        ({"downsample_type": "resnet"}, "downsample_type: 'resnet' must be 'conv'"),
         ({"down_block_types": ["ResnetDownsampleBlock2D"]}, "down_block_types.0: 'ResnetDownsampleBlock2D' must be"),
         ({"down_block_types": ["DownBlock2D"]}, "down_block_types: has 1 entries; block_out_channels has 3"),
         ({"up_block_types": 3 * ["UpBlock2D"]}, "up_block_types: attention must be at the levels of down_block_types"),
@@ -503,7 +488,7 @@ def test_there_and_back_and_there_again():
         ({"_class_name": "UNet2DConditionModel"}, "_class_name: 'UNet2DConditionModel' cannot be imported; only UNet2DModel can"),
     ],
 )
-def test_networks_that_are_others_are_refused_by_name(changes, message, error):
+def test_import_refuses_config_by_key(changes, message, error):
     unet = random_unet()
     unet.save_pretrained("theirs")
     config = json.loads(Path("theirs/config.json").read_text())
@@ -513,7 +498,7 @@ def test_networks_that_are_others_are_refused_by_name(changes, message, error):
     assert message in line
 
 
-def test_defaults_are_those_of_diffusers():
+def test_read_config_has_the_defaults_of_diffusers():
     """Files need not say what was so when they were written."""
     with torch.device("meta"):
         given = json.loads(UNet2DModel(sample_size=32).to_json_string())
@@ -537,8 +522,6 @@ def damage(change):
         (lambda: (Path("theirs") / WEIGHTS).write_bytes(b"x"), "cannot be read as weights"),
         (lambda: (Path("theirs") / WEIGHTS).unlink(), "theirs/unet: holds no diffusion_pytorch_model.safetensors or .bin"),
         (lambda: Path("theirs/unet/config.json").write_text("{"), "theirs/unet/config.json: cannot be read"),
-        (lambda: Path("theirs/unet/config.json").write_text("[]"), "theirs/unet/config.json: holds no JSON object"),
-        (lambda: Path("theirs/scheduler/scheduler_config.json").write_text("x"), "scheduler_config.json: cannot be read"),
         (
             lambda: write_json("theirs/scheduler/scheduler_config.json", {"num_train_timesteps": 50}),
             "beta_schedule: no schedule has these noise levels",
@@ -546,13 +529,13 @@ def damage(change):
         (lambda: shutil.rmtree("theirs/unet"), "theirs: holds no unet/config.json"),
     ],
 )
-def test_damaged_folders_are_refused_in_one_line(break_it, message, error):
+def test_import_refuses_damaged_folders(break_it, message, error):
     DDPMPipeline(unet=random_unet(), scheduler=DDPMScheduler()).save_pretrained("theirs")
     break_it()
     assert message in error("import", "theirs")
 
 
-def test_a_pickle_that_runs_code_is_refused(error):
+def test_import_refuses_a_pickle_that_runs_code(error):
     class Harm:
         def __reduce__(self):
             return Path.touch, (Path("harmed"),)
@@ -564,7 +547,7 @@ def test_a_pickle_that_runs_code_is_refused(error):
     assert not Path("harmed").exists()
 
 
-def test_no_model_but_an_imported_one_is_replaced(error):
+def test_import_replaces_only_imports(error):
     make_model()
     run("export")
     assert "--out: models/ddpm is there already and is no imported model" in error("import", "-o", "models/ddpm")
@@ -572,7 +555,7 @@ def test_no_model_but_an_imported_one_is_replaced(error):
     run("import")
 
 
-def test_a_damaged_record_is_nothing_known():
+def test_import_ignores_a_damaged_record():
     make_model()
     run("export", "--keep-classes")
     Path("out/diffusers/ddpm.json").write_text('{"data": {"class_names": 3}, "training": []}')
@@ -585,7 +568,7 @@ def test_a_damaged_record_is_nothing_known():
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("steps", [20, 1000])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_noise_levels_are_read_as_they_were_written(name, steps, zero):
+def test_read_scheduler_inverts_betas_of(name, steps, zero):
     schedule = make_schedule(name, steps, zero_terminal_snr=zero)
     betas = betas_of(schedule)
     alpha_bar = DDPMScheduler(num_train_timesteps=steps, trained_betas=betas).alphas_cumprod
@@ -607,7 +590,7 @@ def test_noise_levels_are_read_as_they_were_written(name, steps, zero):
         ({"num_train_timesteps": 500, "beta_start": 2e-4, "beta_end": 0.04}, "linear"),
     ],
 )
-def test_schedulers_of_diffusers_have_schedules_of_ours(config, name):
+def test_read_scheduler_matches_schedulers_of_diffusers(config, name):
     found = read_scheduler(dict(DDPMScheduler(**config).config))
     made = found.diffusion.make(found.schedule)
     expected = DDPMScheduler(**config).alphas_cumprod.double().sqrt().numpy()
@@ -627,12 +610,12 @@ def test_schedulers_of_diffusers_have_schedules_of_ours(config, name):
         ({"rescale_betas_zero_snr": True}, "prediction_type: 'epsilon' does not determine the image"),
     ],
 )
-def test_schedulers_that_have_none_are_refused(config, message):
+def test_read_scheduler_refuses_by_key(config, message):
     with pytest.raises(InputError, match=message.replace("(", "\\(")):
         read_scheduler(config)
 
 
-def test_dynamic_thresholding_is_not_limited():
+def test_write_scheduler_does_not_limit_dynamic_thresholding():
     config = write_scheduler(make_schedule("linear", T), "v", "small", "dynamic", 0.9, "trailing")
     x = torch.linspace(-5, 5, 100).reshape(1, 1, 10, 10)
     found = DDPMScheduler(**{key: value for key, value in config.items() if key[0] != "_"})._threshold_sample(x)
@@ -641,7 +624,7 @@ def test_dynamic_thresholding_is_not_limited():
     torch.testing.assert_close(found, x.clamp(-limit, limit) / limit)
 
 
-def test_every_tensor_has_its_place():
+def test_tensor_map_covers_every_row_once():
     """All rows of all our tensors are taken once."""
     model = make_model(attention_levels=[0], middle_attention=True, conditioning="none", heads=1)
     places = tensor_map(model.network)

@@ -70,7 +70,7 @@ def results(text):
 
 
 @pytest.mark.parametrize("conditioning", ["class", "none"])
-def test_hubs_read_its_metadata(conditioning):
+def test_card_metadata_is_read_by_hubs(conditioning):
     read = ModelCard.load(Path("out/diffusers/README.md")) if card(conditioning=conditioning) else None
     found = read.data.to_dict()
     assert (found["license"], found["library_name"]) == ("mit", "diffusers")
@@ -80,14 +80,14 @@ def test_hubs_read_its_metadata(conditioning):
     assert "model-index" not in found
 
 
-def test_a_data_set_that_hubs_have_is_linked():
+def test_card_links_the_data_set():
     text = card(scores=METRICS, dataset="mnist", conditioning="none", shape=(8, 8, 1))
     assert ModelCard(text).data.datasets == ["ylecun/mnist"]
     assert {result.dataset_type for result in results(text).values()} == {"ylecun/mnist"}
     assert "images like those of MNIST" in text
 
 
-def test_scores_have_the_name_of_what_was_measured():
+def test_card_metrics_are_named_by_their_extractor():
     found = results(card("--keep-classes", scores=METRICS))
     values = {name: (result.metric_type, result.metric_value) for name, result in found.items()}
     own_fid, accuracy = FID_NAME, ACCURACY_NAME
@@ -110,14 +110,14 @@ def test_scores_have_the_name_of_what_was_measured():
         (["--keep-classes"], "sample_ddpm: {guidance: 2.0}\nsample_ddim: {checkpoint: best}\n"),
     ],
 )
-def test_scores_of_other_samples_are_no_metadata(arguments, params):
+def test_card_metadata_omits_scores_of_other_samples(arguments, params):
     text = card(*arguments, scores=METRICS, params=params)
     assert results(text) == {}
     assert "| DDPM | 1,000 | 0.082 ± 0.006 | 0.085 | 98.8% |" in text
     assert ("all classes in turn, not of this export" in text) == ("--keep-classes" not in arguments)
 
 
-def test_other_models_have_no_scores_of_the_project(monkeypatch):
+def test_card_of_another_folder_has_no_scores(monkeypatch):
     card(scores=METRICS)
     Path("models/ddpm").rename("models/other")
     assert main(["export", "-m", "models/other", "-o", "other", "--samples", "0", "--device", "cpu", "--threads", "1"]) == 0
@@ -133,9 +133,10 @@ def run_code(text, monkeypatch):
     return left
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 12, 3)])
-@pytest.mark.parametrize(("arguments", "learned"), [([], False), (["--variance", "learned"], True)])
-def test_its_code_draws(arguments, learned, shape, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "learned", "shape"), [([], False, (8, 8, 1)), (["--variance", "learned"], True, (8, 12, 3))]
+)
+def test_card_code_generates_images(arguments, learned, shape, monkeypatch):
     left = run_code(card(*arguments, learned=learned, shape=shape), monkeypatch)
     assert len(left["images"]) == 4
     with Image.open("image.png") as picture:
@@ -145,14 +146,14 @@ def test_its_code_draws(arguments, learned, shape, monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "learned"), [([], False), (["--variance", "learned"], True)])
-def test_its_code_draws_classes(arguments, learned, monkeypatch):
+def test_card_code_generates_classes(arguments, learned, monkeypatch):
     left = run_code(card("--keep-classes", *arguments, learned=learned, shape=(8, 12, 3)), monkeypatch)
     assert left["images"].shape == (2, 3, 8, 12)
     assert left["images"].std() > 0
 
 
 @pytest.mark.parametrize(("arguments", "pictures"), [(["--keep-classes"], 10), (["--label", "3"], 12)])
-def test_its_picture_is_beside_it(arguments, pictures):
+def test_card_shows_samples(arguments, pictures):
     text = card(*arguments, samples=pictures)
     assert f"![samples of DDIM with {T} steps](samples.png)" in text
     with Image.open("out/diffusers/samples.png") as picture:
@@ -172,11 +173,11 @@ def test_its_picture_is_beside_it(arguments, pictures):
         (["--keep-classes"], "class", "0 to 9: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`; 10 means no class"),
     ],
 )
-def test_it_says_what_is_told(arguments, conditioning, said):
+def test_card_names_the_conditioning(arguments, conditioning, said):
     assert said in card(*arguments, conditioning=conditioning)
 
 
-def test_no_class_is_offered_to_networks_alone_that_know_it():
+def test_card_offers_no_class_after_condition_dropout_only():
     config = config_of()
     facts = CardInfo("final", True, False, True, "small", "mit", [])
     assert "10 means no class" in write_card(config, facts)
@@ -185,7 +186,7 @@ def test_no_class_is_offered_to_networks_alone_that_know_it():
     assert "no class" not in write_card(config, facts)
 
 
-def test_it_says_how_the_model_was_trained():
+def test_card_lists_the_training():
     text = card("--checkpoint", "best")
     for row in (
         "| noise schedule | linear, T = 20 |",
@@ -198,7 +199,7 @@ def test_it_says_how_the_model_was_trained():
     assert "loss weight" not in text
 
 
-def test_names_of_classes_do_no_harm():
+def test_card_escapes_class_names():
     names = ["`x` | y", "# big\nline", "---", *(f"class {k}" for k in range(30))]
     text = card("--keep-classes", names=names)
     assert "`'x' / y`, `# big line`, `---`" in text
@@ -207,7 +208,7 @@ def test_names_of_classes_do_no_harm():
     assert "\n# big" not in text
 
 
-def test_the_license_is_ours_to_give_or_not():
+def test_card_license():
     assert ModelCard(card("--license", "cc-by-4.0")).data.license == "cc-by-4.0"
     foreign = config_of(dataset="imported", conditioning="none", names=["image"])
     facts = CardInfo("final", False, False, False, "small", None, [])
@@ -217,7 +218,7 @@ def test_the_license_is_ours_to_give_or_not():
     assert "like those of" not in text
 
 
-def test_an_imported_model_is_exported_without_a_license():
+def test_card_of_an_import_has_no_license():
     card()
     assert main(["import"]) == 0
     assert main(["export", "-m", "models/imported", "-o", "again", "--samples", "0", "--device", "cpu", "--threads", "1"]) == 0
@@ -225,5 +226,5 @@ def test_an_imported_model_is_exported_without_a_license():
 
 
 @pytest.mark.parametrize(("timesteps", "steps"), [(1000, 50), (20, 20), (97, 1), (4000, 50), (120, 40)])
-def test_steps_divide_t(timesteps, steps):
+def test_steps_of_divides_t(timesteps, steps):
     assert steps_of(timesteps) == steps

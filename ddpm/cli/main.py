@@ -8,8 +8,9 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -107,13 +108,18 @@ for command, example in COMMANDS.items():
     app.command(epilog=f"Example: {PROGRAM} {example}")(command)
 
 
+@cache
+def _program() -> Any:
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line; returns the exit status: 0, 1 after a mistake of the user, 130 after an interruption."""
     # A file name may hold characters that the terminal does not have.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     sys.stderr.reconfigure(errors="backslashreplace")
     try:
-        status = typer.main.get_command(app).main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        status = _program().main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageError as error:
@@ -143,7 +149,7 @@ def _usage_line(error: Exception) -> str:
 
 def _with_dashes(error: InputError, arguments: Sequence[str]) -> str:
     """Returns the text of an error; its key is written as `--name` if it is an option of the command."""
-    command = typer.main.get_command(app).commands.get(arguments[0] if arguments else "")
+    command = _program().commands.get(arguments[0] if arguments else "")
     names = [name for param in (command.params if command else []) for name in param.opts if name.startswith("--")]
     dashed = f"--{error.key.replace('_', '-')}"
     return f"{dashed}: {error.message}" if dashed in names else str(error)

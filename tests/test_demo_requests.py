@@ -1,4 +1,4 @@
-"""The web page as strangers meet it: over HTTP, with whatever they send."""
+"""Requests to the web page over HTTP, valid and invalid."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def files(found):
     return [value["url"] for value in found if isinstance(value, dict) and "url" in value]
 
 
-def test_the_page_names_its_endpoints_and_asks_for_nothing_elsewhere(server, web):
+def test_page_lists_endpoints_and_links_nothing_elsewhere(server, web):
     assert set(web.get(f"{server.url}/gradio_api/info").json()["named_endpoints"]) == {f"/{name}" for name in VALID}
     page = web.get(server.url).text
     linked = re.findall(r"<(?:script|link)[^>]+(?:src|href)=[\"'](https?://[^\"']+)", page)
@@ -49,7 +49,7 @@ def test_the_page_names_its_endpoints_and_asks_for_nothing_elsewhere(server, web
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_a_stranger_gets_every_job(server, web, name):
+def test_endpoint_runs_its_job(server, web, name):
     kind, found = ask(web, server, name, list(VALID[name]))
     assert kind == "complete", found
     for address in files(found):
@@ -57,7 +57,7 @@ def test_a_stranger_gets_every_job(server, web, name):
     assert len(files(found)) == {"draw": 4, "inpaint": 1, "interpolate": 2, "compare": 2, "show": 0}[name]
 
 
-def test_what_is_downloaded_is_what_was_drawn(server, web):
+def test_downloads_are_the_generated_images(server, web):
     _, found = ask(web, server, "draw", list(DRAWING))
     picture, png, npz, gif = (web.get(address).content for address in files(found))
     with np.load(io.BytesIO(npz)) as arrays:
@@ -68,7 +68,7 @@ def test_what_is_downloaded_is_what_was_drawn(server, web):
     assert Image.open(io.BytesIO(gif)).format == "GIF"
 
 
-def test_progress_is_shown_while_a_job_runs(server, web):
+def test_progress_is_sent_while_a_job_runs(server, web):
     number = send(web, server, "draw", list(changed(DRAWING, _1=16, _3=600)))
     shown = [found[0] for kind, found in events(web, server, "draw", number) if kind == "generating" and found[0]]
     counts = [progress(status)[0] for status in shown if " of " in status]
@@ -80,7 +80,7 @@ def test_progress_is_shown_while_a_job_runs(server, web):
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "params.yaml", "models/ddpm/config.json", "../../../etc/passwd", "log"])
-def test_no_file_of_the_server_can_be_read(server, web, path):
+def test_files_of_the_server_cannot_be_read(server, web, path):
     for address in (path, str(server.log.parent / path)):
         assert web.get(f"{server.url}/gradio_api/file={address}").status_code in (403, 404)
     for upload in ({"path": path}, {"path": str(server.log.parent / path), "meta": {"_type": "gradio.FileData"}}):
@@ -89,7 +89,7 @@ def test_no_file_of_the_server_can_be_read(server, web, path):
         assert message.startswith(("request: ", "upload: "))
 
 
-def test_an_upload_is_used_and_one_that_is_too_large_is_refused(server, web):
+def test_uploads_are_used_up_to_a_limit(server, web):
     picture = io.BytesIO()
     Image.new("L", (16, 16), 255).save(picture, "PNG")
     path = web.post(f"{server.url}/gradio_api/upload", files={"files": ("a.png", picture.getvalue())}).json()[0]
@@ -100,8 +100,8 @@ def test_an_upload_is_used_and_one_that_is_too_large_is_refused(server, web):
     assert answer.status_code == 413
 
 
-def nasty(rng):
-    """Something that no page sends."""
+def random_value(rng):
+    """Returns a value that the page does not send."""
     path = rng.choice(["/etc/passwd", "params.yaml", "http://127.0.0.1:1/a.png", "", "\0", "models/ddpm/final.safetensors"])
     return rng.choice(
         [
@@ -114,22 +114,22 @@ def nasty(rng):
     )  # fmt: skip
 
 
-def strange_requests(seed, count):
+def random_requests(seed, count):
     rng = random.Random(seed)
     for _ in range(count):
         name = rng.choice(list(VALID))
         values = list(VALID[name])
         for _ in range(rng.randint(1, 3)):
-            values[rng.randrange(len(values))] = nasty(rng)
+            values[rng.randrange(len(values))] = random_value(rng)
         if rng.random() < 0.05:
             values = values[: rng.randrange(len(values))]
         yield name, values
 
 
-def test_whatever_is_sent_ends_with_a_result_or_one_line(server, web):
+def test_random_requests_end_with_a_result_or_one_line(server, web):
     log = len(server.log.read_text())
     ends = {"complete": 0, "error": 0}
-    for name, values in strange_requests(0, 200):
+    for name, values in random_requests(0, 200):
         kind, found = ask(web, server, name, values)
         ends[kind] += 1
         if kind == "error":
@@ -143,7 +143,7 @@ def test_whatever_is_sent_ends_with_a_result_or_one_line(server, web):
     assert ask(web, server, "draw", list(DRAWING))[0] == "complete"
 
 
-def test_requests_to_nothing_are_refused_without_a_traceback(server, web):
+def test_unknown_endpoints_are_refused_without_a_traceback(server, web):
     api = f"{server.url}/gradio_api"
     for path, body in [
         ("call/nothing", {"data": []}), ("call/v2/nothing", {}), ("call/draw", {"data": "x"}), ("run/draw", {"data": [1]}),
@@ -155,15 +155,19 @@ def test_requests_to_nothing_are_refused_without_a_traceback(server, web):
     assert "Traceback" not in server.log.read_text()
 
 
-def test_what_the_page_alone_calls_takes_anything_too(server, web):
+def test_unnamed_handlers_accept_random_values(server, web):
     """Handlers without a name are reached by their number."""
     config, rng = web.get(f"{server.url}/config").json(), random.Random(1)
     unnamed = [d for d in config["dependencies"] if d["backend_fn"] and d["api_name"] not in VALID]
     assert len(unnamed) >= 4
     for dependency in unnamed:
         for k in range(3):
-            session = f"stranger{dependency['id']}_{k}"
-            body = {"data": [nasty(rng) for _ in dependency["inputs"]], "fn_index": dependency["id"], "session_hash": session}
+            session = f"session{dependency['id']}_{k}"
+            body = {
+                "data": [random_value(rng) for _ in dependency["inputs"]],
+                "fn_index": dependency["id"],
+                "session_hash": session,
+            }
             answer = web.post(f"{server.url}/gradio_api/queue/join", content=json.dumps(body), headers=JSON)
             assert answer.status_code == 200, answer.text
             with web.stream("GET", f"{server.url}/gradio_api/queue/data?session_hash={session}") as stream:
@@ -171,7 +175,7 @@ def test_what_the_page_alone_calls_takes_anything_too(server, web):
     assert "Traceback" not in server.log.read_text()
 
 
-def test_an_abandoned_job_makes_room_for_the_next(server, web):
+def test_abandoned_job_frees_the_queue(server, web):
     long = list(changed(FILLING, _6=16, _7=1000, _8=20))
     stream = events(web, server, "inpaint", send(web, server, "inpaint", long))
     for kind, found in stream:
