@@ -820,8 +820,9 @@ def test_checkpoint_of_reads_names_and_widths():
 
 VALUES = [
     "0", "1", "3", "7", "-1", "0.5", "1e30", "nan", "inf", "9" * 400, "", " ", "x", "a\nb", "a\0b", "ä", "\udcff",
-    "%s", "[red]", "-", "--", "none", "ddim", "heun", "sdedit", "latent", "grid", "trailing", "clip", "dynamic", "left", "seven",
-    "test:1", "seed:3", "test:x", "a.png", "a.gif", "b.npz", "folder", "data", "/dev/null", "models", "models/text", "models/mask",
+    "%s", "[red]", "-", "--", "none", "ddim", "heun", "sdedit", "latent", "grid", "trailing", "clip", "dynamic", "left",
+    "seven", "test:1", "seed:3", "test:x", "a.png", "a.gif", "b.npz", "folder", "data", "/dev/null", "models",
+    "models/text", "models/mask",
 ]  # fmt: skip
 
 

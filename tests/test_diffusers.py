@@ -148,7 +148,10 @@ CASES = {
 def test_export_pipelines_generate_the_same_images(case):
     changes, options, conditioning = CASES[case]
     model = make_model(**changes)
-    labels = model.read([conditioning] * 4) if isinstance(conditioning, str) else conditioning and torch.tensor(conditioning * 4)
+    if isinstance(conditioning, str):
+        labels = model.word_ids([conditioning] * 4)
+    else:
+        labels = None if conditioning is None else torch.tensor(conditioning * 4)
     run("export", *options)
     ddpm, ddim = pipeline(DDPMPipeline), pipeline(DDIMPipeline)
     for steps in (T, 5):
