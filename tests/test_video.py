@@ -120,8 +120,9 @@ class TestFilms:
         frames = video.strip_film(noise(4, 3, 8, 8, 3), 3, 24)
         contents = []
         for name in "ab":
-            write_film(tmp_path / f"{name}{suffix}", frames, fps=5)
-            contents.append((tmp_path / f"{name}{suffix}").read_bytes())
+            path = tmp_path / f"{name}{suffix.upper() if name == 'b' else suffix}"
+            write_film(path, frames, fps=5)
+            contents.append(path.read_bytes())
         assert contents[0] == contents[1]
 
     def test_write_film_converts_any_mode(self, tmp_path, suffix):
@@ -133,11 +134,6 @@ class TestFilms:
             (decoded,), _ = READERS[suffix](path)
             expected = np.asarray(converted.convert("RGB")).astype(int)
             assert np.median(np.abs(decoded[: frame.height, : frame.width] - expected)) <= 2
-
-    def test_write_film_accepts_an_upper_case_suffix(self, tmp_path, suffix):
-        path = tmp_path / f"film{suffix.upper()}"
-        write_film(path, grays(2), fps=5)
-        assert len(READERS[suffix](path)[0]) >= 2
 
     def test_write_film_keeps_the_old_file_on_failure(self, tmp_path, suffix, monkeypatch):
         path = tmp_path / f"film{suffix}"
@@ -190,17 +186,14 @@ class TestMP4:
         assert frame.shape == (34, 48, 3)
         assert (frame[33].mean(axis=0) > np.array(RED)).all()
 
-    def test_mp4_without_encoder_is_refused(self, tmp_path, monkeypatch):
+    def test_mp4_without_a_fitting_encoder_is_refused(self, tmp_path, monkeypatch):
+        with pytest.raises(InputError, match=r"film\.mp4: libx264 cannot encode frames of 20000x2 .*; choose \.gif"):
+            write_film(tmp_path / "film.mp4", grays(1, (20_000, 2)), 5)
         # Another name that no build knows: what PyAV itself raises then.
         codec = av.Codec
         monkeypatch.setattr(av, "Codec", lambda name, mode: codec(f"{name}_missing", mode))
         with pytest.raises(InputError, match=r"film\.mp4: .*libx264 encoder.*; choose \.gif"):
             write_film(tmp_path / "film.mp4", grays(2), 5)
-        assert not list(tmp_path.iterdir())
-
-    def test_mp4_refuses_too_large_frames(self, tmp_path):
-        with pytest.raises(InputError, match=r"film\.mp4: libx264 cannot encode frames of 20000x2 .*; choose \.gif"):
-            write_film(tmp_path / "film.mp4", grays(1, (20_000, 2)), 5)
         assert not list(tmp_path.iterdir())
 
     def test_mp4_keeps_coloured_pixels_sharp(self, tmp_path):
@@ -210,17 +203,13 @@ class TestMP4:
         difference = np.abs(decoded.astype(int) - np.asarray(frames[0]))
         assert (difference > 8).mean() < 0.01
 
-    def test_mp4_bytes_are_independent_of_the_machine(self, tmp_path):
+    def test_mp4_starts_with_its_index_and_names_no_machine(self, tmp_path):
         # Small frames are never cut into parts.
         write_film(tmp_path / "film.mp4", grays(3, (640, 480)), 5)
         content = (tmp_path / "film.mp4").read_bytes()
         assert b" threads=1 " in content
         assert b"Lavf" not in content
-
-    def test_mp4_starts_with_its_index(self, tmp_path):
-        write_film(tmp_path / "film.mp4", grays(3), 5)
-        content = (tmp_path / "film.mp4").read_bytes()
-        assert 0 < content.index(b"moov") < content.index(b"mdat")
+        assert 0 < content.index(b"moov") < content.index(b"mdat"), "the index stands before the pictures"
 
 
 class TestGIF:

@@ -19,7 +19,7 @@ LARGE_FLOOR = 0.5
 
 
 def summarize(scores: dict) -> dict[str, Any]:
-    """Returns what the first paragraphs of the page state. scores: samples/judged/scores.json.
+    """Returns the facts that the first paragraphs of the page state. scores: samples/judged/scores.json.
 
     floor: per set of samples, its FID against that of real images: unknown, equal, higher or lower.
     better: the set of samples with the lower FID, or unknown or equal.
@@ -29,12 +29,11 @@ def summarize(scores: dict) -> dict[str, Any]:
     """
     spaces = {name: scores[name]["classifier"] for name in SAMPLES}
     first, second = spaces.values()
+    samplers = _compared(first["fid"], second["fid"], first.get("fid_sd"), second.get("fid_sd"))
     gain = scores["reconstruction"]["psnr"] - scores["reconstruction"]["psnr_wiener"]
     return {
         "floor": {name: _compared(s["fid"], s["fid_floor"], s.get("fid_sd"), s.get("fid_sd")) for name, s in spaces.items()},
-        "better": {"lower": SAMPLES[0], "higher": SAMPLES[1]}.get(
-            result := _compared(first["fid"], second["fid"], first.get("fid_sd"), second.get("fid_sd")), result
-        ),
+        "better": {"lower": SAMPLES[0], "higher": SAMPLES[1]}.get(samplers, samplers),
         "copying": {name: copying_signs(scores[name]["memorization"], scores["n"], scores["sets"]) for name in SAMPLES},
         "denoising": "equal" if abs(gain) <= NOTICEABLE_DB else "better" if gain > 0 else "worse",
         "gain": gain,
