@@ -15,7 +15,7 @@ ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("ima
 
 
 def enter(folder: Path, monkeypatch) -> Path:
-    """Make an empty raw folder in this one, which becomes the current one, as it does for scratch files."""
+    """Makes an empty raw folder in `folder`, which becomes the current and the scratch folder."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("DDPM_SCRATCH", str(folder / "scratch"))
@@ -25,7 +25,7 @@ def enter(folder: Path, monkeypatch) -> Path:
 
 
 def settings(**changes) -> PrepareData:
-    """The prepare_data section, with changes."""
+    """Returns the section prepare_data with changes."""
     defaults = {
         "image_size": None, "resize_mode": "pad", "channels": "native", "folder": "pictures", "label": None, "test_share": 0.25,
         "skip_bad": False,
@@ -38,7 +38,7 @@ def load(dataset: str, **changes) -> Source:
 
 
 def refused(call, *arguments, **options) -> str:
-    """The message of the InputError, which is one line."""
+    """Returns the message of the InputError, which is one line."""
     with pytest.raises(InputError) as error:
         call(*arguments, **options)
     assert "\n" not in str(error.value)
@@ -46,19 +46,19 @@ def refused(call, *arguments, **options) -> str:
 
 
 def paths(images: Pictures) -> list[Path]:
-    """The path of every picture of a split, in order."""
+    """Returns the path of every picture of a split, in order."""
     return [images.files.store.where / picture.name for picture in images.files.index.splits[images.split]]
 
 
 def colours(path: Path, count: int, first: int = 0, size: tuple[int, int] = (6, 5), suffix: str = ".png") -> None:
-    """Pictures 00, 01, ... of one colour each, which no other has."""
+    """Writes pictures 00, 01, ... each of its own color."""
     path.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         Image.new("RGB", size, (first + i, 255 - i, first)).save(path / f"{i:02}{suffix}")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of the prepared arrays."""
+    """Returns the bytes of the prepared arrays."""
     return {name: (folder / name).read_bytes() for name in ARRAYS}
 
 

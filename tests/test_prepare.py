@@ -1,4 +1,4 @@
-"""Preparing pictures: a killed run is gone on with, to the same bytes; bad pictures are named or left out; full disks."""
+"""Preparation of picture files: resume to equal bytes, unreadable pictures, full disks, threads."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ FIT = {"image_size": 4, "resize_mode": "resize", "channels": "rgb"}
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
-    """16 pictures in two classes; every row is saved at once, and not waited for: no test cuts off the power."""
+    """16 pictures in two classes; every row is saved at once, without fsync."""
     raw = enter(tmp_path, monkeypatch)
     colours(raw / "pictures" / "cat", 6)
     colours(raw / "pictures" / "dog", 10, first=60)
@@ -38,7 +38,7 @@ def raw(tmp_path, monkeypatch):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the pictures that were decoded, as they are."""
+    """The names of the pictures that were decoded, in order."""
     names = []
     real = preparing.decode
     monkeypatch.setattr(preparing, "decode", lambda file, mode: (names.append(getattr(file, "name", "")), real(file, mode))[1])
@@ -50,9 +50,8 @@ def uninterrupted(tmp_path, **changes) -> dict[str, bytes]:
     return contents(tmp_path / "uninterrupted")
 
 
-def killed(*moment, **changes) -> None:
-    """Prepare in a fork of this process, which is killed at the count-th call of owner.name, before it or after it."""
-    owner, name, count, before = moment
+def killed(owner, name: str, count: int, before: bool, **changes) -> None:
+    """Prepares in a fork, which is killed before or after the count-th call of owner.name."""
     child = os.fork()
     if child == 0:
         calls, real = [0], getattr(owner, name)
@@ -72,11 +71,11 @@ def killed(*moment, **changes) -> None:
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "it ended before the moment came"
+    assert os.WIFSIGNALED(status), "it ended before that call"
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
-MOMENTS = {
+KILL_POINTS = {
     "before anything is written": ((PartialArrays, "begin", 1, True), 0),
     "when the files are made": ((resume, "write_json", 1, True), 0),
     "before a row": ((PartialArrays, "write", 13, True), 12),
@@ -91,10 +90,10 @@ MOMENTS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_resume_after_kill_gives_equal_bytes(raw, tmp_path, capsys, decoded, moment):
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_resume_after_kill_gives_equal_bytes(raw, tmp_path, capsys, decoded, point):
     expected = uninterrupted(tmp_path)
-    where, done = MOMENTS[moment]
+    where, done = KILL_POINTS[point]
     killed(*where)
     decoded.clear()
     capsys.readouterr()
@@ -104,7 +103,7 @@ def test_resume_after_kill_gives_equal_bytes(raw, tmp_path, capsys, decoded, mom
     said = capsys.readouterr().out
     assert len(decoded) == 16 - done
     assert (f"{done} of 16 images were prepared before" in said) == (done > 0)
-    # Nothing is left, and nothing is gone on with that is complete.
+    # No state is left, so the next preparation decodes all pictures again.
     assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]
     prepare("image_folder", settings(**FIT))
     assert len(decoded) == 32 - done
@@ -162,7 +161,7 @@ def test_resume_starts_over_with_other_settings_or_fresh(raw, decoded, capsys):
     prepare("image_folder", settings(**FIT), fresh=True)
     assert len(decoded) == 32
     assert "DDPM_FRESH is set" in capsys.readouterr().out
-    assert "starting" not in (prepare("image_folder", settings(**FIT), fresh=True), capsys.readouterr().out)[1]
+    assert "DDPM_FRESH" not in (prepare("image_folder", settings(**FIT), fresh=True), capsys.readouterr().out)[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -177,8 +176,7 @@ def test_resume_reads_changed_picture_only(raw, tmp_path, decoded):
 
 def test_second_preparation_is_refused(raw, tmp_path, monkeypatch):
     held = []
-    real = preparing.hold if hasattr(preparing, "hold") else hold
-    monkeypatch.setattr(resume, "hold", lambda *arguments: held.append(real(*arguments)) or held[-1])
+    monkeypatch.setattr(resume, "hold", lambda *arguments: held.append(hold(*arguments)) or held[-1])
     prepare("image_folder", settings(**FIT))
     held[0].acquire()
     try:
