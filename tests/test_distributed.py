@@ -1,4 +1,4 @@
-"""Several processes: the same weights, images and scores as one, whatever their number."""
+"""Several processes give the same weights, images and scores as one."""
 
 import json
 import os

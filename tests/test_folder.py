@@ -1,4 +1,4 @@
-"""Folders of pictures of all kinds: how each is decoded, in which order they come, and how they are split."""
+"""Decoding of pictures, the order of folders, the index and the split."""
 
 import os
 import struct
@@ -26,9 +26,9 @@ def saved(picture: Image.Image, kind: str, **options) -> BytesIO:
 
 # --- decoding
 
-# Four pixels of which none is like another: dark, red / green, bright.
+# Four different pixels: dark, red / green, bright.
 CORNERS = np.array([[[10, 10, 10], [250, 0, 0]], [[0, 200, 0], [240, 240, 240]]], np.uint8)
-# What a camera that was held this way writes down, as a function of the picture as it should be seen.
+# The stored picture of each EXIF orientation, as a function of the upright one.
 AS_STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

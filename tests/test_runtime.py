@@ -1,4 +1,4 @@
-"""How a stage runs: precision, compilation, processes, and the end of the process."""
+"""Precision, compilation, processes, and the exit status of a stage."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Data sets that come as files in a layout of their own: CelebA, and image data sets of Hugging Face's `datasets`."""
+"""CelebA and image data sets of Hugging Face's `datasets`."""
 
 import io
 import json
@@ -151,7 +151,7 @@ def test_huggingface_library_missing(raw, monkeypatch):
 
 @pytest.fixture
 def hub(raw, monkeypatch):
-    """The library, which must not reach for the network."""
+    """The library `datasets`; a network connection fails the test."""
     library = pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
 
     def refuse(*arguments, **options):
