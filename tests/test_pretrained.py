@@ -1,4 +1,4 @@
-"""Weights files of pretrained judges: found, fetched, refused."""
+"""Weights files of pretrained networks: found, downloaded, refused."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ from ddpm.features.pretrained import PretrainedSettings, WeightsFile, find_weigh
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """Both files as a publisher has them, and an empty folder to look in."""
+    """Both files in the folder of a publisher, and an empty DDPM_WEIGHTS_ROOT."""
     (tmp_path / "publisher").mkdir()
     monkeypatch.setenv("DDPM_WEIGHTS_ROOT", str(tmp_path / "here"))
     for name in ("INCEPTION", "ALEXNET"):
@@ -30,50 +30,46 @@ def settings(require=False, download=True):
     return PretrainedSettings(require_inception=require, download_weights=download)
 
 
-def test_missing_files_are_fetched_if_asked_for(published, tmp_path):
+def test_get_weights_downloads_missing_files_once(published, tmp_path, capsys):
     get_weights(settings(download=False))
     assert not (tmp_path / "here").exists()
     get_weights(settings())
     for file in (pretrained.INCEPTION, pretrained.ALEXNET):
         assert find_weights(file).read_bytes() == (published / file.name).read_bytes()
     assert len(list((tmp_path / "here").iterdir())) == 2
-
-
-def test_what_is_there_is_not_fetched_again(published, tmp_path, capsys):
-    get_weights(settings())
     capsys.readouterr()
     get_weights(settings(require=True))
     assert capsys.readouterr() == ("", "")
 
 
-def test_another_content_is_not_kept(published, tmp_path, capsys):
-    (published / pretrained.INCEPTION.name).write_bytes(b"somebody else's")
+def test_get_weights_keeps_no_other_content(published, tmp_path, capsys):
+    (published / pretrained.INCEPTION.name).write_bytes(b"another file")
     get_weights(settings())
-    said = capsys.readouterr().err
-    assert pretrained.INCEPTION.url in said
-    assert "cannot be downloaded" in said
+    assert f"{pretrained.INCEPTION.url}: cannot be downloaded" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "here").iterdir()] == [pretrained.ALEXNET.name]
 
 
-def test_without_a_network_it_goes_on_or_says_which_file_goes_where(published, tmp_path, capsys):
+def test_get_weights_without_a_network_warns_or_names_the_required_file(published, capsys):
     for file in list(published.iterdir()):
         file.unlink()
     get_weights(settings())
-    assert capsys.readouterr().err.count("going on without it") == 2
-    with pytest.raises(InputError, match=rf"{pretrained.INCEPTION.name} is not in .*here.*download_weights"):
+    assert capsys.readouterr().err.count("cannot be downloaded") == 2
+    with pytest.raises(InputError, match=rf"{pretrained.INCEPTION.name} is not in .*here.*download_weights") as error:
         get_weights(settings(require=True))
+    assert error.value.key == "evaluate.require_inception"
 
 
-def test_a_file_that_is_not_what_its_name_says_is_refused(published, tmp_path):
+def test_find_weights_refuses_another_content(published):
     get_weights(settings())
-    find_weights(pretrained.ALEXNET).write_bytes(b"damaged")
-    with pytest.raises(InputError, match=rf"{pretrained.ALEXNET.name}: its SHA-256 begins with .*damaged or another file"):
+    path = find_weights(pretrained.ALEXNET)
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match="its SHA-256 begins with") as error:
         find_weights(pretrained.ALEXNET)
+    assert error.value.key == str(path)
 
 
-def test_the_published_addresses_end_with_the_names():
-    """The real ones: they cannot be fetched in a test."""
+def test_published_addresses_end_with_the_names():
+    """The real ones, which cannot be downloaded in a test."""
     assert pretrained.INCEPTION.url.endswith("/v0.2.0/weights-inception-2015-12-05-6726825d.pth")
     assert pretrained.ALEXNET.url == "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-    for file in (pretrained.INCEPTION, pretrained.ALEXNET):
-        assert file.sha256 in file.name
+    assert all(file.sha256 in file.name for file in (pretrained.INCEPTION, pretrained.ALEXNET))

@@ -135,7 +135,7 @@ class Metric(NamedTuple):
         once) or SCORES (the metrics before it).
     spread: also store the standard deviation over sets, from 3 sets on, as KEY_sd.
     share: its value is a share of images, which tables print in percent.
-    compared: stands in the tables that compare experiments.
+    compared: whether tables that compare experiments contain it.
     """
 
     key: str

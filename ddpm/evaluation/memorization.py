@@ -72,7 +72,7 @@ class Memorization:
         return scores
 
     def nearest(self, images: np.ndarray, name: str) -> Near:
-        """Returns the nearest training image of each of images (N, H, W, C); `name` stands in the progress line."""
+        """Returns the nearest training image of each of images (N, H, W, C); `name` is shown with the progress."""
         k = min(NEXT + 1, len(self.train))
         with Progress(f"neighbours of {name}", len(images), "images") as progress:
             squared, index, following = self._search(images.reshape(len(images), -1), k, progress=progress)

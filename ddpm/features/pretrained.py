@@ -94,5 +94,7 @@ def _download(file: WeightsFile) -> None:
         torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no network; another content
         print(
-            f"warning: {file.url}: cannot be downloaded ({first_line(error)}); going on without it", file=sys.stderr, flush=True
+            f"warning: {file.url}: cannot be downloaded ({first_line(error)}); its scores will be missing",
+            file=sys.stderr,
+            flush=True,
         )
