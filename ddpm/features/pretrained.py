@@ -93,8 +93,5 @@ def _download(file: WeightsFile) -> None:
         # To a temporary name, and renamed when the SHA-256 is right.
         torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no network; another content
-        print(
-            f"warning: {file.url}: cannot be downloaded ({first_line(error)}); its scores will be missing",
-            file=sys.stderr,
-            flush=True,
-        )
+        reason = first_line(error)
+        print(f"warning: {file.url}: cannot be downloaded ({reason}); its scores will be missing", file=sys.stderr, flush=True)
