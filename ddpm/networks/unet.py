@@ -68,8 +68,7 @@ class UNet(nn.Module):
 
     It meets the contract of `registry.Network`. H and W must be divisible by 2 ** (levels - 1). The output starts at zero.
 
-    shape: (H, W, C) of the images. class_names: of the data set. outputs: channels of the output, C by default.
-    Raises InputError for sizes that do not fit together.
+    shape: (H, W, C) of the images. outputs: channels of the output; C by default. Raises InputError for sizes that do not fit.
     """
 
     def __init__(
@@ -130,9 +129,7 @@ class UNet(nn.Module):
         embedding = F.silu(self.condition(self.time(time_embedding(t, self.base, self.frequency_shift).to(x.dtype)), labels))
         shifts = iter(self.embed(embedding)[:, :, None, None].split(self.widths, dim=1))
         if self.takes_mask:
-            if known is None:
-                known = x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:])
-            x = torch.cat([x, known], dim=1)
+            x = torch.cat([x, x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:]) if known is None else known], dim=1)
         h = self.conv_in(x)
         skips = [h]
         for i, level in enumerate(self.down):
