@@ -1,4 +1,4 @@
-"""`python -m ddpm`: what each command writes, what it says, and that a mistake ends in one line."""
+"""The commands of `python -m ddpm`: files, output, and one-line errors."""
 
 import importlib.util
 import io
@@ -88,7 +88,7 @@ def project(built, tmp_path, monkeypatch) -> Path:
         (folder / name).symlink_to(built / name)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(plan, "DEFAULT_STEPS", 5)
-    # As everywhere in the tests, whatever a command asks for.
+    # One thread, as in all tests.
     monkeypatch.setattr(device, "usable_cpus", lambda: 1)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     return folder
@@ -815,7 +815,7 @@ def test_checkpoint_of_reads_names_and_widths():
         checkpoint_of("")
 
 
-# Anything that someone may type
+# Random command lines
 
 
 VALUES = [

@@ -163,24 +163,24 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     The command raises InputError for an option that is NaN, which typer's ranges accept.
     """
     parameters = inspect.signature(command).parameters.values()
-    groups = {given.name: given.annotation for given in parameters if dataclasses.is_dataclass(given.annotation)}
-    options = {}
-    for given in parameters:
-        for field in dataclasses.fields(groups[given.name]) if given.name in groups else [given]:
-            annotation = field.type if isinstance(field, dataclasses.Field) else field.annotation
-            options[field.name] = Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+    groups = {param.name: param.annotation for param in parameters if dataclasses.is_dataclass(param.annotation)}
+    options = []
+    for param in parameters:
+        if param.name in groups:
+            fields = dataclasses.fields(groups[param.name])
+            options += [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields]
+        else:
+            options.append(param.replace(kind=Parameter.KEYWORD_ONLY))
 
     def run(**values: Any) -> None:
         _refuse_nan(values)
-        made = {
-            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-            for name, group in groups.items()
-        }
-        command(**values, **made)
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        command(**values)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature(list(options.values()))
-    run.__annotations__ = {name: option.annotation for name, option in options.items()}
+    run.__signature__ = inspect.Signature(options)
+    run.__annotations__ = {option.name: option.annotation for option in options}
     return run
 
 

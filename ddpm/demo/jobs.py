@@ -73,17 +73,23 @@ class DrawResult(NamedTuple):
 
 
 class InpaintResult(NamedTuple):
+    """A picture of the image and the fills, and a line about the cost."""
+
     picture: Path
     note: str
 
 
 class InterpolateResult(NamedTuple):
+    """A strip and a film of the interpolation, and a line about the cost."""
+
     strip: Path
     film: Path
     note: str
 
 
 class CompareResult(NamedTuple):
+    """A grid of each sampler, and a line about the cost of each."""
+
     first: Path
     second: Path
     notes: tuple[str, str]
@@ -152,21 +158,21 @@ def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Generator[
 def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, CompareResult]:
     """Generates the same seed by two samplers. values: those of CompareInputs."""
     inputs = validate(CompareInputs, values)
-    ways = ((inputs.first_sampler, inputs.first_steps), (inputs.second_sampler, inputs.second_steps))
-    plans = [make_plan(model, sampler=sampler, steps=steps, guidance=inputs.guidance) for sampler, steps in ways]
+    pairs = ((inputs.first_sampler, inputs.first_steps), (inputs.second_sampler, inputs.second_steps))
+    plans = [make_plan(model, sampler=sampler, steps=steps, guidance=inputs.guidance) for sampler, steps in pairs]
     labels, _ = _conditioning(model, inputs.number, inputs.content, inputs.guidance)
     work = [denoising_steps(plan.grid) for plan in plans]
     results: list[tuple[Path, str]] = []
-    before: list[tuple[str, np.ndarray]] = []
+    earlier: list[tuple[str, np.ndarray]] = []
     for k, plan in enumerate(plans):
-        title = f"{plan.label}, {ways[k][1]:,} steps"
+        title = f"{plan.label}, {pairs[k][1]:,} steps"
         for update in (job := WithReturnValue(_track(generate(model, plan, labels, inputs.number, inputs.seed)))):
             current = (title, update.shown[1][1])
-            yield ProgressUpdate(sum(work[:k]) + update.done, sum(work), update.seconds, [*before, current])
+            yield ProgressUpdate(sum(work[:k]) + update.done, sum(work), update.seconds, [*earlier, current])
         images, seconds = job.value
         results.append((folder / f"sampler_{k + 1}.png", _cost(plan, len(images), seconds)))
         save(results[-1][0], _rows(images, 5))
-        before.append((title, images))
+        earlier.append((title, images))
     return CompareResult(results[0][0], results[1][0], (results[0][1], results[1][1]))
 
 
@@ -244,8 +250,8 @@ def _table(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
     return table(rows, [""] * len(rows), names, TILE)
 
 
-def _rows(images: np.ndarray, across: int) -> Image.Image:
-    rows = [list(images[k : k + across]) for k in range(0, len(images), across)]
+def _rows(images: np.ndarray, columns: int) -> Image.Image:
+    rows = [list(images[k : k + columns]) for k in range(0, len(images), columns)]
     return table(rows, [""] * len(rows), [], TILE)
 
 

@@ -237,11 +237,11 @@ def compare_tab(model: DiffusionModel) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             content = _content(model, EVERY)
-            ways = []
+            pairs = []
             for name, sampler, steps in (("First", "ddim", 10), ("Second", "ddpm", 200)):
                 with gr.Row():
-                    ways.append(gr.Dropdown(SAMPLER_NAMES, value=sampler, label=f"{name} sampler", min_width=130))
-                    ways.append(_steps(model, "Steps", steps))
+                    pairs.append(gr.Dropdown(SAMPLER_NAMES, value=sampler, label=f"{name} sampler", min_width=130))
+                    pairs.append(_steps(model, "Steps", steps))
             count = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Number of images")
             guidance, seed = _guidance(model), _seed()
             place = gr.Column()
@@ -257,4 +257,4 @@ def compare_tab(model: DiffusionModel) -> None:
             2,
             lambda done: ("\n".join(done.notes), [str(done.first), str(done.second)]),
         )
-        _button("Compare", run, [content, count, seed, guidance, *ways], status, results, "compare")
+        _button("Compare", run, [content, count, seed, guidance, *pairs], status, results, "compare")
