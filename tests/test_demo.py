@@ -67,13 +67,13 @@ def changed(values, **by_place):
 def test_draw_writes_picture_arrays_and_film(loaded, tmp_path):
     model = loaded()
     updates, made = run(draw, model, tmp_path, DRAWING)
-    arrays = np.load(made.arrays)
+    arrays = np.load(made.files["arrays"])
     assert np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
     assert arrays["arr_1"].tolist() == [0, 1, 2, 3]
     assert arrays["captions"].tolist() == ["0", "1", "2", "3"]
-    with Image.open(made.film) as film:
+    with Image.open(made.files["film"]) as film:
         assert film.n_frames > 1
-    with Image.open(made.picture) as picture:
+    with Image.open(made.files["picture"]) as picture:
         assert picture.width >= 4 * 64
     assert [update.done for update in updates][-1] == updates[-1].total == 3
     assert np.array_equal(updates[-1].shown[0][1], arrays["arr_0"])
@@ -84,7 +84,7 @@ def test_draw_writes_picture_arrays_and_film(loaded, tmp_path):
 def test_draw_uses_the_requested_class(loaded, tmp_path, content, labels):
     model = loaded()
     _, made = run(draw, model, tmp_path, changed(DRAWING, _0=content))
-    arrays = np.load(made.arrays)
+    arrays = np.load(made.files["arrays"])
     assert arrays["arr_1"].tolist() == labels
     assert np.array_equal(arrays["arr_0"], drawn(model, [str(k) for k in labels], 4, 5, sampler="ddim", steps=3))
 
@@ -92,7 +92,7 @@ def test_draw_uses_the_requested_class(loaded, tmp_path, content, labels):
 def test_draw_without_class_is_unconditional(loaded, tmp_path):
     model = loaded()
     _, made = run(draw, model, tmp_path, changed(DRAWING, _0="none"))
-    arrays = dict(np.load(made.arrays))
+    arrays = dict(np.load(made.files["arrays"]))
     assert "arr_1" not in arrays
     assert not np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
 
@@ -100,10 +100,10 @@ def test_draw_without_class_is_unconditional(loaded, tmp_path):
 def test_draw_and_compare_without_guidance_are_unconditional(loaded, tmp_path):
     model = loaded()
     _, made = run(draw, model, tmp_path, changed(DRAWING, _5=0.0))
-    arrays = dict(np.load(made.arrays))
+    arrays = dict(np.load(made.files["arrays"]))
     assert set(arrays) == {"arr_0", "seed", "sampler"}
     assert np.array_equal(arrays["arr_0"], drawn(model, ["none"], 4, 5, sampler="ddim", steps=3))
-    with Image.open(made.picture) as picture:
+    with Image.open(made.files["picture"]) as picture:
         assert picture.height == 2 * MARGIN + 64 + GAP
     updates, _ = run(compare, model, tmp_path, changed(COMPARISON, _3=0.0))
     assert np.array_equal(updates[-1].shown[0][1], drawn(model, ["none"], 4, 5, sampler="ddim", steps=2))
@@ -127,8 +127,8 @@ def test_inpaint_without_guidance_starts_from_the_shown_image(loaded, tmp_path):
 )
 def test_draw_groups_repeated_texts_in_columns(loaded, tmp_path, lines, of_columns):
     _, made = run(draw, loaded("text"), tmp_path, changed(DRAWING, _0="\n".join(lines), _1=6))
-    arrays = np.load(made.arrays)
-    with Image.open(made.picture) as picture:
+    arrays = np.load(made.files["arrays"])
+    with Image.open(made.files["picture"]) as picture:
         pixels = np.asarray(picture.convert("L"))
     for column, group in enumerate(of_columns):
         assert len({arrays["captions"][k] for k in group}) == 1
@@ -140,8 +140,8 @@ def test_draw_groups_repeated_texts_in_columns(loaded, tmp_path, lines, of_colum
 def test_draw_puts_long_texts_before_rows(loaded, tmp_path):
     lines = ["a handwritten seven", "a handwritten two", "a handwritten seven"]
     _, made = run(draw, loaded("text"), tmp_path, changed(DRAWING, _0="\n".join(lines), _1=6))
-    images = np.load(made.arrays)["arr_0"][..., 0]
-    with Image.open(made.picture) as picture:
+    images = np.load(made.files["arrays"])["arr_0"][..., 0]
+    with Image.open(made.files["picture"]) as picture:
         pixels = np.asarray(picture.convert("L"))
     left = pixels.shape[1] - MARGIN - 4 * (64 + GAP)
     for row, group in enumerate(([0, 2, 3, 5], [1, 4])):
@@ -156,14 +156,14 @@ def test_jobs_run_with_every_conditioning(loaded, tmp_path, conditioning):
     text = "text" in conditioning
     every, own = ("a seven\nthe digit two" if text else "", "handwritten six" if text else "")
     _, made = run(draw, model, tmp_path, changed(DRAWING, _0=every))
-    captions = dict(np.load(made.arrays)).get("captions", np.array([])).tolist()
+    captions = dict(np.load(made.files["arrays"])).get("captions", np.array([])).tolist()
     assert captions == (["a seven", "the digit two"] * 2 if text else [])
     updates, _ = run(inpaint, model, tmp_path, changed(FILLING, _3=own))
     assert updates[-1].done == updates[-1].total
     _, between = run(interpolate, model, tmp_path, changed(WAY, _3=own, _4=""))
-    assert between.strip.is_file()
+    assert between.files["picture"].is_file()
     _, compared = run(compare, model, tmp_path, changed(COMPARISON, _0=every))
-    assert compared.first.read_bytes() != compared.second.read_bytes()
+    assert compared.files["first"].read_bytes() != compared.files["second"].read_bytes()
 
 
 def test_inpaint_keeps_known_pixels(loaded, tmp_path):
@@ -175,7 +175,7 @@ def test_inpaint_keeps_known_pixels(loaded, tmp_path):
     assert (fills[:, known] == original[known]).all()
     assert len({fill.tobytes() for fill in fills}) == 3
     # The picture has the fills in its last row, enlarged: each of their pixels is found in it.
-    with Image.open(made.picture) as picture:
+    with Image.open(made.files["picture"]) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert (pixels == TINT).all(-1).sum() == (~known).sum() * 8 * 8
 
@@ -186,9 +186,9 @@ def test_painted_mask_equals_the_named_one(loaded, tmp_path, name):
     painted = painted_mask(model, name)
     assert len(painted) == 64
     _, by_name = run(inpaint, model, tmp_path, changed(FILLING, _4=name, _6=1))
-    expected = by_name.picture.read_bytes()
+    expected = by_name.files["picture"].read_bytes()
     _, by_brush = run(inpaint, model, tmp_path, changed(FILLING, _4=BRUSH, _5=painted, _6=1))
-    assert by_brush.picture.read_bytes() == expected
+    assert by_brush.files["picture"].read_bytes() == expected
 
 
 def test_show_returns_the_sample_that_inpaint_fills(loaded, tmp_path):
@@ -242,7 +242,7 @@ def test_interpolate_ends_at_both_samples(loaded, tmp_path):
     images = updates[-1].shown[0][1]
     assert np.array_equal(images[0], drawn(model, ["2"], 1, 2, sampler="ddim", steps=3)[0])
     assert np.array_equal(images[-1], drawn(model, ["4"], 1, 7, sampler="ddim", steps=3)[0])
-    with Image.open(made.film) as film:
+    with Image.open(made.files["film"]) as film:
         assert film.n_frames == 2 * len(images) - 2
         assert film.info["loop"] == 0
 
@@ -263,8 +263,8 @@ def test_compare_generates_one_seed_by_both_samplers(loaded, tmp_path):
     assert np.array_equal(right, drawn(model, [], 4, 5, sampler="ddpm", steps=3))
     assert [update.done for update in updates] == [1, 2, 3, 5]
     assert {update.total for update in updates} == {5}
-    assert "DDIM, 2 network evaluations each" in made.notes[0]
-    assert "DDPM, 3 network evaluations each" in made.notes[1]
+    assert "DDIM, 2 network evaluations each" in made.note.splitlines()[0]
+    assert "DDPM, 3 network evaluations each" in made.note.splitlines()[1]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The command `animate`: films of sampling and of training."""
 
 from pathlib import Path
-from typing import Annotated
 
 from ddpm.cli import options
 from ddpm.cli.options import (
@@ -24,24 +23,19 @@ MAX_STILL_FRAMES = 10  # more frames in a row would be too small to recognize
 
 @with_option_groups
 def animate(
-    what: Annotated[
-        str,
-        option(
-            CONTENT, "NAME",
-            "denoising: the noisy images above the predicted ones; grid: the noisy images of a large grid; training: "
-            "samples of the snapshots of the training, in order.",
-        ),
-    ] = "denoising",
-    number: Annotated[int | None, options.number(100, "Number of images.", show_default="8 for denoising, else 50")] = None,
+    what: option(
+        str, CONTENT, "NAME",
+        "denoising: the noisy images above the predicted ones; grid: the noisy images of a large grid; training: samples of the "
+        "snapshots of the training, in order.",
+    ) = "denoising",
+    number: options.number(100, "Number of images.", int | None, show_default="8 for denoising, else 50") = None,
     label: Labels = None,
     text: Texts = None,
     seed: Seed = 0,
-    out: Annotated[
-        Path | None, options.out("A .gif or an .mp4; a .png shows frames in a row.", show_default="out/WHAT.gif")
-    ] = None,
-    frames: Annotated[int, option(OUTPUT, "NUMBER", "Largest number of frames.", min=1, max=1000)] = 48,
-    fps: Annotated[float, options.fps("Frames per second.")] = 12.0,
-    hold: Annotated[float, option(OUTPUT, "SECONDS", "Duration of the last frame.", min=0, max=60)] = 2.0,
+    out: options.out("A .gif or an .mp4; a .png shows frames in a row.", Path | None, show_default="out/WHAT.gif") = None,
+    frames: option(int, OUTPUT, "NUMBER", "Largest number of frames.", min=1, max=1000) = 48,
+    fps: options.fps("Frames per second.") = 12.0,
+    hold: option(float, OUTPUT, "SECONDS", "Duration of the last frame.", min=0, max=60) = 2.0,
     columns: Columns = None,
     tile: Tile = 48,
     upscaling: options.Upscaling = "nearest",
@@ -55,14 +49,11 @@ def animate(
     from ddpm.plots.image_grid import UPSCALING, save
     from ddpm.plots.video import FILMS, write_film
     from ddpm.sampling.model import conditioning_for
-    from ddpm.sampling.plan import make_plan
 
     animation = lookup(animations.ANIMATIONS, what, "what")
     lookup(UPSCALING, upscaling, "upscaling")
     if animation.of_snapshots and machine.checkpoint != "final":
-        raise InputError(
-            f"a film of the training uses the snapshots, not {machine.checkpoint!r}; leave the option out", key="checkpoint"
-        )
+        raise InputError("a film of the training uses the snapshots; leave the option out", key="checkpoint")
     out = out or Path(f"out/{what}.gif")
     is_still = output.check_out(out, [*FILMS, *([".png"] if animation.still else [])]) == ".png"
     model, number = machine.load(), number or animation.number
@@ -70,7 +61,7 @@ def animate(
     frames = min(frames, MAX_STILL_FRAMES) if is_still else frames
     settings = animations.AnimationOptions(number, labels, seed, frames, columns or min(number, 10), tile, upscaling)
     output.check_size(model.shape, tile, animation.copies * number * frames, output.MAX_FILM_PIXELS)
-    made, clock = make_plan(model, **plan.as_dict()), output.Clock()
+    made, clock = plan.make(model), output.Clock()
     if is_still:
         save(out, animation.still(model, made, settings))
         print(f"wrote {out}: {number:,} images, {clock}")

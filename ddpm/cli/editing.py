@@ -31,27 +31,18 @@ RECONSTRUCTED_IMAGES = 8  # test images that `reconstruct` uses without argument
 def interpolate(
     a: Annotated[str, typer.Argument(metavar="[A]", help=IMAGE_HELP)] = "seed:2",
     b: Annotated[str, typer.Argument(metavar="[B]", help="The other image, in the same notation.")] = "seed:7",
-    number: Annotated[
-        int | None, options.number(1000, "Number of images, including both ends.", least=2, show_default="12, in a film 48")
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        option(
-            CONTENT, "CLASS", "Class of both images (conditioning). Give it twice for A and B.", "--label",
-            show_default="the images' own",
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        option(
-            CONTENT, "TEXT", "Caption of both images, for text-conditional models. Give it twice for A and B.", "--text",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[Path, options.out("A .png shows the images in rows; a .gif or an .mp4 runs forward and back.")] = Path(
-        "out/interpolate.png"
-    ),
-    fps: Annotated[float, options.fps("Frames per second of a film.")] = 16.0,
+    number: options.number(
+        1000, "Number of images, including both ends.", int | None, least=2, show_default="12, in a film 48"
+    ) = None,
+    label: option(
+        list[str] | None, CONTENT, "CLASS", "Class of both images (conditioning). Give it twice for A and B.",
+        show_default="the images' own",
+    ) = None,
+    text: option(
+        list[str] | None, CONTENT, "TEXT", "Caption of both images, for text-conditional models. Give it twice for A and B."
+    ) = None,
+    out: options.out("A .png shows the images in rows; a .gif or an .mp4 runs forward and back.") = Path("out/interpolate.png"),
+    fps: options.fps("Frames per second of a film.") = 16.0,
     columns: Columns = None,
     tile: Tile = 64,
     upscaling: options.Upscaling = "nearest",
@@ -67,7 +58,6 @@ def interpolate(
     from ddpm.plots import image_grid
     from ddpm.plots.image_grid import UPSCALING, rows_of, save, short, table
     from ddpm.plots.video import FILMS, strip_film, write_film
-    from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import collect_images
 
     for name, values in (("label", label), ("text", text)):
@@ -77,7 +67,7 @@ def interpolate(
     lookup(UPSCALING, upscaling, "upscaling")
     model, number = machine.load(), number or (48 if is_film else 12)
     output.check_size(model.shape, tile, number, output.MAX_FILM_PIXELS // 2 if is_film else output.MAX_PIXELS)
-    made = make_plan(model, **plan.as_dict())
+    made = plan.make(model)
     ends = [
         open_image(model, name, label and label[k % len(label)], text and text[k % len(text)], plan.guidance)
         for k, name in enumerate((a, b))
@@ -96,32 +86,24 @@ def interpolate(
 @with_option_groups
 def inpaint(
     image: Image = "test:0",
-    mask: Annotated[
-        str,
-        option(
-            CONTENT, "NAME|FILE",
-            "Region to fill: left, right, top, bottom, middle, border or all, or an image file that is white there.",
-        ),
-    ] = "middle",
-    number: Annotated[int, options.number(100, "Number of fills.")] = 8,
+    mask: option(
+        str, CONTENT, "NAME|FILE",
+        "Region to fill: left, right, top, bottom, middle, border or all, or an image file that is white there.",
+    ) = "middle",
+    number: options.number(100, "Number of fills.") = 8,
     label: Label = None,
     text: Text = None,
     seed: Seed = 0,
-    jump: Annotated[
-        int | None,
-        option(
-            SAMPLING, "STEPS", "RePaint's jump length: steps that are re-noised and denoised again.", min=1, max=1000,
-            show_default="10, or fewer if the grid is short",
-        ),
-    ] = None,
-    resamples: Annotated[
-        int | None,
-        option(
-            SAMPLING, "NUMBER", "RePaint's number of resamplings: how often each step is denoised. The cost grows with it.",
-            min=1, max=100, show_default="10, or 1 for a model trained with masks",
-        ),
-    ] = None,
-    out: Annotated[Path, options.out("A .png: the image, its known pixels, and the fills.")] = Path("out/inpaint.png"),
+    jump: option(
+        int | None, SAMPLING, "STEPS", "RePaint's jump length: steps that are re-noised and denoised again.", min=1, max=1000,
+        show_default="10, or fewer if the grid is short",
+    ) = None,
+    resamples: option(
+        int | None, SAMPLING, "NUMBER",
+        "RePaint's number of resamplings: how often each step is denoised. The cost grows with it.",
+        min=1, max=100, show_default="10, or 1 for a model trained with masks",
+    ) = None,
+    out: options.out("A .png: the image, its known pixels, and the fills.") = Path("out/inpaint.png"),
     columns: Columns = None,
     tile: Tile = 64,
     *,
@@ -135,17 +117,15 @@ def inpaint(
     from ddpm.editing.inpaint import with_repaint_jumps
     from ddpm.editing.inputs import open_image, open_mask
     from ddpm.plots.image_grid import short, tinted
-    from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import collect_images
 
     output.check_out(out, [".png"])
     model = machine.load()
-    plain = make_plan(model, **plan.as_dict())
     named, known = open_image(model, image, label, text, plan.guidance), open_mask(mask, model.shape)
-    longest_jump = len(plain.grid) - 2
+    longest_jump = len(plan.make(model).grid) - 2
     resamples = resamples or (1 if model.network.takes_mask or longest_jump < 1 else 10)
     change = partial(with_repaint_jumps, jump_length=jump or min(10, max(1, longest_jump)), jump_n_sample=resamples)
-    made, clock = make_plan(model, change=change, **plan.as_dict()), output.Clock()
+    made, clock = plan.make(model, change=change), output.Clock()
     output.check_size(model.shape, tile, number + 2)
     x0 = tasks.source_image(model, named.source)
     labels = tasks.repeat_labels(named.source.labels, number)
@@ -161,26 +141,20 @@ def inpaint(
 @with_option_groups
 def edit(
     image: Image = "test:0",
-    strength: Annotated[
-        list[float] | None,
-        option(
-            CONTENT, "NUMBER", "Distance from the image: 0 is the image itself, 1 an unrelated one. Repeat it for several.",
-            min=0, max=1, show_default="0.2, 0.4, 0.6, 0.8",
-        ),
-    ] = None,
-    number: Annotated[int, options.number(100, "Number of variants of each strength.")] = 8,
-    method: Annotated[
-        str,
-        option(
-            CONTENT, "NAME",
-            "sdedit adds noise to the image and denoises it, which keeps the outline; latent mixes noise into the latent "
-            "of the image.",
-        ),
-    ] = "sdedit",
+    strength: option(
+        list[float] | None, CONTENT, "NUMBER",
+        "Distance from the image: 0 is the image itself, 1 an unrelated one. Repeat it for several.",
+        min=0, max=1, show_default="0.2, 0.4, 0.6, 0.8",
+    ) = None,
+    number: options.number(100, "Number of variants of each strength.") = 8,
+    method: option(
+        str, CONTENT, "NAME",
+        "sdedit adds noise to the image and denoises it, which keeps the outline; latent mixes noise into the image's latent.",
+    ) = "sdedit",
     label: Label = None,
     text: Text = None,
     seed: Seed = 0,
-    out: Annotated[Path, options.out("A .png with rows for each strength.")] = Path("out/edit.png"),
+    out: options.out("A .png with rows for each strength.") = Path("out/edit.png"),
     columns: Columns = None,
     tile: Tile = 64,
     *,
@@ -194,14 +168,13 @@ def edit(
     from ddpm.editing.inputs import open_image
     from ddpm.editing.tasks import EDITS, source_image
     from ddpm.plots.image_grid import short
-    from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import collect_images
 
     output.check_out(out, [".png"])
     editor = lookup(EDITS, method, "method")
     model, strengths = machine.load(), list(dict.fromkeys(strength or [0.2, 0.4, 0.6, 0.8]))
     output.check_size(model.shape, tile, (number + 1) * len(strengths))
-    made, named = make_plan(model, **plan.as_dict()), open_image(model, image, label, text, plan.guidance)
+    made, named = plan.make(model), open_image(model, image, label, text, plan.guidance)
     clock = output.Clock()
     whole = source_image(model, named.source, made if editor.uses_latent else None)
     source = named.source if editor.uses_latent else named.source._replace(image=whole)
@@ -218,18 +191,15 @@ def reconstruct(
     image: Annotated[
         list[str] | None, typer.Argument(metavar="[IMAGE]...", help=IMAGE_HELP, show_default="test:0 to test:7")
     ] = None,
-    steps: Annotated[
-        list[int] | None,
-        option(
-            CONTENT, "NUMBER",
-            "Number of DDIM steps in each direction: more of them reconstruct more exactly. Repeat it for several.", min=1,
-            max=options.MAX_STEPS, show_default="10, 20, 50, 100",
-        ),
-    ] = None,
+    steps: option(
+        list[int] | None, CONTENT, "NUMBER",
+        "Number of DDIM steps in each direction: more of them reconstruct more exactly. Repeat it for several.",
+        min=1, max=options.MAX_STEPS, show_default="10, 20, 50, 100",
+    ) = None,
     spacing: options.Spacing = "trailing",
     label: Label = None,
     text: Text = None,
-    out: Annotated[Path, options.out("A .png: the images, and their reconstructions below.")] = Path("out/reconstruct.png"),
+    out: options.out("A .png: the images, and their reconstructions below.") = Path("out/reconstruct.png"),
     tile: Tile = 64,
     *,
     machine: MachineOptions,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import CONTENT, OUTPUT, option
+from ddpm.cli.options import CONTENT, OUTPUT, flag, option
 from ddpm.core.files import InputError
 
 RECIPE = "A recipe's name, or the path of a recipe file (.yaml)"
@@ -33,23 +33,16 @@ def recipe(
 
 def record(
     name: Annotated[str | None, typer.Argument(metavar="RECIPE", help=f"{RECIPE}.")] = None,
-    seed: Annotated[
-        list[int] | None,
-        option(
-            CONTENT, "SEED", "Seed of the run. Repeat it for several runs.", "--seed", min=0,
-            show_default="the seed of params.yaml",
-        ),
-    ] = None,
-    set_param: Annotated[
-        list[str] | None,
-        option(
-            CONTENT, "KEY=VALUE", "Change of a setting, in addition to the recipe's. Repeat it for several.", "--set-param", "-S"
-        ),
-    ] = None,
-    without_dvc: Annotated[
-        bool, typer.Option("--without-dvc", rich_help_panel=CONTENT, help="Run the stages in order without DVC.")
-    ] = False,
-    note: Annotated[str, option(OUTPUT, "TEXT", "Note for the readers of the record.")] = "",
+    seed: option(
+        list[int] | None, CONTENT, "SEED", "Seed of the run. Repeat it for several runs.", min=0,
+        show_default="the seed of params.yaml",
+    ) = None,
+    set_param: option(
+        list[str] | None, CONTENT, "KEY=VALUE", "Change of a setting, in addition to the recipe's. Repeat it for several.",
+        "--set-param", "-S",
+    ) = None,
+    without_dvc: flag(CONTENT, "Run the stages in order without DVC.", "--without-dvc") = False,
+    note: option(str, OUTPUT, "TEXT", "Note for the readers of the record.") = "",
 ) -> None:  # fmt: skip
     """Run a recipe and write its numbers and figures to reports/recipes/RECIPE."""
     from ddpm.experiments import recipe as recipes
@@ -64,13 +57,10 @@ def record(
 
 
 def results(
-    readme: Annotated[
-        Path | None,
-        option(OUTPUT, "FILE", "File with the table, between two comments.", "--readme", show_default="that of the project"),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", rich_help_panel=OUTPUT, help="Write nothing; fail if the table differs from the records.")
-    ] = False,
+    readme: option(
+        Path | None, OUTPUT, "FILE", "File with the table, between two comments.", show_default="that of the project"
+    ) = None,
+    check: flag(OUTPUT, "Write nothing; fail if the table differs from the records.", "--check") = False,
 ) -> None:  # fmt: skip
     """Write the table of all records into the README that holds it."""
     from ddpm.experiments.readme_table import update

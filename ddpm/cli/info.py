@@ -1,6 +1,5 @@
 """The description of a model folder, and the values of the options --checkpoint and --device."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,6 @@ def as_text(description: dict[str, Any]) -> str:
         **{f"scores of {name}": _score_text(row) for name, row in description.get("scores", {}).items()},
     }
     return "\n".join(f"{name + ':':<16}{text}" for name, text in rows.items() if text)
-
-
-def as_json(description: dict[str, Any]) -> str:
-    """Returns a description as indented JSON."""
-    return json.dumps(description, indent=2)
 
 
 def _listed(names: list[str]) -> str:

@@ -5,19 +5,21 @@ traceback.
 """
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from ddpm.cli import animate, editing, models, sample
 from ddpm.cli import experiments as experiment_commands
-from ddpm.cli.options import CONTENT, MachineOptions, option, with_option_groups
+from ddpm.cli.options import CONTENT, MachineOptions, flag, option, with_option_groups
 from ddpm.core.files import InputError
+from ddpm.core.paths import MODEL_DIR
 
 PROGRAM = "python -m ddpm"
 INTERRUPTED = 130
@@ -37,9 +39,9 @@ def program() -> None:  # fmt: skip
 
 @with_option_groups
 def demo(
-    host: Annotated[str, option(CONTENT, "ADDRESS", "Address of the server; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
-    port: Annotated[int, option(CONTENT, "NUMBER", "Port of the server.", min=1, max=65535)] = 7860,
-    browser: Annotated[bool, typer.Option("--browser", rich_help_panel=CONTENT, help="Open the page in the browser.")] = False,
+    host: option(str, CONTENT, "ADDRESS", "Address of the server; 0.0.0.0 accepts other machines.") = "127.0.0.1",
+    port: option(int, CONTENT, "NUMBER", "Port of the server.", min=1, max=65535) = 7860,
+    browser: flag(CONTENT, "Open the page in the browser.", "--browser") = False,
     *,
     machine: MachineOptions,
 ) -> None:  # fmt: skip
@@ -54,29 +56,25 @@ def demo(
 
 
 def info(
-    model: Annotated[Path, typer.Option("--model", "-m", metavar="FOLDER", help="Folder of the trained model.")] = Path(
-        "models/ddpm"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: option(Path, None, "FOLDER", "Folder of the trained model.", "--model", "-m") = MODEL_DIR,
+    as_json: flag(None, "Print JSON.", "--json") = False,
 ) -> None:  # fmt: skip
     """Print a trained model's data, network, training, checkpoints and scores."""
     from ddpm.cli import info
 
     description = info.describe(model)
-    print(info.as_json(description) if as_json else info.as_text(description))
+    print(json.dumps(description, indent=2) if as_json else info.as_text(description))
 
 
 def experiments(
-    rev: Annotated[
-        list[str] | None,
-        typer.Option("--rev", metavar="COMMIT", show_default="HEAD", help="Commit of the experiments. Repeat it for several."),
-    ] = None,
-    num: Annotated[
-        int | None,
-        typer.Option("--num", "-n", metavar="NUMBER", show_default="1", help="Number of commits, counted back from --rev."),
-    ] = None,
-    all_commits: Annotated[bool, typer.Option("--all-commits", "-A", help="Experiments of all commits.")] = False,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write.")] = Path("reports/experiments"),
+    rev: option(
+        list[str] | None, None, "COMMIT", "Commit of the experiments. Repeat it for several.", show_default="HEAD"
+    ) = None,
+    num: option(
+        int | None, None, "NUMBER", "Number of commits, counted back from --rev.", "--num", "-n", show_default="1"
+    ) = None,
+    all_commits: flag(None, "Experiments of all commits.", "--all-commits", "-A") = False,
+    out: option(Path, None, "FOLDER", "Folder to write.", "--out", "-o") = Path("reports/experiments"),
 ) -> None:  # fmt: skip
     """Compare experiments of `dvc exp run` in a table, with the spread over their seeds."""
     from ddpm.experiments.collect import report

@@ -12,55 +12,39 @@ from ddpm.sampling.names import VARIANCE_NAMES
 
 FORMAT = "diffusers"
 EXPORTED, IMPORTED = Path("out/diffusers"), Path("models/imported")
-Folder = Annotated[Path, option(OUTPUT, "FOLDER", "Folder to write.", "--out", "-o")]
+Folder = options.out("Folder to write.", metavar="FOLDER")
 
 
 @with_option_groups
 def export(
-    to: Annotated[str, option(OUTPUT, "NAME", f"Format of the export: {FORMAT}.", "--to")] = FORMAT,
+    to: option(str, OUTPUT, "NAME", f"Format of the export: {FORMAT}.") = FORMAT,
     out: Folder = EXPORTED,
-    label: Annotated[
-        str | None,
-        option(
-            CONTENT, "CLASS",
-            "Class that the export generates, by name or number; it becomes part of the weights. 'none' is no class.",
-            show_default="unconditional",
-        ),
-    ] = None,
-    text: Annotated[
-        str | None,
-        option(
-            CONTENT, "TEXT", "Caption that the export generates, for text-conditional models; it becomes part of the weights.",
-            show_default=False,
-        ),
-    ] = None,
-    keep_classes: Annotated[
-        bool,
-        typer.Option(
-            "--keep-classes",
-            rich_help_panel=CONTENT,
-            help="Export a class-conditional network for your own sampling loop; pipelines of diffusers cannot use it.",
-        ),
-    ] = False,
-    variance: Annotated[
-        str,
-        option(
-            SAMPLING, "NAME",
-            f"Variance of the steps of DDPMPipeline: {', '.join(VARIANCE_NAMES)}. DDIMPipeline cannot load learned.",
-        ),
-    ] = "small",
+    label: option(
+        str | None, CONTENT, "CLASS",
+        "Class that the export generates, by name or number; it becomes part of the weights. 'none' is no class.",
+        show_default="unconditional",
+    ) = None,
+    text: option(
+        str | None, CONTENT, "TEXT",
+        "Caption that the export generates, for text-conditional models; it becomes part of the weights.",
+    ) = None,
+    keep_classes: options.flag(
+        CONTENT, "Export a class-conditional network for your own sampling loop; pipelines of diffusers cannot use it.",
+        "--keep-classes",
+    ) = False,
+    variance: option(
+        str, SAMPLING, "NAME",
+        f"Variance of the steps of DDPMPipeline: {', '.join(VARIANCE_NAMES)}. DDIMPipeline cannot load learned.",
+    ) = "small",
     thresholding: options.Thresholding = "clip",
-    timestep_spacing: Annotated[
-        str, option(SAMPLING, "NAME", "Spacing of the noise levels of a pipeline: trailing, leading or linspace.")
-    ] = "trailing",
-    license_name: Annotated[
-        str | None,
-        option(
-            OUTPUT, "NAME", "License in the model card, by the identifier that hubs use.", "--license",
-            show_default="mit; none for imported models",
-        ),
-    ] = None,
-    samples: Annotated[int, option(OUTPUT, "NUMBER", "Number of images in the model card.", min=0, max=1000)] = 20,
+    timestep_spacing: options.one_of(
+        SAMPLING, "Spacing of the noise levels of a pipeline", ("trailing", "leading", "linspace")
+    ) = "trailing",
+    license_name: option(
+        str | None, OUTPUT, "NAME", "License in the model card, by the identifier that hubs use.", "--license",
+        show_default="mit; none for imported models",
+    ) = None,
+    samples: option(int, OUTPUT, "NUMBER", "Number of images in the model card.", min=0, max=1000) = 20,
     *,
     machine: MachineOptions,
 ) -> None:  # fmt: skip
@@ -87,13 +71,10 @@ def import_model(
         Path, typer.Argument(metavar="[FOLDER]", help="Folder of a DDPM pipeline or of its U-Net, saved by diffusers.")
     ] = EXPORTED,
     out: Folder = IMPORTED,
-    size: Annotated[
-        int | None,
-        option(
-            MODEL, "PIXELS", "Side of the images, for a model whose config.json has no sample_size.", min=1, max=4096,
-            show_default="as in its config.json",
-        ),
-    ] = None,
+    size: option(
+        int | None, MODEL, "PIXELS", "Side of the images, for a model whose config.json has no sample_size.", min=1, max=4096,
+        show_default="as in its config.json",
+    ) = None,
 ) -> None:  # fmt: skip
     """Read a model of the DDPM family that diffusers has saved, for all other commands."""
     from ddpm.diffusers_io.import_ import check_out, read_folder, write_model

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,118 +16,101 @@ from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED, SAMPLER_NAMES, SPACING_N
 
 if TYPE_CHECKING:
     from ddpm.sampling.model import DiffusionModel
+    from ddpm.sampling.plan import SamplingPlan
 
 # Panels of the help.
 CONTENT, SAMPLING, OUTPUT, MODEL = "Content", "Sampling", "Output", "Model and machine"
-MAX_STEPS, MAX_TILE, MAX_COLUMNS = 1_000_000, 512, 1000
+MAX_STEPS, MAX_TILE = 1_000_000, 512
 
 
-def option(panel: str, metavar: str, help: str, *names: str, **more: Any) -> Any:
-    """Returns an option of a help panel; `names` and `more` are those of typer.Option."""
-    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=help, **more)
+def option(kind: Any, panel: str | None, metavar: str, help: str, *names: str, **more: Any) -> Any:
+    """Returns the annotation of an option: its type, the panel of the help, and the arguments of typer.Option."""
+    return Annotated[kind, typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=help, **more)]
 
 
-Labels = Annotated[
-    list[str] | None,
-    option(
-        CONTENT, "CLASS", "Class of the images, by name or number; 'none' is no class. Repeat it for several classes in turn.",
-        "--label", show_default="all classes in turn",
-    ),
-]  # fmt: skip
-Texts = Annotated[
-    list[str] | None,
-    option(
-        CONTENT, "TEXT",
-        "Caption of the images, for text-conditional models (`info` lists their words). Repeat it for several in turn.",
-        "--text", show_default=False,
-    ),
-]  # fmt: skip
-Label = Annotated[
-    str | None,
-    option(
-        CONTENT, "CLASS", "Class of the image (conditioning), by name or number; 'none' is no class.", "--label",
-        show_default="the image's own class",
-    ),
-]  # fmt: skip
-Text = Annotated[
-    str | None,
-    option(
-        CONTENT, "TEXT", "Caption of the image, for text-conditional models, instead of a class.", "--text", show_default=False
-    ),
-]  # fmt: skip
-Seed = Annotated[
-    int, option(CONTENT, "SEED", "Seed of the noise: the same seed gives the same images.", "--seed", min=0, max=MAX_SEED)
-]
-
-IMAGE_HELP = "An image file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
-Image = Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)]
-
-Tile = Annotated[
-    int,
-    option(
-        OUTPUT, "PIXELS", "Images are enlarged by a whole factor until their longer side is at least this.", "--tile", min=1,
-        max=MAX_TILE,
-    ),
-]  # fmt: skip
-Columns = Annotated[
-    int | None,
-    option(OUTPUT, "NUMBER", "Images per row.", "--columns", min=1, max=MAX_COLUMNS, show_default="by the number of images"),
-]
-Upscaling = Annotated[str, option(OUTPUT, "NAME", "Interpolation of enlarged images: nearest or smooth.")]
-Spacing = Annotated[str, option(SAMPLING, "NAME", f"Spacing of the noise levels: {', '.join(SPACING_NAMES)}.")]
-Thresholding = Annotated[str, option(SAMPLING, "NAME", f"How predicted images are kept in range: {', '.join(THRESHOLD_NAMES)}.")]
+def flag(panel: str | None, help: str, *names: str) -> Any:
+    """Returns the annotation of an option without a value."""
+    return Annotated[bool, typer.Option(*names, rich_help_panel=panel, help=help)]
 
 
-def number(most: int, help: str, least: int = 1, **more: Any) -> Any:
+def number(most: int, help: str, kind: Any = int, least: int = 1, **more: Any) -> Any:
     """Returns the option --number, with values from `least` to `most`."""
-    return option(CONTENT, "NUMBER", help, "--number", "-n", min=least, max=most, **more)
+    return option(kind, CONTENT, "NUMBER", help, "--number", "-n", min=least, max=most, **more)
 
 
-def out(help: str, **more: Any) -> Any:
+def out(help: str, kind: Any = Path, metavar: str = "FILE", **more: Any) -> Any:
     """Returns the option --out."""
-    return option(OUTPUT, "FILE", help, "--out", "-o", **more)
+    return option(kind, OUTPUT, metavar, help, "--out", "-o", **more)
 
 
 def fps(help: str) -> Any:
     """Returns the option --fps."""
-    return option(OUTPUT, "NUMBER", help, min=0.1, max=60)
+    return option(float, OUTPUT, "NUMBER", help, min=0.1, max=60)
+
+
+def one_of(panel: str, help: str, names: Iterable[str]) -> Any:
+    """Returns an option whose help lists the valid names."""
+    return option(str, panel, "NAME", f"{help}: {', '.join(names)}.")
+
+
+Labels = option(
+    list[str] | None, CONTENT, "CLASS",
+    "Class of the images, by name or number; 'none' is no class. Repeat it for several classes in turn.",
+    show_default="all classes in turn",
+)  # fmt: skip
+Texts = option(
+    list[str] | None, CONTENT, "TEXT",
+    "Caption of the images, for text-conditional models (`info` lists their words). Repeat it for several in turn.",
+)  # fmt: skip
+Label = option(
+    str | None, CONTENT, "CLASS", "Class of the image (conditioning), by name or number; 'none' is no class.",
+    show_default="the image's own class",
+)  # fmt: skip
+Text = option(str | None, CONTENT, "TEXT", "Caption of the image, for text-conditional models, instead of a class.")
+Seed = option(int, CONTENT, "SEED", "Seed of the noise: the same seed gives the same images.", min=0, max=MAX_SEED)
+
+IMAGE_HELP = "An image file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
+Image = Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)]
+
+Tile = option(
+    int, OUTPUT, "PIXELS", "Images are enlarged by a whole factor until their longer side is at least this.", min=1, max=MAX_TILE
+)
+Columns = option(int | None, OUTPUT, "NUMBER", "Images per row.", min=1, max=1000, show_default="by the number of images")
+Upscaling = option(str, OUTPUT, "NAME", "Interpolation of enlarged images: nearest or smooth.")
+Spacing = one_of(SAMPLING, "Spacing of the noise levels", SPACING_NAMES)
+Thresholding = one_of(SAMPLING, "How predicted images are kept in range", THRESHOLD_NAMES)
 
 
 @dataclasses.dataclass
 class _SamplerOptions:
-    sampler: Annotated[str, option(SAMPLING, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}.")] = "ddim"
-    steps: Annotated[
-        int | None,
-        option(
-            SAMPLING, "NUMBER", "Number of sampling steps, up to the model's T.", min=1, max=MAX_STEPS,
-            show_default="50; all T of the model for ddpm",
-        ),
-    ] = None  # fmt: skip
+    sampler: one_of(SAMPLING, "Sampler", SAMPLER_NAMES) = "ddim"
+    steps: option(
+        int | None, SAMPLING, "NUMBER", "Number of sampling steps, up to the model's T.", min=1, max=MAX_STEPS,
+        show_default="50; all T of the model for ddpm",
+    ) = None  # fmt: skip
 
 
 @dataclasses.dataclass
 class StyleOptions:
     """Options of `make_plan` except sampler and steps."""
 
-    eta: Annotated[
-        float,
-        option(SAMPLING, "NUMBER", "Noise added in each step of ddim: 0 is deterministic, 1 is DDPM's amount.", min=0, max=1),
-    ] = 0.0
+    eta: option(
+        float, SAMPLING, "NUMBER", "Noise added in each step of ddim: 0 is deterministic, 1 is DDPM's amount.", min=0, max=1
+    ) = 0.0
     spacing: Spacing = "trailing"
-    guidance: Annotated[
-        float,
-        option(
-            SAMPLING, "SCALE",
-            "Scale of classifier-free guidance: 0 is unconditional, 1 is off, 2 to 4 strengthen the class or text.", min=0,
-            max=MAX_GUIDANCE,
-        ),
-    ] = 1.0  # fmt: skip
+    guidance: option(
+        float, SAMPLING, "SCALE",
+        "Scale of classifier-free guidance: 0 is unconditional, 1 is off, 2 to 4 strengthen the class or text.",
+        min=0, max=MAX_GUIDANCE,
+    ) = 1.0  # fmt: skip
     thresholding: Thresholding = "clip"
-    variance: Annotated[str, option(SAMPLING, "NAME", f"Variance of the steps of ddpm: {', '.join(VARIANCE_NAMES)}.")] = "small"
+    variance: one_of(SAMPLING, "Variance of the steps of ddpm", VARIANCE_NAMES) = "small"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the options as keyword arguments of `make_plan`."""
-        return dataclasses.asdict(self)
+    def make(self, model: "DiffusionModel", **more: Any) -> "SamplingPlan":
+        """Returns the plan of these options; `more` are further arguments of `make_plan`."""
+        from ddpm.sampling.plan import make_plan
+
+        return make_plan(model, **dataclasses.asdict(self) | more)
 
 
 @dataclasses.dataclass
@@ -139,15 +122,12 @@ class PlanOptions(StyleOptions, _SamplerOptions):
 class MachineOptions:
     """The model folder, the checkpoint in it, and the device."""
 
-    model: Annotated[Path, option(MODEL, "FOLDER", "Folder of the trained model.", "--model", "-m")] = MODEL_DIR
-    checkpoint: Annotated[
-        str,
-        option(MODEL, "NAME", "Weights: final, best or latest, or a relative EMA width such as 0.1, rebuilt from the snapshots."),
-    ] = "final"
-    device: Annotated[str, option(MODEL, "NAME", "Device: auto, cpu, cuda or mps.")] = "auto"
-    threads: Annotated[
-        int | None, option(MODEL, "NUMBER", "Number of CPU threads.", min=1, max=1024, show_default="one for each core")
-    ] = None
+    model: option(Path, MODEL, "FOLDER", "Folder of the trained model.", "--model", "-m") = MODEL_DIR
+    checkpoint: option(
+        str, MODEL, "NAME", "Weights: final, best or latest, or a relative EMA width such as 0.1, rebuilt from the snapshots."
+    ) = "final"
+    device: option(str, MODEL, "NAME", "Device: auto, cpu, cuda or mps.") = "auto"
+    threads: option(int | None, MODEL, "NUMBER", "Number of CPU threads.", min=1, max=1024, show_default="one per core") = None
 
     def load(self) -> "DiffusionModel":
         """Loads the model on the device. Raises InputError if that is not possible."""

@@ -1,8 +1,9 @@
 """The commands that generate new images: `sample` and `compare`."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ddpm.cli import options
 from ddpm.cli.options import (
@@ -28,16 +29,16 @@ COMPARED_SAMPLERS, COMPARED_STEPS = ["ddim", "dpmpp_2m", "ddpm"], [10, 20, 50]
 
 @with_option_groups
 def sample(
-    number: Annotated[int, options.number(100_000, "Number of images.")] = 100,
+    number: options.number(100_000, "Number of images.") = 100,
     label: Labels = None,
     text: Texts = None,
     seed: Seed = 0,
-    out: Annotated[
-        Path, options.out("The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.")
-    ] = Path("out/sample.png"),
+    out: options.out("The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.") = Path(
+        "out/sample.png"
+    ),
     columns: Columns = None,
     tile: Tile = 48,
-    batch: Annotated[int, option(OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=10000)] = 100,
+    batch: option(int, OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=10000) = 100,
     *,
     plan: PlanOptions,
     machine: MachineOptions,
@@ -47,11 +48,10 @@ def sample(
     from ddpm.plots import image_grid
     from ddpm.sampling import generate
     from ddpm.sampling.model import conditioning_for
-    from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import collect_images
 
     suffix, model = output.check_out(out, output.WRITERS), machine.load()
-    made = make_plan(model, **plan.as_dict())
+    made = plan.make(model)
     labels, captions = conditioning_for(model, number, label or [], text or [], plan.guidance)
     if suffix == ".png":
         output.check_size(model.shape, tile, sum(len(row) for _, row in image_grid.rows_of(captions, columns)))
@@ -64,25 +64,19 @@ def sample(
 
 @with_option_groups
 def compare(
-    sampler: Annotated[
-        list[str] | None,
-        option(
-            CONTENT, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}. Repeat it for several.",
-            show_default=", ".join(COMPARED_SAMPLERS),
-        ),
-    ] = None,
-    steps: Annotated[
-        list[int] | None,
-        option(
-            CONTENT, "NUMBER", "Number of sampling steps of each sampler. Repeat it for several.", min=1, max=options.MAX_STEPS,
-            show_default="10, 20, 50",
-        ),
-    ] = None,
-    number: Annotated[int, options.number(50, "Number of images of each sampler and number of steps.")] = 10,
+    sampler: option(
+        list[str] | None, CONTENT, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}. Repeat it for several.",
+        show_default=", ".join(COMPARED_SAMPLERS),
+    ) = None,
+    steps: option(
+        list[int] | None, CONTENT, "NUMBER", "Number of sampling steps of each sampler. Repeat it for several.",
+        min=1, max=options.MAX_STEPS, show_default="10, 20, 50",
+    ) = None,
+    number: options.number(50, "Number of images of each sampler and number of steps.") = 10,
     label: Labels = None,
     text: Texts = None,
     seed: Seed = 0,
-    out: Annotated[Path, options.out("A .png with a row for each sampler and number of steps.")] = Path("out/compare.png"),
+    out: options.out("A .png with a row for each sampler and number of steps.") = Path("out/compare.png"),
     tile: Tile = 48,
     *,
     style: StyleOptions,
@@ -103,7 +97,7 @@ def compare(
     if not sampler and not steps:
         pairs = [(name, min(count, model.schedule.steps)) for name, count in COMPARED]
     pairs = list(dict.fromkeys(pairs))
-    styles = _styles([name for name, _ in pairs], style.as_dict())
+    styles = _styles([name for name, _ in pairs], dataclasses.asdict(style))
     plans = [make_plan(model, sampler=name, steps=count, **styles[name]) for name, count in pairs]
     output.check_size(model.shape, tile, number * len(plans))
     rows, names = [], []

@@ -63,54 +63,35 @@ class ProgressUpdate(NamedTuple):
     shown: Sequence[tuple[str, np.ndarray]]
 
 
-class DrawResult(NamedTuple):
-    """A grid, its arrays, a film of the denoising, and a line about the cost."""
+class JobResult(NamedTuple):
+    """The result of a job.
 
-    picture: Path
-    arrays: Path
-    film: Path
+    files: the written files by name.
+    note: a line about the cost, or one for each picture.
+    """
+
+    files: dict[str, Path]
     note: str
 
 
-class InpaintResult(NamedTuple):
-    """A picture of the image and the fills, and a line about the cost."""
-
-    picture: Path
-    note: str
+Job = Generator[ProgressUpdate, None, JobResult]
 
 
-class InterpolateResult(NamedTuple):
-    """A strip and a film of the interpolation, and a line about the cost."""
-
-    strip: Path
-    film: Path
-    note: str
-
-
-class CompareResult(NamedTuple):
-    """A grid of each sampler, and a line about the cost of each."""
-
-    first: Path
-    second: Path
-    notes: tuple[str, str]
-
-
-def draw(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, DrawResult]:
+def draw(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Generates images. values: those of DrawInputs."""
     inputs = validate(DrawInputs, values)
     plan = make_plan(model, sampler=inputs.sampler, steps=inputs.steps, eta=inputs.eta, guidance=inputs.guidance)
     labels, captions = _conditioning(model, inputs.number, inputs.content, inputs.guidance)
     record = TrajectoryRecorder(denoising_steps(plan.grid), FILM_FRAMES, FILM_IMAGES)
     images, seconds = yield from _track(generate(model, plan, labels, inputs.number, inputs.seed), record)
-    note = _cost(plan, len(images), seconds)
-    result = DrawResult(folder / "sample.png", folder / "sample.npz", folder / "denoising.gif", note)
-    save(result.picture, _table(images, captions))
+    files = {"picture": folder / "sample.png", "arrays": folder / "sample.npz", "film": folder / "denoising.gif"}
+    save(files["picture"], _table(images, captions))
     arrays = {"arr_0": images, "seed": np.array(inputs.seed), "sampler": np.array(plan.label)}
     arrays |= {"arr_1": labels.cpu().numpy()} if labels is not None and labels.ndim == 1 else {}
     arrays |= {"captions": np.array(captions)} if any(captions) else {}
-    write_npz(result.arrays, arrays)
-    write_film(result.film, denoising_frames(record.x, record.x0, record.levels, FILM_TILE), fps=12)
-    return result
+    write_npz(files["arrays"], arrays)
+    write_film(files["film"], denoising_frames(record.x, record.x0, record.levels, FILM_TILE), fps=12)
+    return JobResult(files, _cost(plan, len(images), seconds))
 
 
 def show(model: DiffusionModel, *values: Any) -> Generator[ProgressUpdate, None, np.ndarray]:
@@ -120,7 +101,7 @@ def show(model: DiffusionModel, *values: Any) -> Generator[ProgressUpdate, None,
     return to_images(x0)[0]
 
 
-def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, InpaintResult]:
+def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Fills the masked region of an image in several ways. values: those of InpaintInputs."""
     inputs = validate(InpaintInputs, values)
     known, count = mask_of(model, inputs.mask, inputs.painted), inputs.number_of_fills
@@ -131,14 +112,13 @@ def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Generator[Prog
     # The image on the board was generated without guidance.
     x0 = yield from _image(model, inputs, _open(model, inputs))
     fills, seconds = yield from _track(inpaint_images(model, plan, x0.expand(count, -1, -1, -1), known, labels, inputs.seed))
-    result = InpaintResult(folder / "inpainting.png", _cost(plan, count, seconds))
-    image = to_images(x0)[0]
+    image, picture = to_images(x0)[0], folder / "inpainting.png"
     rows = [[image, tinted(image, known)], *(list(fills[k : k + COLUMNS]) for k in range(0, count, COLUMNS))]
-    save(result.picture, table(rows, ["image", "fills", *[""] * (len(rows) - 2)], [], TILE))
-    return result
+    save(picture, table(rows, ["image", "fills", *[""] * (len(rows) - 2)], [], TILE))
+    return JobResult({"picture": picture}, _cost(plan, count, seconds))
 
 
-def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, InterpolateResult]:
+def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Interpolates between two images. values: those of InterpolateInputs."""
     inputs = validate(InterpolateInputs, values)
     plan = make_plan(model, sampler=inputs.sampler, steps=inputs.steps)
@@ -148,32 +128,31 @@ def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Generator[
     ]
     task = interpolate_images(model, plan, ends[0].source, ends[1].source, inputs.number)
     images, seconds = yield from _track(task)
-    note = f"{len(images)} images by {plan.label}, {inputs.steps:,} steps, {seconds:.1f} s"
-    result = InterpolateResult(folder / "strip.png", folder / "strip.gif", note)
-    save(result.strip, _rows(images, COLUMNS))
-    write_film(result.film, strip_film(images, 1, 4 * TILE), fps=10, hold=0)
-    return result
+    files = {"picture": folder / "strip.png", "film": folder / "strip.gif"}
+    save(files["picture"], _rows(images, COLUMNS))
+    write_film(files["film"], strip_film(images, 1, 4 * TILE), fps=10, hold=0)
+    return JobResult(files, f"{len(images)} images by {plan.label}, {inputs.steps:,} steps, {seconds:.1f} s")
 
 
-def compare(model: DiffusionModel, folder: Path, *values: Any) -> Generator[ProgressUpdate, None, CompareResult]:
+def compare(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Generates the same seed by two samplers. values: those of CompareInputs."""
     inputs = validate(CompareInputs, values)
     pairs = ((inputs.first_sampler, inputs.first_steps), (inputs.second_sampler, inputs.second_steps))
     plans = [make_plan(model, sampler=sampler, steps=steps, guidance=inputs.guidance) for sampler, steps in pairs]
     labels, _ = _conditioning(model, inputs.number, inputs.content, inputs.guidance)
     work = [denoising_steps(plan.grid) for plan in plans]
-    results: list[tuple[Path, str]] = []
-    earlier: list[tuple[str, np.ndarray]] = []
+    files, notes, earlier = {}, [], []
     for k, plan in enumerate(plans):
         title = f"{plan.label}, {pairs[k][1]:,} steps"
         for update in (job := WithReturnValue(_track(generate(model, plan, labels, inputs.number, inputs.seed)))):
             current = (title, update.shown[1][1])
             yield ProgressUpdate(sum(work[:k]) + update.done, sum(work), update.seconds, [*earlier, current])
         images, seconds = job.value
-        results.append((folder / f"sampler_{k + 1}.png", _cost(plan, len(images), seconds)))
-        save(results[-1][0], _rows(images, 5))
+        files["second" if k else "first"] = path = folder / f"sampler_{k + 1}.png"
+        notes.append(_cost(plan, len(images), seconds))
+        save(path, _rows(images, 5))
         earlier.append((title, images))
-    return CompareResult(results[0][0], results[1][0], (results[0][1], results[1][1]))
+    return JobResult(files, "\n".join(notes))
 
 
 class WithReturnValue:

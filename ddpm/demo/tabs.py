@@ -75,17 +75,24 @@ def _seed() -> gr.Number:
     return seed
 
 
-def _status(button: str) -> gr.HTML:
+def _columns(button: str) -> tuple[gr.Column, gr.Column, gr.HTML]:
+    """Adds two columns, for the controls and for the results; returns them and the line of progress above the results."""
+    with gr.Row():
+        controls, results = gr.Column(scale=2, min_width=300), gr.Column(scale=3, min_width=300)
     hint = f"Press {button}: the progress appears here."
-    return gr.HTML(f'<div class="job"><div class="count">{hint}</div></div>', label="progress", min_height=60)
+    with results:
+        status = gr.HTML(f'<div class="job"><div class="count">{hint}</div></div>', label="progress", min_height=60)
+    return controls, results, status
 
 
-def _runs(
-    model: DiffusionModel, job: Callable, kind: type[Section], outputs: int, finish: Callable[[Any], tuple[str, list[Any]]]
-) -> Callable[..., Any]:
-    """Returns the function of a button: it runs a job on the values of a Section and shows its progress.
+def _buttons(
+    label: str, model: DiffusionModel, job: Callable[..., jobs.Job], kind: type[Section], inputs: Components, status: gr.HTML,
+    outputs: Sequence[tuple[gr.components.Component, str]],
+) -> gr.events.Dependency:  # fmt: skip
+    """Adds the buttons that start and stop a job; returns the event.
 
-    finish: function of the job's result that returns a note and the values of the outputs.
+    inputs: the values of a Section, in the order of its fields.
+    outputs: components, and the names of the job's files that they show.
     """
 
     def run(*values: Any) -> Generator[list[Any], None, None]:
@@ -93,58 +100,46 @@ def _runs(
         with TemporaryDirectory(prefix="ddpm_demo_") as folder:
             updates, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
             for last in updates:
-                yield [progress_line(last), *[gr.skip()] * outputs]
-            note, values = finish(updates.value)
-            yield [progress_line(last, note), *values]
+                yield [progress_line(last), *[gr.skip()] * len(outputs)]
+            files, note = updates.value
+            yield [progress_line(last, note), *(str(files[name]) for _, name in outputs)]
 
     # The API documentation shows these.
     run.__signature__, run.__doc__ = _signature(kind), job.__doc__
-    return run
+    with gr.Row():
+        start = gr.Button(label, variant="primary", scale=3)
+        stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
+    event = start.click(
+        run, list(inputs), [status, *(component for component, _ in outputs)], preprocess=False, api_name=job.__name__,
+        concurrency_id="model", concurrency_limit=1, show_progress="minimal", show_progress_on=status,
+    )  # fmt: skip
+    stop.click(stopped_line, None, status, cancels=event, queue=False, api_visibility="private")
+    return event
 
 
 def _signature(kind: type[Section]) -> Signature:
     return Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in kind.model_fields])
 
 
-def _button(
-    label: str, run: Callable, inputs: Components, status: gr.HTML, outputs: Components, name: str
-) -> gr.events.Dependency:
-    with gr.Row():
-        start = gr.Button(label, variant="primary", scale=3)
-        stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
-    event = start.click(
-        run, list(inputs), [status, *outputs], preprocess=False, api_name=name, concurrency_id="model", concurrency_limit=1,
-        show_progress="minimal", show_progress_on=status,
-    )  # fmt: skip
-    stop.click(stopped_line, None, status, cancels=event, queue=False, api_visibility="private")
-    return event
-
-
 def draw_tab(model: DiffusionModel) -> None:
     classes = len(model.data["class_names"])
     number = 2 * classes if model.network.takes_labels and classes <= 10 else 16
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            content = _content(model, EVERY)
-            if model.network.takes_text:
-                gr.Examples([[text] for text in model.captions(torch.arange(min(4, classes)), held_out_captions=True)], content)
-            count = gr.Slider(1, MAX_IMAGES, value=number, step=1, label="Number of images")
-            sampler = gr.Dropdown(SAMPLER_NAMES, value="ddim", label="Sampler")
-            steps = _steps(model)
-            eta = gr.Slider(0, 1, value=0, step=0.05, label="Eta", info="Noise of DDIM: 0 is deterministic, 1 is DDPM's amount")
-            guidance, seed = _guidance(model), _seed()
-            place = gr.Column()
-        with gr.Column(scale=3, min_width=300):
-            status, result = _status("Draw"), framed("Images")
-            with gr.Row():
-                files = [gr.DownloadButton(name, size="sm", interactive=False, min_width=80) for name in ("PNG", "NPZ", "GIF")]
-
-    def finish(result: jobs.DrawResult) -> tuple[str, list[Any]]:
-        return result.note, [str(path) for path in (result.picture, result.picture, result.arrays, result.film)]
-
-    with place:
-        inputs = [content, count, sampler, steps, eta, guidance, seed]
-        drawn = _button("Draw", _runs(model, jobs.draw, DrawInputs, 4, finish), inputs, status, [result, *files], "draw")
+    controls, results, status = _columns("Draw")
+    with results:
+        result = framed("Images")
+        with gr.Row():
+            files = [gr.DownloadButton(name, size="sm", interactive=False, min_width=80) for name in ("PNG", "NPZ", "GIF")]
+    with controls:
+        content = _content(model, EVERY)
+        if model.network.takes_text:
+            gr.Examples([[text] for text in model.captions(torch.arange(min(4, classes)), held_out_captions=True)], content)
+        count = gr.Slider(1, MAX_IMAGES, value=number, step=1, label="Number of images")
+        sampler = gr.Dropdown(SAMPLER_NAMES, value="ddim", label="Sampler")
+        steps = _steps(model)
+        eta = gr.Slider(0, 1, value=0, step=0.05, label="Eta", info="Noise of DDIM: 0 is deterministic, 1 is DDPM's amount")
+        inputs = [content, count, sampler, steps, eta, _guidance(model), _seed()]
+        outputs = list(zip([result, *files], ("picture", "picture", "arrays", "film"), strict=True))
+        drawn = _buttons("Draw", model, jobs.draw, DrawInputs, inputs, status, outputs)
     drawn.success(lambda: [gr.update(interactive=True)] * 3, None, files, queue=False, api_visibility="private")
     sampler.change(_eta_of, sampler, eta, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
 
@@ -157,26 +152,27 @@ def _eta_of(sampler: Any) -> dict:
 
 def inpaint_tab(model: DiffusionModel, page: Page) -> None:
     sources = [name for name in SOURCES if name != TEST or has_test_images(model)]
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            source = gr.Radio(sources, value=sources[0], label="Image")
-            number = gr.Number(0, label="Number of the test image, or seed", precision=0, minimum=0, maximum=MAX_SEED)
-            upload = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], visible=False, height=160)
-            content = _content(model, OWN)
-            mask = gr.Dropdown([BRUSH, *MASKS], value=BRUSH, label="What to fill", info="Paint on the image, or choose")
-            painted = board(model.shape)
-            fills = gr.Slider(1, MAX_FILLS, value=4, step=1, label="Number of fills")
-            with gr.Accordion("More", open=False):
-                steps = _steps(model)
-                resamples = gr.Slider(
-                    1, MAX_RESAMPLES, value=1 if model.network.takes_mask else 10, step=1, label="Resamples",
-                    info="how often it goes back to make both parts agree (RePaint)",
-                )  # fmt: skip
-                guidance = _guidance(model)
-            seed = _seed()
-            place = gr.Column()
-        with gr.Column(scale=3, min_width=300):
-            status, result = _status("Fill"), framed("Fills")
+    controls, results, status = _columns("Fill")
+    with results:
+        result = framed("Fills")
+    with controls:
+        source = gr.Radio(sources, value=sources[0], label="Image")
+        number = gr.Number(0, label="Number of the test image, or seed", precision=0, minimum=0, maximum=MAX_SEED)
+        upload = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], visible=False, height=160)
+        content = _content(model, OWN)
+        mask = gr.Dropdown([BRUSH, *MASKS], value=BRUSH, label="What to fill", info="Paint on the image, or choose")
+        painted = board(model.shape)
+        fills = gr.Slider(1, MAX_FILLS, value=4, step=1, label="Number of fills")
+        with gr.Accordion("More", open=False):
+            steps = _steps(model)
+            resamples = gr.Slider(
+                1, MAX_RESAMPLES, value=1 if model.network.takes_mask else 10, step=1, label="Resamples",
+                info="how often it is re-noised, so that both parts agree (RePaint)",
+            )  # fmt: skip
+            guidance = _guidance(model)
+        shown_inputs = [source, number, upload, content]
+        inputs = [*shown_inputs, mask, painted, fills, steps, resamples, guidance, _seed()]
+        _buttons("Fill", model, jobs.inpaint, InpaintInputs, inputs, status, [(result, "picture")])
 
     def show(*values: Any) -> dict:
         if values[1] is None or (values[0] == UPLOAD and values[2] is None):
@@ -186,15 +182,11 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
         return gr.update(picture=image_url(updates.value))
 
     show.__signature__, show.__doc__ = _signature(SourceInputs), jobs.show.__doc__
-    with place:
-        inputs = [source, number, upload, content, mask, painted, fills, steps, resamples, guidance, seed]
-        run = _runs(model, jobs.inpaint, InpaintInputs, 1, lambda done: (done.note, [str(done.picture)]))
-        _button("Fill", run, inputs, status, [result], "inpaint")
     shown = {"preprocess": False, "show_progress": "hidden", "trigger_mode": "always_last"}
     source.change(lambda name: gr.update(visible=name == UPLOAD), source, upload, queue=False, api_visibility="private", **shown)
     gr.on(
-        [page.load, source.input, number.input, upload.input, content.input], show, [source, number, upload, content], painted,
-        api_name="show", concurrency_id="model", **shown,
+        [page.load, source.input, number.input, upload.input, content.input], show, shown_inputs, painted, api_name="show",
+        concurrency_id="model", **shown,
     )  # fmt: skip
     mask.input(
         lambda name: gr.skip() if name == BRUSH else gr.update(value=painted_mask(model, name)), mask, painted,
@@ -204,27 +196,21 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
 
 
 def interpolate_tab(model: DiffusionModel) -> None:
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            ends = gr.Radio([SAMPLE, TEST] if has_test_images(model) else [SAMPLE], value=SAMPLE, label="Between")
-            with gr.Row():
+    controls, results, status = _columns("Interpolate")
+    with results:
+        outputs = [(framed("From one to the other"), "picture"), (framed("As a film"), "film")]
+    with controls:
+        ends = gr.Radio([SAMPLE, TEST] if has_test_images(model) else [SAMPLE], value=SAMPLE, label="Between")
+        numbers, contents = [], []
+        with gr.Row():
+            for label, value in (("First number", 2), ("Second number", 7)):
                 with gr.Column(min_width=130):
-                    first = gr.Number(2, label="First number", precision=0, minimum=0, maximum=MAX_SEED)
-                    first_content = _content(model, OWN, "What it shows")
-                with gr.Column(min_width=130):
-                    second = gr.Number(7, label="Second number", precision=0, minimum=0, maximum=MAX_SEED)
-                    second_content = _content(model, OWN, "What it shows")
-            count = gr.Slider(2, MAX_BETWEEN, value=16, step=1, label="Number of images")
-            sampler = gr.Dropdown(DETERMINISTIC, value="ddim", label="Sampler")
-            steps = _steps(model)
-            place = gr.Column()
-        with gr.Column(scale=3, min_width=300):
-            status = _status("Interpolate")
-            strip, film = framed("From one to the other"), framed("As a film")
-    with place:
-        inputs = [ends, first, second, first_content, second_content, count, sampler, steps]
-        run = _runs(model, jobs.interpolate, InterpolateInputs, 2, lambda done: (done.note, [str(done.strip), str(done.film)]))
-        _button("Interpolate", run, inputs, status, [strip, film], "interpolate")
+                    numbers.append(gr.Number(value, label=label, precision=0, minimum=0, maximum=MAX_SEED))
+                    contents.append(_content(model, OWN, "What it shows"))
+        count = gr.Slider(2, MAX_BETWEEN, value=16, step=1, label="Number of images")
+        sampler = gr.Dropdown(DETERMINISTIC, value="ddim", label="Sampler")
+        inputs = [ends, *numbers, *contents, count, sampler, _steps(model)]
+        _buttons("Interpolate", model, jobs.interpolate, InterpolateInputs, inputs, status, outputs)
     ends.change(_sampler_of, ends, sampler, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
 
 
@@ -234,27 +220,17 @@ def _sampler_of(ends: Any) -> dict:
 
 
 def compare_tab(model: DiffusionModel) -> None:
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            content = _content(model, EVERY)
-            pairs = []
-            for name, sampler, steps in (("First", "ddim", 10), ("Second", "ddpm", 200)):
-                with gr.Row():
-                    pairs.append(gr.Dropdown(SAMPLER_NAMES, value=sampler, label=f"{name} sampler", min_width=130))
-                    pairs.append(_steps(model, "Steps", steps))
-            count = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Number of images")
-            guidance, seed = _guidance(model), _seed()
-            place = gr.Column()
-        with gr.Column(scale=3, min_width=300):
-            status = _status("Compare")
+    controls, results, status = _columns("Compare")
+    with results, gr.Row():
+        outputs = [(framed("First"), "first"), (framed("Second"), "second")]
+    with controls:
+        content = _content(model, EVERY)
+        pairs = []
+        for name, sampler, steps in (("First", "ddim", 10), ("Second", "ddpm", 200)):
             with gr.Row():
-                results = [framed("First"), framed("Second")]
-    with place:
-        run = _runs(
-            model,
-            jobs.compare,
-            CompareInputs,
-            2,
-            lambda done: ("\n".join(done.notes), [str(done.first), str(done.second)]),
-        )
-        _button("Compare", run, [content, count, seed, guidance, *pairs], status, results, "compare")
+                pairs.append(gr.Dropdown(SAMPLER_NAMES, value=sampler, label=f"{name} sampler", min_width=130))
+                pairs.append(_steps(model, "Steps", steps))
+        count = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Number of images")
+        guidance, seed = _guidance(model), _seed()
+        inputs = [content, count, seed, guidance, *pairs]
+        _buttons("Compare", model, jobs.compare, CompareInputs, inputs, status, outputs)
