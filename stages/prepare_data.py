@@ -13,7 +13,7 @@ from ddpm.datasets.registry import DatasetName
 from ddpm.datasets.settings import PrepareData
 from ddpm.features.extractors import get_weights
 from ddpm.features.pretrained import PretrainedSettings
-from ddpm.plots.image_grid import first_images
+from ddpm.plots.image_grid import class_grid
 
 PICTURE = Path("reports/prepare_data/first_images.png")
 
@@ -25,7 +25,7 @@ def main() -> None:
     get_weights(p.evaluate)
     meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus(), fresh=fresh_start())
     data = open_prepared(p.dataset, p.prepare_data.as_written())
-    first_images(PICTURE, data.train.images, data.train.labels, data.class_names)
+    class_grid(PICTURE, data.train.images, data.train.labels, data.class_names, columns=10, tile=40)
     size = "x".join(map(str, meta["shape"]))
     if len(data.class_names) == 1:
         print(

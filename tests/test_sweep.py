@@ -132,7 +132,7 @@ def test_plan_method_stays_within_its_budget(budget):
 
 
 def test_methods_contain_every_sampler():
-    assert {method.sampler for method in METHODS.values()} >= set(SAMPLERS)
+    assert {method["sampler"] for method in METHODS.values()} >= set(SAMPLERS)
 
 
 def rows_of(curves, sd):

@@ -220,7 +220,4 @@ class EditMethod(NamedTuple):
     uses_latent: bool = False
 
 
-EDITS: dict[str, EditMethod] = {
-    "sdedit": EditMethod(_noise_and_denoise),
-    "latent": EditMethod(vary_images, uses_latent=True),
-}
+EDITS: dict[str, EditMethod] = {"sdedit": EditMethod(_noise_and_denoise), "latent": EditMethod(vary_images, uses_latent=True)}

@@ -18,7 +18,7 @@ from ddpm.evaluation.fid import (
     inception_score,
     kernel_distance,
     kernel_within,
-)
+)  # fmt: skip
 from ddpm.evaluation.prdc import PRDC
 
 MIN_SETS = 3  # sets of samples from which a standard deviation is computed
@@ -50,49 +50,17 @@ class Features(NamedTuple):
 
     features: (N, D).
     probabilities: class probabilities (N, K), or None for an extractor that predicts no classes.
-    name: name of the images in error messages.
     """
 
     features: np.ndarray
     probabilities: np.ndarray | None
-    name: str = ""
 
     def take(self, rows: slice | np.ndarray) -> "Features":
         """Returns some of the images."""
-        probabilities = None if self.probabilities is None else self.probabilities[rows]
-        return Features(self.features[rows], probabilities, self.name)
+        return Features(self.features[rows], None if self.probabilities is None else self.probabilities[rows])
 
 
-class Reference:
-    """Real images in one feature space, with what several metrics need of them, computed once.
-
-    train: features (M, D) of the training split, to which FID and KID are computed.
-    test: features of the test split, which represents perfect samples.
-    """
-
-    def __init__(self, name: str, train: np.ndarray, test: np.ndarray, n: int, seed: int):
-        self.name, self.train, self.test, self.n, self.seed = name, train, test, n, seed
-
-    @cached_property
-    def train_gaussian(self) -> Gaussian:
-        return fit_gaussian(self.train)
-
-    @cached_property
-    def test_gaussian(self) -> Gaussian:
-        return fit_gaussian(self.test)
-
-    @cached_property
-    def kernel_within_train(self) -> float:
-        return kernel_within(self.train)
-
-    @cached_property
-    def prdc(self) -> PRDC:
-        """Against n random training images, or all where there are fewer: these metrics are defined for sets of equal size."""
-        chosen = disjoint_sets(len(self.train), min(self.n, len(self.train)), self.seed)[0]
-        return PRDC(self.train[chosen], f"{self.name}: training split")
-
-
-def fid(samples: Features, reference: Reference) -> float:
+def fid(samples: Features, reference: "FeatureMetrics") -> float:
     return frechet(fit_gaussian(samples.features), reference.train_gaussian)
 
 
@@ -100,32 +68,32 @@ def fid_excess(scores: dict[str, float]) -> float:
     return scores["fid"] - scores["fid_floor"]
 
 
-def fid_test(samples: Features, reference: Reference) -> float:
+def fid_test(samples: Features, reference: "FeatureMetrics") -> float:
     return frechet(fit_gaussian(samples.features), reference.test_gaussian)
 
 
-def fid_infinity(samples: Features, reference: Reference) -> float:
+def fid_infinity(samples: Features, reference: "FeatureMetrics") -> float:
     return frechet_at_infinity(samples.features, reference.train_gaussian)
 
 
-def kid(samples: Features, reference: Reference) -> float:
+def kid(samples: Features, reference: "FeatureMetrics") -> float:
     return kernel_distance(samples.features, reference.train, reference.kernel_within_train)
 
 
-def entropy_score(samples: Features, reference: Reference) -> float | None:
+def entropy_score(samples: Features, reference: "FeatureMetrics") -> float | None:
     return None if samples.probabilities is None else inception_score(samples.probabilities)
 
 
-def prdc(samples: Features, reference: Reference) -> dict[str, float]:
-    return reference.prdc(samples.features, samples.name)
+def prdc(samples: Features, reference: "FeatureMetrics") -> dict[str, float]:
+    return reference.prdc(samples.features, "samples")
 
 
 class Metric(NamedTuple):
     """A metric: how it is computed, where it is stored, and how tables describe it.
 
     key: its name in metrics.json.
-    compute: function (Features of samples, Reference) -> value; -> {key: value} for several metrics that share the work, which
-        is then done once; -> None if the extractor does not allow it. With over = SCORES, function (scores so far) -> value.
+    compute: function (Features of samples, FeatureMetrics) -> value; -> {key: value} for several metrics that share the work,
+        which is then done once; -> None if the extractor does not allow it. With over = SCORES, (scores so far) -> value.
     title: its name in tables.
     better: "lower", "higher", or the number that is best.
     meaning: one line for the report.
@@ -191,19 +159,36 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in _ROWS}
 
 
 class FeatureMetrics:
-    """Computes METRICS in one feature space."""
+    """Computes METRICS in one feature space. What several metrics need of the real images is computed once.
+
+    train: features (M, D) of the training split, to which FID and KID are computed.
+    test: Features of the test split, which represents perfect samples.
+    """
 
     def __init__(self, name: str, train: np.ndarray, test: Features, sizes: Sizes, seed: int):
-        """name: that of the extractor. train: features (M, D). test: features of the test split.
-
-        Raises InputError with a key that begins with `name` for features that are not finite.
-        """
-        self.name, self.n = name, sizes.n
-        train = check_features(train, f"{name}: training split")
-        self.test = self._checked(test, "test split")
-        self.reference = Reference(name, train, self.test.features, sizes.n, seed)
+        """name: that of the extractor. Raises InputError with a key that begins with it for features that are not finite."""
+        self.name, self.n, self.seed = name, sizes.n, seed
+        self.train, self.test = check_features(train, f"{name}: training split"), self._checked(test, "test split")
         self.test_sets = disjoint_sets(len(self.test.features), sizes.n, seed)
         self._of_test: dict = {}
+
+    @cached_property
+    def train_gaussian(self) -> Gaussian:
+        return fit_gaussian(self.train)
+
+    @cached_property
+    def test_gaussian(self) -> Gaussian:
+        return fit_gaussian(self.test.features)
+
+    @cached_property
+    def kernel_within_train(self) -> float:
+        return kernel_within(self.train)
+
+    @cached_property
+    def prdc(self) -> PRDC:
+        """Against n random training images, or all where there are fewer: these metrics are defined for sets of equal size."""
+        chosen = disjoint_sets(len(self.train), min(self.n, len(self.train)), self.seed)[0]
+        return PRDC(self.train[chosen], f"{self.name}: training split")
 
     def score(self, samples: Features, name: str, keys: Iterable[str] = ()) -> dict[str, float]:
         """Returns the metrics named by `keys` (all, if empty) of samples, with their spreads and floors, in the order of METRICS.
@@ -213,8 +198,7 @@ class FeatureMetrics:
         samples = self._checked(samples, name)
         sets = [samples.take(s) for s in consecutive_sets(len(samples.features), self.n)]
         parts = {SETS: sets, FIRST_SET: sets[:1], ALL: [samples]}
-        scores: dict[str, float] = {}
-        results: dict = {}
+        scores, results = {}, {}
         for metric in [METRICS[key] for key in keys] or METRICS.values():
             if metric.over == SCORES:
                 scores[metric.key] = metric.compute(scores)
@@ -241,9 +225,8 @@ class FeatureMetrics:
         """results: those of functions that were called before, for metrics that share one."""
         call = metric.compute, metric.over
         if call not in results:
-            results[call] = [metric.compute(part, self.reference) for part in parts]
+            results[call] = [metric.compute(part, self) for part in parts]
         return [value[metric.key] if isinstance(value, dict) else value for value in results[call]]
 
     def _checked(self, features: Features, name: str) -> Features:
-        name = f"{self.name}: {name}"
-        return features._replace(features=check_features(features.features, name), name=name)
+        return features._replace(features=check_features(features.features, f"{self.name}: {name}"))

@@ -1,6 +1,7 @@
 """LPIPS: the distance of two images in a network's feature maps (Zhang et al. 2018); diversity: LPIPS between random samples."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from ddpm.features.pretrained import ALEXNET, MISSING, find_weights
 LPIPS_SIZE = 64  # AlexNet needs at least 31 pixels
 BATCH = 250
 PAIRS = 500  # of diversity
-NETWORKS = ("classifier", "alex")
 
 
 @torch.inference_mode()
@@ -44,12 +44,8 @@ def lpips_alex(network: torch.nn.Module, a: Tensor, b: Tensor) -> Tensor:
     for images in (a, b):
         if images.min() < -1 or images.max() > 1:
             raise ValueError("images must lie in [-1, 1]")
-    return network(_as_rgb(a), _as_rgb(b)).cpu().double().flatten()
-
-
-def _as_rgb(images: Tensor) -> Tensor:
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    return F.interpolate(images, size=(LPIPS_SIZE, LPIPS_SIZE), mode="bilinear", align_corners=False)
+    a, b = (F.interpolate(images.expand(-1, 3, -1, -1), (LPIPS_SIZE, LPIPS_SIZE), mode="bilinear") for images in (a, b))
+    return network(a, b).cpu().double().flatten()
 
 
 class Perceptual:
@@ -63,13 +59,11 @@ class Perceptual:
 
     def __call__(self, a: Tensor, b: Tensor) -> dict[str, float | str]:
         """Returns {classifier, alex (if there are weights), status} for images a and b, (N, C, H, W) in [-1, 1]."""
-        scores = {"classifier": self._mean(lambda x, y: lpips_classifier(self.classifier, x, y), a, b)}
-        if self.alex is None:
-            return {**scores, **MISSING}
-        return {**scores, "alex": self._mean(lambda x, y: lpips_alex(self.alex, x, y), a, b), "status": "ok"}
-
-    def _mean(self, distance: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> float:
-        return float(torch.cat(by_batches(distance, a, b)).mean())
+        distances = {"classifier": partial(lpips_classifier, self.classifier)}
+        if self.alex is not None:
+            distances["alex"] = partial(lpips_alex, self.alex)
+        scores = {name: float(torch.cat(by_batches(distance, a, b)).mean()) for name, distance in distances.items()}
+        return scores | (MISSING if self.alex is None else {"status": "ok"})
 
 
 class Diversity:
@@ -83,24 +77,18 @@ class Diversity:
         self.pairs, self.seed, self.device = min(PAIRS, n // 2), seed, device
         self.lpips = Perceptual(classifier, device)
         self.real = self._lpips_of_pairs(test)
-        for name in NETWORKS:
-            if self.real.get(name) == 0:
-                raise InputError(
-                    f"LPIPS ({name}) between test images is 0, so that of samples cannot be normalized", key="diversity"
-                )
+        if 0 in self.real.values():
+            raise InputError("LPIPS between test images is 0, so that of samples cannot be normalized", key="diversity")
 
     def __call__(self, images: np.ndarray) -> dict[str, float | str]:
         """Returns {classifier, alex (if there are weights), status} for samples uint8 (N, H, W, C), N >= n."""
         scores = self._lpips_of_pairs(images)
-        return scores | {name: scores[name] / self.real[name] for name in NETWORKS if name in scores}
+        return {name: score if name == "status" else score / self.real[name] for name, score in scores.items()}
 
     def _lpips_of_pairs(self, images: np.ndarray) -> dict[str, float | str]:
         # Each image is in one pair, so that the pairs are independent.
         one, other = disjoint_sets(len(images), self.pairs, self.seed)[:2]
-        return self.lpips(self._load(images[one]), self._load(images[other]))
-
-    def _load(self, images: np.ndarray) -> Tensor:
-        return to_model_range(to_tensor(images, self.device))
+        return self.lpips(*(to_model_range(to_tensor(images[part], self.device)) for part in (one, other)))
 
 
 def by_batches(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, others: Tensor) -> list[Tensor]:

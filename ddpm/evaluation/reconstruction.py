@@ -19,7 +19,6 @@ from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.time_grid import make_grid
 
 MAX_PSNR = 100.0
-DATA_RANGE = 2.0  # images in [-1, 1]
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of T
 HEADLINE = 0.25
 EXAMPLES = 8
@@ -62,7 +61,8 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
     if image.shape != reference.shape:
         raise ValueError(f"shapes differ: {tuple(image.shape)} and {tuple(reference.shape)}")
     mse = (image.cpu().double() - reference.cpu().double()).square().flatten(1).mean(1)
-    return (10 * torch.log10(DATA_RANGE**2 / mse)).clamp(max=MAX_PSNR)
+    # The peak of [-1, 1] is 2.
+    return (10 * torch.log10(4 / mse)).clamp(max=MAX_PSNR)
 
 
 def reconstruct(model: DiffusionModel, data: Prepared, classifier: Classifier, count: int, seed: int) -> Reconstruction:
@@ -77,28 +77,19 @@ def reconstruct(model: DiffusionModel, data: Prepared, classifier: Classifier, c
     for fraction in FRACTIONS:
         index = level_at(model.schedule, fraction)
         x_t, level = noisy_pairs(x0, model.schedule, index, generator)
-
-        def denoise(x: Tensor, y: Tensor, level: Level = level) -> Tensor:
-            return one_step(model.denoiser(y), x, level)
-
+        denoised = by_batches(lambda x, y: one_step(model.denoiser(y), x, level), x_t, labels)  # noqa: B023
         restored = {
-            "network": torch.cat(by_batches(denoise, x_t, labels)).to(x_t.device),
+            "network": torch.cat(denoised).to(x_t.device),
             "wiener": wiener(x_t, level),
             "zero": zero_denoiser(x_t, level),
         }
         values = {method: float(psnr(image, x0).mean()) for method, image in restored.items()}
         curve += [{"fraction": fraction, "level": index, "method": m, "psnr": v} for m, v in values.items()]
         if fraction == HEADLINE:
-            scores = {
-                "n": len(x0),
-                "level": index,
-                "psnr": values["network"],
-                "psnr_wiener": values["wiener"],
-                "psnr_zero": values["zero"],
-                "lpips": Perceptual(classifier, x0.device)(restored["network"], x0),
-            }
-            examples = {"clean": x0, "noisy": x_t, **restored}
-            examples = {name: image[:EXAMPLES] for name, image in examples.items()}
+            scores = {"n": len(x0), "level": index, "psnr": values["network"]}
+            scores |= {"psnr_wiener": values["wiener"], "psnr_zero": values["zero"]}
+            scores["lpips"] = Perceptual(classifier, x0.device)(restored["network"], x0)
+            examples = {name: image[:EXAMPLES] for name, image in {"clean": x0, "noisy": x_t, **restored}.items()}
     return Reconstruction(scores, curve, examples)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -32,32 +32,19 @@ class Sweep(Section):
     ema_steps: Count
 
 
-class Method(NamedTuple):
-    """A sampler with the grid that suits it.
-
-    sampler: its name in SAMPLERS.
-    spacing: of its grid.
-    options: of its step rule.
-    full: also run with all T steps, as in table 1 of DDIM.
-    """
-
-    sampler: str
-    spacing: str
-    options: dict[str, float | str] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
-    full: bool = False
-
-
-METHODS: dict[str, Method] = {
-    "DDIM, eta 0": Method("ddim", "trailing", {"eta": 0.0}, full=True),
-    "DDIM, eta 0.5": Method("ddim", "trailing", {"eta": 0.5}),
-    "DDIM, eta 1": Method("ddim", "trailing", {"eta": 1.0}, full=True),
-    "DDPM, large variance": Method("ddpm", "trailing", {"variance": "large"}, full=True),
-    "Euler": Method("euler", "quadratic"),
-    "Heun": Method("heun", "trailing"),
-    "AB2": Method("ab2", "quadratic"),
-    "DPM-Solver++ 2M": Method("dpmpp_2m", "log_snr"),
-    "SDE-DPM-Solver++ 2M": Method("dpmpp_2m_sde", "log_snr"),
+# Samplers with the grids that suit them, as options of `make_plan`.
+METHODS: dict[str, dict[str, Any]] = {
+    "DDIM, eta 0": {"sampler": "ddim", "spacing": "trailing", "eta": 0.0},
+    "DDIM, eta 0.5": {"sampler": "ddim", "spacing": "trailing", "eta": 0.5},
+    "DDIM, eta 1": {"sampler": "ddim", "spacing": "trailing", "eta": 1.0},
+    "DDPM, large variance": {"sampler": "ddpm", "spacing": "trailing", "variance": "large"},
+    "Euler": {"sampler": "euler", "spacing": "quadratic"},
+    "Heun": {"sampler": "heun", "spacing": "trailing"},
+    "AB2": {"sampler": "ab2", "spacing": "quadratic"},
+    "DPM-Solver++ 2M": {"sampler": "dpmpp_2m", "spacing": "log_snr"},
+    "SDE-DPM-Solver++ 2M": {"sampler": "dpmpp_2m_sde", "spacing": "log_snr"},
 }
+FULL_LENGTH = ("DDIM, eta 0", "DDIM, eta 1", "DDPM, large variance")  # also run with all T steps, as in table 1 of DDIM
 WIDTH_METHOD = "DDIM, eta 0"  # of samples with each EMA width
 REFERENCE = "final"  # checkpoint that widths are compared with
 
@@ -65,9 +52,8 @@ REFERENCE = "final"  # checkpoint that widths are compared with
 def plan_method(name: str, model: DiffusionModel, budget: int) -> SamplingPlan:
     """Returns the plan of a method that evaluates the network at most `budget` times per image."""
     method = METHODS[name]
-    steps = (budget + 1) // 2 if SAMPLERS[method.sampler].second_order else budget
-    plan = make_plan(model, sampler=method.sampler, steps=steps, spacing=method.spacing, **method.options)
-    return plan._replace(label=name)
+    steps = (budget + 1) // 2 if SAMPLERS[method["sampler"]].second_order else budget
+    return make_plan(model, steps=steps, **method)._replace(label=name)
 
 
 def sweep(
@@ -83,8 +69,8 @@ def sweep(
             raise InputError(f"{budget} is more than the model's T = {total} steps", key=f"sweep.{key}", where="params.yaml")
     rows = []
     for name, method in METHODS.items():
-        for budget in sorted({*settings.evaluations, *([total] if method.full and settings.full_length else [])}):
-            row = {"method": name, "spacing": method.spacing, "budget": budget}
+        for budget in sorted({*settings.evaluations, *([total] if name in FULL_LENGTH and settings.full_length else [])}):
+            row = {"method": name, "spacing": method["spacing"], "budget": budget}
             rows.append(row | _score_plan(model, plan_method(name, model, budget), evaluator, settings, seed, autocast))
             on_row(rows[-1])
     return rows

@@ -15,7 +15,7 @@ from ddpm.core.files import InputError, first_line
 from ddpm.core.progress import Progress
 from ddpm.data.images import to_tensor
 from ddpm.features.classifier import Classifier, predict
-from ddpm.features.pretrained import ALEXNET, INCEPTION, PretrainedSettings, WeightsFile, check_required, download_missing
+from ddpm.features.pretrained import ALEXNET, INCEPTION, PretrainedSettings, WeightsFile, check_required, download, find_weights
 
 INCEPTION_BATCH = 50
 INCEPTION_LAYERS = ["2048", "logits_unbiased"]
@@ -82,7 +82,9 @@ def get_weights(settings: PretrainedSettings) -> None:
     Raises InputError, with the file and its folder, if the Inception network's is required and missing.
     """
     if settings.download_weights:
-        download_missing([*(extractor.weights for extractor in EXTRACTORS.values() if extractor.weights), ALEXNET])
+        for file in (*(extractor.weights for extractor in EXTRACTORS.values()), ALEXNET):
+            if file and find_weights(file) is None:
+                download(file)
     if settings.require_inception:
         check_required(EXTRACTORS["inception"].weights)
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,13 +66,6 @@ def find_weights(file: WeightsFile) -> Path | None:
     return path
 
 
-def download_missing(files: Iterable[WeightsFile]) -> None:
-    """Downloads the files that are missing; prints a warning for each that cannot be downloaded."""
-    for file in files:
-        if find_weights(file) is None:
-            _download(file)
-
-
 def check_required(file: WeightsFile) -> None:
     """Raises InputError, with the file's name and folder, if it is missing; for evaluate.require_inception."""
     if find_weights(file) is None:
@@ -85,7 +77,8 @@ def check_required(file: WeightsFile) -> None:
         )
 
 
-def _download(file: WeightsFile) -> None:
+def download(file: WeightsFile) -> None:
+    """Downloads a weights file, and prints a warning if it cannot."""
     path = weights_folder() / file.name
     print(f"downloading {file.url}", flush=True)
     try:

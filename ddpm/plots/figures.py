@@ -49,13 +49,9 @@ def comparison(path: Path, rows: Sequence[dict], floor: float, n: int) -> None:
 
 def psnr_over_t(path: Path, curve: pd.DataFrame) -> None:
     """Draws the PSNR of one-step denoising over the noise level. curve: columns fraction (t / T), method and psnr."""
-    lines = [
-        ("network", "the network", BLUE, "o-"),
-        ("wiener", "Wiener filter", ORANGE, "s--"),
-        ("zero", "no denoising", GRAY, "^:"),
-    ]
+    names = {"network": "the network", "wiener": "Wiener filter", "zero": "no denoising"}
     with figure(path, 1, 6.5, 3.4) as (ax,):
-        for method, name, colour, style in lines:
+        for (method, name), colour, style in zip(names.items(), (BLUE, ORANGE, GRAY), ("o-", "s--", "^:"), strict=True):
             part = curve[curve.method == method]
             ax.plot(part.fraction, part.psnr, style, color=colour, label=name)
         ax.set(xlabel="noise level t / T", ylabel="PSNR in dB", title="One-step denoising of test images (higher is better)")
@@ -106,9 +102,9 @@ def _draw_losses(ax: Axes, loss: pd.DataFrame, validation: pd.DataFrame) -> None
     ax.legend()
 
 
-def _plain_log_axis(ax: Axes) -> None:
-    # The loss spans less than a decade, so ticks are needed between powers of ten.
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+def _plain_log_axis(ax: Axes, ticks: tuple[int, ...] = (1, 2, 3, 5)) -> None:
+    # The values span few decades, so ticks are needed between powers of ten.
+    ax.yaxis.set_major_locator(LogLocator(subs=ticks))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
@@ -149,9 +145,7 @@ def fid_over_nfe(path: Path, frame: pd.DataFrame, floor: float, n: int) -> None:
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         ax.set_xticks(sorted(frame.budget.unique()))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        _plain_log_axis(ax, (1, 2, 5))
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
@@ -174,9 +168,7 @@ def fid_over_width(path: Path, frame: pd.DataFrame, levels: dict[str, float], n:
             values = [*frame.fid, *levels.values()]
             if max(values) > 5 * min(values):
                 ax.set_yscale("log")
-                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                ax.yaxis.set_minor_formatter(NullFormatter())
+                _plain_log_axis(ax, (1, 2, 5))
         else:
             ax.text(0.5, 0.5, "no widths to compare", color=GRAY, ha="center", transform=ax.transAxes)
             ax.set_xticks([])
@@ -192,11 +184,10 @@ GUIDANCE_PANELS = {
 
 def guidance_curves(path: Path, frame: pd.DataFrame) -> None:
     """Draws accuracy, recall and FID over the guidance scale. frame: columns method, scale, fid, fid_sd, recall, accuracy."""
+    by_method = frame.groupby("method", sort=False)
     with figure(path, len(GUIDANCE_PANELS), 9, 3.2) as axes:
         for ax, (key, title) in zip(axes, GUIDANCE_PANELS.items(), strict=True):
-            for (name, part), style, colour in zip(
-                frame.groupby("method", sort=False), cycle(("o-", "s--")), cycle(PALETTE), strict=False
-            ):
+            for (name, part), style, colour in zip(by_method, cycle(("o-", "s--")), cycle(PALETTE), strict=False):
                 spread = part.fid_sd if key == "fid" and part.fid_sd.notna().all() else None
                 ax.errorbar(part.scale, part[key], spread, fmt=style, color=colour, markersize=4, capsize=2, label=name)
             ax.axvline(1, color="#BBBBBB", linewidth=1, linestyle=":")

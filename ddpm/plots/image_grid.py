@@ -15,7 +15,8 @@ GAP = 3
 MARGIN = 8
 FONT_SIZE = 14
 INK, PAPER = (40, 40, 40), (255, 255, 255)
-FIRST_PER_CLASS, FIRST_CLASSES = 10, 10
+MAX_CLASSES = 10
+STRIP_IMAGES, STRIP_FRAMES = 3, 10
 HOLD_MS = 2_000  # duration of the last frame of a GIF
 MAX_CAPTION = 60  # characters
 MAX_GRID_COLUMNS = 20
@@ -67,22 +68,11 @@ def save(path: Path, picture: Image.Image) -> None:
         (picture.convert("L") if gray else picture).save(temporary, optimize=True)
 
 
-def class_grid(
-    path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str], columns: int, tile: int, max_classes: int = 10
-) -> None:
-    """Writes a row of up to `columns` images for each of the first `max_classes` classes, with the name of the class."""
-    rows, captions = [], []
-    for label, name in list(enumerate(names))[:max_classes]:
-        chosen = images[np.flatnonzero(labels == label)[:columns]]
-        if len(chosen):
-            rows.append(list(chosen))
-            captions.append(name)
-    save(path, captioned(rows, captions, [], tile))
-
-
-def first_images(path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    """Writes the first training images of the first classes."""
-    class_grid(path, images, labels, names, FIRST_PER_CLASS, 40, FIRST_CLASSES)
+def class_grid(path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str], columns: int, tile: int) -> None:
+    """Writes a row of up to `columns` images for each of the first 10 classes, with the name of the class."""
+    rows = {name: list(images[np.flatnonzero(labels == label)[:columns]]) for label, name in enumerate(names[:MAX_CLASSES])}
+    rows = {name: row for name, row in rows.items() if row}
+    save(path, captioned(list(rows.values()), list(rows), [], tile))
 
 
 def plain_grid(path: Path, images: np.ndarray, columns: int, tile: int) -> None:
@@ -99,17 +89,14 @@ def neighbours(path: Path, pairs: np.ndarray, ratios: np.ndarray, tile: int) -> 
     save(path, captioned([list(pairs[0]), list(pairs[1])], ["sample", "nearest"], [f"{ratio:.2f}" for ratio in ratios], tile))
 
 
-def denoising_strip(
-    path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int, samples: int = 3, frames: int = 10
-) -> None:
+def denoising_strip(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int) -> None:
     """Writes x_t above the prediction of x0 for some samples, from noise (left) to image. x, x0: (F, K, H, W, C)."""
-    chosen = np.unique(np.linspace(0, len(levels) - 1, frames).round().astype(int))
-    rows, captions = [], []
-    for k in range(min(samples, x.shape[1])):
+    chosen = np.unique(np.linspace(0, len(levels) - 1, STRIP_FRAMES).round().astype(int))
+    rows = []
+    for k in range(min(STRIP_IMAGES, x.shape[1])):
         # There is no prediction at the first level.
         rows += [[x[f, k] for f in chosen], [x0[f, k] if f else np.full_like(x[f, k], 255) for f in chosen]]
-        captions += ["x_t", "x0"]
-    save(path, captioned(rows, captions, [f"t={levels[f]:.4g}" for f in chosen], tile))
+    save(path, captioned(rows, ["x_t", "x0"] * (len(rows) // 2), [f"t={levels[f]:.4g}" for f in chosen], tile))
 
 
 def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: Sequence[int]) -> None:

@@ -13,8 +13,6 @@ from ddpm.diffusion.schedule import Level
 from ddpm.sampling.names import THRESHOLD_NAMES
 
 Denoiser = Callable[[Tensor, Level], Prediction]
-# threshold(x0, quantile) -> x0
-Threshold = Callable[[Tensor, float], Tensor]
 
 
 def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None = None, known: Tensor | None = None) -> Denoiser:
@@ -45,7 +43,8 @@ def dynamic(x0: Tensor, quantile: float) -> Tensor:
     return torch.minimum(torch.maximum(x0, -limit), limit) / limit
 
 
-THRESHOLDS: dict[str, Threshold | None] = {
+# Functions (x0, quantile) -> x0.
+THRESHOLDS: dict[str, Callable[[Tensor, float], Tensor] | None] = {
     "none": None,
     "clip": lambda x0, quantile: x0.clamp(-1, 1),
     "dynamic": dynamic,

@@ -115,14 +115,13 @@ NO_CLASS = "none"
 
 def class_index(model: DiffusionModel, name: str) -> int:
     """Returns the index of a class by its name, in any case, or by the index itself. Raises InputError for an unknown class."""
-    names = model.data["class_names"]
-    for index, class_name in enumerate(names):
-        if name.strip().lower() == class_name.lower():
-            return index
-    number = name.strip()
+    names, text = model.data["class_names"], name.strip()
+    lowered = [class_name.lower() for class_name in names]
+    if text.lower() in lowered:
+        return lowered.index(text.lower())
     # Python refuses to read numbers of thousands of digits.
-    if number.isdecimal() and len(number) < 10 and int(number) < len(names):
-        return int(number)
+    if text.isdecimal() and len(text) < 10 and int(text) < len(names):
+        return int(text)
     return names.index(lookup(dict.fromkeys(names), name, "label"))
 
 

@@ -31,8 +31,8 @@ class Sampling(Section):
 
     def plan(self, model: DiffusionModel) -> SamplingPlan:
         """Returns the plan for a model. Raises InputError as `make_plan` does."""
-        options = {"sampler": "ddpm", "steps": None} | self.model_dump(exclude={"samples", "batch_size", "checkpoint"})
-        return make_plan(model, **options | {"steps": options["steps"] or model.schedule.steps})
+        options = {"sampler": "ddpm"} | self.model_dump(exclude={"samples", "batch_size", "checkpoint"})
+        return make_plan(model, **options | {"steps": options.get("steps") or model.schedule.steps})
 
 
 class SampleDDPM(Sampling):
