@@ -61,11 +61,7 @@ def test_upright_has_every_orientation():
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize(
     "exif",
-    [
-        b"Exif\0\0garbage",
-        b"Exif\0\0II*\0\xff\xff\xff\xff",
-        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0",
-    ],
+    [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"],
 )
 def test_decode_ignores_damaged_exif(exif):
     file = saved(Image.fromarray(CORNERS.repeat(8, 0).repeat(8, 1)), "JPEG", exif=exif)

@@ -101,10 +101,7 @@ def test_compat_options_change_the_layers():
     torch.testing.assert_close(usual(x), F.conv2d(x, usual.weight, usual.bias, stride=2, padding=1))
 
 
-@pytest.mark.parametrize(
-    ("options", "key"),
-    [({"norm_groups": 3}, "norm_groups"), ({"head_channels": 5}, "head_channels")],
-)
+@pytest.mark.parametrize(("options", "key"), [({"norm_groups": 3}, "norm_groups"), ({"head_channels": 5}, "head_channels")])
 def test_compat_options_that_do_not_fit_are_refused(options, key):
     with pytest.raises(InputError) as error:
         UNet(settings(middle_attention=True), (8, 8, 1), DIGITS, compat=CompatOptions(**options))

@@ -54,10 +54,7 @@ CASES = {
         Case("sample-32-wide", batch=256, steps=20, **WIDE),
         Case("sample-64", batch=256, steps=10, **LARGE),
     ],
-    "quick": [
-        Case("train-quick", (8, 8, 1), 4, 16, [1, 2], []),
-        Case("sample-quick", (8, 8, 1), 2, 16, [1, 2], [], steps=2),
-    ],
+    "quick": [Case("train-quick", (8, 8, 1), 4, 16, [1, 2], []), Case("sample-quick", (8, 8, 1), 2, 16, [1, 2], [], steps=2)],
 }
 ROUNDS = {"cpu": 15, "cuda": 9, "quick": 2}
 # The length of a measured turn: in a real training, steps follow each other with warm caches.
