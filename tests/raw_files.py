@@ -1,5 +1,6 @@
 """Raw pictures for tests."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from ddpm.datasets.index import Pictures
 from ddpm.datasets.registry import DATASETS, Source
 from ddpm.datasets.settings import PrepareData
 
+REAL = os.environ.get("DDPM_DATA_ROOT")  # read before a test changes it
 ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
+
+
+def real(name: str) -> pytest.MarkDecorator:
+    """Skips a test where the folder of real files lacks this one."""
+    there = REAL is not None and (Path(REAL) / name).exists()
+    return pytest.mark.skipif(not there, reason=f"DDPM_DATA_ROOT does not name a folder with {name}")
 
 
 def enter(folder: Path, monkeypatch) -> Path:

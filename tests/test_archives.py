@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import struct
 import tarfile
 import tracemalloc
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from raw_files import arrays, colours, contents, enter, load, refused, settings
+from raw_files import REAL, arrays, colours, contents, enter, load, real, refused, settings
 
 from ddpm.datasets import archives, index
 from ddpm.datasets.archives import ARCHIVES, zip_members, zip_store
@@ -19,17 +20,7 @@ from ddpm.datasets.image_io import Unreadable
 from ddpm.datasets.index import Picture
 from ddpm.datasets.prepare import prepare
 
-REAL = os.environ.get("DDPM_DATA_ROOT")
 KINDS = list(ARCHIVES)
-TAR_MODES = {
-    ".tar": "w",
-    ".tar.gz": "w:gz",
-    ".tgz": "w:gz",
-    ".tar.xz": "w:xz",
-    ".txz": "w:xz",
-    ".tar.bz2": "w:bz2",
-    ".tbz2": "w:bz2",
-}
 
 
 @pytest.fixture
@@ -38,14 +29,14 @@ def raw(tmp_path, monkeypatch) -> Path:
 
 
 def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
-    """An archive of these members, in this order, of the kind that its name says; a name that ends with "/" is a folder."""
-    kind = next(kind for kind in KINDS if archive.name.endswith(kind))
-    if kind == ".zip":
+    """Writes an archive of these members, in this order; its suffix sets its format. A name that ends with "/" is a folder."""
+    if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             for name, data in members:
                 file.writestr(name, data)
     else:
-        with tarfile.open(archive, TAR_MODES[kind]) as file:
+        compression = "" if archive.suffix == ".tar" else archive.suffix.lstrip(".t")
+        with tarfile.open(archive, f"w:{compression}") as file:
             for name, data in members:
                 member = tarfile.TarInfo(name.rstrip("/"))
                 member.size = len(data)
@@ -102,12 +93,8 @@ def test_common_root_folder_is_not_a_single_class(raw, folder):
 
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
 def test_layout_errors_as_for_folders(raw, kind):
-    data = Path(raw / "x.png")
-    Image.new("L", (2, 2)).save(data)
-    data = data.read_bytes()
-
     def message(*names: str) -> str:
-        pack(raw / f"a{kind}", [(name, b"" if name.endswith("/") else data) for name in names])
+        pack(raw / f"a{kind}", [(name, b"" if name.endswith("/") else png()) for name in names])
         return refused(load, "image_folder", folder=f"a{kind}")
 
     where = raw / f"a{kind}"
@@ -146,14 +133,9 @@ def test_names_leading_out_are_skipped_and_named(raw, tmp_path, capsys, kind, na
 def test_links_and_devices_are_skipped_and_named(raw, tmp_path, capsys):
     secret = raw / "secret.png"
     secret.write_bytes(png(77))
-    with tarfile.open(raw / "a.tar", "w") as file:
-        for name, data in GOOD:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
-        for i, (kind, target) in enumerate(
-            [(tarfile.SYMTYPE, str(secret)), (tarfile.LNKTYPE, "cat/0.png"), (tarfile.CHRTYPE, ""), (tarfile.FIFOTYPE, "")]
-        ):
+    links = [(tarfile.SYMTYPE, str(secret)), (tarfile.LNKTYPE, "cat/0.png"), (tarfile.CHRTYPE, ""), (tarfile.FIFOTYPE, "")]
+    with tarfile.open(pack(raw / "a.tar", GOOD), "a") as file:
+        for i, (kind, target) in enumerate(links):
             member = tarfile.TarInfo(f"cat/link{i}.png")
             member.type, member.linkname = kind, target
             file.addfile(member)
@@ -162,9 +144,7 @@ def test_links_and_devices_are_skipped_and_named(raw, tmp_path, capsys):
     assert "skipped: cat/link0.png (no regular file), cat/link1.png (no regular file), cat/link2.png (no reg" in said
     assert "and 1 others" in said
 
-    with zipfile.ZipFile(raw / "a.zip", "w") as file:
-        for name, data in GOOD:
-            file.writestr(name, data)
+    with zipfile.ZipFile(pack(raw / "a.zip", GOOD), "a") as file:
         link = zipfile.ZipInfo("cat/link.png")
         link.create_system, link.external_attr = 3, 0o120777 << 16
         file.writestr(link, str(secret))
@@ -219,10 +199,7 @@ def test_members_above_the_size_limit_are_not_read(raw, tmp_path, kind, monkeypa
 
 
 def test_zip_bomb_is_not_inflated_beyond_its_listed_size(raw, tmp_path):
-    with zipfile.ZipFile(raw / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in GOOD:
-            file.writestr(name, data)
-        file.writestr("dog/bomb.png", bytes(30 << 20), compresslevel=9)
+    pack(raw / "a.zip", [*GOOD, ("dog/bomb.png", bytes(30 << 20))])
     set_bit(raw / "a.zip", b"dog/bomb.png", 24, struct.pack("<I", 1000))
     message = refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
     assert "dog/bomb.png: cannot be read as an image (its archive is damaged: Bad CRC-32" in message
@@ -312,31 +289,18 @@ def test_tar_listing_shows_progress(raw, capsys, monkeypatch):
 
 # --- real ones, where they are
 
-
-def real(name: str):
-    there = REAL is not None and (Path(REAL) / name).exists()
-    return pytest.mark.skipif(not there, reason=f"DDPM_DATA_ROOT does not name a folder with {name}")
+IMAGENET = ("imagenet_sample.zip", {"image_size": 128, "resize_mode": "resize", "channels": "rgb"}, 750, 250)
+CIFAR10 = ("cifar10_jpeg.tar.xz", {}, 50_000, 10_000)
 
 
 @pytest.mark.slow
-@real("imagenet_sample.zip")
-def test_real_zip_equals_its_folder(raw, tmp_path):
-    (raw / "a.zip").symlink_to(Path(REAL) / "imagenet_sample.zip")
-    with zipfile.ZipFile(raw / "a.zip") as archive:
-        archive.extractall(raw / "folder")
-    fitted = {"image_size": 128, "resize_mode": "resize", "channels": "rgb"}
-    for name in ("a.zip", "folder"):
-        prepare("image_folder", settings(folder=name, **fitted), tmp_path / f"of {name}", workers=2)
-    assert contents(tmp_path / "of a.zip") == contents(tmp_path / "of folder")
-
-
-@pytest.mark.slow
-@real("cifar10_jpeg.tar.xz")
-def test_real_tar_xz_equals_its_folder(raw, tmp_path):
-    (raw / "a.tar.xz").symlink_to(Path(REAL) / "cifar10_jpeg.tar.xz")
-    with tarfile.open(raw / "a.tar.xz") as archive:
-        archive.extractall(raw / "folder", filter="data")
-    for name in ("a.tar.xz", "folder"):
-        meta = prepare("image_folder", settings(folder=name), tmp_path / f"of {name}", workers=2)
-        assert meta["counts"] == {"train": 50_000, "test": 10_000}
-    assert contents(tmp_path / "of a.tar.xz") == contents(tmp_path / "of folder")
+@pytest.mark.parametrize(
+    ("name", "fitted", "train", "test"), [pytest.param(*row, marks=real(row[0])) for row in (IMAGENET, CIFAR10)]
+)
+def test_real_archive_equals_its_folder(raw, tmp_path, name, fitted, train, test):
+    (raw / name).symlink_to(Path(REAL) / name)
+    shutil.unpack_archive(raw / name, raw / "folder", **({} if name.endswith(".zip") else {"filter": "data"}))
+    for folder in (name, "folder"):
+        meta = prepare("image_folder", settings(folder=folder, **fitted), tmp_path / f"of {folder}", workers=2)
+        assert meta["counts"] == {"train": train, "test": test}
+    assert contents(tmp_path / f"of {name}") == contents(tmp_path / "of folder")

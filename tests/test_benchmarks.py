@@ -25,8 +25,7 @@ def test_quick_benchmark_writes_its_report(small, tmp_path, capsys):
         peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
     finally:
         torch.set_num_threads(threads)
-    err = capsys.readouterr().err
-    assert err.count("denoising-diffusion-pytorch is not installed and left out") == 1
+    assert capsys.readouterr().err.count("denoising-diffusion-pytorch is not installed and left out") == 1
     (path,) = tmp_path.glob("*.json")
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
     report = json.loads(path.read_text())

@@ -18,7 +18,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from raw_files import load, paths, refused, settings
+from raw_files import REAL, enter, load, paths, real, refused, settings
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
@@ -29,18 +29,12 @@ from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import raw_root
 from ddpm.datasets.settings import PrepareData
 
-REAL = os.environ.get("DDPM_DATA_ROOT")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Path:
-    """The raw folder, empty."""
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "rawfiles"
-    folder.mkdir()
-    monkeypatch.setenv("DDPM_DATA_ROOT", str(folder))
-    return folder
+    return enter(tmp_path, monkeypatch)
 
 
 @pytest.fixture(
@@ -510,11 +504,6 @@ def test_prepare_removes_old_meta_first(pictures, tmp_path):
 
 
 # --- real images, where they are
-
-
-def real(name: str):
-    there = REAL is not None and (Path(REAL) / name).exists()
-    return pytest.mark.skipif(not there, reason=f"DDPM_DATA_ROOT does not name a folder with {name}")
 
 
 @real("mnist")

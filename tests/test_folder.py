@@ -4,13 +4,13 @@ import os
 import struct
 from io import BytesIO
 from pathlib import Path
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
 from PIL import Image
 from raw_files import colours, enter, load, paths, refused, settings
 
-from ddpm.core.files import InputError
 from ddpm.datasets.image_folder import held_out
 from ddpm.datasets.image_io import EXTENSIONS, UPRIGHT, Unreadable, decode, read_picture
 from ddpm.datasets.index import Assignment, FoundFile, ImageIndex
@@ -116,13 +116,12 @@ def test_decode_cmyk():
 
 def png16(values: np.ndarray) -> BytesIO:
     """A PNG of 16 bits per channel, uint16 (H, W, 3), which Pillow cannot write."""
-    from zlib import compress, crc32
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
 
-    height, width, channels = values.shape
-    head = struct.pack(">2I5B", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    height, width, _ = values.shape
+    head = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     return BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b""))
 
@@ -153,8 +152,7 @@ def test_decode_16_bit_color(make):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_decode_16_bit_gray(kind):
     gray = RANGE16[..., 0]
-    found = decode(saved(Image.fromarray(gray), kind), None)
-    np.testing.assert_array_equal(found, (gray >> 8)[..., None])
+    np.testing.assert_array_equal(decode(saved(Image.fromarray(gray), kind), None), (gray >> 8)[..., None])
 
 
 HALF = saved(Image.new("RGB", (99, 99)), "JPEG").getvalue()[:500]
@@ -181,27 +179,13 @@ def raw(tmp_path, monkeypatch):
 
 
 def test_image_folder_order(raw):
-    names = [
-        "b/2.png",
-        "b/10.png",
-        "b/z/0.png",
-        "b/a/1.png",
-        "b/a b/1.png",
-        "b/a/c/1.png",
-        "b/é.png",
-        "b/Z.png",
-        "a/9.png",
-        "a/A/x.PNG",
-    ]
+    expected = ["a/9.png", "a/A/x.PNG", "b/10.png", "b/2.png", "b/Z.png", "b/é.png", "b/a/1.png", "b/a/c/1.png", "b/a b/1.png"]
+    expected.append("b/z/0.png")
     for part in ("train", "test"):
-        for name in names:
+        for name in sorted(expected, key=lambda name: name[::-1]):
             colours((raw / "pictures" / part / name).parent, 0)
             Image.new("L", (2, 2)).save(raw / "pictures" / part / name)
     source = load("image_folder")
-    expected = [
-        "a/9.png", "a/A/x.PNG", "b/10.png", "b/2.png", "b/Z.png", "b/é.png", "b/a/1.png", "b/a/c/1.png", "b/a b/1.png",
-        "b/z/0.png",
-    ]  # fmt: skip
     for part, split in (("train", source.train), ("test", source.test)):
         assert paths(split.images) == [raw / "pictures" / part / name for name in expected]
         assert split.labels.tolist() == [0, 0] + [1] * 8
@@ -235,8 +219,7 @@ def test_image_folder_names_of_any_bytes(raw, tmp_path):
     assert prepare("image_folder", settings(), tmp_path / "out")["counts"] == {"train": 3, "test": 1}
     with open(strange, "wb") as file:
         file.write(b"no picture")
-    message = refused(prepare, "image_folder", settings(), tmp_path / "out")
-    assert r"/cat/\udcff\n.png': cannot be read as an image" in message
+    assert r"/cat/\udcff\n.png': cannot be read as an image" in refused(prepare, "image_folder", settings(), tmp_path / "out")
 
 
 def test_image_folder_without_permission(raw):
@@ -289,7 +272,6 @@ def test_held_out_is_stratified_and_reproducible():
     assert np.bincount(labels[mask]).tolist() == [3, 0, 6, 0, 0, 0, 0, 9]
     # Another split would make recorded numbers incomparable.
     assert np.flatnonzero(mask).tolist() == [0, 3, 5, 11, 14, 16, 17, 22, 28, 30, 33, 45, 47, 48, 49, 52, 54, 59]
-    with pytest.raises(InputError) as error:
-        held_out(np.array([0, 1]), 0.5, Path("folder"), "add some")
-    assert error.value.key == "folder"
-    assert error.value.message.endswith("; add some")
+    message = refused(held_out, np.array([0, 1]), 0.5, Path("folder"), "add some")
+    assert message.startswith("folder: ")
+    assert message.endswith("; add some")

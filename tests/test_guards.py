@@ -54,8 +54,7 @@ class TestStage:
         images = data.test.images[:20].astype(np.float32) / 255
         images[3, 2, 2] = np.nan
         make_samples(data.test.images[:20], ddim=images)
-        message = "samples/ddim.npz: 1 of 20 images are NaN or infinite; run `dvc repro -f sample_ddim`"
-        assert refused(main) == message
+        assert refused(main) == "samples/ddim.npz: 1 of 20 images are NaN or infinite; run `dvc repro -f sample_ddim`"
         assert not METRICS_FILE.exists()
 
     def test_images_that_are_floats(self, model, data, refused):

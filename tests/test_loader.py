@@ -119,8 +119,7 @@ def test_streamed_reads_ahead(few, mapped):
 def test_streamed_file_cut_off(few, mapped):
     streamed = Batches(mapped, few.labels, 0, CPU, preload=False)
     os.truncate(mapped.filename, 200)
-    message = refused(streamed.batch, 0, 11)
-    assert message == f"{mapped.filename}: is cut off; run `dvc repro -f prepare_data`"
+    assert refused(streamed.batch, 0, 11) == f"{mapped.filename}: is cut off; run `dvc repro -f prepare_data`"
 
 
 @pytest.mark.parametrize("preload", [True, False])

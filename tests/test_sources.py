@@ -288,8 +288,7 @@ def test_huggingface_image_column(hub, raw):
     again.save_to_disk(str(raw / "pictures"))
     assert reds(load("huggingface").train.images)[0] < 6
     again.rename_column("image", "first").save_to_disk(str(raw / "two"))
-    message = refused(load, "huggingface", folder="two")
-    assert "has several columns of images (first, other) among first, label, other" in message
+    assert "has several columns of images (first, other) among first, label, other" in refused(load, "huggingface", folder="two")
     again.remove_columns(["image", "other"]).save_to_disk(str(raw / "none"))
     assert "has no column of images among label" in refused(load, "huggingface", folder="none")
 
@@ -328,8 +327,7 @@ def test_parquet_file_damaged(hub, raw, tmp_path):
     data = bytearray(path.read_bytes())
     data[4:600] = bytes(596)
     path.write_bytes(data)
-    message = refused(prepare, "huggingface", settings(), tmp_path / "out")
-    assert message.startswith(f"{raw / 'pictures'}: is damaged")
+    assert refused(prepare, "huggingface", settings(), tmp_path / "out").startswith(f"{raw / 'pictures'}: is damaged")
 
 
 def test_huggingface_library_is_offline(hub, monkeypatch):
