@@ -18,7 +18,7 @@ import yaml
 
 from ddpm.core import params
 from ddpm.core.device import usable_cpus
-from ddpm.core.files import write_json
+from ddpm.core.files import InputError, write_json
 from ddpm.core.params import read_yaml
 from ddpm.core.stage import run_stage
 from ddpm.core.weights import save_weights
@@ -146,6 +146,13 @@ def refused(capsys):
         return the_error(stopped.value.code, *capsys.readouterr())
 
     return run
+
+
+def error_of(call, *arguments, **options) -> InputError:
+    """Calls a function, which must raise InputError; returns the error."""
+    with pytest.raises(InputError) as error:
+        call(*arguments, **options)
+    return error.value
 
 
 def prepared() -> Prepared:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import error_of
 from PIL import Image
 
-from ddpm.core.files import InputError
 from ddpm.datasets.index import Pictures
 from ddpm.datasets.registry import DATASETS, Source
 from ddpm.datasets.settings import PrepareData
@@ -47,10 +47,9 @@ def load(dataset: str, **changes) -> Source:
 
 def refused(call, *arguments, **options) -> str:
     """Returns the message of the InputError, which is one line."""
-    with pytest.raises(InputError) as error:
-        call(*arguments, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    message = str(error_of(call, *arguments, **options))
+    assert "\n" not in message
+    return message
 
 
 def paths(images: Pictures) -> list[Path]:

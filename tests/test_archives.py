@@ -289,7 +289,7 @@ def test_tar_listing_shows_progress(raw, capsys, monkeypatch):
 
 # --- real ones, where they are
 
-IMAGENET = ("imagenet_sample.zip", {"image_size": 128, "resize_mode": "resize", "channels": "rgb"}, 750, 250)
+IMAGENET = ("imagenet_sample.zip", {"image_size": 128, "resize_mode": "resize", "channels": "rgb"}, 900, 100)
 CIFAR10 = ("cifar10_jpeg.tar.xz", {}, 50_000, 10_000)
 
 

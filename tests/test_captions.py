@@ -1,15 +1,14 @@
 """Captions: names of classes, held-out templates, and texts as word ids."""
 
-import re
 import unicodedata
 
 import pytest
 import torch
+from conftest import error_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.datasets import KMNIST, FashionMNIST
 
-from ddpm.core.files import InputError
 from ddpm.datasets.registry import DIGITS
 from ddpm.networks.captions import (
     DIGIT_TEMPLATES,
@@ -129,17 +128,14 @@ class TestCaptions:
         ],
     )
     def test_vocabulary_refuses_classes_that_share_a_caption(self, class_names, caption):
-        with pytest.raises(InputError) as refused:
-            Vocabulary(class_names)
-        first, last = class_names[0], class_names[-1]
-        assert refused.value.key == f"class {last!r}"
-        assert f"caption {caption!r} would also describe class {first!r}" in refused.value.message
+        error, first, last = error_of(Vocabulary, class_names), class_names[0], class_names[-1]
+        assert error.key == f"class {last!r}"
+        assert f"caption {caption!r} would also describe class {first!r}" in error.message
 
     @pytest.mark.parametrize("name", ["", "--", "/", "!?, _"])
     def test_class_without_words_is_refused(self, name):
-        for make in (lambda: captions_of(name), lambda: Vocabulary(["cat", name])):
-            with pytest.raises(InputError, match=re.escape(f"class {name!r}: has no word")):
-                make()
+        for error in (error_of(captions_of, name), error_of(Vocabulary, ["cat", name])):
+            assert str(error).startswith(f"class {name!r}: has no word")
 
 
 class TestVocabulary:
@@ -185,9 +181,9 @@ class TestVocabulary:
         if set(words) <= set(KNOWN.words) and len(words) <= MAX_WORDS and (words or not text.strip()):
             assert KNOWN.encode([text]).shape == (1, 1 + len(words))
             return
-        with pytest.raises(InputError, match=r"^text: ") as refused:
-            KNOWN.encode([text])
-        assert len(str(refused.value).splitlines()) == 1
+        error = error_of(KNOWN.encode, [text])
+        assert error.key == "text"
+        assert len(str(error).splitlines()) == 1
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -200,15 +196,13 @@ class TestVocabulary:
         ],
     )
     def test_encode_names_the_unknown_word(self, text, message):
-        with pytest.raises(InputError) as refused:
-            KNOWN.encode(["seven", text])
-        assert str(refused.value).startswith(message)
+        assert str(error_of(KNOWN.encode, ["seven", text])).startswith(message)
 
     def test_encode_lists_at_most_40_words(self):
         many = Vocabulary([f"class {k}" for k in range(100, 200)])
-        with pytest.raises(InputError, match=r", 139 and 69 more$") as refused:
-            many.encode(["100 zzz"])
-        assert str(refused.value).count(",") == 39
+        message = str(error_of(many.encode, ["100 zzz"]))
+        assert message.endswith(", 139 and 69 more")
+        assert message.count(",") == 39
 
     @given(NAMES)
     def test_encode_takes_all_captions_of_a_class(self, name):

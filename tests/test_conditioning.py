@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, diffusion, edit_params
+from conftest import ROOT, diffusion, edit_params, error_of
 from test_bad_input import main_of
 from test_training import CPU, SETTINGS
 from test_unet import IDENTITY, awake, settings
@@ -234,10 +234,9 @@ class TestCheckpoints:
         if words == "reversed":
             config["words"] = vocabulary[::-1]
         write_json(tmp_path / CONFIG, config)
-        with pytest.raises(InputError) as refused:
-            load_model(tmp_path, "final", CPU)
-        assert refused.value.key == str(tmp_path / CONFIG)
-        assert "vocabulary differs" in refused.value.message
+        error = error_of(load_model, tmp_path, "final", CPU)
+        assert error.key == str(tmp_path / CONFIG)
+        assert "vocabulary differs" in error.message
 
     @pytest.mark.parametrize(("saved", "other"), [("class", "class+mask"), ("mask", "none"), ("class", "text")])
     def test_load_model_refuses_weights_of_another_conditioning(self, tmp_path, saved, other):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import error_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,16 +261,13 @@ class TestSnapshots:
         assert list_snapshots(tmp_path) == []
 
     def test_rebuild_refuses_a_folder_without_snapshots(self, tmp_path):
-        with pytest.raises(InputError) as error:
-            rebuild(tmp_path, 0.1)
-        assert error.value.key == str(tmp_path / "snapshots")
+        assert error_of(rebuild, tmp_path, 0.1).key == str(tmp_path / "snapshots")
 
     def test_rebuild_refuses_an_unsupported_width(self, tmp_path, path):
         save_path(tmp_path, path, [STEPS])
-        with pytest.raises(InputError) as error:
-            rebuild(tmp_path, 0.02)
-        assert error.value.key == str(tmp_path / "snapshots")
-        assert "EMA of width 0.02, only of 0.04 to 0.12 (residual 35% with 1 snapshots)" in error.value.message
+        error = error_of(rebuild, tmp_path, 0.02)
+        assert error.key == str(tmp_path / "snapshots")
+        assert "EMA of width 0.02, only of 0.04 to 0.12 (residual 35% with 1 snapshots)" in error.message
 
     @pytest.mark.parametrize("step", [600, 900, STEPS])
     def test_rebuild_refuses_a_damaged_file(self, tmp_path, path, step):
@@ -324,10 +322,9 @@ class TestCheckpoints:
     def test_checkpoint_setting_refuses_other_values(self, tmp_path, value):
         file = tmp_path / "params.yaml"
         file.write_text(yaml.safe_dump({"checkpoint": value}))
-        with pytest.raises(InputError) as error:
-            params.load(file, checkpoint=CheckpointName)
         choices = "valid: final, best, latest, or an EMA width from 0.005 to 0.28"
-        assert str(error.value) == f"{file}: checkpoint: {value!r} is unknown; {choices}"
+        expected = f"{file}: checkpoint: {value!r} is unknown; {choices}"
+        assert str(error_of(params.load, file, checkpoint=CheckpointName)) == expected
 
     @pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("5e-2", 0.05), ("5e-02", 0.05), ("best", "best")])
     def test_checkpoint_setting_takes_every_spelling_of_a_number(self, tmp_path, text, value):

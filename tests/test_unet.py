@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import diffusion
+from conftest import diffusion, error_of
 
-from ddpm.core.files import InputError, write_json
+from ddpm.core.files import write_json
 from ddpm.core.weights import save_weights
 from ddpm.datasets.registry import DIGITS
 from ddpm.networks import layers
@@ -103,9 +103,8 @@ def test_compat_options_change_the_layers():
 
 @pytest.mark.parametrize(("options", "key"), [({"norm_groups": 3}, "norm_groups"), ({"head_channels": 5}, "head_channels")])
 def test_compat_options_that_do_not_fit_are_refused(options, key):
-    with pytest.raises(InputError) as error:
-        UNet(settings(middle_attention=True), (8, 8, 1), DIGITS, compat=CompatOptions(**options))
-    assert error.value.key == key
+    kind = settings(middle_attention=True)
+    assert error_of(UNet, kind, (8, 8, 1), DIGITS, compat=CompatOptions(**options)).key == key
 
 
 def test_time_embedding_is_that_of_the_paper():
@@ -166,9 +165,7 @@ def test_dropout_acts_in_training_only():
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, shape, key):
-    with pytest.raises(InputError) as error:
-        UNet(settings(**changes), shape, class_names=DIGITS)
-    assert error.value.key == key
+    assert error_of(UNet, settings(**changes), shape, DIGITS).key == key
 
 
 def plain(network):
