@@ -15,8 +15,6 @@ from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, list_snapshots
 from ddpm.sampling.model import load
 
 MAX_NAMES = 40
-# Scores of the description, and their paths in a sampler's entry of metrics.json.
-SCORES = {"fid": ("classifier", "fid"), "fid_floor": ("classifier", "fid_floor"), "accuracy": ("accuracy",)}
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -50,15 +48,11 @@ def describe(folder: Path) -> dict[str, Any]:
 def _scores() -> Iterator[tuple[str, dict[str, Any]]]:
     metrics = read_json(METRICS_FILE, "evaluate")
     for name in ("ddpm", "ddim"):
-        row = {}
-        for key, path in SCORES.items():
-            value: Any = metrics.get(name)
-            for part in path:
-                value = value.get(part) if isinstance(value, dict) else None
-            if isinstance(value, int | float):
-                row[key] = value
+        scores = metrics.get(name) or {}
+        values = {key: (scores.get("classifier") or {}).get(key) for key in ("fid", "fid_floor")}
+        row = {key: value for key, value in {**values, "accuracy": scores.get("accuracy")}.items() if value is not None}
         if row:
-            yield str(metrics[name].get("sampler", name)), row
+            yield str(scores.get("sampler", name)), row
 
 
 def as_text(description: dict[str, Any]) -> str:

@@ -59,22 +59,11 @@ class OutputSamples(NamedTuple):
     sampler: str
 
 
-class Layout(NamedTuple):
-    """The layout of a grid.
-
-    columns: images per row; None: by the number of images.
-    tile: the least length of the longer side of an image, in pixels.
-    """
-
-    columns: int | None
-    tile: int
+def _write_grid(path: Path, samples: OutputSamples, columns: int | None, tile: int) -> None:
+    save_grid(path, samples.images, samples.captions, columns, tile)
 
 
-def _write_grid(path: Path, samples: OutputSamples, layout: Layout) -> None:
-    save_grid(path, samples.images, samples.captions, layout.columns, layout.tile)
-
-
-def _write_arrays(path: Path, samples: OutputSamples, layout: Layout) -> None:
+def _write_arrays(path: Path, samples: OutputSamples, *_: object) -> None:
     """Writes the .npz layout of the sampling stages: arr_0 images, arr_1 class ids or captions, sampler."""
     arrays = {"arr_0": samples.images}
     if samples.labels is not None:
@@ -83,7 +72,7 @@ def _write_arrays(path: Path, samples: OutputSamples, layout: Layout) -> None:
     write_npz(path, {**arrays, "sampler": np.array([samples.sampler])})
 
 
-def _write_folder(path: Path, samples: OutputSamples, layout: Layout) -> None:
+def _write_folder(path: Path, samples: OutputSamples, *_: object) -> None:
     """Writes 00000.png, 00001.png, ... at their own size, and labels.csv if the images have captions."""
     with atomic_folder(path) as folder:
         for k, image in enumerate(samples.images):
@@ -93,8 +82,8 @@ def _write_folder(path: Path, samples: OutputSamples, layout: Layout) -> None:
             write_text(folder / "labels.csv", "\n".join(["file,label", *lines]) + "\n")
 
 
-# By the suffix of --out.
-WRITERS: dict[str, Callable[[Path, OutputSamples, Layout], None]] = {
+# By the suffix of --out. Arguments: path, samples, columns and tile of a grid.
+WRITERS: dict[str, Callable[[Path, OutputSamples, int | None, int], None]] = {
     ".png": _write_grid,
     ".npz": _write_arrays,
     "": _write_folder,
@@ -102,11 +91,7 @@ WRITERS: dict[str, Callable[[Path, OutputSamples, Layout], None]] = {
 
 
 def write_rows(
-    path: Path,
-    first: Sequence[tuple[str, np.ndarray]],
-    rows: Sequence[tuple[str, np.ndarray]],
-    columns: int | None,
-    tile: int,
+    path: Path, first: Sequence[tuple[str, np.ndarray]], rows: Sequence[tuple[str, np.ndarray]], columns: int | None, tile: int
 ) -> None:
     """Writes a PNG of captioned rows of images.
 

@@ -58,7 +58,7 @@ def sample(
     clock = output.Clock()
     images = collect_images(made.label, generate.generate(model, made, labels, number, seed, batch))
     seconds = str(clock)
-    output.WRITERS[suffix](out, output.OutputSamples(images, captions, labels, made.label), output.Layout(columns, tile))
+    output.WRITERS[suffix](out, output.OutputSamples(images, captions, labels, made.label), columns, tile)
     print(f"wrote {out}: {number:,} images by {made.label}, {made.nfe:,} network evaluations each, {seconds}")
 
 

@@ -15,21 +15,15 @@ from ddpm.diffusion.schedule import MAX_FINAL_ALPHA_BAR, SCHEDULES, Diffusion, N
 
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
-
 THRESHOLDS = {
     "none": {"clip_sample": False, "thresholding": False},
     "clip": {"clip_sample": True, "thresholding": False},
     "dynamic": {"clip_sample": False, "thresholding": True},
 }
-
 TIMESTEP_SPACINGS = dict.fromkeys(("trailing", "leading", "linspace"))
-
 # The schedulers whose config holds betas, with the same defaults.
-READABLE = dict.fromkeys(
-    f"{name}Scheduler"
-    for name in ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep")
-)  # fmt: skip
-
+_READ = ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep")
+READABLE = {f"{name}Scheduler": None for name in _READ}
 # Largest absolute and relative differences of alpha and sigma, which betas in float32 cause.
 ATOL, RTOL = 2e-5, 1e-2
 
@@ -100,18 +94,15 @@ def betas_of(schedule: NoiseSchedule) -> list[float]:
     return [1 - here / before for before, here in pairwise(alpha_bar)]
 
 
-def _linear(scheduler: Scheduler) -> torch.Tensor:
-    return torch.linspace(scheduler.beta_start, scheduler.beta_end, scheduler.num_train_timesteps, dtype=torch.float64)
-
-
-def _scaled_linear(scheduler: Scheduler) -> torch.Tensor:
-    ends = scheduler.beta_start**0.5, scheduler.beta_end**0.5
-    return torch.linspace(*ends, scheduler.num_train_timesteps, dtype=torch.float64).square()
+def _of_powers(scheduler: Scheduler, power: int) -> torch.Tensor:
+    """Returns alpha_bar for betas whose roots of this power are evenly spaced."""
+    ends = scheduler.beta_start ** (1 / power), scheduler.beta_end ** (1 / power)
+    return torch.cumprod(1 - torch.linspace(*ends, scheduler.num_train_timesteps, dtype=torch.float64) ** power, 0)
 
 
 ALPHA_BARS = {
-    "linear": lambda scheduler: torch.cumprod(1 - _linear(scheduler), 0),
-    "scaled_linear": lambda scheduler: torch.cumprod(1 - _scaled_linear(scheduler), 0),
+    "linear": lambda scheduler: _of_powers(scheduler, 1),
+    "scaled_linear": lambda scheduler: _of_powers(scheduler, 2),
     "squaredcos_cap_v2": lambda scheduler: SCHEDULES["cosine"](scheduler.num_train_timesteps),
 }
 

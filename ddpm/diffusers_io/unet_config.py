@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from ddpm.core.files import InputError
-from ddpm.core.params import Section, make
+from ddpm.core.params import Section, lookup, make
 from ddpm.networks.layers import norm_groups
 from ddpm.networks.unet import CompatOptions, Size, UNetSettings
 
@@ -85,37 +85,26 @@ def write_config(
     levels = range(len(settings.channel_mults))
     attended = [i in settings.attention_levels for i in levels]
     height, width, channels = image
-    return {
-        "_class_name": CLASS,
-        "sample_size": height if height == width else [height, width],
-        "in_channels": channels,
-        "out_channels": outputs,
-        "center_input_sample": False,
-        "time_embedding_type": "positional",
-        "time_embedding_dim": settings.time_embedding,
-        "freq_shift": compat.frequency_shift,
-        "flip_sin_to_cos": False,
-        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attended],
-        "mid_block_type": "UNetMidBlock2D",
-        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attended)],
-        "block_out_channels": _widths(settings),
-        "layers_per_block": settings.blocks_per_level,
-        "mid_block_scale_factor": 1,
-        "downsample_padding": 0 if compat.corner_padding else 1,
-        "downsample_type": "conv",
-        "upsample_type": "conv",
-        "dropout": settings.dropout,
-        "act_fn": "silu",
-        "attention_head_dim": _head_channels(settings, compat),
-        "norm_num_groups": compat.norm_groups or norm_groups(settings.channels),
-        "attn_norm_num_groups": None,
-        "norm_eps": compat.norm_eps,
-        "resnet_time_scale_shift": "default",
-        "add_attention": settings.middle_attention,
-        "class_embed_type": None,
-        "num_class_embeds": classes,
-        "num_train_timesteps": None,
-    }
+    config = UNet2D.model_construct(
+        sample_size=height if height == width else [height, width],
+        in_channels=channels,
+        out_channels=outputs,
+        time_embedding_dim=settings.time_embedding,
+        freq_shift=compat.frequency_shift,
+        flip_sin_to_cos=False,
+        down_block_types=["AttnDownBlock2D" if here else "DownBlock2D" for here in attended],
+        up_block_types=["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attended)],
+        block_out_channels=_widths(settings),
+        layers_per_block=settings.blocks_per_level,
+        downsample_padding=0 if compat.corner_padding else 1,
+        dropout=settings.dropout,
+        attention_head_dim=_head_channels(settings, compat),
+        norm_num_groups=compat.norm_groups or norm_groups(settings.channels),
+        norm_eps=compat.norm_eps,
+        add_attention=settings.middle_attention,
+        num_class_embeds=classes,
+    )
+    return {"_class_name": CLASS, **config.model_dump(warnings=False)}
 
 
 def _widths(settings: UNetSettings) -> list[int]:
@@ -147,9 +136,7 @@ def read_config(config: dict[str, Any], size: int | None = None) -> UNetInfo:
 
     Raises InputError, whose key is the entry, for an invalid config and for what our U-Net does not support.
     """
-    name = config.get("_class_name", CLASS)
-    if name != CLASS:
-        raise InputError(f"{name!r} cannot be imported; only {CLASS} can", key="_class_name")
+    lookup({CLASS: None}, config.get("_class_name", CLASS), "_class_name")
     theirs = make(UNet2D, **{key: value for key, value in config.items() if not key.startswith("_")})
     settings = make(
         UNetSettings,
@@ -163,11 +150,14 @@ def read_config(config: dict[str, Any], size: int | None = None) -> UNetInfo:
         dropout=theirs.dropout,
         conditioning="none" if theirs.num_class_embeds is None else "class",
     )
+    if not theirs.sample_size and not size:
+        raise InputError("is missing; give the side of the images by --size", key="sample_size")
+    sides = theirs.sample_size or [size, size]
     if theirs.out_channels not in (theirs.in_channels, 2 * theirs.in_channels):
         raise InputError(f"{theirs.out_channels} must be in_channels ({theirs.in_channels}), or twice that", key="out_channels")
     return UNetInfo(
         *_with_heads(settings, theirs),
-        image=(*_sides(theirs.sample_size, size), theirs.in_channels),
+        image=(*sides, theirs.in_channels),
         outputs=theirs.out_channels,
         classes=theirs.num_class_embeds,
         cosines_first=theirs.flip_sin_to_cos,
@@ -217,9 +207,3 @@ def _with_heads(settings: UNetSettings, theirs: UNet2D) -> tuple[UNetSettings, C
         frequency_shift=theirs.freq_shift,
     )
     return settings, compat
-
-
-def _sides(sides: list[int] | None, size: int | None) -> tuple[int, int]:
-    if not sides and not size:
-        raise InputError("is missing; give the side of the images by --size", key="sample_size")
-    return tuple(sides or [size, size])
