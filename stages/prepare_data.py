@@ -28,10 +28,8 @@ def main() -> None:
     class_grid(PICTURE, data.train.images, data.train.labels, data.class_names, columns=10, tile=40)
     size = "x".join(map(str, meta["shape"]))
     if len(data.class_names) == 1:
-        print(
-            "warning: all images are of one class; a classifier learns no features from them, so its metrics mean little",
-            file=sys.stderr,
-        )
+        warning = "all images are of one class; a classifier learns no features from them, so its metrics mean little"
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}")
 
 

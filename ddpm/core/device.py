@@ -53,12 +53,8 @@ def setup(runtime: Runtime) -> torch.device:
     Progress.log_seconds = runtime.log_seconds
     if kind == "cuda":
         if processes.local_world_size() > torch.cuda.device_count():
-            raise InputError(
-                f"{processes.local_world_size()} processes need one GPU each, this machine has "
-                f"{torch.cuda.device_count()}; set it to 'auto'",
-                key="runtime.processes",
-                where="params.yaml",
-            )
+            message = f"above the number of GPUs of this machine, {torch.cuda.device_count()}; set it to 'auto'"
+            raise InputError(message, key="runtime.processes", where="params.yaml")
         torch.cuda.set_device(processes.local_rank())
         _make_deterministic(runtime.deterministic)
     device = torch.device(kind, processes.local_rank()) if kind == "cuda" else torch.device(kind)
@@ -76,22 +72,16 @@ def _make_deterministic(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
         # Fused attention sums its gradient in no fixed order; plain matrix products do not.
-        for enable in (
-            torch.backends.cuda.enable_flash_sdp,
-            torch.backends.cuda.enable_mem_efficient_sdp,
-            torch.backends.cuda.enable_cudnn_sdp,
-        ):
-            enable(False)
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def device_kind(runtime: Runtime) -> str:
     """Returns "cpu", "cuda" or "mps". Raises InputError if `runtime.device` is not available."""
     if not DEVICES[runtime.device]():
-        raise InputError(
-            f"{runtime.device!r} is not available to PyTorch on this machine; set it to 'auto' or 'cpu'",
-            key="runtime.device",
-            where="params.yaml",
-        )
+        message = f"{runtime.device!r} is not available to PyTorch on this machine; set it to 'auto' or 'cpu'"
+        raise InputError(message, key="runtime.device", where="params.yaml")
     if runtime.device != "auto":
         return runtime.device
     return next((name for name in ("cuda", "mps") if DEVICES[name]()), "cpu")

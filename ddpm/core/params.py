@@ -33,8 +33,8 @@ class Section(BaseModel):
 
     def as_written(self) -> dict[str, Any]:
         """Returns the values as params.yaml holds them: a None that was read from a word (`OrWord`) becomes that word."""
-        words = {name: _word_of(field.metadata) for name, field in type(self).model_fields.items()}
-        return {name: words[name] if value is None else value for name, value in self.model_dump().items()}
+        fields = type(self).model_fields
+        return {name: _word_of(fields[name].metadata) if value is None else value for name, value in self.model_dump().items()}
 
 
 def lookup(registry: Mapping[str, Any], name: str, key: str) -> Any:
@@ -60,14 +60,11 @@ def OrWord(word: str) -> BeforeValidator:  # noqa: N802
     return BeforeValidator(_Word(word))
 
 
-class _Word:
+class _Word(str):
     """Reads the word as None. An object, so that error messages can name the word."""
 
-    def __init__(self, word: str):
-        self.word = word
-
     def __call__(self, value: Any) -> Any:
-        return None if value == self.word else value
+        return None if value == self else value
 
 
 class _Loader(yaml.SafeLoader):
@@ -162,7 +159,8 @@ def _explain(error: dict, kind: Any) -> tuple[list[str], str]:
         return key, f"{value!r} is no section; write its keys below it: {', '.join(_fields(section))}"
     needs = error["msg"].replace("Input should ", "must ").replace("List should ", "must ")
     needs = needs.replace("a valid integer", "an integer").replace("a valid ", "a ")
-    return key, f"{value!r} {needs}{_word(rules)}{_bounds(rules)}"
+    word = _word_of(rules)
+    return key, f"{value!r} {needs}{f', or {word!r}' if word else ''}{_bounds(rules)}"
 
 
 def _fields(kind: Any) -> dict[str, Any]:
@@ -180,14 +178,8 @@ def _walk(kind: Any, names: list[str]) -> tuple[Any, list]:
     return kind, []
 
 
-def _word(metadata: list) -> str:
-    word = _word_of(metadata)
-    return f", or {word!r}" if word else ""
-
-
 def _word_of(metadata: list) -> str | None:
-    words = [rule.func.word for rule in metadata if isinstance(rule, BeforeValidator) and isinstance(rule.func, _Word)]
-    return words[0] if words else None
+    return next((str(rule.func) for rule in metadata if isinstance(getattr(rule, "func", None), _Word)), None)
 
 
 def _bounds(metadata: list) -> str:

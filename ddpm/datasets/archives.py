@@ -146,16 +146,14 @@ def _raise(error: Exception) -> BytesIO:
     raise error
 
 
-def _compressed_tar(compression: str) -> Archive:
-    return Archive(partial(tar_members, compression=compression), partial(compressed_tar_store, compression=compression))
-
-
+TAR_ENDS = {".tar.gz": ".gz", ".tgz": ".gz", ".tar.xz": ".xz", ".txz": ".xz", ".tar.bz2": ".bz2", ".tbz2": ".bz2"}
 ARCHIVES: dict[str, Archive] = {
     ".zip": Archive(zip_members, zip_store),
     ".tar": Archive(partial(tar_members, compression=None), tar_store),
-    **{name: _compressed_tar(".gz") for name in (".tar.gz", ".tgz")},
-    **{name: _compressed_tar(".xz") for name in (".tar.xz", ".txz")},
-    **{name: _compressed_tar(".bz2") for name in (".tar.bz2", ".tbz2")},
+    **{
+        end: Archive(partial(tar_members, compression=kind), partial(compressed_tar_store, compression=kind))
+        for end, kind in TAR_ENDS.items()
+    },
 }
 
 
@@ -185,7 +183,8 @@ def list_archive(path: Path, index: ImageIndex) -> set[str]:
             if OUTSIDE.match(member.name):
                 reason = "leads out of the archive"
             if not reason:
-                _add_folders(folders, parts if is_folder else parts[:-1])
+                above = parts if is_folder else parts[:-1]
+                folders.update("".join(f"{part}/" for part in above[:end]) for end in range(1, len(above) + 1))
                 if is_picture:
                     yield member._replace(name="/".join(parts))
             elif is_picture:
@@ -200,13 +199,6 @@ def list_archive(path: Path, index: ImageIndex) -> set[str]:
         more = f" and {len(skipped) - MAX_NAMED:,} others" if len(skipped) > MAX_NAMED else ""
         print(ascii(f"{path}: skipped: {', '.join(skipped[:MAX_NAMED])}{more}")[1:-1], flush=True)
     return folders
-
-
-def _add_folders(folders: set[str], parts: list[str]) -> None:
-    """Adds a folder and those above it."""
-    while parts and (folder := "".join(f"{part}/" for part in parts)) not in folders:
-        folders.add(folder)
-        parts = parts[:-1]
 
 
 def is_picture_name(name: str) -> bool:

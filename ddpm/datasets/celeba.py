@@ -32,9 +32,8 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
     """
     folder = root / "celeba"
     archive = folder / f"{FACES}.zip"
-    if not all((folder / name).is_file() for name in (PARTITION, ATTRIBUTES)) or not (
-        (folder / FACES).is_dir() or archive.is_file()
-    ):
+    faces = (folder / FACES).is_dir() or archive.is_file()
+    if not (faces and (folder / PARTITION).is_file() and (folder / ATTRIBUTES).is_file()):
         raise InputError(
             f"CelebA is missing; put {FACES}/ or {FACES}.zip, {PARTITION} and {ATTRIBUTES} there, from "
             "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or set DDPM_DATA_ROOT to the folder that has celeba/",
@@ -63,11 +62,8 @@ def _assignments(folder: Path, attribute: str) -> Iterator[Assignment]:
             next(rows, "")
             known = next(rows, "").split()
             if attribute not in known:
-                raise InputError(
-                    f"{attribute!r} is no attribute of {attributes}; it has {', '.join(known)}",
-                    key="prepare_data.label",
-                    where="params.yaml",
-                )
+                message = f"{attribute!r} is no attribute of {attributes}; it has {', '.join(known)}"
+                raise InputError(message, key="prepare_data.label", where="params.yaml")
             column = 1 + known.index(attribute)
             for number, (part, row) in enumerate(zip_longest(parts, rows, fillvalue=""), 1):
                 name, place, *_ = [*part.split(), "", ""]
@@ -75,9 +71,8 @@ def _assignments(folder: Path, attribute: str) -> Iterator[Assignment]:
                 if name != values[0] or place not in ("0", "1", "2") or len(values) != len(known) + 2:
                     raise InputError(f"{partition} line {number}: does not match {attributes} line {number + 2}; replace both")
                 if values[column] not in ("1", "-1"):
-                    raise InputError(
-                        f"{attributes} line {number + 2}: {attribute} is {values[column]!r}, not 1 or -1; replace it"
-                    )
+                    where = f"{attributes} line {number + 2}"
+                    raise InputError(f"{attribute} is {values[column]!r}, not 1 or -1; replace the file", key=where)
                 if place in PARTS:
                     yield Assignment(f"{FACES}/{name}", PARTS[place], int(values[column] == "1"), name.encode())
     except (OSError, UnicodeDecodeError) as error:

@@ -40,13 +40,13 @@ class Rows(NamedTuple):
     name: of the split.
     features: the type of each column.
     count: the number of rows.
-    read: maps (column, rows at once, skip) to parts of the column, in order.
+    read: maps (column, rows at once, skip) to parts of the column, in order; without skip, to all of them.
     """
 
     name: str
     features: dict[str, Any]
     count: int
-    read: Callable[[str, int, Skip], Parts]
+    read: Callable[..., Parts]
 
 
 def read_huggingface(path: Path, label: str | None, mode: str | None, test_share: float) -> tuple[Files, list[str]]:
@@ -116,9 +116,9 @@ def _undamaged(path: Path) -> Iterator[None]:
         raise InputError(f"is damaged, or no data set of Hugging Face ({first_line(error)}); replace it", key=path) from None
 
 
-def _checked(path: Path, read: Callable[[str, int, Skip], Parts], column: str, at_once: int, skip: Skip) -> Parts:
+def _checked(path: Path, read: Callable[..., Parts], column: str, at_once: int, skip: Skip | None = None) -> Parts:
     with _undamaged(path):
-        yield from read(column, at_once, skip)
+        yield from read(column, at_once, skip or (lambda first, end: False))
 
 
 def _open_saved(datasets: ModuleType, path: Path) -> dict[str, Rows]:
@@ -155,18 +155,12 @@ def _open_parquet(datasets: ModuleType, path: Path) -> dict[str, Rows]:
                 yield first, batch.column(0).to_pylist()
                 first += batch.num_rows
 
-    tables = {name: arrow.dataset(paths, format="parquet") for name, paths in by_split.items()}
-    return {
-        name: Rows(
-            name or "all", dict(datasets.Features.from_arrow_schema(table.schema)), table.count_rows(), partial(read, table)
-        )
-        for name, table in tables.items()
-    }
-
-
-def read_all(first: int, end: int) -> bool:
-    """Leaves no rows out."""
-    return False
+    splits = {}
+    for name, paths in by_split.items():
+        table = arrow.dataset(paths, format="parquet")
+        features = dict(datasets.Features.from_arrow_schema(table.schema))
+        splits[name] = Rows(name or "all", features, table.count_rows(), partial(read, table))
+    return splits
 
 
 def fetch(splits: list[Rows], firsts: list[int], column: str, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Load]]:
@@ -208,13 +202,10 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _label_column(datasets: ModuleType, rows: Rows, path: Path, label: str | None) -> str | None:
+    if label is not None and label not in rows.features:
+        message = f"{label!r} is no column of {path}; it has {', '.join(rows.features)}"
+        raise InputError(message, key="prepare_data.label", where="params.yaml")
     if label is not None:
-        if label not in rows.features:
-            raise InputError(
-                f"{label!r} is no column of {path}; it has {', '.join(rows.features)}",
-                key="prepare_data.label",
-                where="params.yaml",
-            )
         return label
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
     columns = [name for name in LABEL_NAMES if name in (columns or rows.features)][:1] or columns
@@ -228,7 +219,7 @@ def _class_values(rows: Rows, label: str | None, path: Path) -> list:
     if label is None:
         return [None]
     values = set()
-    for _, part in rows.read(label, LABELS_AT_ONCE, read_all):
+    for _, part in rows.read(label, LABELS_AT_ONCE):
         values.update(_check_labels(part, rows, label, path))
         if len(values) > MAX_CLASSES:
             raise InputError(f"column {label} has more than {MAX_CLASSES:,} values; name another in prepare_data.label", key=path)
@@ -249,7 +240,7 @@ def _check_labels(values: list, rows: Rows, label: str, path: Path) -> list:
 
 def _assignments(splits: list[Rows], label: str | None, numbers: dict, path: Path) -> Iterator[Assignment]:
     for part, rows in enumerate(splits):
-        parts = rows.read(label, LABELS_AT_ONCE, read_all) if label else [(0, [None] * rows.count)]
+        parts = rows.read(label, LABELS_AT_ONCE) if label else [(0, [None] * rows.count)]
         for first, values in parts:
             for i, value in enumerate(values if label is None else _check_labels(values, rows, label, path), first):
                 if value not in numbers:

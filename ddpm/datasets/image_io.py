@@ -82,12 +82,8 @@ def pad(image: np.ndarray, size: int) -> np.ndarray:
     """Adds black borders to an image of at most `size` on each side. Raises InputError for a larger one."""
     height, width, _ = image.shape
     if height > size or width > size:
-        raise InputError(
-            f"{size} is smaller than an image of {height}x{width}, which padding cannot "
-            "shrink; set prepare_data.resize_mode to 'resize'",
-            key="prepare_data.image_size",
-            where="params.yaml",
-        )
+        message = f"{size} is smaller than an image of {height}x{width}; set prepare_data.resize_mode to 'resize'"
+        raise InputError(message, key="prepare_data.image_size", where="params.yaml")
     top, left = (size - height) // 2, (size - width) // 2
     return np.pad(image, ((top, size - height - top), (left, size - width - left), (0, 0)))
 

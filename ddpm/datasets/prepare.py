@@ -21,8 +21,8 @@ from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
 from ddpm.datasets.image_io import RESIZE_MODES, Unreadable, decode
 from ddpm.datasets.index import Files, Load, Picture
-from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Images, Raw, Source
-from ddpm.datasets.resume import PartialArrays
+from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Images, Source
+from ddpm.datasets.resume import PartialArrays, write_header
 from ddpm.datasets.settings import PrepareData
 
 LEFT_OUT = "left_out.txt"
@@ -48,16 +48,15 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
     with writing(folder):  # an error is better now than after the work
         folder.mkdir(parents=True, exist_ok=True)
     recorded = recorded_settings(dataset, settings)
-    partial, left_out = None, 0
-    if source.files:
-        # skip_bad changes no image that is kept.
-        content = {key: value for key, value in recorded.items() if key != "skip_bad"}
-        partial = PartialArrays(source.files, IMAGES, content, fresh)
+    # skip_bad changes no image that is kept.
+    content = {key: value for key, value in recorded.items() if key != "skip_bad"}
+    partial, left_out = PartialArrays(source.files, IMAGES, content, fresh) if source.files else None, 0
     with partial or nullcontext():
         if partial:
             left_out = _write_from_files(partial, source, settings, folder, dataset, workers)
         else:
-            shape = _common_shape(source.train, settings)
+            height, width, channels = source.train.images[0].shape
+            shape = (settings.image_size or height, settings.image_size or width, channels)
             for split, raw in zip(SPLITS, (source.train, source.test), strict=True):
                 _write_images(folder / f"{split}_images.npy", raw.images, shape, settings, f"{dataset} {split}", workers)
                 _write_labels(folder / f"{split}_labels.npy", raw.labels)
@@ -72,6 +71,7 @@ def _describe(folder: Path, dataset: str, recorded: dict, class_names: Sequence[
     """Returns the content of meta.json for the arrays in the folder."""
     arrays = {split: np.load(folder / f"{split}_images.npy", mmap_mode="r") for split in SPLITS}
     count, height, width, _ = arrays["train"].shape
+    names = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     return {
         "dataset": dataset,
         "made_with": recorded,
@@ -80,9 +80,7 @@ def _describe(folder: Path, dataset: str, recorded: dict, class_names: Sequence[
         "shape": list(arrays["train"].shape[1:]),
         "class_names": list(class_names),
         "mean": [round(float(value) / 255, 6) for value in _totals(arrays["train"]) / (count * height * width)],
-        "sha256": {
-            f"{split}_{kind}": sha256(folder / f"{split}_{kind}.npy") for split in SPLITS for kind in ("images", "labels")
-        },
+        "sha256": {name: sha256(folder / f"{name}.npy") for name in names},
     }
 
 
@@ -101,15 +99,6 @@ def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
     return (images[start : start + step] for start in range(0, len(images), step))
 
 
-def _common_shape(raw: Raw, settings: PrepareData) -> tuple[int, int, int]:
-    height, width, channels = raw.images[0].shape
-    return (settings.image_size or height, settings.image_size or width, channels)
-
-
-def _header(count: int, shape: Sequence[int]) -> dict:
-    return {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-
-
 def _write_images(
     path: Path, images: Images, shape: tuple[int, int, int], settings: PrepareData, name: str, workers: int
 ) -> None:
@@ -123,7 +112,7 @@ def _write_images(
 
     # As a stream: writing to a memory map on a full disk kills the process.
     with atomic(path) as temporary, open(temporary, "wb") as file, Progress(name, len(images), "images") as progress:
-        np.lib.format.write_array_header_1_0(file, _header(len(images), shape))
+        write_header(file, len(images), shape)
         for image in in_threads(load, range(len(images)), workers):
             file.write(image.tobytes())
             progress.advance()
@@ -171,7 +160,7 @@ def _publish(path: Path, target: Path, present: np.ndarray) -> None:
             return
         images = np.load(path, mmap_mode="r")
         with open(temporary, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, _header(int(present.sum()), images.shape[1:]))
+            write_header(file, int(present.sum()), images.shape[1:])
             start = 0
             for block in _blocks(images):
                 file.write(block[present[start : start + len(block)]].tobytes())
@@ -204,16 +193,13 @@ def resized(image: np.ndarray, settings: PrepareData) -> np.ndarray:
 
 def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> InputError:
     """Returns the error for an image whose shape is not that of the first one."""
-    if image.shape[2] != shape[2]:
-        return InputError(
-            f"has {image.shape[2]} channels, the first image {shape[2]}; convert all with prepare_data.channels: gray or rgb",
-            key=name,
-        )
-    return InputError(
-        f"is {image.shape[0]}x{image.shape[1]}, the first image {shape[0]}x{shape[1]}; "
-        "give all one size with prepare_data.image_size and prepare_data.resize_mode",
-        key=name,
-    )
+    height, width, channels = image.shape
+    if channels != shape[2]:
+        message = f"has {channels} channels, the first image {shape[2]}; convert all with prepare_data.channels: gray or rgb"
+    else:
+        advice = "give all one size with prepare_data.image_size and prepare_data.resize_mode"
+        message = f"is {height}x{width}, the first image {shape[0]}x{shape[1]}; {advice}"
+    return InputError(message, key=name)
 
 
 class FailedImages:
@@ -237,16 +223,14 @@ class FailedImages:
 
     def error(self) -> InputError:
         """Returns the error that names them."""
-        advice = "prepare_data.skip_bad: true leaves {} out; or repair or remove {}"
+        advice = "repair or remove what cannot be read, or leave it out by prepare_data.skip_bad: true"
         if self.count == 1:
             ((name, reason),) = self.first
-            return InputError(f"cannot be read as an image ({reason}); {advice.format('it', 'it')}", key=name)
+            return InputError(f"cannot be read as an image ({reason}); {advice}", key=name)
         named = ", ".join(f"{name} ({reason})" for name, reason in self.first)
-        more = f", and {self.count - MAX_NAMED:,} others," if self.count > MAX_NAMED else ","
-        return InputError(
-            f"{self.count:,} of {self.total:,} images cannot be read: {named}{more} all named in {self.path}; "
-            f"{advice.format('them', 'them')}"
-        )
+        more = f", and {self.count - MAX_NAMED:,} others" if self.count > MAX_NAMED else ""
+        counts = f"{self.count:,} of {self.total:,}"
+        return InputError(f"{counts} images cannot be read: {named}{more}, all named in {self.path}; {advice}")
 
 
 def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> FailedImages:

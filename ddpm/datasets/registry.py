@@ -17,9 +17,8 @@ from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
 from ddpm.datasets.image_folder import read_image_folder
 from ddpm.datasets.index import Files, Pictures
+from ddpm.datasets.settings import CHANNELS, PrepareData
 
-# prepare_data.channels: the channels that an image has, or gray or RGB for all images.
-CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
 DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST = 500
 
@@ -52,15 +51,6 @@ class Source(NamedTuple):
     files: Files | None = None
 
 
-class FolderSettings(Protocol):
-    """The settings of the section prepare_data that loaders read."""
-
-    folder: str
-    label: str | None
-    channels: str
-    test_share: float
-
-
 def raw_root() -> Path:
     """Returns the folder of raw files: $DDPM_DATA_ROOT, or data/raw in the main checkout, which `dvc exp run --temp` shares."""
     if root := os.environ.get("DDPM_DATA_ROOT"):
@@ -68,7 +58,7 @@ def raw_root() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / "data" / "raw"
 
 
-def digits(settings: FolderSettings) -> Source:
+def digits(settings: PrepareData) -> Source:
     """Loads the 1,797 handwritten 8x8 digits of scikit-learn (UCI's optical digits); a stratified 500 are the test split."""
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -78,10 +68,10 @@ def digits(settings: FolderSettings) -> Source:
     return Source(Raw(images[train], labels[train]), Raw(images[test], labels[test]), DIGITS)
 
 
-def _mnist_like(name: str, torchvision_class: type) -> Callable[[FolderSettings], Source]:
+def _mnist_like(name: str, torchvision_class: type) -> Callable[[PrepareData], Source]:
     """Returns the loader of a data set that is published as MNIST's four idx files."""
 
-    def load(settings: FolderSettings) -> Source:
+    def load(settings: PrepareData) -> Source:
         root = raw_root()
         folder = find_idx_folder(root, name, torchvision_class.__name__)
         if folder is None:
@@ -95,7 +85,7 @@ def _mnist_like(name: str, torchvision_class: type) -> Callable[[FolderSettings]
     return load
 
 
-def cifar10(settings: FolderSettings) -> Source:
+def cifar10(settings: PrepareData) -> Source:
     """Loads CIFAR-10 in torchvision's layout, from the raw folder or its subfolder cifar10."""
     root = raw_root()
     archive, unpacked = torchvision.datasets.CIFAR10.filename, torchvision.datasets.CIFAR10.base_folder
@@ -105,25 +95,23 @@ def cifar10(settings: FolderSettings) -> Source:
     try:
         splits = [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
     except (RuntimeError, OSError, EOFError) as error:
-        raise InputError(
-            f"damaged ({first_line(error)}); delete it, and let it download or put {archive} into {root}",
-            key=root / unpacked,
-        ) from None
+        advice = f"delete it, and let it download or put {archive} into {root}"
+        raise InputError(f"damaged ({first_line(error)}); {advice}", key=root / unpacked) from None
     return Source(*(Raw(s.data, np.asarray(s.targets, np.int64)) for s in splits), splits[0].classes)
 
 
-def image_folder(settings: FolderSettings) -> Source:
+def image_folder(settings: PrepareData) -> Source:
     """Loads a folder or an archive of class folders, at prepare_data.folder below the raw folder."""
     path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
     return _of_files(*read_image_folder(path, mode, settings.test_share))
 
 
-def celeba(settings: FolderSettings) -> Source:
+def celeba(settings: PrepareData) -> Source:
     """Loads CelebA's aligned faces from the folder celeba of the raw folder; prepare_data.label names the attribute."""
     return _of_files(*read_celeba(raw_root(), settings.label, CHANNELS[settings.channels]))
 
 
-def huggingface(settings: FolderSettings) -> Source:
+def huggingface(settings: PrepareData) -> Source:
     """Loads a data set of Hugging Face's `datasets`, at prepare_data.folder below the raw folder."""
     path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
     return _of_files(*read_huggingface(path, settings.label, mode, settings.test_share))
@@ -157,7 +145,7 @@ class Dataset(NamedTuple):
     optional_settings: those of OPTIONAL_SETTINGS that `load` or the preparation of its files reads.
     """
 
-    load: Callable[[FolderSettings], Source]
+    load: Callable[[PrepareData], Source]
     required_accuracy: float | None = None
     optional_settings: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -28,6 +29,11 @@ from ddpm.datasets.index import Files, ImageIndex, Picture
 
 STATE, DONE, UNREADABLE = "state.json", "done.npy", "unreadable.txt"
 SAVE_SECONDS = 5.0
+
+
+def write_header(file: BinaryIO, count: int, shape: Sequence[int]) -> None:
+    """Writes the header of a .npy file of uint8 (count, *shape)."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)})
 
 
 class PartialArrays:
@@ -75,10 +81,8 @@ class PartialArrays:
         if not self.written():
             self.clear()
             return
-        print(
-            f"resuming: {self.written():,} of {sum(self.counts):,} images were prepared before (DDPM_FRESH=1 discards them)",
-            flush=True,
-        )
+        done = f"{self.written():,} of {sum(self.counts):,}"
+        print(f"resuming: {done} images were prepared before (DDPM_FRESH=1 discards them)", flush=True)
 
     def _fits(self) -> bool:
         try:
@@ -96,9 +100,8 @@ class PartialArrays:
             return
         self.shape = shape
         for path, count in zip(self.paths, self.counts, strict=True):
-            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
             with writing(path), open(path, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
+                write_header(file, count, shape)
                 file.truncate(file.tell() + count * int(np.prod(shape)))
         with writing(self.folder / DONE):
             # In full: writing to a memory map on a full disk kills the process.

@@ -6,7 +6,9 @@ from pydantic import Field
 
 from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.datasets.image_io import RESIZE_MODES
-from ddpm.datasets.registry import CHANNELS
+
+# prepare_data.channels: the channels that an image has, or gray or RGB for all images.
+CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
 
 
 class PrepareData(Section):

@@ -54,9 +54,8 @@ def make_weight(name: str, gamma: float | None = None) -> Weight:
     if gamma is None:
         return weight
     if "gamma" not in inspect.signature(weight).parameters:
-        raise InputError(
-            f"{gamma} has no meaning for loss_weight {name!r}; set it to 'auto'", key="train.loss_gamma", where="params.yaml"
-        )
+        message = f"{gamma} has no meaning for loss_weight {name!r}; set it to 'auto'"
+        raise InputError(message, key="train.loss_gamma", where="params.yaml")
     return partial(weight, gamma=gamma)
 
 
@@ -65,12 +64,8 @@ def check_weight(name: str, schedule: NoiseSchedule) -> None:
     last = torch.tensor(schedule[schedule.steps].snr, dtype=torch.float64)
     if LOSS_WEIGHTS[name](last) == 0:
         valid = ", ".join(other for other, weight in LOSS_WEIGHTS.items() if weight(last) > 0)
-        raise InputError(
-            f"{name!r} is 0 at the last level of diffusion.zero_terminal_snr, so the network would not learn the noise that "
-            f"sampling starts from; use one of {valid}",
-            key="train.loss_weight",
-            where="params.yaml",
-        )
+        message = f"{name!r} is 0 at the last level of diffusion.zero_terminal_snr, where sampling starts; use one of {valid}"
+        raise InputError(message, key="train.loss_weight", where="params.yaml")
 
 
 def output_weight(weight: Weight, prediction: str, level: Level) -> Tensor:

@@ -79,9 +79,5 @@ def to_prediction(name: str, output: Tensor, x_t: Tensor, level: Level) -> Predi
 def check_prediction(name: str, schedule: NoiseSchedule) -> None:
     """Raises InputError if det is 0 at the last level: without signal, eps is x_T itself and does not determine x0."""
     if determinant(name, schedule[schedule.steps]) == 0:
-        raise InputError(
-            f"{name!r} is impossible with diffusion.zero_terminal_snr, since x_t is pure noise at the last level and does not "
-            "determine x0; use v, x0 or flow",
-            key="prediction",
-            where="params.yaml",
-        )
+        message = f"{name!r} does not determine x0 at the last level of diffusion.zero_terminal_snr; use v, x0 or flow"
+        raise InputError(message, key="prediction", where="params.yaml")

@@ -71,9 +71,8 @@ class NoiseSchedule:
         alpha_bar = alpha_bar.to(torch.float64)
         padded = torch.cat([alpha_bar.new_ones(1), alpha_bar])
         if not bool((padded.diff() < 0).all() and padded[-1] >= 0):
-            raise InputError(
-                "alpha_bar must decrease strictly inside (0, 1), by more than the precision of float64", key="schedule"
-            )
+            message = "alpha_bar must decrease strictly inside (0, 1), by more than the precision of float64"
+            raise InputError(message, key="schedule")
         if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR and not allow_nonzero_terminal_snr:
             raise InputError(
                 f"alpha_bar is {alpha_bar[-1]:.3g} at the last of {len(alpha_bar)} steps (allowed: {MAX_FINAL_ALPHA_BAR}), "
@@ -137,21 +136,6 @@ def _from_curve(steps: int, curve: Callable[[Tensor], Tensor], max_beta: float) 
     return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=max_beta), 0)
 
 
-def linear(steps: int) -> Tensor:
-    """Returns alpha_bar of betas that increase linearly from 1e-4 to 0.02 (Ho et al. 2020, sec. 4)."""
-    return _from_betas(steps, 1e-4, 0.02, power=1)
-
-
-def scaled_linear(steps: int) -> Tensor:
-    """Returns alpha_bar of betas whose square roots increase linearly, from 8.5e-4 to 0.012 (Rombach et al. 2022's code)."""
-    return _from_betas(steps, 8.5e-4, 0.012, power=2)
-
-
-def quadratic(steps: int) -> Tensor:
-    """Returns alpha_bar of betas whose square roots increase linearly, from 1e-4 to 0.02 (`quad` of Ho et al. 2020's code)."""
-    return _from_betas(steps, 1e-4, 0.02, power=2)
-
-
 def cosine(steps: int, s: float = 0.008, max_beta: float = MAX_BETA) -> Tensor:
     """Returns alpha_bar ~ cos^2((t / T + s) / (1 + s) pi / 2) (Nichol & Dhariwal 2021, eq. 17)."""
     return _from_curve(steps, lambda u: torch.cos((u + s) / (1 + s) * math.pi / 2).square(), max_beta)
@@ -181,9 +165,9 @@ def rescale_to_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
-    "linear": linear,
-    "scaled_linear": scaled_linear,
-    "quadratic": quadratic,
+    "linear": lambda steps: _from_betas(steps, 1e-4, 0.02, power=1),  # Ho et al. 2020, sec. 4
+    "scaled_linear": lambda steps: _from_betas(steps, 8.5e-4, 0.012, power=2),  # Rombach et al. 2022's code
+    "quadratic": lambda steps: _from_betas(steps, 1e-4, 0.02, power=2),  # `quad` of Ho et al. 2020's code
     "cosine": cosine,
     "sigmoid": sigmoid,
     "edm": edm,

@@ -1,6 +1,5 @@
 """Samplers of the noise levels of a training batch."""
 
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -90,10 +89,6 @@ class LossAwareTimesteps(Uniform):
         self.count, self.square = (state[name].to(self.device) for name in ("count", "square"))
 
 
-TIMESTEP_SAMPLERS: dict[str, Callable[[int, torch.device], Uniform]] = {
-    "uniform": Uniform,
-    "stratified": Stratified,
-    "importance": LossAwareTimesteps,
-}
+TIMESTEP_SAMPLERS: dict[str, type[Uniform]] = {"uniform": Uniform, "stratified": Stratified, "importance": LossAwareTimesteps}
 
 TimestepSamplerName = Annotated[str, OneOf(TIMESTEP_SAMPLERS)]

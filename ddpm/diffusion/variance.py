@@ -30,11 +30,7 @@ def learned(t: Level, s: Level, variance_interp: Tensor | None = None) -> float 
     return 0.0 if s.sigma == 0 else small(t, s) ** (1 - variance_interp) * large(t, s) ** variance_interp
 
 
-VARIANCES: dict[str, Callable[[Level, Level, Tensor | None], float | Tensor]] = {
-    "small": small,
-    "large": large,
-    "learned": learned,
-}
+VARIANCES: dict[str, Callable[..., float | Tensor]] = {"small": small, "large": large, "learned": learned}
 
 VarianceName = Annotated[str, OneOf(VARIANCES)]
 

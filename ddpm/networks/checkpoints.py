@@ -86,24 +86,19 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
     Raises InputError for a missing or damaged file, for weights that do not fit the config, and for an EMA that the snapshots
     cannot give.
     """
-    config = read_json(folder / CONFIG, "train")
+    path = folder / CONFIG
+    config = read_json(path, "train")
     if config.get("format") != FORMAT:
-        raise InputError(
-            f"format {config.get('format')} is not {FORMAT}; make it again with `dvc repro train`", key=folder / CONFIG
-        )
+        raise InputError(f"format {config.get('format')} is not {FORMAT}; make it again with `dvc repro train`", key=path)
     try:
         valid = make(_Config, **config)
         options = {"compat": valid.compat} if valid.compat else {}
         network = make_network(valid.model, valid.diffusion, tuple(valid.data.shape), valid.data.class_names, **options)
     except InputError as error:
         reason = str(error).split(";")[0]  # without the advice, which is about params.yaml
-        raise InputError(
-            f"invalid model config ({reason}); make it again with `dvc repro -f train`", key=folder / CONFIG
-        ) from None
+        raise InputError(f"invalid model config ({reason}); make it again with `dvc repro -f train`", key=path) from None
     if network.takes_text and config.get("words") != network.condition.vocabulary.words:
-        raise InputError(
-            "vocabulary differs from that of the caption templates; retrain with `dvc repro train`", key=folder / CONFIG
-        )
+        raise InputError("vocabulary differs from that of the caption templates; retrain with `dvc repro train`", key=path)
     if isinstance(checkpoint, str):
         load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
     else:

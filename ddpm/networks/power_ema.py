@@ -56,7 +56,7 @@ def coefficients(steps: list[int], sigma_rels: list[float], step: int, sigma_rel
     """Returns the weights of stored EMAs i = (steps[i], sigma_rels[i]) in the EMA (step, sigma_rel), (N,), and the residual.
 
     They minimize the L2 distance of the profiles (EDM2, app. C) under the condition that they sum to 1, so that parameters which
-    no longer change are reproduced exactly. The residual is this distance divided by the norm of the wanted profile: the relative
+    no longer change are reproduced exactly. The residual is this distance divided by the norm of the target profile: the relative
     error if theta is independent noise at each step.
 
     Raises InputError for a value that `gamma_from_sigma_rel` refuses.

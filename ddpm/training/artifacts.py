@@ -53,7 +53,10 @@ class TrainingArtifacts:
         save_weights(MODEL_DIR / CHECKPOINTS["best"], trainer.best)
         self._prune()
         self.saved.publish(SNAPSHOTS, MODEL_DIR / SNAPSHOTS)
-        self._draw()
+        # Late imports, here and below: no stage reads these pictures, so `train` does not depend on the code that draws them.
+        from ddpm.plots.figures import training_curves
+
+        training_curves(REPORT / "training.png", trainer.history, trainer.speed)
         self.log.close(parameters=self.parameters, best_validation_loss=trainer.best_loss)
         print(f"time: {trainer.phases.summary()}", flush=True)
         self.saved.discard()
@@ -64,7 +67,6 @@ class TrainingArtifacts:
         write_text(SPEED, "".join(f"{','.join(line)}\n" for line in lines))
 
     def _preview(self, trainer: Trainer) -> None:
-        # A late import: no stage reads the previews, so `train` does not depend on the code that draws them.
         from ddpm.plots.image_grid import plain_grid
         from ddpm.sampling.generate import generate_preview
         from ddpm.sampling.model import from_config
@@ -88,12 +90,6 @@ class TrainingArtifacts:
         kept = kept_snapshots(settings.snapshot_steps(self.trainer.step), settings.snapshots)
         for step in set(list_snapshots(self.saved.folder)) - set(kept):
             snapshot_file(self.saved.folder, step).unlink()
-
-    def _draw(self) -> None:
-        """Writes the training curves, reports/train/training.png; a late import, as for the previews."""
-        from ddpm.plots.figures import training_curves
-
-        training_curves(REPORT / "training.png", self.trainer.history, self.trainer.speed)
 
 
 def kept_snapshots(due: list[int], count: int) -> list[int]:

@@ -84,16 +84,12 @@ class ResumeState:
         except Exception as error:  # a damaged archive can raise anything
             aside = self.folder.with_suffix(".damaged")  # outside of the folder, which the end of the training removes
             os.replace(self.path, aside)
-            print(
-                f"warning: {self.path}: not usable ({first_line(error)}); kept as {aside.name}, starting afresh", file=sys.stderr
-            )
+            reason = f"not usable ({first_line(error)})"
+            print(f"warning: {self.path}: {reason}; kept as {aside.name}, starting afresh", file=sys.stderr)
             return None
-        differing = [f"{key} {state[key]} -> {value}" for key, value in self.environment.items() if state[key] != value]
-        if differing:
-            print(
-                f"warning: resumes with another {', '.join(differing)}; not bit-equal to an uninterrupted training",
-                file=sys.stderr,
-            )
+        if differing := [f"{key} {state[key]} -> {value}" for key, value in self.environment.items() if state[key] != value]:
+            changes = ", ".join(differing)
+            print(f"warning: resumes with another {changes}; not bit-equal to an uninterrupted training", file=sys.stderr)
         return state
 
     def save(self, state: dict) -> None:

@@ -63,9 +63,7 @@ class Train(Section):
     def check_share(self, processes: int) -> None:
         """Raises InputError if a batch has fewer images than there are processes times parts."""
         if self.batch_size < processes * self.gradient_accumulation:
-            raise InputError(
-                f"{self.batch_size} images cannot be divided among {processes} processes with {self.gradient_accumulation} parts "
-                "each; raise it, or lower train.gradient_accumulation or runtime.processes",
-                key="train.batch_size",
-                where="params.yaml",
-            )
+            parts = f"{processes} processes with {self.gradient_accumulation} parts each"
+            advice = "raise it, or lower train.gradient_accumulation or runtime.processes"
+            message = f"{self.batch_size} images cannot be divided among {parts}; {advice}"
+            raise InputError(message, key="train.batch_size", where="params.yaml")
