@@ -216,8 +216,8 @@ def test_unreadable_pictures_are_named_at_the_end(raw, tmp_path, decoded):
     assert sorted(lines) == [f"{path}: {reason}" for path in bad]
     first = ", ".join(f"{line.split(': ')[0]} ({reason})" for line in lines[:5])
     assert message == (
-        f"8 of 16 images cannot be read: {first}, and 3 others, all named in {listed}; prepare_data.skip_bad: true leaves them "
-        "out; or repair or remove them"
+        f"8 of 16 images cannot be read: {first}, and 3 others, all named in {listed}; repair or remove what cannot be read, or "
+        "leave it out by prepare_data.skip_bad: true"
     )
     assert not (tmp_path / "data" / "prepared" / "meta.json").exists()
 
