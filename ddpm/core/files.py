@@ -48,6 +48,10 @@ class InputError(Exception):
         self.message, self.key, self.where = message, os.fspath(key), os.fspath(where)
         super().__init__(": ".join(part for part in (self.where, self.key, message) if part))
 
+    def within(self, where: str | os.PathLike, prefix: str = "") -> "InputError":
+        """Returns the same error for a setting of the file `where`; `prefix` is put before the key."""
+        return InputError(self.message, key=f"{prefix}{self.key}", where=where)
+
 
 def first_line(error: Exception) -> str:
     """Returns the first line of an exception's text, or the name of its type if it has none."""

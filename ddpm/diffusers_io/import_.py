@@ -141,7 +141,7 @@ def _within(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except InputError as error:
-        raise InputError(error.message, key=error.key, where=path) from None
+        raise error.within(path) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
