@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ddpm.core.files import InputError
@@ -56,7 +55,8 @@ def read_experiments(text: str, params: Sequence[str]) -> Experiments:
     committed = shown["typ"] == "baseline"
     names = shown["Experiment"].where(~committed, shown["rev"])
     shown.index = names.where(~names.duplicated(keep=False), names + " (" + shown["rev"] + ")")
-    scores = pd.DataFrame({key: _numbers(shown, key) for key in SCORES}, index=shown.index)
+    texts = {key: _column(shown, str(METRICS_FILE), key) for key in SCORES}
+    scores = pd.DataFrame({key: pd.to_numeric(text, errors="coerce") for key, text in texts.items()}, index=shown.index)
     left_out = dict(_left_out(shown, scores))
     settings = {key: _column(shown, PARAMS_FILE, key) for key in params if key.split(".")[0] not in IDLE and key != SEED}
     about = pd.DataFrame(
@@ -95,10 +95,6 @@ def _column(shown: pd.DataFrame, path: str, key: str) -> pd.Series:
     return pd.Series("", index=shown.index)
 
 
-def _numbers(shown: pd.DataFrame, key: str) -> pd.Series:
-    return pd.to_numeric(_column(shown, str(METRICS_FILE), key), errors="coerce")
-
-
 def _left_out(shown: pd.DataFrame, scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """Names of experiments without scores to compare, and why."""
     states = shown["State"] if "State" in shown else pd.Series("", index=shown.index)
@@ -121,10 +117,10 @@ def _without_repeats(experiments: Experiments) -> Experiments:
     names = [name for name in experiments.differing() if name != CODE]
     columns = [experiments.settings[names], experiments.about[["seed", "data"]], experiments.scores["n"]]
     keys = pd.concat(columns, axis=1).apply(tuple, axis=1)
-    left_out, kept = dict(experiments.left_out), {}
+    left_out, kept, scores = dict(experiments.left_out), {}, experiments.scores[QUALITY]
     for name, key in keys.items():
         others = kept.setdefault(key, [])
-        same = [other for other in others if _equal(experiments.scores[QUALITY], name, other)]
+        same = [other for other in others if scores.loc[name].equals(scores.loc[other])]
         rerun = [other for other in others if experiments.settings.loc[name, CODE] == experiments.settings.loc[other, CODE]]
         if same:
             left_out[name] = f"the same as {same[0]}"
@@ -133,10 +129,6 @@ def _without_repeats(experiments: Experiments) -> Experiments:
         else:
             others.append(name)
     return experiments.take(~experiments.about.index.isin(list(left_out)))._replace(left_out=left_out)
-
-
-def _equal(frame: pd.DataFrame, a: str, b: str) -> bool:
-    return np.array_equal(frame.loc[a], frame.loc[b], equal_nan=True)
 
 
 def report(revs: Sequence[str], num: int | None, all_commits: bool, out: Path) -> str:

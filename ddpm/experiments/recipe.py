@@ -71,10 +71,8 @@ def recipe_names() -> list[str]:
 
 def read_recipe(name: str) -> Recipe:
     """Reads a recipe by its name, or by the path of a file (.yaml, .yml). Raises InputError for an unknown or invalid one."""
-    if name.endswith((SUFFIX, ".yml")):
-        path = Path(name)
-    else:
-        path = lookup({known: FOLDER / f"{known}{SUFFIX}" for known in recipe_names()}, name, "recipe")
+    is_file = name.endswith((SUFFIX, ".yml"))
+    path = Path(name) if is_file else lookup({path.stem: path for path in sorted(FOLDER.glob(f"*{SUFFIX}"))}, name, "recipe")
     content = read_yaml(path)
     try:
         return Recipe(path.stem, path, make(RecipeFile, **content))
@@ -118,13 +116,15 @@ def _with_numbers(value: Any) -> Any:
     """Parses numbers such as 1e-4, which are text to PyYAML."""
     if isinstance(value, list):
         return [_with_numbers(element) for element in value]
-    if isinstance(value, str) and any(sign.isdigit() for sign in value):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return number if math.isfinite(number) else value
-    return value
+    number = _number(value) if isinstance(value, str) and any(sign.isdigit() for sign in value) else None
+    return value if number is None or not math.isfinite(number) else number
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def merged(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -180,17 +180,9 @@ def _word(value: Any, key: str) -> str:
         return repr(value)
     if isinstance(value, list):
         return f"[{','.join(_word(element, key) for element in value)}]"
-    if isinstance(value, str) and value and PLAIN.issuperset(value) and value.lower() not in NO_TEXT and _is_text(value):
+    if isinstance(value, str) and value and PLAIN.issuperset(value) and value.lower() not in NO_TEXT and _number(value) is None:
         return value
     raise InputError(f"{value!r} cannot be passed to DVC without quotes; use only letters, digits and _ / - + . % @", key=key)
-
-
-def _is_text(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return True
-    return False
 
 
 def options(overrides: Mapping[str, Any]) -> list[str]:

@@ -78,12 +78,9 @@ def has_git() -> bool:
 
 def check_clean() -> str:
     """Returns the commit that is checked out. Raises InputError if files differ from it: a record must be reproducible."""
-    changed = []
-    for line in git("status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines():
-        path = line[3:].strip('"')
-        if not path.startswith(CODE if line.startswith("??") else "") or path.startswith(WRITTEN):
-            continue
-        changed.append(path)
+    lines = git("status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines()
+    paths = [(line[3:].strip('"'), line.startswith("??")) for line in lines]
+    changed = [path for path, new in paths if path.startswith(CODE if new else "") and not path.startswith(WRITTEN)]
     if changed:
         named = ", ".join(changed[:MAX_NAMED]) + (f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else "")
         verb = "are" if len(changed) > 1 else "is"
