@@ -18,7 +18,6 @@ from ddpm.sampling.progress import final_images
 BATCH = 100
 MAX_PSNR = 100.0  # dB, as in `evaluate`
 MASK = "right"
-REPLACEMENT, REPAINT, MASK_NETWORK = "replacement", "RePaint", "mask_network"
 
 
 def inpaint_methods(model: DiffusionModel, jump_n_sample: int) -> dict[str, tuple[int, bool]]:
@@ -26,8 +25,8 @@ def inpaint_methods(model: DiffusionModel, jump_n_sample: int) -> dict[str, tupl
 
     All replace the known pixels at every level, the first one without anything else (the imputation of Song et al. 2021).
     """
-    methods = {REPLACEMENT: (1, False), REPAINT: (jump_n_sample, False)}
-    return methods | ({MASK_NETWORK: (1, True)} if model.network.takes_mask else {})
+    methods = {"replacement": (1, False), "RePaint": (jump_n_sample, False)}
+    return methods | ({"mask_network": (1, True)} if model.network.takes_mask else {})
 
 
 def score_inpainting(

@@ -1,6 +1,6 @@
 """The Evaluator: all scores of a set of samples, in the layout of metrics.json."""
 
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -95,7 +95,8 @@ class Evaluator:
         """samples: the smallest number of samples that will be scored at once. Raises InputError for fewer than 2."""
         self.data, self.classifier, self.seed, self.device = data, classifier, seed, device
         self.sizes = set_sizes(samples, len(data.test.images))
-        self._spaces: dict[str, Space | None] = {}
+        # The feature space of an extractor in EXTRACTORS, by its name; None if its weights file is missing.
+        self.space = cache(self._load)
         # Loaded at once, so that damaged weights are refused before anything is sampled.
         self.real_predicted_class = self.space(CLASSIFIER).metrics.test.probabilities.argmax(1)
 
@@ -111,12 +112,6 @@ class Evaluator:
     @cached_property
     def diversity(self) -> Diversity:
         return Diversity(self.classifier, self.data.test.images, self.sizes.n, self.seed, self.device)
-
-    def space(self, name: str) -> Space | None:
-        """Returns the feature space of an extractor in EXTRACTORS, or None if its weights file is missing."""
-        if name not in self._spaces:
-            self._spaces[name] = self._load(name)
-        return self._spaces[name]
 
     def evaluate(self, samples: np.ndarray, requested_class: np.ndarray | None, name: str, level: str = "full") -> Evaluation:
         """Scores samples uint8 (N, H, W, C).
@@ -168,8 +163,8 @@ class Evaluator:
 
     def _load(self, name: str) -> Space | None:
         extractor = EXTRACTORS[name]
-        weights = None if extractor.weights is None else find_weights(extractor.weights)
-        if extractor.weights is not None and weights is None:
+        weights = extractor.weights and find_weights(extractor.weights)
+        if extractor.weights and not weights:
             return None
         extract = extractor.load(self.device, weights, self.classifier)
         train, test = (

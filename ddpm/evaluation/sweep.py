@@ -111,13 +111,8 @@ def _score_plan(
     """
     samples = generate_set(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
     scores = evaluator.evaluate(samples.arrays["arr_0"], samples.arrays.get("arr_1"), "sweep", level="fid").scores
-    return {
-        "nfe": plan.nfe,
-        "fid": scores[CLASSIFIER]["fid"],
-        "fid_sd": scores[CLASSIFIER].get("fid_sd", np.nan),
-        "accuracy": scores.get("accuracy", np.nan),
-        "seconds": samples.cost["seconds"],
-    }
+    row = {"nfe": plan.nfe, "fid": scores[CLASSIFIER]["fid"], "fid_sd": scores[CLASSIFIER].get("fid_sd", np.nan)}
+    return row | {"accuracy": scores.get("accuracy", np.nan), "seconds": samples.cost["seconds"]}
 
 
 def _note(steps: list[int], widths: list[float], left_out: list[float]) -> str:

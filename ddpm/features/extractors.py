@@ -15,7 +15,7 @@ from ddpm.core.files import InputError, first_line
 from ddpm.core.progress import Progress
 from ddpm.data.images import to_tensor
 from ddpm.features.classifier import Classifier, predict
-from ddpm.features.pretrained import ALEXNET, INCEPTION, PretrainedSettings, WeightsFile, check_required, download, find_weights
+from ddpm.features.pretrained import ALEXNET, INCEPTION, PretrainedSettings, WeightsFile, download, find_weights, weights_folder
 
 INCEPTION_BATCH = 50
 INCEPTION_LAYERS = ["2048", "logits_unbiased"]
@@ -85,8 +85,13 @@ def get_weights(settings: PretrainedSettings) -> None:
         for file in (*(extractor.weights for extractor in EXTRACTORS.values()), ALEXNET):
             if file and find_weights(file) is None:
                 download(file)
-    if settings.require_inception:
-        check_required(EXTRACTORS["inception"].weights)
+    inception = EXTRACTORS["inception"].weights
+    if settings.require_inception and find_weights(inception) is None:
+        raise InputError(
+            f"is true, but {inception.name} is not in {weights_folder()}; put it there, or set DDPM_WEIGHTS_ROOT to its folder, "
+            "evaluate.download_weights to true, or evaluate.require_inception to false",
+            key="evaluate.require_inception", where="params.yaml",
+        )  # fmt: skip
 
 
 def load_lpips_alex(path: Path, device: torch.device) -> torch.nn.Module:

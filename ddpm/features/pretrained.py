@@ -66,17 +66,6 @@ def find_weights(file: WeightsFile) -> Path | None:
     return path
 
 
-def check_required(file: WeightsFile) -> None:
-    """Raises InputError, with the file's name and folder, if it is missing; for evaluate.require_inception."""
-    if find_weights(file) is None:
-        raise InputError(
-            f"is true, but {file.name} is not in {weights_folder()}; put it there, or set DDPM_WEIGHTS_ROOT to its folder, "
-            "evaluate.download_weights to true, or evaluate.require_inception to false",
-            key="evaluate.require_inception",
-            where="params.yaml",
-        )
-
-
 def download(file: WeightsFile) -> None:
     """Downloads a weights file, and prints a warning if it cannot."""
     path = weights_folder() / file.name

@@ -74,16 +74,11 @@ def draw_schedules(schedules: dict[str, NoiseSchedule], chosen: str, image: np.n
 
 def draw_scores(scores: dict, cost: dict) -> None:
     """Draws FID, accuracy and cost of the samplers, and precision, recall, density and coverage next to real images."""
-    rows = [
-        {
-            "sampler": scores[name]["sampler"],
-            "fid": scores[name]["classifier"]["fid"],
-            "fid_sd": scores[name]["classifier"].get("fid_sd"),
-            "accuracy": scores[name].get("accuracy"),
-            "nfe": cost[name]["nfe"],
-        }
-        for name in SAMPLES
-    ]
+    rows = []
+    for name in SAMPLES:
+        space = scores[name]["classifier"]
+        rows.append({"sampler": scores[name]["sampler"], "fid": space["fid"], "fid_sd": space.get("fid_sd")})
+        rows[-1] |= {"accuracy": scores[name].get("accuracy"), "nfe": cost[name]["nfe"]}
     figures.comparison(FIGURES / "comparison.png", rows, scores["ddpm"]["classifier"]["fid_floor"], scores["n"])
     spaces = {scores[name]["sampler"]: scores[name]["classifier"] for name in SAMPLES}
     spaces[sample_figures.REAL] = scores["real"]["classifier"]

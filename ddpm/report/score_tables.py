@@ -1,11 +1,7 @@
 """Formats the scores of samples and of real test images for the tables of the page.
 
-A metric is described by a dictionary of samples/judged/metrics.json, so that a new metric needs no code here:
-key: path of its value below the scores of a set of samples or of a feature extractor.
-title, meaning: its name, and one line on what it measures.
-better: "lower", "higher", or the number that is best.
-floor: path of the value of real test images, "real" for the section `real` of the scores, or "".
-share: whether it is a share of images, which is printed in percent.
+A metric is described by a dictionary of samples/judged/metrics.json, so that a new metric needs no code here. Its keys are those
+that ddpm/evaluation/results.py documents: key, title, meaning, better, floor and share.
 """
 
 from typing import Any

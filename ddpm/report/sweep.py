@@ -41,19 +41,11 @@ def write_sweep(rows: list[dict], widths: list[dict], note: str, floor: float, n
     spread = frame.fid_sd.notna().all()
     page = render(
         Path(__file__).with_name("sweep.md.j2"),
-        dataset=dataset,
-        n=n,
-        floor=floor,
-        has_spread=spread,
-        budgets=sorted(frame.budget.unique().tolist()),
+        dataset=dataset, n=n, floor=floor, has_spread=spread, budgets=sorted(frame.budget.unique().tolist()),
         fids=_table_rows(frame, lambda row: fixed(row.fid, row.fid_sd if spread else None)),
         seconds=_table_rows(frame, lambda row: number(row.seconds)),
-        base={"name": BASE, "budget": BASE_BUDGET},
-        rival=RIVAL,
-        widths=facts,
-        note=note,
-        **curve_facts(frame),
-    )
+        base={"name": BASE, "budget": BASE_BUDGET}, rival=RIVAL, widths=facts, note=note, **curve_facts(frame),
+    )  # fmt: skip
     write_text(FOLDER / "index.md", page)
 
 
