@@ -3,45 +3,32 @@
 from pathlib import Path
 
 from ddpm.cli import options
-from ddpm.cli.options import (
-    CONTENT,
-    OUTPUT,
-    Columns,
-    Labels,
-    MachineOptions,
-    PlanOptions,
-    Seed,
-    Texts,
-    Tile,
-    option,
-    with_option_groups,
-)
 from ddpm.core.files import InputError
 
 MAX_STILL_FRAMES = 10  # more frames in a row would be too small to recognize
 
 
-@with_option_groups
+@options.with_option_groups
 def animate(
-    what: option(
-        str, CONTENT, "NAME",
+    what: options.option(
+        str, options.CONTENT, "NAME",
         "denoising: the noisy images above the predicted ones; grid: the noisy images of a large grid; training: samples of the "
         "snapshots of the training, in order.",
     ) = "denoising",
     number: options.number(100, "Number of images.", int | None, show_default="8 for denoising, else 50") = None,
-    label: Labels = None,
-    text: Texts = None,
-    seed: Seed = 0,
+    label: options.Labels = None,
+    text: options.Texts = None,
+    seed: options.Seed = 0,
     out: options.out("A .gif or an .mp4; a .png shows frames in a row.", Path | None, show_default="out/WHAT.gif") = None,
-    frames: option(int, OUTPUT, "NUMBER", "Largest number of frames.", min=1, max=1000) = 48,
+    frames: options.option(int, options.OUTPUT, "NUMBER", "Largest number of frames.", min=1, max=1000) = 48,
     fps: options.fps("Frames per second.") = 12.0,
-    hold: option(float, OUTPUT, "SECONDS", "Duration of the last frame.", min=0, max=60) = 2.0,
-    columns: Columns = None,
-    tile: Tile = 48,
+    hold: options.option(float, options.OUTPUT, "SECONDS", "Duration of the last frame.", min=0, max=60) = 2.0,
+    columns: options.Columns = None,
+    tile: options.Tile = 48,
     upscaling: options.Upscaling = "nearest",
     *,
-    plan: PlanOptions,
-    machine: MachineOptions,
+    plan: options.PlanOptions,
+    machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Make a film of the denoising of images, or of the training of the model."""
     from ddpm.cli import animations, output

@@ -7,48 +7,34 @@ from typing import Annotated
 import typer
 
 from ddpm.cli import options
-from ddpm.cli.options import (
-    CONTENT,
-    IMAGE_HELP,
-    SAMPLING,
-    Columns,
-    Image,
-    Label,
-    MachineOptions,
-    PlanOptions,
-    Seed,
-    Text,
-    Tile,
-    option,
-    with_option_groups,
-)
 from ddpm.core.files import InputError
 
 RECONSTRUCTED_IMAGES = 8  # test images that `reconstruct` uses without arguments
 
 
-@with_option_groups
+@options.with_option_groups
 def interpolate(
-    a: Annotated[str, typer.Argument(metavar="[A]", help=IMAGE_HELP)] = "seed:2",
+    a: Annotated[str, typer.Argument(metavar="[A]", help=options.IMAGE_HELP)] = "seed:2",
     b: Annotated[str, typer.Argument(metavar="[B]", help="The other image, in the same notation.")] = "seed:7",
     number: options.number(
         1000, "Number of images, including both ends.", int | None, least=2, show_default="12, in a film 48"
     ) = None,
-    label: option(
-        list[str] | None, CONTENT, "CLASS", "Class of both images (conditioning). Give it twice for A and B.",
+    label: options.option(
+        list[str] | None, options.CONTENT, "CLASS", "Class of both images (conditioning). Give it twice for A and B.",
         show_default="the images' own",
     ) = None,
-    text: option(
-        list[str] | None, CONTENT, "TEXT", "Caption of both images, for text-conditional models. Give it twice for A and B."
+    text: options.option(
+        list[str] | None, options.CONTENT, "TEXT",
+        "Caption of both images, for text-conditional models. Give it twice for A and B.",
     ) = None,
     out: options.out("A .png shows the images in rows; a .gif or an .mp4 runs forward and back.") = Path("out/interpolate.png"),
     fps: options.fps("Frames per second of a film.") = 16.0,
-    columns: Columns = None,
-    tile: Tile = 64,
+    columns: options.Columns = None,
+    tile: options.Tile = 64,
     upscaling: options.Upscaling = "nearest",
     *,
-    plan: PlanOptions,
-    machine: MachineOptions,
+    plan: options.PlanOptions,
+    machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Interpolate between two images in the latent space of the model."""
     from ddpm.cli import output
@@ -83,32 +69,32 @@ def interpolate(
     print(f"wrote {out}: {number:,} images from {names} by {made.label}, {clock}")
 
 
-@with_option_groups
+@options.with_option_groups
 def inpaint(
-    image: Image = "test:0",
-    mask: option(
-        str, CONTENT, "NAME|FILE",
+    image: options.Image = "test:0",
+    mask: options.option(
+        str, options.CONTENT, "NAME|FILE",
         "Region to fill: left, right, top, bottom, middle, border or all, or an image file that is white there.",
     ) = "middle",
     number: options.number(100, "Number of fills.") = 8,
-    label: Label = None,
-    text: Text = None,
-    seed: Seed = 0,
-    jump: option(
-        int | None, SAMPLING, "STEPS", "RePaint's jump length: steps that are re-noised and denoised again.", min=1, max=1000,
-        show_default="10, or fewer if the grid is short",
+    label: options.Label = None,
+    text: options.Text = None,
+    seed: options.Seed = 0,
+    jump: options.option(
+        int | None, options.SAMPLING, "STEPS", "RePaint's jump length: steps that are re-noised and denoised again.",
+        min=1, max=1000, show_default="10, or fewer if the grid is short",
     ) = None,
-    resamples: option(
-        int | None, SAMPLING, "NUMBER",
+    resamples: options.option(
+        int | None, options.SAMPLING, "NUMBER",
         "RePaint's number of resamplings: how often each step is denoised. The cost grows with it.",
         min=1, max=100, show_default="10, or 1 for a model trained with masks",
     ) = None,
     out: options.out("A .png: the image, its known pixels, and the fills.") = Path("out/inpaint.png"),
-    columns: Columns = None,
-    tile: Tile = 64,
+    columns: options.Columns = None,
+    tile: options.Tile = 64,
     *,
-    plan: PlanOptions,
-    machine: MachineOptions,
+    plan: options.PlanOptions,
+    machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Fill a region of an image in several ways and keep the other pixels."""
     from ddpm.cli import output
@@ -138,28 +124,28 @@ def inpaint(
     )
 
 
-@with_option_groups
+@options.with_option_groups
 def edit(
-    image: Image = "test:0",
-    strength: option(
-        list[float] | None, CONTENT, "NUMBER",
+    image: options.Image = "test:0",
+    strength: options.option(
+        list[float] | None, options.CONTENT, "NUMBER",
         "Distance from the image: 0 is the image itself, 1 an unrelated one. Repeat it for several.",
         min=0, max=1, show_default="0.2, 0.4, 0.6, 0.8",
     ) = None,
     number: options.number(100, "Number of variants of each strength.") = 8,
-    method: option(
-        str, CONTENT, "NAME",
+    method: options.option(
+        str, options.CONTENT, "NAME",
         "sdedit adds noise to the image and denoises it, which keeps the outline; latent mixes noise into the image's latent.",
     ) = "sdedit",
-    label: Label = None,
-    text: Text = None,
-    seed: Seed = 0,
+    label: options.Label = None,
+    text: options.Text = None,
+    seed: options.Seed = 0,
     out: options.out("A .png with rows for each strength.") = Path("out/edit.png"),
-    columns: Columns = None,
-    tile: Tile = 64,
+    columns: options.Columns = None,
+    tile: options.Tile = 64,
     *,
-    plan: PlanOptions,
-    machine: MachineOptions,
+    plan: options.PlanOptions,
+    machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Generate variants of an image, also of another class or text."""
     from ddpm.cli import output
@@ -186,23 +172,23 @@ def edit(
     print(f"wrote {out}: {short(named.title)}, {number:,} variants of each strength by {made.label}, {clock}")
 
 
-@with_option_groups
+@options.with_option_groups
 def reconstruct(
     image: Annotated[
-        list[str] | None, typer.Argument(metavar="[IMAGE]...", help=IMAGE_HELP, show_default="test:0 to test:7")
+        list[str] | None, typer.Argument(metavar="[IMAGE]...", help=options.IMAGE_HELP, show_default="test:0 to test:7")
     ] = None,
-    steps: option(
-        list[int] | None, CONTENT, "NUMBER",
+    steps: options.option(
+        list[int] | None, options.CONTENT, "NUMBER",
         "Number of DDIM steps in each direction: more of them reconstruct more exactly. Repeat it for several.",
         min=1, max=options.MAX_STEPS, show_default="10, 20, 50, 100",
     ) = None,
     spacing: options.Spacing = "trailing",
-    label: Label = None,
-    text: Text = None,
+    label: options.Label = None,
+    text: options.Text = None,
     out: options.out("A .png: the images, and their reconstructions below.") = Path("out/reconstruct.png"),
-    tile: Tile = 64,
+    tile: options.Tile = 64,
     *,
-    machine: MachineOptions,
+    machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Encode images to noise by DDIM inversion, decode them, and print the PSNR in dB (higher is better)."""
     from ddpm.cli import output

@@ -6,20 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.cli import options
-from ddpm.cli.options import (
-    CONTENT,
-    OUTPUT,
-    Columns,
-    Labels,
-    MachineOptions,
-    PlanOptions,
-    Seed,
-    StyleOptions,
-    Texts,
-    Tile,
-    option,
-    with_option_groups,
-)
 from ddpm.sampling.names import SAMPLER_NAMES
 
 # The pairs of sampler and steps that `compare` uses without options, and the lists where only one of both is an option.
@@ -27,21 +13,21 @@ COMPARED = [("ddim", 10), ("ddim", 20), ("ddim", 50), ("dpmpp_2m", 10), ("ddpm",
 COMPARED_SAMPLERS, COMPARED_STEPS = ["ddim", "dpmpp_2m", "ddpm"], [10, 20, 50]
 
 
-@with_option_groups
+@options.with_option_groups
 def sample(
     number: options.number(100_000, "Number of images.") = 100,
-    label: Labels = None,
-    text: Texts = None,
-    seed: Seed = 0,
+    label: options.Labels = None,
+    text: options.Texts = None,
+    seed: options.Seed = 0,
     out: options.out("The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.") = Path(
         "out/sample.png"
     ),
-    columns: Columns = None,
-    tile: Tile = 48,
-    batch: option(int, OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=10000) = 100,
+    columns: options.Columns = None,
+    tile: options.Tile = 48,
+    batch: options.option(int, options.OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=10000) = 100,
     *,
-    plan: PlanOptions,
-    machine: MachineOptions,
+    plan: options.PlanOptions,
+    machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Generate new images with the trained model."""
     from ddpm.cli import output
@@ -62,25 +48,25 @@ def sample(
     print(f"wrote {out}: {number:,} images by {made.label}, {made.nfe:,} network evaluations each, {seconds}")
 
 
-@with_option_groups
+@options.with_option_groups
 def compare(
-    sampler: option(
-        list[str] | None, CONTENT, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}. Repeat it for several.",
+    sampler: options.option(
+        list[str] | None, options.CONTENT, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}. Repeat it for several.",
         show_default=", ".join(COMPARED_SAMPLERS),
     ) = None,
-    steps: option(
-        list[int] | None, CONTENT, "NUMBER", "Number of sampling steps of each sampler. Repeat it for several.",
+    steps: options.option(
+        list[int] | None, options.CONTENT, "NUMBER", "Number of sampling steps of each sampler. Repeat it for several.",
         min=1, max=options.MAX_STEPS, show_default="10, 20, 50",
     ) = None,
     number: options.number(50, "Number of images of each sampler and number of steps.") = 10,
-    label: Labels = None,
-    text: Texts = None,
-    seed: Seed = 0,
+    label: options.Labels = None,
+    text: options.Texts = None,
+    seed: options.Seed = 0,
     out: options.out("A .png with a row for each sampler and number of steps.") = Path("out/compare.png"),
-    tile: Tile = 48,
+    tile: options.Tile = 48,
     *,
-    style: StyleOptions,
-    machine: MachineOptions,
+    style: options.StyleOptions,
+    machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Generate the same images from the same noise by several samplers and numbers of steps."""
     from ddpm.cli import output
