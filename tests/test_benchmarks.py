@@ -10,6 +10,14 @@ from benchmarks import contestants, metrics, page, peers, steps
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """Restores the number of threads, which a benchmark sets."""
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Leaves out the library that no other test needs."""
@@ -19,12 +27,7 @@ def small(monkeypatch):
 
 
 def test_quick_benchmark_writes_its_report(small, tmp_path, capsys):
-    pytest.importorskip("diffusers")
-    threads = torch.get_num_threads()
-    try:
-        peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
+    peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
     assert capsys.readouterr().err.count("denoising-diffusion-pytorch is not installed and left out") == 1
     (path,) = tmp_path.glob("*.json")
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
@@ -86,13 +89,8 @@ def test_unknown_case_is_refused(capsys):
 
 
 def test_page_names_failures():
-    case = {
-        **peers.CASES["quick"][0]._asdict(),
-        "kind": "training",
-        "rounds": 1,
-        "failed": {"diffusers": "out of memory"},
-        "contestants": [],
-    }
+    failed = {"kind": "training", "rounds": 1, "failed": {"diffusers": "out of memory"}, "contestants": []}
+    case = {**peers.CASES["quick"][0]._asdict(), **failed}
     machine = {"cpu": "C", "cpus": 1, "threads": 1, "python": "3", "versions": {"torch": "2"}}
     top = {"flops": 1e12, "of": "a product", "dtype": "float32"}
     text = page.page({"machine": machine, "ceiling": top, "left_out": ["other"], "cases": [case]}, "p.png")
@@ -100,14 +98,9 @@ def test_page_names_failures():
     assert "other was not installed and is left out." in text
 
 
-@pytest.mark.slow
 def test_metrics_equal_torchmetrics(tmp_path):
     """With 300 images, torchmetrics' subsets for KID are the whole sets."""
-    threads = torch.get_num_threads()
-    try:
-        metrics.main(["--images", "300", "--rounds", "1", "--out", str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
+    metrics.main(["--images", "300", "--rounds", "1", "--out", str(tmp_path)])
     (path,) = tmp_path.glob("*.json")
     values = json.loads(path.read_text())["values"]
     for name, value in values["ours"].items():

@@ -299,12 +299,13 @@ class TestTrainedTextModel:
         (nothing,) = mean_pixel(trained, [""])
         assert self.DARK + 0.05 < nothing < self.BRIGHT - 0.05
 
+    def arrays(self, model, guidance, **options):
+        section = {**read_yaml(ROOT / "params.yaml")["sample_ddim"], "steps": 5, "guidance": guidance}
+        return generate_set(model, SampleDDIM(**section).plan(model), 12, 5, 0, "test", **options).arrays
+
     @pytest.mark.parametrize(("guidance", "held_out_captions"), [(1.0, False), (2.0, True)])
     def test_generated_images_match_their_captions(self, trained, guidance, held_out_captions):
-        section = {**read_yaml(ROOT / "params.yaml")["sample_ddim"], "steps": 5, "guidance": guidance}
-        arrays = generate_set(
-            trained, SampleDDIM(**section).plan(trained), 12, 5, 0, "test", held_out_captions=held_out_captions
-        ).arrays
+        arrays = self.arrays(trained, guidance, held_out_captions=held_out_captions)
         assert arrays["arr_1"].tolist() == [0, 1] * 6
         assert arrays["captions"].tolist() == trained.captions(torch.arange(12) % 2, held_out_captions)
         assert set(arrays["captions"]) <= {text for name in "01" for text in captions_of(name, held_out_captions)}
@@ -312,9 +313,7 @@ class TestTrainedTextModel:
         assert bright.tolist() == [False, True] * 6
 
     def test_unconditional_samples_have_no_captions(self, trained):
-        section = {**read_yaml(ROOT / "params.yaml")["sample_ddim"], "steps": 5, "guidance": 0.0}
-        arrays = generate_set(trained, SampleDDIM(**section).plan(trained), 4, 4, 0, "test").arrays
-        assert not {"arr_1", "captions"} & arrays.keys()
+        assert not {"arr_1", "captions"} & self.arrays(trained, 0.0).keys()
 
 
 class TestStages:

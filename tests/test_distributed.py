@@ -59,12 +59,16 @@ class TestSharing:
         assert processes.all_gather_rows(whole, count) is whole
 
 
-def trained(**changes):
-    """Weights after 20 steps, by name, with the history, as this process has them."""
-    # Without a clear direction yet, AdamW's first steps make a step of a gradient's last digit: they shall be small.
-    trainer = make_trainer(steps=20, dropout=0.0, warmup_steps=20, learning_rate=1e-3, **changes)
+def ddp_trainer(**changes):
+    trainer = make_trainer(dropout=0.0, **changes)
     trainer.model = processes.wrap_ddp(trainer.network, CPU)
-    run(trainer)
+    return trainer
+
+
+def trained(**changes):
+    """Returns the weights after 20 steps, their EMA and the history of this process."""
+    # AdamW's first steps magnify the rounding of gradients near 0; a long warm-up keeps them small.
+    trainer = run(ddp_trainer(steps=20, warmup_steps=20, learning_rate=1e-3, **changes))
     weights = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     return weights, trainer.ema_weights(), trainer.history
 
@@ -91,18 +95,13 @@ def test_training_equals_single_process(processes, changes, monkeypatch):
 
 
 def test_loss_history_after_resume():
-    """Every process goes on with what process 0 saved; the losses of the first part must count once."""
+    """Every process resumes from the state of process 0; the losses of the first part must count once."""
 
     def work():
-        straight = make_trainer(steps=6, log_every=6, dropout=0.0)
-        straight.model = processes.wrap_ddp(straight.network, CPU)
+        straight, first, resumed = (ddp_trainer(steps=6, log_every=6) for _ in range(3))
         run(straight)
-        first = make_trainer(steps=6, log_every=6, dropout=0.0)
-        first.model = processes.wrap_ddp(first.network, CPU)
         for _ in range(4):
             first.train_step()
-        resumed = make_trainer(steps=6, log_every=6, dropout=0.0)
-        resumed.model = processes.wrap_ddp(resumed.network, CPU)
         resumed.load_state_dict(processes.from_rank0(first.state_dict))
         run(resumed)
         return straight.history == resumed.history, straight.history[-1]["loss"]

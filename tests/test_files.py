@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import error_of
 from PIL import Image
 
 from ddpm.core.files import (
@@ -100,9 +101,9 @@ def test_write_without_permission(tmp_path):
 
 def test_remove_missing_file(tmp_path):
     write_text(tmp_path / "x.txt", "text")
-    remove(tmp_path / "x.txt")
-    remove(tmp_path / "x.txt")
-    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        remove(tmp_path / "x.txt")
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -168,8 +169,7 @@ def test_npz_round_trip_and_equal_bytes(tmp_path):
     with zipfile.ZipFile(later) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     found = read_npz(later, "stage")
-    with pytest.raises(InputError, match=r"holds no array arr_9; make it again with `dvc repro -f stage`"):
-        read_npz(later, "stage", ["arr_9"])
+    assert "holds no array arr_9; make it again with `dvc repro -f stage`" in str(error_of(read_npz, later, "stage", ["arr_9"]))
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
@@ -286,8 +286,7 @@ def test_sha256_tree_changes(tree, change):
 
 def test_sha256_tree_missing(tree):
     shutil.rmtree("code")
-    with pytest.raises(InputError, match=r"^code: not found$"):
-        tree()
+    assert str(error_of(tree)) == "code: not found"
 
 
 def test_weights_round_trip_and_equal_bytes(tmp_path):

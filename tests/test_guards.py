@@ -1,10 +1,9 @@
-"""What metric libraries do badly, and what happens here instead: one test for each defect that was found by running them.
+"""Defects of metric libraries, each with a test that this project does not have it.
 
-Beside those here: unequal shapes into PSNR and 0-255 into LPIPS in test_evaluation.py, k >= N in test_coverage.py, floats outside
-the range in test_data.py (to_uint8), NaN into any JSON file in test_files.py.
+Others are tested elsewhere: unequal shapes into PSNR and 0-255 into LPIPS in test_evaluation.py, floats outside the range in
+test_loader.py (to_uint8), NaN in a JSON file in test_files.py.
 """
 
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,9 @@ from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips, psnr
 from ddpm.evaluation.results import write_results
 from ddpm.features.classifier import Classifier, load_classifier, predict, save_classifier
 from ddpm.features.extractors import Inception
+from stages.evaluate import main
 
 CPU = torch.device("cpu")
-
-
-def main():
-    import_module("stages.evaluate").main()
 
 
 def make_classifier(data, network=None):

@@ -60,22 +60,15 @@ def die_writing(path, data):
     die()
 
 
-def no_space(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def crash(*_):
-    raise ZeroDivisionError("a defect")
+def fail(error):
+    raise error
 
 
 def poison(trainer):
     trainer.flat.vector.grad[0] = float("nan")
 
 
-def later(seconds):
-    threading.Timer(seconds, die).start()
-
-
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 # Points at which a training may end, each a function of n: it ends the n-th time it gets there.
 POINTS = {
     "before a step": lambda n: at_call(n, Trainer, "train_step", die),
@@ -88,10 +81,10 @@ POINTS = {
     "after saving the state": lambda n: at_call(1 + n // 8, ResumeState, "save", die, before=False),
     "before the state is removed": lambda n: at_call(1, ResumeState, "discard", die),
     "in a validation": lambda n: at_call(1 + n // 12, Trainer, "validation_loss", die),
-    "at some time": lambda n: later(n / 40),
-    "by a defect in a step": lambda n: at_call(n, Trainer, "_accumulate", crash),
+    "at some time": lambda n: threading.Timer(n / 40, die).start(),
+    "by a defect in a step": lambda n: at_call(n, Trainer, "_accumulate", lambda *_: fail(ZeroDivisionError("a defect"))),
     "by a gradient that is no number": lambda n: at_call(n, Trainer, "_update", poison),
-    "by a full disk": lambda n: at_call(1 + n // 3, Path, "write_bytes", no_space),
+    "by a full disk": lambda n: at_call(1 + n // 3, Path, "write_bytes", lambda *_: fail(NO_SPACE)),
     "by SIGTERM": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGTERM)),
     "by SIGINT": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGINT)),
 }
@@ -158,10 +151,8 @@ def straight(workspace):
     """A workspace with data, and the results of an uninterrupted training, which runs once."""
     for name in ("ddpm", "stages"):  # the fingerprint includes the code
         (workspace / name).symlink_to(ROOT / name)
-    for command in (
-        ["init", "-q"],
-        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "--allow-empty", "-m", "x"],
-    ):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", *command], check=True)
     edit_params(**SETTINGS)
     prepared()

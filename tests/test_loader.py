@@ -44,8 +44,7 @@ def test_indices_depend_on_seed_and_images_seen(few, size, seen, seed):
 
 
 def test_indices_of_other_seeds(few):
-    orders = {tuple(Batches(few.images, few.labels, seed, CPU).indices(0, 11).tolist()) for seed in range(10)}
-    assert len(orders) == 10
+    assert len({tuple(Batches(few.images, few.labels, seed, CPU).indices(0, 11).tolist()) for seed in range(10)}) == 10
 
 
 def test_batch_holds_images_of_indices(few):
@@ -92,8 +91,7 @@ def mapped(few, tmp_path, monkeypatch, request):
 
 @pytest.mark.parametrize("part", [slice(None), slice(2, 5)])
 def test_streamed_batches_of_memory_map(few, mapped, part):
-    resident = Batches(few.images, few.labels, 0, CPU, preload=True)
-    # Of a part of a memory map, what it says of its place in the file is that of the whole.
+    # A part of a memory map reports the offset in the file of the whole.
     for images, labels in ((mapped, few.labels), (mapped[3:], few.labels[3:])):
         resident = Batches(np.array(images), labels, 0, CPU, preload=True)
         streamed = Batches(images, labels, 0, CPU, preload=False)

@@ -49,10 +49,13 @@ def make_trainer(seed=0, prediction="v", learned_variance=False, dropout=0.2, co
     return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed)
 
 
-def run(trainer, checkpoint=lambda trainer: None, rows=None):
-    log = (lambda row: None) if rows is None else rows.append
+def run(trainer, checkpoint=lambda trainer: None, log=lambda row: None):
     train(trainer, make_split(30, 1), Hooks(log=log, checkpoint=checkpoint))
     return trainer
+
+
+def validation_losses(trainer):
+    return [row["validation_loss"] for row in trainer.history if "validation_loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +193,7 @@ def test_resumed_training_is_bit_equal(stop, changes, tmp_path, monkeypatch):
 
 def test_training_depends_on_the_seed_alone(straight):
     rows = []
-    again = run(make_trainer(), rows=rows)
+    again = run(make_trainer(), log=rows.append)
     assert_same_state(again, straight)
     assert rows == again.history
     assert run(make_trainer(seed=1)).history != straight.history
@@ -198,15 +201,13 @@ def test_training_depends_on_the_seed_alone(straight):
 
 def test_history_has_the_mean_loss_since_the_last_row(straight):
     rows, trainer = straight.history, straight
-    single = []
-    run(make_trainer(log_every=1), rows=single)
-    losses = [row["loss"] for row in single]
+    losses = [row["loss"] for row in run(make_trainer(log_every=1)).history if "loss" in row]
     assert rows[0]["loss"] == pytest.approx(np.mean(losses[:4]), rel=1e-6)
-    assert [row["validation_loss"] for row in rows if "validation_loss" in row][-1] >= trainer.best_loss
+    assert validation_losses(trainer)[-1] >= trainer.best_loss
     assert rows[1].keys() == {"step", "validation_loss"}
 
 
-@pytest.mark.parametrize(("levels", "names"), [([25, 26], {"0_25", "25_50"}), ([1, 40, 60, 80], set(QUARTERS))])
+@pytest.mark.parametrize(("levels", "names"), [([25, 26], {"0_25", "25_50"}), ([1, 50, 75, 76, 100], set(QUARTERS))])
 def test_history_has_the_loss_by_quarter_of_the_levels(levels, names, monkeypatch):
     trainer = make_trainer()
     batch = trainer.settings.batch_size
@@ -252,7 +253,7 @@ def test_loss_decreases_on_equal_images():
 def test_loss_decreases_for_each_prediction_weight_and_sampler(prediction, weight, sampling, learned_variance):
     options = {"steps": 40, "log_every": 10, "warmup_steps": 1, "loss_weight": weight, "timestep_sampling": sampling}
     trainer = run(make_trainer(prediction=prediction, learned_variance=learned_variance, **options))
-    losses = [row["validation_loss"] for row in trainer.history if "validation_loss" in row]
+    losses = validation_losses(trainer)
     assert losses[-1] < losses[0]
 
 
@@ -316,13 +317,20 @@ def test_float16_scaler_finds_its_scale():
     trainer.guard.allowed = 24
     run(trainer)
     assert trainer.scaler.get_scale() < 2.0**40
-    losses = [row["validation_loss"] for row in trainer.history if "validation_loss" in row]
+    losses = validation_losses(trainer)
     assert losses[-1] < losses[0]
     state = trainer.state_dict()["scaler"]
     again = make_trainer(steps=30)
     again.scaler = torch.amp.GradScaler("cpu")
     again.load_state_dict(trainer.state_dict())
     assert again.scaler.state_dict() == state
+
+
+def assert_close_state(whole, split, **tolerance):
+    for key in ("network", "ema"):
+        torch.testing.assert_close(split.state_dict()[key], whole.state_dict()[key], **tolerance)
+    for a, b in zip(whole.history, split.history, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
 
 
 @pytest.mark.parametrize("parts", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)])
@@ -333,21 +341,13 @@ def test_gradient_accumulation_gives_the_same_weights(parts, levels, monkeypatch
     # Adam's first steps divide by gradients near 0, which magnifies their rounding; a long warm-up keeps them small.
     options = {"dropout": 0.0, "timestep_sampling": levels, "warmup_steps": 12}
     whole, split = (run(make_trainer(gradient_accumulation=n, **options)) for n in (1, parts))
-    for key in ("network", "ema"):
-        for name, value in whole.state_dict()[key].items():
-            torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-4, atol=2e-6)
-    for a, b in zip(whole.history, split.history, strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+    assert_close_state(whole, split, rtol=1e-4, atol=2e-6)
 
 
 def test_gradient_accumulation_keeps_the_conditioning():
     """As above; AdamW follows the last digits of a gradient near 0."""
     whole, split = (run(make_trainer(dropout=0.0, conditioning="text+mask", gradient_accumulation=n)) for n in (1, 3))
-    for key in ("network", "ema"):
-        for name, value in whole.state_dict()[key].items():
-            torch.testing.assert_close(split.state_dict()[key][name], value, rtol=1e-3, atol=5e-5)
-    for a, b in zip(whole.history, split.history, strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+    assert_close_state(whole, split, rtol=1e-3, atol=5e-5)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -405,39 +405,32 @@ def test_signal_during_a_write_is_not_lost(hook, stopped, saved):
         if hook == "checkpoint":
             end()
 
+    log = (lambda row: end()) if hook == "log" else (lambda row: None)
     with pytest.raises(Interrupted, match=f"stopped at step {stopped};"):
-        train(
-            make_trainer(log_every=3, checkpoint_every=5, validate_every=50),
-            make_split(30, 1),
-            Hooks(log=(lambda row: end()) if hook == "log" else (lambda row: None), checkpoint=checkpoint),
-        )
+        run(make_trainer(log_every=3, checkpoint_every=5, validate_every=50), checkpoint, log)
     assert states == saved
 
 
 def test_second_signal_kills_at_once_unless_it_is_a_duplicate():
-    def work():
+    pid = os.fork()
+    if pid == 0:
         with stop_signals() as noted:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert noted.received == signal.SIGTERM
-            noted.time -= 2
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    pid = os.fork()
-    if pid == 0:
-        work()
+            if noted.received == signal.SIGTERM:
+                noted.time -= 2
+                os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
 
 
 def test_time_is_measured_by_phase(straight):
-    trainer = straight
-    assert [row["step"] for row in trainer.speed] == [4, 8, 12]
-    for row in trainer.speed:
+    assert [row["step"] for row in straight.speed] == [4, 8, 12]
+    for row in straight.speed:
         per_step = sum(row[f"{name}_ms"] for name in STEP_PHASES)
         assert row["images_per_second"] == pytest.approx(1000 * 16 / per_step, rel=1e-6)
-    assert {"data", "forward", "backward", "update", "validation"} <= set(trainer.phases.seconds)
-    assert "backward" in trainer.phases.summary()
+    assert {"data", "forward", "backward", "update", "validation"} <= set(straight.phases.seconds)
+    assert "backward" in straight.phases.summary()
 
 
 def test_learning_rate_warms_up_and_decays_to_zero():
@@ -544,12 +537,10 @@ class TestResumeState:
     def test_damaged_state_is_renamed_with_a_warning(self, tmp_path, capsys, damage):
         state = ResumeState("abc", WHERE, tmp_path)
         state.save({"step": 1, "weights": torch.zeros(1000)})
-        if damage == "truncated":
-            state.path.write_bytes(state.path.read_bytes()[:500])
-        elif damage == "empty":
-            state.path.write_bytes(b"")
-        else:
+        if damage == "foreign":
             torch.save({"step": 1, "fingerprint": "other"}, state.path)
+        else:
+            os.truncate(state.path, {"truncated": 500, "empty": 0}[damage])
         assert state.load() is None
         assert not state.path.exists()
         assert state.folder.with_suffix(".damaged").exists()
@@ -579,10 +570,7 @@ def test_fingerprint_depends_on_params_data_and_code(tmp_path, monkeypatch):
     (tmp_path / "code" / "__pycache__" / "a.pyc").write_bytes(b"")
     assert stage_fingerprint("train") == first
     fingerprints = {first}
-    (tmp_path / "params.yaml").write_text("train: {lr: 2}\nseed: 0\n")
-    fingerprints.add(stage_fingerprint("train"))
-    (tmp_path / "code" / "a.py").write_text("x = 2")
-    fingerprints.add(stage_fingerprint("train"))
-    (tmp_path / "data.bin").write_bytes(b"2")
-    fingerprints.add(stage_fingerprint("train"))
+    for name, content in (("params.yaml", "train: {lr: 2}\nseed: 0\n"), ("code/a.py", "x = 2"), ("data.bin", "2")):
+        (tmp_path / name).write_text(content)
+        fingerprints.add(stage_fingerprint("train"))
     assert len(fingerprints) == 4

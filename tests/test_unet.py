@@ -125,18 +125,12 @@ def test_every_input_has_an_effect():
     assert not torch.allclose(out[:, :, 0, 0], network(far, t, labels)[:, :, 0, 0], atol=1e-6)
 
 
-def test_no_labels_equal_the_id_of_no_class():
+def test_no_labels_equal_the_id_of_no_class_and_are_ignored_without_conditioning():
     network = awake(UNet(settings(), (8, 8, 1), class_names=DIGITS))
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
     torch.testing.assert_close(network(x, t, None), network(x, t, torch.tensor([10, 10])), atol=0, rtol=0)
-    assert network.takes_labels
-    assert not UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS).takes_labels
-
-
-def test_without_conditioning_labels_are_ignored():
-    network = awake(UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS))
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0])
-    torch.testing.assert_close(network(x, t, torch.tensor([1, 2])), network(x, t, None), atol=0, rtol=0)
+    without = awake(UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS))
+    torch.testing.assert_close(without(x, t, torch.tensor([1, 2])), without(x, t, None), atol=0, rtol=0)
 
 
 def test_images_of_a_batch_are_independent():
@@ -159,6 +153,7 @@ def test_dropout_acts_in_training_only():
     ("changes", "shape", "key"),
     [
         ({"channel_mults": [1, 2, 2]}, (10, 8, 1), "model.channel_mults"),
+        ({"channel_mults": [1, 1, 1, 1, 1]}, (8, 8, 1), "model.channel_mults"),
         ({"attention_levels": [2]}, (8, 8, 1), "model.attention_levels"),
         ({"attention_levels": [1], "heads": 3}, (8, 8, 1), "model.heads"),
         ({"middle_attention": True, "heads": 5}, (8, 8, 1), "model.heads"),
@@ -220,43 +215,33 @@ def by_hand(layer, x):
     return F.conv2d(x, layer.weight, layer.bias, padding=1)
 
 
-def in_place(layer):
-    with torch.no_grad():
-        layer.weight.mul_(2)
-
-
-def another_storage(layer):
-    layer.weight.data = torch.randn_like(layer.weight)
-
-
-def a_fused_step(layer):
+def fused_step(layer):
     layer(torch.ones(1, 4, 8, 8)).sum().backward()
     torch.optim.AdamW(layer.parameters(), 0.1, fused=True).step()
 
 
-def unseen_in_training(layer):
+def change_in_training_mode(layer):
     layer.train()
     layer.weight.data.mul_(2)
     layer.eval()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        in_place,
-        another_storage,
-        a_fused_step,
-        unseen_in_training,
-        lambda layer: layer.load_state_dict(PackedConv2d(4, 6, 3).state_dict()),
-    ],
-)
+KERNEL_CHANGES = {
+    "in place": lambda layer: torch.no_grad()(layer.weight.mul_)(2),
+    "another storage": lambda layer: setattr(layer.weight, "data", torch.randn_like(layer.weight)),
+    "fused step": fused_step,
+    "in training mode": change_in_training_mode,
+    "state dict": lambda layer: layer.load_state_dict(PackedConv2d(4, 6, 3).state_dict()),
+}
+
+
+@pytest.mark.parametrize("change", KERNEL_CHANGES)
 def test_packed_kernel_follows_its_weights(change):
     layer, x = packing()
     with torch.no_grad():
         before = layer(x)
         assert (layer._packed is not None) == layers._CAN_PACK
-        change_under_grad = torch.enable_grad()(change)
-        change_under_grad(layer)
+        torch.enable_grad()(KERNEL_CHANGES[change])(layer)
         after = layer(x)
         assert not torch.allclose(before, after, atol=1e-3)
         torch.testing.assert_close(after, by_hand(layer, x), atol=1e-5, rtol=1e-5)

@@ -96,10 +96,8 @@ def ceiling(setting: Setting, quick: bool, before: dict | None = None) -> dict:
     for batch, channels, side in shapes:
         x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
         layer = nn.Conv2d(channels, channels, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
-        work[f"3x3 convolution, {batch} x {channels} x {side} x {side}"] = (
-            18.0 * x.numel() * channels,
-            lambda x=x, f=layer: f(x),
-        )
+        operations = 18.0 * x.numel() * channels
+        work[f"3x3 convolution, {batch} x {channels} x {side} x {side}"] = (operations, lambda x=x, f=layer: f(x))
     rates = dict(before["all"]) if before else {}
     with torch.no_grad():
         for name, (flops, run) in work.items():

@@ -251,9 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
     device = setup(runtime)
     precision = Precision(runtime, device)
     record = machine(device)
-    cases = [
-        case for case in CASES["quick" if options.quick else options.device] if not options.cases or case.name in options.cases
-    ]
+    known = CASES["quick" if options.quick else options.device]
+    cases = [case for case in known if not options.cases or case.name in options.cases]
     report = {"machine": record, "rounds": options.rounds, "cases": []}
     path = options.out / f"streaming-{slug(record)}"
     with tempfile.TemporaryDirectory(dir=options.work, prefix="streaming-") as work:

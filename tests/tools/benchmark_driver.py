@@ -1,6 +1,6 @@
 """Measures the overhead of the sampling driver: one network evaluation in the driver against one of the bare network.
 
-    python tests/tools/benchmark_driver.py [--batch 16] [--size 8] [--rounds 400]
+    python -m tests.tools.benchmark_driver [--batch 16] [--size 8] [--rounds 400]
 
 Prints, per sampler, the median over rounds of (driver step / its evaluations) / (bare evaluation) of the same network on the
 same input, with the network of params.yaml. Both alternate within every round, so that other load on the machine affects both.
@@ -8,24 +8,19 @@ same input, with the network of params.yaml. Both alternate within every round, 
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from ddpm.core.params import load  # noqa: E402
-from ddpm.datasets.registry import DIGITS  # noqa: E402
-from ddpm.diffusion.schedule import make_schedule  # noqa: E402
-from ddpm.networks.registry import NetworkSettings  # noqa: E402
-from ddpm.networks.unet import UNet  # noqa: E402
-from ddpm.sampling.denoiser import network_denoiser, thresholded  # noqa: E402
-from ddpm.sampling.noise import ImageNoise  # noqa: E402
-from ddpm.sampling.samplers import SAMPLERS, sample  # noqa: E402
-from ddpm.sampling.time_grid import make_grid  # noqa: E402
+from ddpm.core.params import load
+from ddpm.datasets.registry import DIGITS
+from ddpm.diffusion.schedule import make_schedule
+from ddpm.networks.registry import NetworkSettings
+from ddpm.networks.unet import UNet
+from ddpm.sampling.denoiser import network_denoiser, thresholded
+from ddpm.sampling.noise import ImageNoise
+from ddpm.sampling.samplers import SAMPLERS, sample
+from ddpm.sampling.time_grid import make_grid
 
 
 def endless(rule, denoiser, schedule, grid, shape, device):
@@ -45,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    settings = load(ROOT / "params.yaml", model=NetworkSettings).model
+    settings = load(model=NetworkSettings).model
     network = UNet(settings, (options.size, options.size, 1), DIGITS).to(device, memory_format=torch.channels_last).eval()
     labels = torch.arange(options.batch, device=device) % 10
     shape = (options.batch, 1, options.size, options.size)

@@ -125,6 +125,7 @@ def checks(scores: dict[str, dict], n: int) -> list[Check]:
     near, authentic = of("memorization.near_copies", COPIES, REAL), of("memorization.authenticity", COPIES, REAL)
     classes = [*of("classes.tv", REAL), *of("classes.tv_floor", REAL)]
     fids = of("classifier.fid", COPIES, REAL)
+    undetected = fids[0] <= fids[1] + 2 * real["fid_sd"]
     near_floor = abs(real["fid_excess"]) <= 4 * real["fid_sd"]
     return [
         Check("real images have the FID of the floor, within 4 sd", [real["fid"], real["fid_floor"]], near_floor),
@@ -145,11 +146,7 @@ def checks(scores: dict[str, dict], n: int) -> list[Check]:
         Check("nn_auc of a half of copies is half that of real images", auc[1:], abs(auc[1] - auc[2] / 2) <= margin),
         Check("copies are near copies, real images are not", near, near[0] > 0.9 and near[1] < 0.1),
         Check("copies are not authentic, many real images are", authentic, authentic[0] < 0.05 and authentic[1] > 0.4),
-        Check(
-            "FID does not detect copies: it is at most that of real images plus 2 sd",
-            fids,
-            fids[0] <= fids[1] + 2 * real["fid_sd"],
-        ),
+        Check("FID does not detect copies: it is at most that of real images plus 2 sd", fids, undetected),
     ]
 
 
