@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 # One thread each, in the processes that tests start too: these networks are too small to gain from more, and threads of several
@@ -16,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from ddpm.cli.main import main as command_line
 from ddpm.core import params
 from ddpm.core.device import usable_cpus
 from ddpm.core.files import InputError, write_json
@@ -38,7 +41,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 MAX_WORKERS = 8  # each of them loads PyTorch
-PROGRESS = re.compile(r"^[\w ]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
+PROGRESS = re.compile(r"^[^:]+: [\d,]+/[\d,]+ \w+ \(\d+%\), ")
 
 # Settings with which every stage takes about a second.
 TINY = {
@@ -89,6 +92,41 @@ def diffusion(timesteps: int = 1000, **changes) -> Diffusion:
     return Diffusion(**{**read_yaml(ROOT / "params.yaml")["diffusion"], "timesteps": timesteps, **changes})
 
 
+class Checkout:
+    """A new Git repository, and commands that run in it without settings from outside."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "DDPM_"))}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        dvc = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder.parent / "site")}
+        self.env = {**kept, **dvc, "PATH": path, "PYTHONPATH": str(ROOT)}
+        folder.mkdir()
+        self.run("git", "init", "-q")
+        for setting in ("user.name=t", "user.email=t@example.org", "commit.gpgSign=false"):
+            self.run("git", "config", *setting.split("="))
+
+    def run(self, *command: str, status: int = 0) -> subprocess.CompletedProcess:
+        ended = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        return ended
+
+    def python(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+        """Runs `python -m` with these arguments."""
+        return self.run(sys.executable, "-m", *arguments, status=status)
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "all")
+
+
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    """Writes texts by their path in the folder."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 def edit(tree: dict, **dotted) -> dict:
     """Sets entries of nested dicts by their full path, in place; `...` removes one."""
     for path, value in dotted.items():
@@ -135,6 +173,11 @@ def the_error(status: int, stdout: str, stderr: str) -> str:
     return lines[0].removeprefix("error: ")
 
 
+def input_error(key: str, match: str | None = None):
+    """Returns a context that an InputError of that key must leave."""
+    return pytest.raises(InputError, match=match, check=lambda error: error.key == key)
+
+
 @pytest.fixture
 def refused(capsys):
     """refused(main) runs the main function of a stage, which must fail, and returns its one error line."""
@@ -153,6 +196,20 @@ def error_of(call, *arguments, **options) -> InputError:
     with pytest.raises(InputError) as error:
         call(*arguments, **options)
     return error.value
+
+
+@pytest.fixture
+def error(capsys):
+    """error("sample", ...) runs a command, which must fail and write nothing, and returns its one error line."""
+
+    def run(*arguments) -> str:
+        before = sorted(Path().rglob("*"))
+        capsys.readouterr()
+        status = command_line([str(argument) for argument in arguments])
+        assert sorted(Path().rglob("*")) == before
+        return the_error(status, *capsys.readouterr())
+
+    return run
 
 
 def prepared() -> Prepared:

@@ -19,10 +19,17 @@ from conftest import ROOT, TINY, diffusion, edit_params, prepared
 from ddpm.core import params
 from ddpm.core.files import write_json
 from ddpm.core.weights import save_weights
+from ddpm.demo.inputs import EVERY, OWN, SAMPLE, TEST
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import NetworkSettings
 from ddpm.networks.unet import UNet
 
+# Valid values of each job.
+DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
+FILLING = (TEST, 3, None, OWN, "left", "", 3, 4, 2, 1.0, 7)
+WAY = (SAMPLE, 2, 7, OWN, "4", 5, "ddim", 3)
+COMPARISON = (EVERY, 4, 5, 1.0, "ddim", 2, "ddpm", 3)
+VALID = {"draw": DRAWING, "inpaint": FILLING, "interpolate": WAY, "compare": COMPARISON}
 MISSING = "pip install -r requirements-demo.txt"
 SERVE = """
 import sys, torch
@@ -43,6 +50,11 @@ class Server(NamedTuple):
     url: str
     log: Path
     port: int
+
+
+def changed(values: tuple, **by_place: Any) -> tuple:
+    """Returns the values with changes by their place: changed(values, _0="7")."""
+    return tuple(by_place.get(f"_{k}", value) for k, value in enumerate(values))
 
 
 def untrained_model(conditioning: str, timesteps: int) -> None:
@@ -95,7 +107,7 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 def environment() -> dict[str, str]:
-    """Of this process, with the project to be imported, and nothing that would keep requests off this machine's own address."""
+    """Returns this process's environment, in which the project can be imported and no proxy takes requests to this machine."""
     kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and not name.startswith("GRADIO")}
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

@@ -6,12 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from demo_server import MISSING, environment, free_port, untrained_model
+from demo_server import COMPARISON, DRAWING, FILLING, MISSING, VALID, WAY, changed, environment, free_port, untrained_model
 from PIL import Image
 
 from ddpm.core.files import InputError
@@ -27,11 +28,6 @@ from ddpm.sampling.model import conditioning_for, load
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import final_images
 
-DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
-FILLING = (TEST, 3, None, OWN, "left", "", 3, 4, 2, 1.0, 7)
-WAY = (SAMPLE, 2, 7, OWN, "4", 5, "ddim", 3)
-COMPARISON = (EVERY, 4, 5, 1.0, "ddim", 2, "ddpm", 3)
-VALID = {"draw": DRAWING, "inpaint": FILLING, "interpolate": WAY, "compare": COMPARISON}
 JOBS = {"draw": draw, "inpaint": inpaint, "interpolate": interpolate, "compare": compare}
 
 
@@ -57,11 +53,19 @@ def drawn(model, labels, count, seed, **options):
     return to_images(final_images(generate(model, make_plan(model, **options), conditioning, count, seed)))
 
 
-def changed(values, **by_place):
-    return tuple(by_place.get(f"_{k}", value) for k, value in enumerate(values))
+def gray_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("L"))
 
 
-# --- jobs
+def shown_image(model, *choice):
+    """The image that `show` returns, and its updates."""
+    shown = WithReturnValue(show(model, *choice))
+    return list(shown), shown.value
+
+
+def known_pixels(model):
+    return open_mask("left", model.shape)[0, 0].bool().numpy()
 
 
 def test_draw_writes_picture_arrays_and_film(loaded, tmp_path):
@@ -80,21 +84,16 @@ def test_draw_writes_picture_arrays_and_film(loaded, tmp_path):
     assert "4 images by DDIM, 3 network evaluations each" in made.note
 
 
-@pytest.mark.parametrize(("content", "labels"), [("7", [7, 7, 7, 7]), (EVERY, [0, 1, 2, 3])])
+@pytest.mark.parametrize(("content", "labels"), [("7", [7, 7, 7, 7]), (EVERY, [0, 1, 2, 3]), ("none", None)])
 def test_draw_uses_the_requested_class(loaded, tmp_path, content, labels):
     model = loaded()
     _, made = run(draw, model, tmp_path, changed(DRAWING, _0=content))
-    arrays = np.load(made.files["arrays"])
-    assert arrays["arr_1"].tolist() == labels
-    assert np.array_equal(arrays["arr_0"], drawn(model, [str(k) for k in labels], 4, 5, sampler="ddim", steps=3))
-
-
-def test_draw_without_class_is_unconditional(loaded, tmp_path):
-    model = loaded()
-    _, made = run(draw, model, tmp_path, changed(DRAWING, _0="none"))
     arrays = dict(np.load(made.files["arrays"]))
-    assert "arr_1" not in arrays
-    assert not np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
+    assert arrays.get("arr_1", np.array(None)).tolist() == labels
+    names = ["none"] if labels is None else [str(k) for k in labels]
+    assert np.array_equal(arrays["arr_0"], drawn(model, names, 4, 5, sampler="ddim", steps=3))
+    if labels is None:
+        assert not np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
 
 
 def test_draw_and_compare_without_guidance_are_unconditional(loaded, tmp_path):
@@ -109,16 +108,16 @@ def test_draw_and_compare_without_guidance_are_unconditional(loaded, tmp_path):
     assert np.array_equal(updates[-1].shown[0][1], drawn(model, ["none"], 4, 5, sampler="ddim", steps=2))
 
 
-def test_inpaint_without_guidance_starts_from_the_shown_image(loaded, tmp_path):
+def test_inpaint_starts_from_the_shown_sample_with_and_without_guidance(loaded, tmp_path):
     model = loaded()
-    shown = WithReturnValue(show(model, SAMPLE, 3, None, OWN))
-    list(shown)
-    fills = {}
+    updates, shown = shown_image(model, SAMPLE, 3, None, OWN)
+    assert len(updates) >= 1
+    assert np.array_equal(shown, drawn(model, ["3"], 1, 3)[0])
+    known, fills = known_pixels(model), {}
     for guidance in (0.0, 1.0):
         updates, _ = run(inpaint, model, tmp_path, changed(FILLING, _0=SAMPLE, _9=guidance))
         fills[guidance] = updates[-1].shown[0][1]
-        known = open_mask("left", model.shape)[0, 0].bool().numpy()
-        assert (fills[guidance][:, known] == shown.value[known]).all()
+        assert (fills[guidance][:, known] == shown[known]).all()
     assert not np.array_equal(fills[0.0], fills[1.0])
 
 
@@ -127,9 +126,7 @@ def test_inpaint_without_guidance_starts_from_the_shown_image(loaded, tmp_path):
 )
 def test_draw_groups_repeated_texts_in_columns(loaded, tmp_path, lines, of_columns):
     _, made = run(draw, loaded("text"), tmp_path, changed(DRAWING, _0="\n".join(lines), _1=6))
-    arrays = np.load(made.files["arrays"])
-    with Image.open(made.files["picture"]) as picture:
-        pixels = np.asarray(picture.convert("L"))
+    arrays, pixels = np.load(made.files["arrays"]), gray_of(made.files["picture"])
     for column, group in enumerate(of_columns):
         assert len({arrays["captions"][k] for k in group}) == 1
         for row, k in enumerate(group):
@@ -140,9 +137,7 @@ def test_draw_groups_repeated_texts_in_columns(loaded, tmp_path, lines, of_colum
 def test_draw_puts_long_texts_before_rows(loaded, tmp_path):
     lines = ["a handwritten seven", "a handwritten two", "a handwritten seven"]
     _, made = run(draw, loaded("text"), tmp_path, changed(DRAWING, _0="\n".join(lines), _1=6))
-    images = np.load(made.files["arrays"])["arr_0"][..., 0]
-    with Image.open(made.files["picture"]) as picture:
-        pixels = np.asarray(picture.convert("L"))
+    images, pixels = np.load(made.files["arrays"])["arr_0"][..., 0], gray_of(made.files["picture"])
     left = pixels.shape[1] - MARGIN - 4 * (64 + GAP)
     for row, group in enumerate(([0, 2, 3, 5], [1, 4])):
         for column, k in enumerate(group):
@@ -169,12 +164,11 @@ def test_jobs_run_with_every_conditioning(loaded, tmp_path, conditioning):
 def test_inpaint_keeps_known_pixels(loaded, tmp_path):
     model = loaded()
     updates, made = run(inpaint, model, tmp_path, FILLING)
-    fills, original = updates[-1].shown[0][1], open_test()[1].images[3]
-    known = open_mask("left", model.shape)[0, 0].bool().numpy()
+    fills, original, known = updates[-1].shown[0][1], open_test()[1].images[3], known_pixels(model)
     assert fills.shape == (3, 8, 8, 1)
     assert (fills[:, known] == original[known]).all()
     assert len({fill.tobytes() for fill in fills}) == 3
-    # The picture has the fills in its last row, enlarged: each of their pixels is found in it.
+    # In the picture, the pixels to fill are tinted, each enlarged to a tile of 8 x 8.
     with Image.open(made.files["picture"]) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert (pixels == TINT).all(-1).sum() == (~known).sum() * 8 * 8
@@ -191,52 +185,34 @@ def test_painted_mask_equals_the_named_one(loaded, tmp_path, name):
     assert by_brush.files["picture"].read_bytes() == expected
 
 
-def test_show_returns_the_sample_that_inpaint_fills(loaded, tmp_path):
-    model = loaded()
-    shown = WithReturnValue(show(model, SAMPLE, 3, None, OWN))
-    assert len(list(shown)) >= 1
-    assert np.array_equal(shown.value, drawn(model, ["3"], 1, 3)[0])
-    updates, _ = run(inpaint, model, tmp_path, changed(FILLING, _0=SAMPLE))
-    known = open_mask("left", model.shape)[0, 0].bool().numpy()
-    assert (updates[-1].shown[0][1][:, known] == shown.value[known]).all()
-
-
 def test_show_resizes_uploads(loaded, tmp_path):
-    model = loaded()
     Image.new("RGB", (40, 30), (200, 200, 200)).save(tmp_path / "a.png")
-    shown = WithReturnValue(show(model, UPLOAD, 0, {"path": str(tmp_path / "a.png")}, OWN))
-    assert list(shown) == []
-    assert (shown.value == 200).all()
-    assert shown.value.shape == (8, 8, 1)
+    updates, shown = shown_image(loaded(), UPLOAD, 0, {"path": str(tmp_path / "a.png")}, OWN)
+    assert updates == []
+    assert shown.shape == (8, 8, 1)
+    assert (shown == 200).all()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"no picture at all", r"^upload: bad.png: cannot be read as a picture"), (b"", r"^upload: bad.png: cannot be read")],
-)
-def test_show_refuses_uploads_without_naming_paths(loaded, tmp_path, content, message):
-    (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(InputError, match=message) as refused:
-        list(show(loaded(), UPLOAD, 0, {"path": str(tmp_path / "bad.png")}, OWN))
-    assert str(tmp_path) not in str(refused.value)
+def refuses_upload(model, path, match):
+    with pytest.raises(InputError, match=match) as refused:
+        list(show(model, UPLOAD, 0, {"path": str(path)}, OWN))
+    assert str(path.parent) not in str(refused.value)
 
 
-def test_show_refuses_damaged_uploads_without_naming_paths(loaded, tmp_path):
-    Image.effect_noise((64, 64), 50).save(tmp_path / "half.png")
-    whole = (tmp_path / "half.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"half\.png") as refused:
-        list(show(loaded(), UPLOAD, 0, {"path": str(tmp_path / "half.png")}, OWN))
-    assert str(tmp_path) not in str(refused.value)
+def test_show_refuses_uploads_without_naming_paths(loaded, tmp_path):
+    model = loaded()
+    bad, half, large = (tmp_path / f"{name}.png" for name in ("bad", "half", "large"))
+    for content in (b"no picture at all", b""):
+        bad.write_bytes(content)
+        refuses_upload(model, bad, r"^upload: bad.png: cannot be read as a picture")
+    Image.effect_noise((64, 64), 50).save(half)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    refuses_upload(model, half, r"half\.png")
+    Image.new("1", (5001, 5000)).save(large)
+    refuses_upload(model, large, r"^upload: has 25,005,000 pixels")
 
 
-def test_show_refuses_large_uploads_unread(loaded, tmp_path):
-    Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
-    with pytest.raises(InputError, match=r"^upload: has 25,005,000 pixels"):
-        list(show(loaded(), UPLOAD, 0, {"path": str(tmp_path / "large.png")}, OWN))
-
-
-def test_interpolate_ends_at_both_samples(loaded, tmp_path):
+def test_interpolate_ends_at_both_samples_or_test_images(loaded, tmp_path):
     model = loaded()
     updates, made = run(interpolate, model, tmp_path, WAY)
     images = updates[-1].shown[0][1]
@@ -245,17 +221,14 @@ def test_interpolate_ends_at_both_samples(loaded, tmp_path):
     with Image.open(made.files["film"]) as film:
         assert film.n_frames == 2 * len(images) - 2
         assert film.info["loop"] == 0
-
-
-def test_interpolate_ends_at_both_test_images(loaded, tmp_path):
-    updates, made = run(interpolate, loaded(), tmp_path, changed(WAY, _0=TEST, _4=OWN))
+    updates, made = run(interpolate, model, tmp_path, changed(WAY, _0=TEST, _4=OWN))
     assert made.note.startswith("5 images by DDIM, 3 steps, ")
-    images, test = updates[-1].shown[0][1], open_test()[1].images
-    assert np.array_equal(images[[0, -1]], test[[2, 7]])
+    assert np.array_equal(updates[-1].shown[0][1][[0, -1]], open_test()[1].images[[2, 7]])
 
 
-def test_compare_generates_one_seed_by_both_samplers(loaded, tmp_path):
+def test_compare_generates_one_seed_by_both_samplers(loaded, tmp_path, monkeypatch):
     model = loaded()
+    monkeypatch.setattr(jobs, "REFRESH_SECONDS", math.inf)  # the first and last step of each alone
     updates, made = run(compare, model, tmp_path, COMPARISON)
     (first, left), (second, right) = updates[-1].shown
     assert (first, second) == ("DDIM, 2 steps", "DDPM, 3 steps")
@@ -321,25 +294,13 @@ def test_job_ends_after_its_time_limit(loaded, tmp_path, monkeypatch):
         list(draw(loaded(), tmp_path, *DRAWING))
 
 
-# --- parts of the page
-
-
-def parts():
+def page_module(name):
     pytest.importorskip("gradio", reason=f"Gradio is not installed: {MISSING}")
-    from ddpm.demo import widgets
-
-    return widgets
-
-
-def page():
-    pytest.importorskip("gradio", reason=f"Gradio is not installed: {MISSING}")
-    from ddpm.demo import app
-
-    return app
+    return import_module(f"ddpm.demo.{name}")
 
 
 def test_message_of_is_short_without_markup():
-    message = parts().message_of(InputError("label: '" + "<img src=x>" * 1000 + "\ud800'\nsecond; valid: a <= b"))
+    message = page_module("widgets").message_of(InputError("label: '" + "<img src=x>" * 1000 + "\ud800'\nsecond; valid: a <= b"))
     assert len(message) < 2000
     assert "<img" not in message
     assert "\n" not in message
@@ -347,15 +308,13 @@ def test_message_of_is_short_without_markup():
     message.encode()
 
 
-@pytest.mark.parametrize("path", ["http://127.0.0.1/a.png", " HTTPS://x/y", "file:///etc/passwd", "ftp://x"])
-def test_refuse_addresses_refuses_urls(path):
-    with pytest.raises(InputError, match="a URL is not downloaded"):
-        parts().refuse_addresses([1, [{"a": {"path": path}}]])
-
-
-@pytest.mark.parametrize("value", [None, "http://a", {"path": "a.png", "url": "http://localhost/a.png"}, {"path": None}, [[]]])
-def test_refuse_addresses_accepts_values_of_the_page(value):
-    parts().refuse_addresses(value)
+def test_refuse_addresses_refuses_urls_and_accepts_values_of_the_page():
+    refuse = page_module("widgets").refuse_addresses
+    for path in ("http://127.0.0.1/a.png", " HTTPS://x/y", "file:///etc/passwd", "ftp://x"):
+        with pytest.raises(InputError, match="a URL is not downloaded"):
+            refuse([1, [{"a": {"path": path}}]])
+    for value in (None, "http://a", {"path": "a.png", "url": "http://localhost/a.png"}, {"path": None}, [[]]):
+        refuse(value)
 
 
 # Gradio leaves an event loop open.
@@ -374,7 +333,7 @@ for prepare in (lambda: None, lambda: shutil.rmtree("data")):
 
 @pytest.mark.slow
 def test_page_offers_test_images_if_present(loaded):
-    page()
+    page_module("app")
     loaded()
     command = [sys.executable, "-c", OFFERS]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=True)
@@ -392,20 +351,15 @@ def test_has_test_images_compares_the_data(loaded):
 
 
 def test_interpolate_tab_allows_ddim_only_for_test_images():
-    page()
-    from ddpm.demo.tabs import _sampler_of
-
+    _sampler_of = page_module("tabs")._sampler_of
     assert (_sampler_of(TEST)["value"], _sampler_of(TEST)["interactive"]) == ("ddim", False)
     assert _sampler_of(SAMPLE)["interactive"]
     assert "value" not in _sampler_of(["nonsense"])
 
 
-# --- where it is served
-
-
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", None), ("no such host", 7860), ("127.0.0.1", 70_000), ("a" * 99, 1)])
 def test_launch_refuses_unusable_addresses(host, port):
-    launch = page().launch
+    launch = page_module("app").launch
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = port or taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^{host}:{port}: cannot serve there .*; choose another --host or --port$"):
@@ -413,6 +367,6 @@ def test_launch_refuses_unusable_addresses(host, port):
 
 
 def test_launch_refuses_a_missing_model(workspace):
-    launch = page().launch
+    launch = page_module("app").launch
     with pytest.raises(InputError, match=r"config\.json: not found"):
         launch(Path("models/ddpm"), "final", torch.device("cpu"), port=free_port())

@@ -61,6 +61,10 @@ def choose(page, label, option):
     page.get_by_role("option", name=option, exact=True).click()
 
 
+def wait_for_text(page, pattern):
+    page.get_by_text(re.compile(pattern, re.DOTALL)).first.wait_for()
+
+
 def press(page, button):
     page.get_by_role("button", name=button, exact=True).click()
 
@@ -88,7 +92,7 @@ def test_draw_shows_images_and_downloads(visit):
     width, height = loaded(visit)
     assert width >= 10 * 64
     assert height >= 2 * 64
-    visit.get_by_text(re.compile("20 images by DDIM, 5 network evaluations each")).wait_for()
+    wait_for_text(visit, "20 images by DDIM, 5 network evaluations each")
     for name, start in (("PNG", b"\x89PNG"), ("NPZ", b"PK"), ("GIF", b"GIF8")):
         with visit.expect_download() as download:
             press(visit, name)
@@ -114,7 +118,7 @@ def test_draw_repeats_with_the_seed(visit):
     def drawn(steps):
         set_to(visit, "number input for Steps", steps)
         press(visit, "Draw")
-        visit.get_by_text(re.compile(f", {steps} network evaluations each")).wait_for()
+        wait_for_text(visit, f", {steps} network evaluations each")
         # Until the whole answer is there, the button does nothing.
         visit.wait_for_function("() => !document.querySelector('[data-testid=status-tracker]:not(.hide)')")
         return live(visit)
@@ -159,7 +163,7 @@ def test_inpaint_fills_the_painted_mask(visit):
     assert mask.sum() == 8
     press(visit, "Fill")
     loaded(visit)
-    visit.get_by_text(re.compile("4 images by DDIM")).wait_for()
+    wait_for_text(visit, "4 images by DDIM")
     # The tile of the first fill, of five pixels for each of its own.
     fill = pixels(live(visit))[8 + 2 : 8 + 40 : 5, 8 + 2 : 8 + 40 : 5]
     assert fill.shape == (8, 8)
@@ -206,7 +210,7 @@ def test_interpolate_shows_strip_and_film(visit):
     assert width >= 8 * 64
     assert height >= 2 * 64
     assert min(loaded(visit, 1)) >= 4 * 64
-    visit.get_by_text(re.compile("16 images by DDIM, 4 steps")).wait_for()
+    wait_for_text(visit, "16 images by DDIM, 4 steps")
 
 
 def test_interpolate_allows_ddim_only_for_test_images(visit):
@@ -216,7 +220,7 @@ def test_interpolate_allows_ddim_only_for_test_images(visit):
     visit.wait_for_function("() => [...document.querySelectorAll('input')].some((i) => i.disabled && i.value === 'DDIM')")
     set_to(visit, "number input for Steps", 4)
     press(visit, "Interpolate")
-    visit.get_by_text(re.compile("16 images by DDIM, 4 steps")).wait_for()
+    wait_for_text(visit, "16 images by DDIM, 4 steps")
     visit.get_by_label("sample of a seed").locator("visible=true").click()
     choose(visit, "Sampler", "Heun")
 
@@ -224,7 +228,7 @@ def test_interpolate_allows_ddim_only_for_test_images(visit):
 def test_compare_shows_two_samplers(visit):
     visit.get_by_role("tab", name="Compare").click()
     press(visit, "Compare")
-    visit.get_by_text(re.compile("DDIM, 10 network evaluations each.*DDPM, 200 network evaluations each", re.DOTALL)).wait_for()
+    wait_for_text(visit, "DDIM, 10 network evaluations each.*DDPM, 200 network evaluations each")
     assert loaded(visit, 0) == loaded(visit, 1)
     assert not np.array_equal(pixels(live(visit, 0)), pixels(live(visit, 1)))
 
@@ -234,7 +238,7 @@ def test_bad_value_shows_one_message(visit):
     seed.fill("-7")
     seed.press("Tab")
     press(visit, "Draw")
-    visit.get_by_text(re.compile(r"seed: -7 must be greater than or equal to 0")).first.wait_for()
+    wait_for_text(visit, r"seed: -7 must be greater than or equal to 0")
     seed.fill("7")
     seed.press("Tab")
     set_to(visit, "number input for Steps", 2)
@@ -245,4 +249,4 @@ def test_bad_value_shows_one_message(visit):
 def test_empty_mask_shows_one_message(visit):
     inpaint_tab(visit)
     press(visit, "Fill")
-    visit.get_by_text(re.compile("mask: nothing is painted")).first.wait_for()
+    wait_for_text(visit, "mask: nothing is painted")

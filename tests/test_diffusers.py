@@ -30,6 +30,7 @@ from ddpm.sampling.samplers import sample
 
 T = 20
 CPU = torch.device("cpu")
+SCHEDULER = "theirs/scheduler/scheduler_config.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 NAMES = IDENTITY["class_names"]
 
@@ -55,22 +56,6 @@ def run(*arguments):
     """A command that shall end well."""
     few = ("--device", "cpu", "--threads", 1, "--samples", 0) if arguments[0] == "export" else ()
     assert main([str(given) for given in (arguments[0], *few, *arguments[1:])]) == 0
-
-
-@pytest.fixture
-def error(capsys):
-    """error("export", ...): the one line that refuses it, nothing being written."""
-
-    def run(*arguments):
-        before = sorted(Path().rglob("*"))
-        capsys.readouterr()
-        assert main([str(given) for given in arguments]) == 1
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1, lines
-        assert sorted(Path().rglob("*")) == before
-        return lines[0].removeprefix("error: ")
-
-    return run
 
 
 def pipeline(kind, folder="out/diffusers"):
@@ -115,9 +100,7 @@ def assert_same(found, expected):
     assert expected[0][-2].std() > 0.1
 
 
-# Export
-
-
+ELSEWHERE = CompatOptions(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4)
 CASES = {
     "eps": ({"prediction": "eps", "schedule": "scaled_linear", "conditioning": "none"}, [], None),
     "x0, cosine": ({"prediction": "x0", "schedule": "cosine", "conditioning": "none", "shape": (8, 12, 3)}, [], None),
@@ -133,14 +116,7 @@ CASES = {
     "class and mask": ({"conditioning": "class+mask", "prediction": "eps", "schedule": "scaled_linear"}, ["--label", "4"], [4]),
     "attention": ({"attention_levels": [0, 1], "heads": 1, "middle_attention": True, "blocks_per_level": 2}, [], None),
     "heads": ({"attention_levels": [1], "heads": 4, "middle_attention": True}, [], None),
-    "trained elsewhere": (
-        {
-            "attention_levels": [0, 1],
-            "compat": CompatOptions(norm_groups=4, norm_eps=1e-6, corner_padding=True, head_channels=4),
-        },
-        [],
-        None,
-    ),
+    "trained elsewhere": ({"attention_levels": [0, 1], "compat": ELSEWHERE}, [], None),
 }
 
 
@@ -256,45 +232,38 @@ def test_export_replaces_only_exports(error):
     run("export", "--label", "2", "--samples", "2")
     assert Path("out/diffusers", WEIGHTS).read_bytes() != before
     assert {path.name for path in Path("out").iterdir()} == {"diffusers"}
-    Path("out/diffusers/notes.txt").write_text("mine")
+    notes = Path("out/diffusers/notes.txt")
+    notes.write_text("mine")
     assert "is there already and is no export" in error("export", "--samples", "0")
-    Path("out/diffusers/notes.txt").unlink()
+    notes.unlink()
     Path("out/diffusers/ddpm.json").write_text("{")
     assert "is there already and is no export" in error("export", "--samples", "0")
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
 
 
 def test_export_that_fails_keeps_the_old_one(monkeypatch, error):
     make_model()
     run("export")
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-
-    def fails(path, text):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("ddpm.diffusers_io.export.write_text", fails)
+    monkeypatch.setattr("ddpm.diffusers_io.export.write_text", full_disk)
     assert error("export", "--samples", "0", "--label", "5").startswith("out/diffusers: no space left")
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
 def test_atomic_folder_that_fails_keeps_the_old_one(tmp_path, monkeypatch):
-    target = tmp_path / "target"
+    target, rename = tmp_path / "target", os.replace
     target.mkdir()
     (target / "a").write_text("before")
-    rename = os.replace
-
-    def fails(source, goal):
-        if Path(source).joinpath("a").read_text() == "after":
-            raise OSError(28, "No space left on device")
-        rename(source, goal)
-
-    monkeypatch.setattr(os, "replace", fails)
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: (full_disk if Path(old, "a").read_text() == "after" else rename)(old, new)
+    )
     with pytest.raises(InputError, match="no space left"), atomic_folder(target, replace=True) as folder:
         (folder / "a").write_text("after")
     assert (target / "a").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
-
-
-# Import
 
 
 SMALL = {
@@ -350,12 +319,22 @@ def assert_computes_the_same(unet, model, labels=None):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def save_pipeline(unet=None, **scheduler):
+    """Writes a pipeline of diffusers into ./theirs."""
+    DDPMPipeline(unet=unet or random_unet(), scheduler=DDPMScheduler(**scheduler)).save_pretrained("theirs")
+
+
+def imported(*arguments):
+    """The model that `import` makes."""
+    run("import", *arguments)
+    return load("final", CPU, Path("models/imported"))
+
+
 @pytest.mark.parametrize("name", UNETS)
 def test_import_computes_the_same(name):
     unet = random_unet(**UNETS[name])
-    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained("theirs")
-    run("import", "theirs")
-    model = load("final", CPU, Path("models/imported"))
+    save_pipeline(unet)
+    model = imported("theirs")
     assert_computes_the_same(unet, model, torch.tensor([0, 3, 2]) if "num_class_embeds" in UNETS[name] else None)
     assert model.prediction == "eps"
     assert model.learns_variance == (name == "learned variance")
@@ -382,40 +361,36 @@ def test_import_reads_old_files(square):
 
 
 def test_import_notes_the_large_variance(capsys):
-    DDPMPipeline(unet=random_unet(), scheduler=DDPMScheduler(variance_type="fixed_large")).save_pretrained("theirs")
+    save_pipeline(variance_type="fixed_large")
     run("import", "theirs")
     assert "--variance large" in capsys.readouterr().out
 
 
 def test_import_of_a_network_without_scheduler(capsys):
-    unet = random_unet(sample_size=None)
-    unet.save_pretrained("alone")
-    run("import", "alone", "--size", 8)
+    random_unet(sample_size=None).save_pretrained("alone")
+    model = imported("alone", "--size", 8)
     assert "the defaults of diffusers are used: prediction eps" in capsys.readouterr().out
-    model = load("final", CPU, Path("models/imported"))
     assert (model.shape, model.schedule.steps, model.prediction) == ((8, 8, 3), 1000, "eps")
 
 
 def test_import_finds_the_scheduler_next_to_the_network():
     pipe = DDPMPipeline(unet=random_unet(), scheduler=DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"))
     pipe.save_pretrained("theirs")
-    run("import", "theirs/unet")
-    model = load("final", CPU, Path("models/imported"))
+    model = imported("theirs/unet")
     assert model.prediction == "x0"
     assert model.schedule[500] == make_schedule("cosine", 1000)[500]
 
 
 def test_import_without_record_takes_all_rows_for_classes():
     """Its last row may mean no class or not."""
-    DDPMPipeline(unet=random_unet(num_class_embeds=4), scheduler=DDPMScheduler()).save_pretrained("theirs")
-    run("import", "theirs")
-    model = load("final", CPU, Path("models/imported"))
+    save_pipeline(random_unet(num_class_embeds=4))
+    model = imported("theirs")
     assert model.data["class_names"] == ["class 0", "class 1", "class 2", "class 3"]
     assert not model.supports_cfg
 
 
 def test_import_can_be_sampled_and_described(capsys):
-    DDPMPipeline(unet=random_unet(), scheduler=DDPMScheduler()).save_pretrained("theirs")
+    save_pipeline()
     run("import", "theirs")
     run("sample", "--model", "models/imported", "-n", 2, "--steps", 2, "--device", "cpu", "--threads", 1)
     assert Path("out/sample.png").is_file()
@@ -434,9 +409,8 @@ def test_import_of_ddpm_cifar10_architecture():
     }  # fmt: skip
     unet = UNet2DModel(**{**SMALL, **kinds}).eval()
     assert sum(parameter.numel() for parameter in unet.parameters()) == 35_746_307
-    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained("theirs")
-    run("import", "theirs")
-    assert_computes_the_same(unet, load("final", CPU, Path("models/imported")))
+    save_pipeline(unet)
+    assert_computes_the_same(unet, imported("theirs"))
 
 
 @pytest.mark.parametrize(
@@ -451,8 +425,7 @@ def test_import_of_ddpm_cifar10_architecture():
 def test_export_then_import_returns_every_bit(changes, arguments):
     model = make_model(**changes)
     run("export", *arguments)
-    run("import")
-    back = load("final", CPU, Path("models/imported"))
+    back = imported()
     weights = back.network.state_dict()
     for name, value in model.network.state_dict().items():
         assert torch.equal(weights.pop(name), value), name
@@ -469,8 +442,7 @@ def test_export_of_an_import_equals_the_first_export():
     run("import")
     run("export", "--model", "models/imported", "-o", "out/again")
     first, again = (load_file(Path(folder) / WEIGHTS) for folder in ("out/diffusers", "out/again"))
-    assert first.keys() == again.keys()
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    torch.testing.assert_close(first, again, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -492,8 +464,7 @@ def test_export_of_an_import_equals_the_first_export():
     ],
 )
 def test_import_refuses_config_by_key(changes, message, error):
-    unet = random_unet()
-    unet.save_pretrained("theirs")
+    random_unet().save_pretrained("theirs")
     config = json.loads(Path("theirs/config.json").read_text())
     write_json("theirs/config.json", config | changes)
     line = error("import", "theirs")
@@ -525,15 +496,12 @@ def damage(change):
         (lambda: (Path("theirs") / WEIGHTS).write_bytes(b"x"), "cannot be read as weights"),
         (lambda: (Path("theirs") / WEIGHTS).unlink(), "theirs/unet: holds no diffusion_pytorch_model.safetensors or .bin"),
         (lambda: Path("theirs/unet/config.json").write_text("{"), "theirs/unet/config.json: cannot be read"),
-        (
-            lambda: write_json("theirs/scheduler/scheduler_config.json", {"num_train_timesteps": 50}),
-            "beta_schedule: no schedule has these noise levels",
-        ),
+        (lambda: write_json(SCHEDULER, {"num_train_timesteps": 50}), "beta_schedule: no schedule has these noise levels"),
         (lambda: shutil.rmtree("theirs/unet"), "theirs: holds no unet/config.json"),
     ],
 )
 def test_import_refuses_damaged_folders(break_it, message, error):
-    DDPMPipeline(unet=random_unet(), scheduler=DDPMScheduler()).save_pretrained("theirs")
+    save_pipeline()
     break_it()
     assert message in error("import", "theirs")
 
@@ -550,22 +518,14 @@ def test_import_refuses_a_pickle_that_runs_code(error):
     assert not Path("harmed").exists()
 
 
-def test_import_replaces_only_imports(error):
+def test_import_replaces_only_imports_and_ignores_a_damaged_record(error):
     make_model()
-    run("export")
+    run("export", "--keep-classes")
     assert "--out: models/ddpm is there already and is no imported model" in error("import", "-o", "models/ddpm")
     run("import")
     run("import")
-
-
-def test_import_ignores_a_damaged_record():
-    make_model()
-    run("export", "--keep-classes")
     Path("out/diffusers/ddpm.json").write_text('{"data": {"class_names": 3}, "training": []}')
     assert import_.read_folder(Path("out/diffusers")).config["data"]["class_names"][-1] == "class 10"
-
-
-# Noise levels
 
 
 @pytest.mark.parametrize("zero", [False, True])

@@ -7,11 +7,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from conftest import input_error
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end, rule, run
 
-from ddpm.core.files import InputError
 from ddpm.diffusion.prediction import PREDICTIONS, Prediction
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.editing.img2img import from_level, from_strength, image_to_image
@@ -80,12 +80,8 @@ def test_inpainting_noises_known_pixels_to_each_level():
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 1), (3, 1, 4, 4), (2, 1, 4, 5), (2, 2, 4, 4)])
 def test_inpainting_refuses_a_mask_of_another_shape(shape):
-    with pytest.raises(InputError) as refused:
+    with input_error("mask"):
         inpainting(rule("euler"), torch.zeros(2, 1, 4, 4), torch.zeros(shape), lambda: None)
-    assert refused.value.key == "mask"
-
-
-# --- jumps
 
 
 def test_with_repaint_jumps_known_grids():
@@ -123,9 +119,8 @@ def test_with_repaint_jumps_keeps_the_levels_and_ends_once(steps, jump, resample
 
 @pytest.mark.parametrize(("jump", "resamples", "key"), [(2, 0, "resamples"), (0, 2, "jump"), (0, 1, "jump"), (5, 2, "jump")])
 def test_with_repaint_jumps_refuses_impossible_values(jump, resamples, key):
-    with pytest.raises(InputError) as refused:
+    with input_error(key):
         with_repaint_jumps(make_grid("trailing", LINEAR, 5), jump, resamples)
-    assert refused.value.key == key
 
 
 @pytest.mark.parametrize("resamples", [1, 3])
@@ -209,9 +204,6 @@ def test_inpainting_with_jumps_keeps_the_law_of_an_independent_pixel():
     assert std == pytest.approx(1, abs=0.2)
 
 
-# --- part of a grid
-
-
 def test_from_level_known_grids():
     grid = np.array([9.0, 7, 5, 3, 1, 0])
     assert from_level(grid, 9).tolist() == grid.tolist()
@@ -273,18 +265,13 @@ def test_from_strength_agrees_with_diffusers(strength):
 
 @pytest.mark.parametrize("strength", [-0.1, 1.01, math.nan])
 def test_from_strength_refuses_impossible_strengths(strength):
-    with pytest.raises(InputError) as refused:
+    with input_error("strength"):
         from_strength(make_grid("trailing", LINEAR, 10), LINEAR, strength)
-    assert refused.value.key == "strength"
 
 
-# --- image to image
-
-
-def edited(name, grid, x0, strength, noise, denoiser=None, **options):
+def edited(name, grid, x0, strength, noise, **options):
     supply, part = iter(noise), from_strength(grid, LINEAR, strength)
-    frames = image_to_image(denoiser or gaussian_denoiser(), rule(name, **options), LINEAR, part, x0, lambda: next(supply))
-    *_, last = frames
+    *_, last = image_to_image(gaussian_denoiser(), rule(name, **options), LINEAR, part, x0, lambda: next(supply))
     return last.x
 
 
@@ -299,10 +286,10 @@ def law_of_an_edit(name, grid, x0, strength, **options):
 def test_image_to_image_strength_0_is_the_image_without_an_evaluation():
     x0 = noises(1)[0]
     grid = from_strength(make_grid("trailing", LINEAR, 10), LINEAR, 0.0)
-    frames = list(image_to_image(None, rule("euler"), LINEAR, grid, x0, None))
-    assert [frame.position for frame in frames] == [0]
-    assert torch.equal(frames[0].x, x0)
-    assert torch.equal(frames[0].x0, x0)
+    (frame,) = image_to_image(None, rule("euler"), LINEAR, grid, x0, None)
+    assert frame.position == 0
+    assert torch.equal(frame.x, x0)
+    assert torch.equal(frame.x0, x0)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -322,17 +309,13 @@ def test_image_to_image_frames_decrease_from_the_strength():
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.4, 0.75, 1.0])
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m"])
-def test_image_to_image_has_the_law_of_the_probability_flow(name, strength):
+@pytest.mark.parametrize(("name", "steps", "tolerance"), [("ddim", 500, 0.02), ("heun", 60, 4e-3), ("dpmpp_2m", 60, 4e-3)])
+def test_image_to_image_has_the_law_of_the_probability_flow(name, steps, tolerance, strength):
     """x0 = 1 noised to level t is N(alpha, sigma^2), which the flow of data N(0.3, 0.5^2) takes to 0 by an affine map."""
-    steps = {"ddim": 500}.get(name, 60)
-    grid = make_grid("log_snr", LINEAR, steps)
+    grid, level = make_grid("log_snr", LINEAR, steps), LINEAR[round(strength * T)]
     mean, std = law_of_an_edit(name, grid, 1.0, strength, **({"eta": 0.0} if name == "ddim" else {}))
-    level = LINEAR[round(strength * T)]
-    low, high = (
-        float(ode_end(torch.tensor(x).double(), LINEAR, strength * T, 0)) for x in (level.alpha, level.alpha + level.sigma)
-    )
-    tolerance = 0.02 if name == "ddim" else 4e-3
+    starts = torch.tensor([level.alpha, level.alpha + level.sigma]).double()
+    low, high = ode_end(starts, LINEAR, strength * T, 0).tolist()
     assert mean == pytest.approx(low, abs=tolerance)
     assert std == pytest.approx(high - low, abs=tolerance)
 
@@ -370,10 +353,8 @@ def test_image_to_image_with_inpainting_keeps_known_pixels():
     image, mask = noises(1, seed=1)[0], torch.zeros(1, 1, 4, 4)
     mask[..., 0, :] = 1
     known, *noise = noises(60)
-    step = inpainting(rule("ddim", eta=0.5), image, mask, lambda: known)
-    supply = iter(noise)
-    grid = with_repaint_jumps(make_grid("trailing", LINEAR, 10), 2, 2)
-    part = from_strength(grid, LINEAR, 0.55)
+    step, supply = inpainting(rule("ddim", eta=0.5), image, mask, lambda: known), iter(noise)
+    part = from_strength(with_repaint_jumps(make_grid("trailing", LINEAR, 10), 2, 2), LINEAR, 0.55)
     *_, last = image_to_image(gaussian_denoiser(), step, LINEAR, part, image, lambda: next(supply))
     assert torch.equal(last.x[..., 0, :], image[..., 0, :])
     assert not torch.isclose(last.x[..., 1:, :], image[..., 1:, :]).any()

@@ -2,15 +2,12 @@
 
 import csv
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import Checkout, write_files
 from PIL import Image
 from scipy.stats import t, ttest_ind
 
@@ -104,19 +101,15 @@ def test_read_finds_columns_with_and_without_a_path():
 
 
 def test_read_leaves_out_unfinished_experiments(tmp_path):
-    others = [
-        row("dozen-rort", schedule="cosine", State="Failed"),
-        row("later", schedule="cosine", State="Queued"),
-        row("now", schedule="cosine", State="Running"),
+    others = [row(state.lower(), schedule="cosine", State=state) for state in ("Failed", "Queued", "Running")]
+    others += [
         row("half", schedule="cosine", ddim__classifier__fid=""),
         row("broken", schedule="cosine") | {f"{name}.classifier.fid": "!" for name in COST},
     ]
     found = read(*SEEDS, *others, row("done", 0.9, schedule="cosine", State="Success"))
     assert list(found.about.index) == ["main", "a", "b", "done"]
     missing = "has no FID of both samplers in reports/evaluate/metrics.json; run it to the end"
-    assert found.left_out == {
-        "dozen-rort": "failed", "later": "queued", "now": "running", "half": missing, "broken": missing
-    }  # fmt: skip
+    assert found.left_out == {name: name for name in ("failed", "queued", "running")} | {"half": missing, "broken": missing}
     text = page(tmp_path, *SEEDS, *others)
     assert f"- {missing}: half, broken\n" in text
     assert "cosine" not in text
@@ -150,11 +143,8 @@ def test_read_takes_code_as_a_setting_if_scores_differ():
     assert read(*SEEDS, row("page", 1.2, 3) | {"ddpm/report": "q"}).differing() == []
 
 
-def test_read_ignores_settings_without_effect_on_scores():
+def test_differing_ignores_settings_without_effect_and_those_that_older_commits_lack():
     assert read(commit("main"), row("a", 1.1, 1) | {"runtime.threads": 1, "sweep.samples": 3}).differing() == []
-
-
-def test_differing_ignores_settings_that_older_commits_lack():
     old = commit("v1", 1.3, seed=1) | {"train.steps": ""}
     assert read(commit("main"), old).differing() == []
     assert read(commit("main"), old, row("long", 0.9) | {"train.steps": 9000}).differing() == ["train.steps"]
@@ -191,10 +181,7 @@ def test_comparable_groups_by_n_images_and_classifier(tmp_path):
 
 def test_page_hides_fid_of_different_classifiers(tmp_path):
     text = page(tmp_path, *SEEDS, *COSINE)
-    assert (
-        "in the features of 3 classifiers, since each seed trains its own.\nFIDs in the features of different classifiers are not"
-        in text
-    )
+    assert "in the features of 3 classifiers, since each seed trains its own.\nFIDs in the features of different classif" in text
     assert "FID ↓" not in text
     assert "FID / floor ↓" in text
     text = page(tmp_path, commit("main"), COSINE[0])
@@ -228,13 +215,10 @@ def test_page_of_single_seeds_claims_no_difference(tmp_path):
     assert "spread unknown" in text
 
 
-def test_page_names_settings_with_equal_scores(tmp_path):
+def test_page_names_settings_with_equal_scores_and_numbers_those_that_differ_in_many_keys(tmp_path):
     text = page(tmp_path, commit("main"), row("c", schedule="cosine"), row("d", 0.7, schedule="sigmoid"))
     assert "These settings have the same FID to the last digit: **schedule linear and schedule cosine**." in text
     assert "sigmoid" not in text.partition("the same FID")[2].partition("\n")[0]
-
-
-def test_page_numbers_settings_that_differ_in_many_keys(tmp_path):
     other = {"schedule": "cosine", "prediction": "eps", "train.steps": 9000, "ddpm/sampling": "t"}
     text = page(tmp_path, commit("main"), row("a", 0.9, **other))
     assert "|  | schedule | prediction | train.steps | code |" in text
@@ -268,30 +252,22 @@ def runs(values, seeds=None, classifier="c"):
     return pd.Series(values, index, dtype=float)
 
 
-def test_difference_pairs_runs_of_one_seed():
+def test_difference_pairs_runs_of_one_seed_and_classifier():
     a, b = runs([1.1, 2.1, 3.2]), runs([1.0, 2.0, 3.0])
-    found = difference(a, b)
-    assert found.value == pytest.approx(0.4 / 3)
-    assert found.margin == pytest.approx(T95 * np.std([0.1, 0.1, 0.2], ddof=1) / np.sqrt(3))
-    # Runs with other classifiers are no pairs.
-    unpaired = difference(a, runs([1.0, 2.0, 3.0], classifier="another"))
-    assert unpaired.value == pytest.approx(0.4 / 3)
+    paired, unpaired = difference(a, b), difference(a, runs([1.0, 2.0, 3.0], classifier="another"))
+    assert paired.value == unpaired.value == pytest.approx(0.4 / 3)
+    assert paired.margin == pytest.approx(T95 * np.std([0.1, 0.1, 0.2], ddof=1) / np.sqrt(3))
     degrees = (a.var() + b.var()) ** 2 / ((a.var() ** 2 + b.var() ** 2) / 2)
-    assert unpaired.margin == pytest.approx(t.ppf(0.975, degrees) * np.sqrt((a.var() + b.var()) / 3)), (
-        "other classifiers: no pairs"
-    )
+    assert unpaired.margin == pytest.approx(t.ppf(0.975, degrees) * np.sqrt((a.var() + b.var()) / 3))
 
 
-def test_difference_of_single_runs_has_no_margin():
+def test_difference_of_single_runs_or_equal_pairs_has_no_margin():
     found = difference(runs([5.0]), runs([4.0, 9.0, 9.0]))
     assert found == Difference(1.0, None)
     assert not found.is_significant
     assert difference(runs([5.0], [7]), runs([4.0, 6.0])) == Difference(0.0, None)
     assert difference(runs([1.0, 2.0, np.nan]), runs([1.0, 1.0, 5.0])).value == 0.5, "NaN is left out"
     assert np.isnan(difference(runs([np.nan]), runs([1.0])).value)
-
-
-def test_difference_of_equal_pairs_has_no_margin():
     assert difference(runs([0.99, 0.98]), runs([0.98, 0.97])).margin is None
     assert difference(runs([0.99, 0.98]), runs([0.99, 0.98])) == Difference(0.0, 0.0)
 
@@ -320,20 +296,23 @@ def test_format_difference():
 
 
 def test_format_mean_has_the_digits_of_its_spread():
-    assert format_mean(pd.Series([0.98, 0.99, 0.985]), 100, "%") == "98.5 ± 0.5%"
-    assert format_mean(pd.Series([0.98]), 100, "%") == "98.0%"
-    assert format_mean(pd.Series([1000.0, 1000.0])) == "1,000"
-    assert format_mean(pd.Series([0.12345])) == "0.123"
-    assert format_mean(pd.Series([np.nan])) == "-"
+    for values, *options, text in (
+        ([0.98, 0.99, 0.985], 100, "%", "98.5 ± 0.5%"),
+        ([0.98], 100, "%", "98.0%"),
+        ([1000.0, 1000.0], "1,000"),
+        ([0.12345], "0.123"),
+        ([np.nan], "-"),
+    ):
+        assert format_mean(pd.Series(values), *options) == text
 
 
 def test_command_passes_options_to_dvc(monkeypatch, workspace, capsys):
-    asked = []
-    monkeypatch.setattr(collect, "show_csv", lambda options: asked.append(options) or shown(*SEEDS, *COSINE))
+    calls = []
+    monkeypatch.setattr(collect, "show_csv", lambda options: calls.append(options) or shown(*SEEDS, *COSINE))
     assert main(["experiments"]) == 0
     assert main(["experiments", "--rev", "main", "--rev", "v1", "-n", "3"]) == 0
     assert main(["experiments", "-A", "--out", "elsewhere"]) == 0
-    assert asked == [[], ["--rev", "main", "--rev", "v1", "--num", "3"], ["--all-commits"]]
+    assert calls == [[], ["--rev", "main", "--rev", "v1", "--num", "3"], ["--all-commits"]]
     assert capsys.readouterr().out.splitlines()[0] == "6 experiments, 2 settings: reports/experiments/index.md"
     assert {path.name for path in Path("reports/experiments").iterdir()} == {"index.md", "experiments.csv", "quality.png"}
     assert Path("elsewhere/index.md").exists()
@@ -372,44 +351,28 @@ stages:
 
 @pytest.mark.slow
 def test_command_compares_experiments_of_dvc(tmp_path):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = kept | {"PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
-    folder = tmp_path / "project"
-    folder.mkdir()
-
-    def run(*command, status=0):
-        ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
-        assert ended.returncode == status, ended.stdout + ended.stderr
-        return ended
-
-    def dvc(*arguments, status=0):
-        return run(sys.executable, "-m", "dvc", *arguments, status=status)
-
-    (folder / "params.yaml").write_text("dataset: digits\nschedule: linear\nseed: 0\n")
-    (folder / "dvc.yaml").write_text(PIPELINE)
-    (folder / "stage.py").write_text(STAGE)
-    run("git", "init", "-q")
-    for setting in ("user.name=t", "user.email=t@example.org", "commit.gpgSign=false"):
-        run("git", "config", *setting.split("="))
-    dvc("init", "-q")
-    dvc("repro", "-q")
-    run("git", "add", "-A")
-    run("git", "commit", "-qm", "first")
-    command = (sys.executable, "-m", "ddpm", "experiments")
-    refused = run(*command, status=1)
+    project = Checkout(tmp_path / "project")
+    write_files(project.folder, {
+        "params.yaml": "dataset: digits\nschedule: linear\nseed: 0\n", "dvc.yaml": PIPELINE, "stage.py": STAGE
+    })  # fmt: skip
+    project.python("dvc", "init", "-q")
+    project.python("dvc", "repro", "-q")
+    project.commit()
+    refused = project.python("ddpm", "experiments", status=1)
     assert refused.stderr.startswith("error: no experiments; run some: ")
     assert len(refused.stderr.splitlines()) == 1
+    run = ("dvc", "exp", "run", "-q")
     for schedule in ("linear", "cosine"):
         for seed in range(3):
-            dvc("exp", "run", "-q", "--name", f"{schedule}-{seed}", "-S", f"schedule={schedule}", "-S", f"seed={seed}")
-    dvc("exp", "run", "-q", "-S", "schedule=broken", status=255)
-    dvc("exp", "run", "-q", "--queue", "--name", "waiting", "-S", "seed=7")
-    assert run(*command).stdout == "6 experiments, 2 settings: reports/experiments/index.md\n"
-    text = (folder / "reports/experiments/index.md").read_text()
+            project.python(*run, "--name", f"{schedule}-{seed}", "-S", f"schedule={schedule}", "-S", f"seed={seed}")
+    project.python(*run, "-S", "schedule=broken", status=255)
+    project.python(*run, "--queue", "--name", "waiting", "-S", "seed=7")
+    compared = project.python("ddpm", "experiments")
+    assert compared.stdout == "6 experiments, 2 settings: reports/experiments/index.md\n"
+    text = (project.folder / "reports/experiments/index.md").read_text()
     assert "- queued: waiting" in text
     assert "linear-0" in text.partition("the same as ")[2].partition("\n")[0]
     assert cells(text, "## S", "cosine")[0][1:3] == ["3", "0.66 ± 0.04"]
-    unknown = run(*command, "--rev", "nowhere", status=1)
+    unknown = project.python("ddpm", "experiments", "--rev", "nowhere", status=1)
     assert "nowhere" in unknown.stderr
     assert len(unknown.stderr.splitlines()) == 1

@@ -40,19 +40,14 @@ def test_to_picture_enlarges_by_a_whole_factor():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_denoising_gif_has_a_frame_per_level(tmp_path, channels):
-    rng = np.random.default_rng(0)
-    x, x0 = rng.integers(0, 256, (2, 6, 4, 8, 8, channels), np.uint8)
+    x, x0 = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 8, 8, channels), np.uint8)
     path = tmp_path / "a.gif"
     image_grid.denoising_gif(path, x, x0, np.array([100, 80, 60, 40, 20, 0]), tile=16, frame_ms=120)
     with Image.open(path) as gif:
-        assert gif.n_frames == 5
-        durations = []
-        for frame in range(gif.n_frames):
-            gif.seek(frame)
-            durations.append(gif.info["duration"])
+        durations = [(gif.seek(frame), gif.info["duration"])[1] for frame in range(gif.n_frames)]
         assert durations == [120] * 4 + [image_grid.HOLD_MS]
         assert gif.info["loop"] == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_denoising_strip_runs_from_noise_to_image(tmp_path):
@@ -67,26 +62,26 @@ def test_denoising_strip_runs_from_noise_to_image(tmp_path):
 
 
 def test_comparison_leaves_out_missing_accuracy(tmp_path):
-    rows = [{"sampler": s, "fid": 0.1, "fid_sd": None, "accuracy": None, "nfe": n} for s, n in (("DDPM", 1000), ("DDIM", 50))]
-    axes = []
+    shapes = []
     for accuracy in (None, 0.9):
-        figures.comparison(tmp_path / "a.png", [{**row, "accuracy": accuracy} for row in rows], 0.08, 500)
-        axes.append(read(tmp_path / "a.png").shape)
-    assert min(axes[0][:2]) > 200
-    assert axes[1][1] > 900
+        common = {"fid": 0.1, "fid_sd": None, "accuracy": accuracy}
+        rows = [{"sampler": sampler, "nfe": nfe, **common} for sampler, nfe in (("DDPM", 1000), ("DDIM", 50))]
+        figures.comparison(tmp_path / "a.png", rows, 0.08, 500)
+        shapes.append(read(tmp_path / "a.png").shape)
+    assert min(shapes[0][:2]) > 200
+    assert shapes[1][1] > 900
 
 
 def blue(picture):
-    """Returns the pixels in the colour of the first set of images."""
+    """Returns where a picture has the colour of the first set of images."""
     return (picture[..., :3] == [0x00, 0x72, 0xB2]).all(-1)
 
 
 def test_fid_over_nfe_draws_every_sampler(tmp_path, monkeypatch):
     """Twelve samplers, more than there are colours or line styles."""
     rows = [{"method": f"sampler {k}", "budget": b, "nfe": b, "fid": k + 1 + 1 / b} for k in range(12) for b in (5, 10)]
-    axes = []
+    axes = [Figure().subplots()]
     monkeypatch.setattr(figures, "figure", lambda *_: nullcontext(axes))
-    axes.append(Figure().subplots())
     figures.fid_over_nfe(tmp_path / "fid.png", pd.DataFrame(rows), 0.5, 500)
     lines = [line for line in axes[0].lines if line.get_label().startswith("sampler")]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 12
@@ -94,10 +89,8 @@ def test_fid_over_nfe_draws_every_sampler(tmp_path, monkeypatch):
 
 def test_coverage_bars_are_as_high_as_the_scores(tmp_path):
     """The first bar, precision, has half the height of the second."""
-    path = tmp_path / "coverage.png"
-    sample_figures.coverage_bars(
-        path, {"DDPM": {"precision": 0.4, "recall": 0.8}, sample_figures.REAL: {"precision": 1.0, "recall": 1.0}}, 500
-    )
+    path, real = tmp_path / "coverage.png", {"precision": 1.0, "recall": 1.0}
+    sample_figures.coverage_bars(path, {"DDPM": {"precision": 0.4, "recall": 0.8}, sample_figures.REAL: real}, 500)
     drawn = blue(read(path))
     columns = np.flatnonzero(drawn.sum(0) > 20)
     heights = sorted({int(drawn[:, column].sum()) for column in columns if column < drawn.shape[1] * 0.75})
@@ -105,10 +98,8 @@ def test_coverage_bars_are_as_high_as_the_scores(tmp_path):
 
 
 def test_class_histogram_counts_all_names(tmp_path):
-    path = tmp_path / "classes.png"
-    sample_figures.class_histogram(
-        path, {"DDPM": np.array([0, 0, 2]), sample_figures.REAL: np.array([0, 1, 2])}, ["cat", "dog", "horse"]
-    )
+    path, sets = tmp_path / "classes.png", {"DDPM": np.array([0, 0, 2]), sample_figures.REAL: np.array([0, 1, 2])}
+    sample_figures.class_histogram(path, sets, ["cat", "dog", "horse"])
     drawn = blue(read(path))
     # Left of the legend are two bars: no image of the set has the second class.
     filled = (drawn.sum(0) > 20)[: int(drawn.shape[1] * 0.75)]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import edit_params
+from conftest import edit_params, input_error
 
 from ddpm.core import params
-from ddpm.core.files import InputError, read_json, write_json
+from ddpm.core.files import read_json, write_json
 from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, HELD_OUT_CAPTIONS, Guidance
 
 CSV = Path("reports/guidance/guidance.csv")
@@ -29,8 +29,8 @@ def set_training(**training):
     write_json("models/ddpm/config.json", {**config, "training": training})
 
 
-def make_model(conditioning, request):
-    edit_params(**{"model.conditioning": conditioning})
+def make_model(request, **edits):
+    edit_params(**edits)
     for name in ("model", "classifier"):
         request.getfixturevalue(name)
 
@@ -55,10 +55,15 @@ def test_guidance_scores_each_scale_at_its_cost(model, classifier):
 
 @pytest.mark.parametrize(
     ("edits", "dropout", "setting"),
-    [({"guidance.scales": []}, 0.1, "guidance.scales"), ({}, 0.0, "train.condition_dropout")],
+    [
+        ({"guidance.scales": []}, 0.1, "guidance.scales"),
+        ({}, 0.0, "train.condition_dropout"),
+        ({"model.conditioning": "none"}, 0.1, "model.conditioning"),
+        ({"model.conditioning": "mask"}, 0.1, "model.conditioning"),
+    ],
 )
-def test_guidance_records_why_no_scales_are_compared(model, classifier, edits, dropout, setting, capsys):
-    edit_params(**edits)
+def test_guidance_records_why_no_scales_are_compared(workspace, edits, dropout, setting, capsys, request):
+    make_model(request, **edits)
     set_training(condition_dropout=dropout)
     frame, metrics = run()
     assert frame.empty
@@ -66,16 +71,8 @@ def test_guidance_records_why_no_scales_are_compared(model, classifier, edits, d
     assert f"no scales of guidance are compared: {metrics['status']}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("conditioning", ["none", "mask"])
-def test_guidance_needs_a_class_or_text(workspace, conditioning, request):
-    make_model(conditioning, request)
-    frame, metrics = run()
-    assert frame.empty
-    assert "model.conditioning" in metrics["status"]
-
-
 def test_guidance_of_a_text_network_also_uses_held_out_captions(workspace, request):
-    make_model("text", request)
+    make_model(request, **{"model.conditioning": "text"})
     set_training(condition_dropout=0.1)
     frame, _ = run()
     rows = list(zip(frame.method, frame.scale, strict=True))
@@ -85,9 +82,8 @@ def test_guidance_of_a_text_network_also_uses_held_out_captions(workspace, reque
 def test_guidance_refuses_too_few_samples_before_sampling(model, classifier):
     set_training(condition_dropout=0.1)
     edit_params(**{"guidance.samples": 5})
-    with pytest.raises(InputError, match=r"at least 6 samples \(guidance.samples\)") as error:
+    with input_error("guidance", match=r"at least 6 samples \(guidance.samples\)"):
         run()
-    assert error.value.key == "guidance"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +96,5 @@ def test_guidance_refuses_too_few_samples_before_sampling(model, classifier):
 )
 def test_guidance_settings_name_the_wrong_key(workspace, edits, key):
     edit_params(**edits)
-    with pytest.raises(InputError) as error:
+    with input_error(key):
         params.load(guidance=Guidance)
-    assert error.value.key == key

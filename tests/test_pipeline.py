@@ -6,6 +6,7 @@ import functools
 import graphlib
 import importlib
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,12 +97,8 @@ def undeclared_and_unread(stage, definition):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_deps_are_its_imports(stage):
+def test_stage_deps_and_params_are_what_it_imports_and_reads(stage):
     assert missing_and_idle_deps(stage, STAGES[stage]) == (set(), set())
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_params_are_those_it_reads(stage):
     assert undeclared_and_unread(stage, STAGES[stage]) == (set(), set())
 
 
@@ -195,6 +192,17 @@ def committed(tmp_path_factory):
     return folder
 
 
+@contextmanager
+def changed(path):
+    """Adds a line to a file, which may be new, until the end of the block."""
+    before = path.read_bytes() if path.exists() else b""
+    path.write_bytes(before + b"\n# changed\n")
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
@@ -213,29 +221,19 @@ def test_dvc_reruns_only_stages_that_use_a_changed_file(committed, monkeypatch, 
     from dvc.repo import Repo
 
     monkeypatch.chdir(committed)
-    path = Path(file)
-    before = path.read_bytes() if path.exists() else b""
-    path.write_bytes(before + b"\n# changed\n")
-    try:
-        with Repo() as repo:
-            assert set(repo.status()) == expected
-    finally:
-        path.write_bytes(before)
+    with changed(Path(file)), Repo() as repo:
+        assert set(repo.status()) == expected
 
 
-def test_fingerprint_of_training_ignores_documentation(committed, monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [("ddpm/training/README.md", False), ("ddpm/sampling/samplers.py", False), ("ddpm/training/loop.py", True)],
+)
+def test_fingerprint_of_training_ignores_documentation(committed, monkeypatch, file, changes):
     monkeypatch.chdir(committed)
     before = stage_fingerprint("train")
-    for file, changes in (
-        ("ddpm/training/README.md", False),
-        ("ddpm/sampling/samplers.py", False),
-        ("ddpm/training/loop.py", True),
-    ):
-        path = Path(file)
-        text = path.read_bytes() if path.exists() else b""
-        path.write_bytes(text + b"\n# changed\n")
+    with changed(Path(file)):
         assert (stage_fingerprint("train") != before) == changes
-        path.write_bytes(text)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -259,13 +257,13 @@ def test_stage_definition_keeps_the_rules(stage):
 
 
 def test_stage_deps_hold_no_timings():
-    timed = {
+    timed = (
         "evaluate/metrics.json",
         "sample_ddpm/metrics.json",
         "sample_ddim/metrics.json",
         "train/speed.csv",
         "train/training.png",
-    }
+    )
     for stage, definition in STAGES.items():
         assert not {f"reports/{name}" for name in timed} & set(definition["deps"]), stage
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import input_error
 from processes import in_processes
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ddpm.core.files import InputError
 from ddpm.evaluation import prdc
 from ddpm.evaluation.prdc import BALL_K, MANIFOLD_K, PRDC, neighbour_radii, row_chunks, squared_distances
 
@@ -118,6 +118,5 @@ def test_prdc_refuses_too_few_points():
     points = torch.zeros(3, 2, dtype=torch.float64)
     calls = [lambda: PRDC(real, "x")(fake, "ddim"), lambda: PRDC(fake, "ddim"), lambda: neighbour_radii(points, [3], "ddim")]
     for call in calls:
-        with pytest.raises(InputError, match=r"images are too few for \d neighbours of each; use at least") as error:
+        with input_error("ddim", match=r"images are too few for \d neighbours of each; use at least"):
             call()
-        assert error.value.key == "ddim"

@@ -46,11 +46,8 @@ def anchors(document):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_readme_is_short():
+def test_readme_is_short_and_in_every_folder():
     assert len(README.splitlines()) <= MAX_LINES
-
-
-def test_readme_is_in_every_folder():
     assert [document.parent for document in DOCUMENTS] == DOCUMENTED
 
 

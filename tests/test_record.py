@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Checkout, input_error, write_files
 
 from ddpm.cli.main import main
 from ddpm.core.device import Runtime
@@ -48,9 +48,7 @@ def put_run(folder, **changes):
         "reports/report/bits.png": "not kept",
         "reports/report/ddpm_denoising.gif": "film",
     }
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    write_files(folder, files)
     return folder
 
 
@@ -95,10 +93,8 @@ def test_write_record_keeps_the_older_record_on_failure(tmp_path):
 
 def test_to_keep_leaves_out_large_figures(tmp_path):
     folder = put_run(tmp_path)
-    (folder / "reports/report/ddpm_denoising.gif").write_bytes(bytes(record.MAX_BYTES + 1))
-    for name in ("reports/sweep/fid.png", "out/compare.png"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text("x")
+    large = "x" * (record.MAX_BYTES + 1)
+    write_files(folder, {"reports/report/ddpm_denoising.gif": large, "reports/sweep/fid.png": "x", "out/compare.png": "x"})
     figures = ["ddpm_grid.png", "training.png", "sweep_fid.png", "compare.png"]
     assert list(record.to_keep(folder)) == [*figures, "edit.json", "guidance.csv"]
     write_record(tmp_path / "r", folder, ABOUT, [{"seed": 0}])
@@ -132,10 +128,12 @@ def test_describe_machine():
 
 def test_command_line_repeats_a_run():
     digits = read_recipe("digits")
-    assert record.command_line(digits, [], 1, True) == "dvc exp run $(python -m ddpm recipe digits) -S seed=1"
-    given = ["model.channel_mults=[1,2]"]
-    assert record.command_line(digits, given, 0, True).endswith(" digits) -S 'model.channel_mults=[1,2]' -S seed=0")
-    assert record.command_line(digits, [], 2, False) == "python -m ddpm record digits --without-dvc --seed 2"
+    for given, seed, dvc, line in (
+        ([], 1, True, "dvc exp run $(python -m ddpm recipe digits) -S seed=1"),
+        (["a.b=[1,2]"], 0, True, "dvc exp run $(python -m ddpm recipe digits) -S 'a.b=[1,2]' -S seed=0"),
+        ([], 2, False, "python -m ddpm record digits --without-dvc --seed 2"),
+    ):
+        assert record.command_line(digits, given, seed, dvc) == line
 
 
 @pytest.fixture
@@ -156,9 +154,8 @@ def calls(tmp_path, monkeypatch):
         put_run(place)
         return runner.RunResult(100.0, "there")
 
-    monkeypatch.setattr(record, "run_with_dvc", run)
-    monkeypatch.setattr(record, "run_without_dvc", run)
-    monkeypatch.setattr(record, "check_clean", lambda: "abc")
+    for name, replacement in {"run_with_dvc": run, "run_without_dvc": run, "check_clean": lambda: "abc"}.items():
+        monkeypatch.setattr(record, name, replacement)
     return calls
 
 
@@ -189,14 +186,11 @@ def test_record_runs_each_seed_once(calls, capsys):
     assert not list(Path(".scratch/record").iterdir()), "copies of experiments are removed"
 
 
-def test_record_takes_the_seed_of_the_settings(calls, capsys):
+def test_record_takes_the_seed_of_the_settings_and_keeps_runs_before_a_failure(calls, capsys):
     said(capsys, "record", "digits")
     said(capsys, "record", "digits", "-S", "seed=7", "--without-dvc")
     assert [seed for _, seed, _ in calls] == [0, 7]
     assert list(Path(".scratch/record").iterdir()), "a run without DVC leaves its model"
-
-
-def test_record_keeps_runs_before_a_failure(calls, capsys):
     assert said(capsys, "record", "digits", "--seed", "0", "--seed", "13", "--seed", "1") == "stage train: ended with status 1"
     assert [of["seed"] for of in json.loads(Path("reports/recipes/digits/run.json").read_text())["runs"]] == [0]
 
@@ -268,26 +262,8 @@ stages:
 OWN = "about: mine\nparameters: 160401\noverrides:\n  train:\n    steps: 10\nextra:\n- python -m stages.sweep\n"
 
 
-class Project:
-    """A Git checkout with a pipeline of one stage, and methods that run commands in it."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "DDPM_"))}
-        self.env = kept | {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder.parent / "site")}
-        self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
-    def run(self, *command, status=0):
-        ended = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=120, check=False)
-        assert ended.returncode == status, ended.stdout + ended.stderr
-        return ended
-
-    def ddpm(self, *arguments, status=0):
-        return self.run(sys.executable, "-m", "ddpm", *arguments, status=status)
-
-    def commit(self):
-        self.run("git", "add", "-A")
-        self.run("git", "commit", "-qm", "all")
+class Project(Checkout):
+    """A Git checkout with a pipeline of one stage."""
 
     def record_of(self, name):
         return json.loads((self.folder / "reports/recipes" / name / "run.json").read_text())
@@ -295,21 +271,16 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path):
-    made = Project(tmp_path / "project")
-    for name, text in {
+    project = Project(tmp_path / "project")
+    # The project's own code is elsewhere; these are the folders that a copy takes.
+    write_files(project.folder, {
         "stages/train.py": STAGE, "stages/sweep.py": SWEEP, "stages/__init__.py": "", "mine.yaml": OWN, "ddpm/notes.txt": "",
         "data/raw/here": "", ".gitignore": "models\n.scratch\ndata\n__pycache__\n", "reports/sweep/fid.png": "of another run",
         "dvc.yaml": PIPELINE % ", ".join(name for name in read_yaml(ROOT / "params.yaml") if name != "runtime"),
-    }.items():  # fmt: skip
-        (made.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (made.folder / name).write_text(text)
-    shutil.copy(ROOT / "params.yaml", made.folder)
-    # The project's own code is elsewhere; these are the folders that a copy takes.
-    made.run("git", "init", "-q")
-    for setting in ("user.name=t", "user.email=t@example.org", "commit.gpgSign=false"):
-        made.run("git", "config", *setting.split("="))
-    made.commit()
-    return made
+    })  # fmt: skip
+    shutil.copy(ROOT / "params.yaml", project.folder)
+    project.commit()
+    return project
 
 
 @pytest.fixture
@@ -408,10 +379,10 @@ def test_record_reports_missing_dvc(here, monkeypatch):
 
 @pytest.mark.slow
 def test_record_with_dvc_leaves_the_workspace(project):
-    project.run(sys.executable, "-m", "dvc", "init", "-q")
+    project.python("dvc", "init", "-q")
     project.commit()
     before = project.run("git", "rev-parse", "HEAD").stdout
-    ended = project.ddpm("record", "mine.yaml", "--seed", "0", "--seed", "1")
+    ended = project.python("ddpm", "record", "mine.yaml", "--seed", "0", "--seed", "1")
     assert project.run("git", "rev-parse", "HEAD").stdout == before
     assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "reports/recipes/"]
     assert not (project.folder / "models").exists()
@@ -424,14 +395,14 @@ def test_record_with_dvc_leaves_the_workspace(project):
     assert json.loads((folder / "metrics-seed-1.json").read_text())["ddpm"]["classifier"]["fid"] == pytest.approx(1.1)
     name = ended.stdout.split("`dvc exp apply ")[1].partition("`")[0]
     assert name.startswith("mine-seed-0-")
-    assert name in project.run(sys.executable, "-m", "dvc", "exp", "list").stdout
+    assert name in project.python("dvc", "exp", "list").stdout
     # The recorded command repeats the experiment.
     project.run("git", "stash", "-qu")
     command = run["runs"][1]["command"]
     project.run("bash", "-c", command.replace("dvc ", f"{sys.executable} -m dvc ", 1))
     assert read_yaml(project.folder / "params.yaml")["train"]["steps"] == 10
     project.run("git", "checkout", "-q", ".")
-    broken = project.ddpm("record", "mine.yaml", "-S", "train.steps=13", status=1)
+    broken = project.python("ddpm", "record", "mine.yaml", "-S", "train.steps=13", status=1)
     assert broken.stderr.splitlines()[-1].startswith("error: dvc exp run: ended with status ")
 
 
@@ -470,8 +441,7 @@ def test_table_summarizes_seeds_and_missing_values(tmp_path):
 
 
 def test_table_ignores_records_of_an_older_format(tmp_path):
-    (tmp_path / "digits").mkdir()
-    (tmp_path / "digits/metrics.json").write_text("{}")
+    write_files(tmp_path, {"digits/metrics.json": "{}"})
     assert results_section(tmp_path, RECIPES) == "Not run yet: `mnist_fast`."
     assert results_section(tmp_path / "nowhere", RECIPES) == "Not run yet: `digits`, `mnist_fast`."
 
@@ -480,25 +450,25 @@ def test_table_refuses_a_damaged_record(tmp_path):
     for name, text in (("run.json", "{"), ("run.json", "[]"), ("run.json", '{"runs": []}'), ("metrics.json", "{}")):
         folder = put_record(tmp_path)
         (folder / name).write_text(text)
-        with pytest.raises(InputError, match=r"is not a valid record \([^\n]*\); record the run again, or") as error:
+        with input_error(str(folder / "run.json"), match=r"is not a valid record \([^\n]*\); record the run again, or"):
             results_section(tmp_path, RECIPES)
-        assert error.value.key == str(folder / "run.json")
 
 
 def test_results_writes_and_checks_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put_record(Path("reports/recipes"))
-    Path("README.md").write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nend\n")
+    readme = Path("README.md")
+    readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nend\n")
     assert said(capsys, "results", "--check").startswith("README.md: the table differs from the 1 recorded recipe")
-    assert "old" in Path("README.md").read_text()
+    assert "old" in readme.read_text()
     assert said(capsys, "results") == "README.md: 1 recorded recipe\n"
-    text = Path("README.md").read_text()
+    text = readme.read_text()
     assert text.startswith(f"# Title\n\n{BEGIN}\n| recipe |")
     assert text.endswith(f"{END}\n\nend\n")
     assert "(reports/recipes/digits)" in text
-    assert said(capsys, "results", "--check") == "README.md: 1 recorded recipe\n"
-    assert said(capsys, "results") == "README.md: 1 recorded recipe\n"
-    assert Path("README.md").read_text() == text
+    for arguments in (("results", "--check"), ("results",)):
+        assert said(capsys, *arguments) == "README.md: 1 recorded recipe\n"
+    assert readme.read_text() == text
 
 
 def test_update_refuses_a_file_without_both_comments(tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import edit_params
+from conftest import edit_params, input_error
 from test_sweep import snapshots  # noqa: F401 (a fixture)
 
 from ddpm.core import params
-from ddpm.core.files import InputError, read_npz
+from ddpm.core.files import read_npz
 from ddpm.data.prepared import Split
 from ddpm.editing import score
 from ddpm.editing.score import score_inpainting
@@ -72,38 +72,30 @@ def test_edit_runs_with_every_conditioning(workspace, conditioning, request):
     assert ("mask_network" in scores) == ("mask" in conditioning)
 
 
-def test_score_inpainting_of_perfect_and_blank_fills(model, data, classifier, monkeypatch):
+def test_score_inpainting_of_perfect_blank_and_shifted_fills(model, data, classifier, monkeypatch):
     network, received = load("final", CPU), {}
 
-    def fill(with_image):
+    def scores_of(fill):
         def run(model, plan, x0, mask, labels, seed, pass_known):
             received["labels"] = labels
-            yield x0 if with_image else x0 * mask - (1 - mask)
+            yield x0 * mask + fill(x0) * (1 - mask)
 
         monkeypatch.setattr(score, "inpaint_images", run)
         monkeypatch.setattr(score, "final_images", next)
         return score_inpainting(network, data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
 
-    whole, blank = fill(True), fill(False)
+    whole, blank = scores_of(lambda x0: x0), scores_of(lambda x0: -1)
     assert whole["RePaint"]["psnr"] == 100
     assert whole["RePaint"]["accuracy"] == whole["accuracy_real"]
     assert 0 < blank["RePaint"]["psnr"] < 20
+    # The PSNR is over the filled pixels alone.
+    assert scores_of(lambda x0: x0 + 0.2)["replacement"]["psnr"] == pytest.approx(20.0, abs=1e-4)
     # This network was never trained without the class, so it receives it.
     assert received["labels"] is not None
     assert whole["told"]
     network = network._replace(supports_cfg=True)
-    assert not fill(True)["told"]
+    assert not scores_of(lambda x0: x0)["told"]
     assert received["labels"] is None
-
-
-def test_score_inpainting_psnr_is_over_the_filled_pixels(model, data, classifier, monkeypatch):
-    def run(model, plan, x0, mask, labels, seed, pass_known):
-        yield torch.where(mask == 1, x0, x0 + 0.2)
-
-    monkeypatch.setattr(score, "inpaint_images", run)
-    monkeypatch.setattr(score, "final_images", next)
-    scores = score_inpainting(load("final", CPU), data, load_classifier(data, CPU)[0], 20, 5, 2, 2, 0)
-    assert scores["replacement"]["psnr"] == pytest.approx(20.0, abs=1e-4)
 
 
 def test_balanced_indices_take_the_classes_in_turn():
@@ -112,15 +104,11 @@ def test_balanced_indices_take_the_classes_in_turn():
     assert balanced_indices(split, 2).tolist() == [2, 5]
 
 
-def test_make_edits_pairs_are_of_different_images(workspace, request):
-    for name in ("data", "model", "classifier"):
-        request.getfixturevalue(name)
-    network, test = load("final", CPU), request.getfixturevalue("data").test
+def test_make_edits_pairs_are_of_different_images(model, data, classifier):
+    network, test = load("final", CPU), data.test
     two = Split(test.images[test.labels < 2], test.labels[test.labels < 2])
-    settings = params.load(edit=Edit).edit
-    arrays = make_edits(network, two, settings.fitted(network), 0)
-    ends = [arrays[f"interpolate_image_{k}"][end].tobytes() for k in (1, 2, 3) for end in (0, -1)]
-    assert len(set(ends)) == 6
+    arrays = make_edits(network, two, params.load(edit=Edit).edit.fitted(network), 0)
+    assert len({arrays[f"interpolate_image_{k}"][end].tobytes() for k in (1, 2, 3) for end in (0, -1)}) == 6
 
 
 @pytest.mark.parametrize(
@@ -128,26 +116,21 @@ def test_make_edits_pairs_are_of_different_images(workspace, request):
     [((60, 10, 10), (50, 10, 10)), ((5, 10, 10), (5, 4, 10)), ((1, 10, 10), (1, 1, 1)), ((20, 5, 1), (20, 5, 1))],
 )
 def test_edit_fitted_limits_steps_and_jumps(model, requested, fitted):
-    settings = params.load(edit=Edit).edit.model_copy(
-        update=dict(zip(("steps", "repaint_jump_length", "repaint_resamples"), requested, strict=True))
-    )
+    keys = ("steps", "repaint_jump_length", "repaint_resamples")
+    settings = params.load(edit=Edit).edit.model_copy(update=dict(zip(keys, requested, strict=True)))
     section = settings.fitted(load("final", CPU))
-    assert (section.steps, section.repaint_jump_length, section.repaint_resamples) == fitted
+    assert tuple(getattr(section, key) for key in keys) == fitted
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("steps", 0),
-        ("repaint_jump_length", 0),
-        ("repaint_resamples", 0),
+        *((key, 0) for key in ("steps", "repaint_jump_length", "repaint_resamples", "scored_images")),
         ("images", 65),
-        ("scored_images", 0),
         ("film_frames", -1),
     ],
 )
 def test_edit_section_refuses_values_out_of_range(workspace, key, value):
     edit_params(**{f"edit.{key}": value})
-    with pytest.raises(InputError) as refused:
+    with input_error(f"edit.{key}"):
         params.load(edit=Edit)
-    assert refused.value.key == f"edit.{key}"

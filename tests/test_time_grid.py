@@ -3,11 +3,10 @@
 import diffusers
 import numpy as np
 import pytest
-from conftest import diffusion
+from conftest import diffusion, input_error
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.core.files import InputError
 from ddpm.diffusion.schedule import SCHEDULES, make_schedule
 from ddpm.sampling.time_grid import MAX_CHURN, SPACINGS, denoising_steps, make_grid, with_churn
 
@@ -54,9 +53,8 @@ def test_log_snr_is_evenly_spaced_in_log_snr():
 
 
 def test_karras_agrees_with_diffusers():
-    scheduler = diffusers.EulerDiscreteScheduler(
-        1000, beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True, timestep_spacing="linspace"
-    )
+    options = {"beta_start": 1e-4, "beta_end": 0.02, "use_karras_sigmas": True, "timestep_spacing": "linspace"}
+    scheduler = diffusers.EulerDiscreteScheduler(1000, **options)
     scheduler.set_timesteps(12)
     grid = make_grid("karras", LINEAR, 12)
     np.testing.assert_allclose(ratios(LINEAR, grid), scheduler.sigmas[:-1].numpy(), rtol=1e-4)
@@ -64,11 +62,10 @@ def test_karras_agrees_with_diffusers():
     np.testing.assert_allclose(grid[:-1] - 1, scheduler.timesteps.numpy(), atol=2e-2)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_make_grid_refuses_impossible_numbers_of_steps(steps):
-    with pytest.raises(InputError) as refused:
-        make_grid("trailing", LINEAR, steps)
-    assert refused.value.key == "steps"
+def test_make_grid_refuses_impossible_numbers_of_steps():
+    for steps in (0, -1, 1001):
+        with input_error("steps"):
+            make_grid("trailing", LINEAR, steps)
 
 
 @given(steps=st.integers(1, 60), churn=st.floats(0.1, 100), spacing=st.sampled_from(list(SPACINGS)))
@@ -89,6 +86,5 @@ def test_with_churn_raises_sigma_by_its_factor_before_each_step(steps, churn, sp
 def test_with_churn_leaves_pure_noise_alone():
     schedule = diffusion(100, zero_terminal_snr=True).make("linear")
     churned = with_churn(make_grid("trailing", schedule, 4), schedule, 4.0)
-    assert churned[0] == 100
-    assert churned[1] == 75
+    assert churned[:2].tolist() == [100, 75]
     assert np.isfinite(churned).all()
