@@ -107,6 +107,12 @@ def run(project, capsys):
 
 
 @pytest.fixture
+def error(project, error):
+    """`error` of conftest.py, in the project folder."""
+    return error
+
+
+@pytest.fixture
 def sampled(run):
     """sampled("-n", 3): the images (N, 8, 8) of `sample` with these options."""
 
