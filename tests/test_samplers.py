@@ -17,14 +17,14 @@ from ddpm.core.params import read_yaml
 from ddpm.core.seeds import seeded
 from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.prediction import PREDICTIONS, Prediction
-from ddpm.diffusion.schedule import SCHEDULES, Level, make_schedule
+from ddpm.diffusion.schedule import SCHEDULES, Level, combine, make_schedule
 from ddpm.diffusion.variance import large, learned, small
 from ddpm.networks.unet import UNet
 from ddpm.sampling.denoiser import network_denoiser, thresholded
 from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
-from ddpm.sampling.samplers import SAMPLERS, sample
+from ddpm.sampling.samplers import SAMPLERS, euler_step, sample
 from ddpm.sampling.settings import SampleDDIM
 from ddpm.sampling.time_grid import SPACINGS, make_grid, with_churn
 
@@ -181,8 +181,16 @@ def test_ode_and_sde_solvers_agree_with_k_diffusion(name, churn, monkeypatch):
     assert_agree(run(rule(name), grid, x, noise), theirs, 1e-11)
 
 
+def midpoint_step(denoiser, x, t, s, noise, state):
+    """DPM-Solver-2 (Lu et al. 2022a, algorithm 1): a rule of one's own that evaluates the network between t and s."""
+    schedule, ratios = state["schedule"], [math.log(level.alpha / level.sigma) for level in (t, s)]
+    middle = schedule[float(schedule.position(np.array(sum(ratios) / 2)))]
+    prediction = denoiser(euler_step(denoiser, x, t, middle, noise, state)[0], middle)
+    return combine(s.alpha / t.alpha, x, s.sigma - s.alpha / t.alpha * t.sigma, prediction.eps), prediction.x0
+
+
 @pytest.mark.parametrize("spacing", ["log_snr", "karras"])
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", [*DETERMINISTIC, "midpoint"])
 def test_step_rules_converge_with_their_order(name, spacing):
     """Twice the steps halve the error of a method of order 1, and quarter it for order 2."""
     levels, x = make_schedule("cosine", T), noises(1)[0]
@@ -193,9 +201,9 @@ def test_step_rules_converge_with_their_order(name, spacing):
         if spacing == "karras":
             ratios = -7 * np.log(np.linspace(math.exp(-noisy / 7), math.exp(-clean / 7), steps + 1))
         grid = levels.position(ratios)
-        out = run(RULES[name], grid, x, denoiser=gaussian_denoiser(), schedule=levels)
+        out = run({**RULES, "midpoint": midpoint_step}[name], grid, x, denoiser=gaussian_denoiser(), schedule=levels)
         errors.append(float((out - ode_end(x, levels, 900, 50)).abs().max()))
-    order, expected = math.log2(errors[0] / errors[1]), 2 if name in SECOND_ORDER else 1
+    order, expected = math.log2(errors[0] / errors[1]), 2 if name in (*SECOND_ORDER, "midpoint") else 1
     assert order == pytest.approx(expected, abs=0.05 * expected)
     assert errors[1] < (1e-4 if expected == 2 else 3e-3)
 

@@ -129,8 +129,8 @@ _ROWS = (
         over=SCORES, compared=False
     ),
     Metric(
-        "fid_test", fid_test, "FID to the test split", "lower", "of the first set; copies of training images do not lower it",
-        over=FIRST_SET, compared=False
+        "fid_test", fid_test, "FID to the test split", "lower",
+        "FID of the first set to test images, which copies of training images do not lower", over=FIRST_SET, compared=False
     ),
     Metric(
         "fid_infinity", fid_infinity, "FID∞", "lower", "FID extrapolated to infinitely many images; has a larger spread",

@@ -49,7 +49,7 @@ THRESHOLDS: dict[str, Callable[[Tensor, float], Tensor] | None] = {
     "clip": lambda x0, quantile: x0.clamp(-1, 1),
     "dynamic": dynamic,
 }
-assert tuple(THRESHOLDS) == THRESHOLD_NAMES
+assert tuple(THRESHOLDS) == THRESHOLD_NAMES, "THRESHOLDS and THRESHOLD_NAMES (sampling/names.py) differ"
 ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
 
 

@@ -119,9 +119,9 @@ class Sampler(NamedTuple):
 
     label: the name in tables and figures.
     step: the step rule.
-    options: the keyword arguments of the rule that a user may set.
-    second_order: evaluates the network at the reached level too (`corrects`).
-    multistep: uses the previous step; its state is cleared when the grid re-noises.
+    options: the arguments of `make_plan` that the rule takes as keywords: eta, variance.
+    second_order: evaluates the network twice in each step where `corrects(t, s)`; counted in `SamplingPlan.nfe`.
+    multistep: keeps values of the previous step in `state`, which is reset where the grid re-noises.
     stochastic: draws noise whatever its options are.
     """
 
@@ -142,8 +142,8 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": Sampler("DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=0.0), multistep=True),
     "dpmpp_2m_sde": Sampler("SDE-DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=1.0), multistep=True, stochastic=True),
 }
-assert tuple(SAMPLERS) == SAMPLER_NAMES
-assert tuple(VARIANCES) == VARIANCE_NAMES
+assert tuple(SAMPLERS) == SAMPLER_NAMES, "SAMPLERS and SAMPLER_NAMES (sampling/names.py) differ"
+assert tuple(VARIANCES) == VARIANCE_NAMES, "VARIANCES and VARIANCE_NAMES (sampling/names.py) differ"
 SamplerName = Annotated[str, OneOf(SAMPLERS)]
 
 
@@ -167,14 +167,15 @@ def sample(
     """Moves x (B, C, H, W) along the grid of positions by the step rule, and yields a Frame after each denoising step.
 
     x starts as noise at grid[0]; `noise` returns standard normal noise of the shape of x. Where the grid increases, noise is
-    added by the forward process, and the state of a multistep rule is cleared.
+    added by the forward process, and the state of a multistep rule is reset; state["schedule"] is the schedule, from which a rule
+    gets levels between t and s (`NoiseSchedule.position`).
     """
     levels = [schedule[position] for position in grid.tolist()]
-    state: dict = {}
+    state: dict = {"schedule": schedule}
     for (t, s), position in zip(pairwise(levels), grid[1:].tolist(), strict=True):
         if s.sigma > t.sigma:
             x = add_more_noise(x, noise(), t, s)
-            state.clear()
+            state = {"schedule": schedule}
         else:
             x, x0 = rule(denoiser, x, t, s, noise, state)
             yield Frame(position, x, x0)

@@ -65,7 +65,7 @@ SPACINGS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
     "log_snr": log_snr,
     "karras": karras,
 }
-assert tuple(SPACINGS) == SPACING_NAMES
+assert tuple(SPACINGS) == SPACING_NAMES, "SPACINGS and SPACING_NAMES (sampling/names.py) differ"
 SpacingName = Annotated[str, OneOf(SPACINGS)]
 
 
