@@ -45,7 +45,7 @@ def test_template_compiles(path):
 
 
 def test_samplers_template_has_a_panel_per_score():
-    svg = vl_convert.vegalite_to_svg(chart("samplers_beside_real", SAMPLERS, x="images", y="value"))
+    svg = vl_convert.vegalite_to_svg(chart("samplers_and_real", SAMPLERS, x="images", y="value"))
     places = [svg.index(f">{name}<") for name in ("FID", "precision", "recall", "density", "coverage")]
     assert places == sorted(places)
     dashed = re.findall(r'<line [^>]*stroke-dasharray="4,3"', svg)
