@@ -104,8 +104,8 @@ class TestProcesses:
         )  # fmt: skip
         assert done.returncode == 1, done.stderr
         assert done.stderr == (
-            "error: params.yaml: train.batch_size: 1 images cannot be divided among 2 processes with 1 parts each; raise it, or lower "
-            "train.gradient_accumulation or runtime.processes\n"
+            "error: params.yaml: train.batch_size: 1 images cannot be divided among 2 processes with 1 parts each; raise it, or "
+            "lower train.gradient_accumulation or runtime.processes\n"
         )
 
 

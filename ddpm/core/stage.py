@@ -30,6 +30,11 @@ def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
                 launch.launch(count, parallel)
                 return
         main()
+        if not processes.is_main_process():
+            # Not a normal exit: now and then PyTorch's threads abort the process when the interpreter ends before process 0 does.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
         processes.shutdown()
     except Interrupted as stopped:
         print(stopped, file=sys.stderr, flush=True)
