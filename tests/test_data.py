@@ -22,12 +22,14 @@ from raw_files import REAL, enter, load, paths, real, refused, settings
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
+from ddpm.core.scratch import scratch_root
 from ddpm.data.prepared import open_prepared
 from ddpm.datasets import image_io
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import raw_root
 from ddpm.datasets.settings import PrepareData
+from ddpm.features.pretrained import weights_folder
 
 CPU = torch.device("cpu")
 
@@ -53,14 +55,30 @@ def offline(request, monkeypatch):
 # --- where raw files are
 
 
-def test_raw_root(monkeypatch):
-    monkeypatch.setenv("DDPM_DATA_ROOT", "/somewhere")
-    monkeypatch.setenv("DVC_ROOT", "/checkout")
-    assert raw_root() == Path("/somewhere")
-    monkeypatch.delenv("DDPM_DATA_ROOT")
-    assert raw_root() == Path("/checkout/data/raw")
+@pytest.mark.parametrize(
+    ("variable", "folder", "default"),
+    [
+        ("DDPM_DATA_ROOT", raw_root, "data/raw"),
+        ("DDPM_SCRATCH", scratch_root, ".scratch"),
+        ("DDPM_WEIGHTS_ROOT", weights_folder, "cache/hub/checkpoints"),
+    ],
+)
+def test_folders_are_relative_to_the_main_checkout(monkeypatch, variable, folder, default):
+    monkeypatch.setenv("TORCH_HOME", "cache")
+    for name, value in (("HOME", "/home/x"), ("DVC_ROOT", "/checkout")):
+        monkeypatch.setenv(name, value)
+    given = {
+        "/some/where": "/some/where",
+        "../here": "/checkout/../here",
+        "~/here": "/home/x/here",
+        "~no one/x": "/checkout/~no one/x",
+    }
+    for value, expected in {**given, "": f"/checkout/{default}"}.items():
+        monkeypatch.setenv(variable, value)
+        assert folder() == Path(expected)
+    monkeypatch.delenv(variable)
     monkeypatch.delenv("DVC_ROOT")
-    assert raw_root() == Path("data/raw")
+    assert folder() == Path(default)
 
 
 # --- digits

@@ -1,5 +1,6 @@
 """Names the files and folders of the pipeline that more than one module reads or writes, relative to the project's root."""
 
+import os
 from pathlib import Path
 
 PREPARED_DIR = Path("data/prepared")
@@ -14,3 +15,12 @@ EDITS_FILE = Path("samples/edits.npz")
 def samples_file(name: str) -> Path:
     """Returns the file of a stage sample_*: "ddpm" or "ddim"."""
     return Path(f"samples/{name}.npz")
+
+
+def folder_of(variable: str, default: str) -> Path:
+    """Returns the folder that an environment variable names, or the default if it is unset or empty.
+
+    A relative path is below the main checkout. DVC names that in DVC_ROOT for a stage, which `dvc exp run --temp` and `--queue`
+    run in another folder.
+    """
+    return Path(os.environ.get("DVC_ROOT", "."), os.path.expanduser(os.environ.get(variable) or default))

@@ -6,13 +6,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ddpm.core.files import InputError
+from ddpm.core.paths import folder_of
 
 
 def scratch_root() -> Path:
-    """Returns $DDPM_SCRATCH, or .scratch in the main checkout, which `dvc exp run --temp` and `--queue` then share."""
-    if root := os.environ.get("DDPM_SCRATCH"):
-        return Path(root).expanduser()
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".scratch"
+    """Returns $DDPM_SCRATCH, or .scratch."""
+    return folder_of("DDPM_SCRATCH", ".scratch")
 
 
 def fresh_start() -> bool:

@@ -1,6 +1,5 @@
 """DATASETS: loads the raw images, labels and class names of both splits of a data set by its name."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
@@ -12,6 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from ddpm.core.files import InputError, first_line
 from ddpm.core.params import OneOf
+from ddpm.core.paths import folder_of
 from ddpm.datasets.celeba import read_celeba
 from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
@@ -52,10 +52,8 @@ class Source(NamedTuple):
 
 
 def raw_root() -> Path:
-    """Returns the folder of raw files: $DDPM_DATA_ROOT, or data/raw in the main checkout, which `dvc exp run --temp` shares."""
-    if root := os.environ.get("DDPM_DATA_ROOT"):
-        return Path(root).expanduser()
-    return Path(os.environ.get("DVC_ROOT", ".")) / "data" / "raw"
+    """Returns the folder of raw files: $DDPM_DATA_ROOT, or data/raw."""
+    return folder_of("DDPM_DATA_ROOT", "data/raw")
 
 
 def digits(settings: PrepareData) -> Source:

@@ -25,6 +25,7 @@ from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
 from ddpm.core.scratch import scratch_root
 from ddpm.datasets.registry import raw_root
 from ddpm.experiments.recipe import RECORDS, RESULTS_FILE
+from ddpm.features.pretrained import weights_folder
 
 # Files that may differ from the commit, because recording writes them.
 WRITTEN = (f"{RECORDS.as_posix()}/", RESULTS_FILE.as_posix())
@@ -179,11 +180,12 @@ def _words(command: str) -> list[str]:
 
 
 def _run(command: Sequence[str], folder: Path, name: str) -> None:
-    """Runs a command in a folder, with the raw data and the unfinished trainings of the current folder.
+    """Runs a command in a folder, with the raw data, pretrained weights and unfinished trainings of the current folder.
 
     SIGTERM and SIGINT go to the command, so that a training can save its state.
     """
-    places = {"DDPM_DATA_ROOT": str(raw_root().absolute()), "DDPM_SCRATCH": str(scratch_root().absolute())}
+    folders = {"DDPM_DATA_ROOT": raw_root(), "DDPM_SCRATCH": scratch_root(), "DDPM_WEIGHTS_ROOT": weights_folder()}
+    places = {name: str(path.absolute()) for name, path in folders.items()}
     try:
         process = subprocess.Popen(command, cwd=folder, env=os.environ | places)
     except OSError as error:

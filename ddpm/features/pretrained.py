@@ -1,6 +1,5 @@
 """Published weights files of pretrained networks: finds, checks and downloads them."""
 
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from pydantic import ConfigDict
 
 from ddpm.core.files import InputError, first_line, sha256
 from ddpm.core.params import Section
+from ddpm.core.paths import folder_of
 
 MISSING = {"status": "weights missing"}  # stored in place of the scores of a network whose weights file is missing
 
@@ -51,9 +51,7 @@ class PretrainedSettings(Section):
 
 def weights_folder() -> Path:
     """Returns the folder of weights files: DDPM_WEIGHTS_ROOT, or PyTorch's own cache."""
-    if root := os.environ.get("DDPM_WEIGHTS_ROOT"):
-        return Path(root).expanduser()
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    return folder_of("DDPM_WEIGHTS_ROOT", f"{torch.hub.get_dir()}/checkpoints")
 
 
 def find_weights(file: WeightsFile) -> Path | None:
