@@ -3,11 +3,18 @@
 This file sets up the process before a stage imports PyTorch.
 """
 
+import sys
+
+from ddpm.core.signals import end_at_signals
+
+# The name of the program while Python looks for the module of `-m`; others, such as tests, keep their handlers.
+if sys.argv[0] == "-m":
+    end_at_signals()
+
 import ctypes
 import os
 import select
 import signal
-import sys
 import threading
 from pathlib import Path
 

@@ -20,6 +20,7 @@ from ddpm.cli import experiments as experiment_commands
 from ddpm.cli.options import CONTENT, MachineOptions, flag, option, with_option_groups
 from ddpm.core.files import InputError
 from ddpm.core.paths import MODEL_DIR
+from ddpm.core.signals import interruptible
 
 PROGRAM = "python -m ddpm"
 INTERRUPTED = 130
@@ -112,12 +113,13 @@ def _program() -> Any:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line; returns the exit status: 0, 1 after a mistake of the user, 130 after an interruption."""
+    """Runs a command line; returns the exit status: 0, 1 after a mistake of the user, 128 + N after signal N."""
     # A file name may hold characters that the terminal does not have.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     sys.stderr.reconfigure(errors="backslashreplace")
     try:
-        status = _program().main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        with interruptible() as stop:
+            status = _program().main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageError as error:
@@ -129,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
             return _end("error: out of memory; generate fewer images at once (--number, or --batch of sample)")
         raise
     # Versions of typer differ in the status after an interruption.
-    return _end("interrupted", INTERRUPTED) if status == INTERRUPTED else 0
+    return _end("interrupted", 128 + stop.number) if status == INTERRUPTED else 0
 
 
 def _end(line: str, status: int = 1) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ddpm.core import launch, params, processes
 from ddpm.core.device import Runtime, process_count
 from ddpm.core.files import InputError
+from ddpm.core.signals import interruptible
 
 
 class Interrupted(Exception):  # noqa: N818 (a signal is no error)
@@ -24,12 +25,13 @@ def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
     """
     try:
-        if parallel and not processes.is_started():
-            count = process_count(params.load(runtime=Runtime).runtime)
-            if count > 1:
-                launch.launch(count, parallel)
-                return
-        main()
+        with interruptible() as stop:
+            if parallel and not processes.is_started():
+                count = process_count(params.load(runtime=Runtime).runtime)
+                if count > 1:
+                    launch.launch(count, parallel)
+                    return
+            main()
         if not processes.is_main_process():
             # Not a normal exit: now and then PyTorch's threads abort the process when the interpreter ends before process 0 does.
             sys.stdout.flush()
@@ -47,8 +49,9 @@ def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        if processes.is_main_process():
+            print("interrupted", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except Exception as error:
         if launch.CHILD in os.environ:
             launch.report(error)

@@ -6,7 +6,6 @@ runs at a time; the others are queued.
 
 import html
 import os
-import signal
 import socket
 import threading
 from contextlib import suppress
@@ -54,8 +53,6 @@ def launch(
             app_kwargs={"middleware": [Middleware(guarded)]},
         )  # fmt: skip
         print(f"{page.local_url} serves {folder}; press Ctrl-C to stop", flush=True)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
         # Otherwise the server waits for open pages.

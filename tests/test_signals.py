@@ -1,0 +1,83 @@
+"""Ctrl-C and SIGTERM: one line and exit status 128 + N, while a stage or a command imports too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from ddpm.core.files import atomic
+from ddpm.core.signals import interruptible
+from ddpm.core.stage import run_stage
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# In the place of PyTorch: says that it is being imported, and takes long. Like C code, it loses the exception of a signal.
+SLOW_IMPORT = """
+import pathlib, time
+pathlib.Path("importing").touch()
+for _ in range(600):
+    try:
+        time.sleep(0.1)
+    except BaseException:
+        pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """A process in the background of a shell script ignores SIGINT, and so do those that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@SIGNALS
+@pytest.mark.parametrize("command", ["stages.train", "stages.report", "ddpm sample"])
+def test_signal_during_an_import_ends_with_one_line(tmp_path, command, number):
+    (tmp_path / "torch.py").write_text(SLOW_IMPORT)
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command.split()], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not (tmp_path / "importing").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == b"interrupted\n"
+    assert process.returncode == 128 + number
+
+
+@SIGNALS
+def test_signal_in_a_stage_removes_temporary_files(tmp_path, capsys, number):
+    def main():
+        with atomic(tmp_path / "x.txt") as temporary:
+            temporary.touch()
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(main)
+    assert stopped.value.code == 128 + number
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(number) == before
+
+
+def test_second_signal_at_once_is_a_duplicate():
+    with interruptible():
+        for raises in (True, False):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt:
+                assert raises
+            else:
+                assert not raises
+
+
+def test_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        os.kill(os.getpid(), signal.SIGINT)
