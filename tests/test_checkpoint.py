@@ -99,7 +99,7 @@ class TestSnapshots:
         """So files may be removed during the training."""
         due = list(range(1, total + 1))
         histories = [set(kept_snapshots(due[:n], count)) for n in range(1, total + 1)]
-        for (n, before), after in zip(enumerate(histories, 1), histories[1:], strict=False):
+        for n, (before, after) in enumerate(itertools.pairwise(histories), 1):
             assert after <= before | {due[n]}
 
     @pytest.mark.parametrize("total", [20, 50, 64, 100, 1000])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm.plots import figures, image_grid, sample_figures
 from ddpm.plots.numbers import measured, number, percent, share_error, share_of, supported, table
+from ddpm.plots.style import with_styles
 
 
 def read(path):
@@ -75,6 +76,10 @@ def test_comparison_leaves_out_missing_accuracy(tmp_path):
 def blue(picture):
     """Returns where a picture has the colour of the first set of images."""
     return (picture[..., :3] == [0x00, 0x72, 0xB2]).all(-1)
+
+
+def test_with_styles_repeats_styles_and_loses_no_series():
+    assert [*with_styles("abc", "xy", "z")] == [("a", "x", "z"), ("b", "y", "z"), ("c", "x", "z")]
 
 
 def test_fid_over_nfe_draws_every_sampler(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Draws figures of scores, losses and noise schedules as PNG files."""
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 
 from ddpm.plots.numbers import measured, number, percent, supported
-from ddpm.plots.style import BLUE, GRAY, ORANGE, PALETTE, figure
+from ddpm.plots.style import BLUE, GRAY, ORANGE, PALETTE, figure, with_styles
 
 ACCURACY = "Samples classified as the\nrequested class (higher is better)"
 # Eleven styles and ten colours: their combination repeats only after 110 lines.
@@ -68,7 +67,7 @@ def loss_curve(path: Path, loss: pd.DataFrame, validation: pd.DataFrame) -> None
 def loss_by_time(path: Path, quarters: dict[str, pd.DataFrame]) -> None:
     """Draws the loss over optimizer steps, a line for each part of t. quarters: title -> frame of step and, last, the loss."""
     with figure(path, 1, 6.5, 3.4) as (ax,):
-        for (title, frame), style, colour in zip(quarters.items(), cycle(("-", "--", "-.", ":")), cycle(PALETTE), strict=False):
+        for (title, frame), style, colour in with_styles(quarters.items(), ("-", "--", "-.", ":"), PALETTE):
             ax.plot(frame.step, frame.iloc[:, -1], style, color=colour, linewidth=1.3, label=title)
         ax.set(
             xlabel="optimizer step", ylabel="weighted loss", yscale="log", title="Training loss by noise level (lower is better)"
@@ -112,7 +111,7 @@ def _plain_log_axis(ax: Axes, ticks: tuple[int, ...] = (1, 2, 3, 5)) -> None:
 def noise_schedules(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]], schedule: str) -> None:
     """Draws alpha_bar and log SNR over t / T, those of the schedule in use thicker. curves: (alpha_bar, log_snr), each (T,)."""
     with figure(path, 2, 9, 3.4) as (left, right):
-        for (name, (alpha_bar, log_snr)), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+        for (name, (alpha_bar, log_snr)), colour in with_styles(curves.items(), PALETTE):
             time = np.arange(1, len(alpha_bar) + 1) / len(alpha_bar)
             width = 2.6 if name == schedule else 1.2
             left.plot(time, alpha_bar, color=colour, linewidth=width)
@@ -125,7 +124,7 @@ def noise_schedules(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]]
 def bits_over_t(path: Path, level: np.ndarray, curves: dict[str, np.ndarray]) -> None:
     """Draws the bits per dimension of single steps over the timestep; at 1 is the decoder. level and each curve: (M + 1,)."""
     with figure(path, 1, 6.5, 3.4) as (ax,):
-        for (name, bits), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+        for (name, bits), colour in with_styles(curves.items(), PALETTE):
             ax.plot(level, bits, color=colour, label=f"{name} variance")
         ax.set(xlabel="timestep t", ylabel="bits per dimension", title="Terms of the likelihood bound by step")
         ax.set(xscale="log", yscale="log")
@@ -135,9 +134,7 @@ def bits_over_t(path: Path, level: np.ndarray, curves: dict[str, np.ndarray]) ->
 def fid_over_nfe(path: Path, frame: pd.DataFrame, floor: float, n: int) -> None:
     """Draws FID over network evaluations, a line per sampler. frame: method, budget, nfe, fid. floor: FID of n real images."""
     with figure(path, 1, 9, 4.6) as (ax,):
-        for (name, part), style, colour in zip(
-            frame.groupby("method", sort=False), cycle(LINE_STYLES), cycle(PALETTE), strict=False
-        ):
+        for (name, part), style, colour in with_styles(frame.groupby("method", sort=False), LINE_STYLES, PALETTE):
             ax.plot(part.nfe, part.fid, style, color=colour, label=name, markersize=5)
         ax.axhline(floor, color=GRAY, linewidth=1.5, linestyle=":", label="real images")
         ax.set(xscale="log", yscale="log", xlabel="network evaluations per sample", ylabel=f"FID, n = {n:,}")
@@ -187,7 +184,7 @@ def guidance_curves(path: Path, frame: pd.DataFrame) -> None:
     by_method = frame.groupby("method", sort=False)
     with figure(path, len(GUIDANCE_PANELS), 9, 3.2) as axes:
         for ax, (key, title) in zip(axes, GUIDANCE_PANELS.items(), strict=True):
-            for (name, part), style, colour in zip(by_method, cycle(("o-", "s--")), cycle(PALETTE), strict=False):
+            for (name, part), style, colour in with_styles(by_method, ("o-", "s--"), PALETTE):
                 spread = part.fid_sd if key == "fid" and part.fid_sd.notna().all() else None
                 ax.errorbar(part.scale, part[key], spread, fmt=style, color=colour, markersize=4, capsize=2, label=name)
             ax.axvline(1, color="#BBBBBB", linewidth=1, linestyle=":")

@@ -1,17 +1,16 @@
 """Draws figures that compare sets of samples with real images: coverage, classes and confusion matrices."""
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ddpm.plots.style import BLUE, GRAY, ORANGE, figure
+from ddpm.plots.style import BLUE, GRAY, ORANGE, PALETTE, figure, with_styles
 
 REAL = "real test images"
-COLOURS = (BLUE, ORANGE, GRAY)
+COLOURS = (BLUE, ORANGE, GRAY, *PALETTE[2:])
 # Limits of a figure as wide as a README: class names on an axis, classes with a number in each cell, letters side by side.
 MAX_NAMES, MAX_NUMBERS, MAX_LETTERS = 30, 12, 90
 
@@ -37,7 +36,7 @@ def class_histogram(path: Path, predicted: dict[str, np.ndarray], names: Sequenc
     with figure(path, 1, 9, 3.4) as (ax,):
         shares = {title: np.bincount(classes, minlength=len(names)) / len(classes) for title, classes in predicted.items()}
         if len(names) > MAX_NAMES:
-            for (title, values), colour in zip(shares.items(), cycle(COLOURS), strict=False):
+            for (title, values), colour in with_styles(shares.items(), COLOURS):
                 ax.plot(values, drawstyle="steps-mid", color=colour, linewidth=1.2, label=title)
         else:
             _grouped_bars(ax, shares)
@@ -76,7 +75,7 @@ def _grouped_bars(ax: Axes, groups: dict[str, Sequence[float]]) -> list:
     """Draws a group of bars, one for each entry, around every whole number."""
     width = 0.8 / len(groups)
     drawn = []
-    for k, ((title, values), colour) in enumerate(zip(groups.items(), cycle(COLOURS), strict=False)):
+    for k, ((title, values), colour) in enumerate(with_styles(groups.items(), COLOURS)):
         places = np.arange(len(values)) + (k - (len(groups) - 1) / 2) * width
         drawn.append(ax.bar(places, values, width * 0.94, color=colour, label=title))
     ax.grid(axis="x", visible=False)

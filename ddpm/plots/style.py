@@ -1,8 +1,9 @@
 """The common style of all figures: readable at the width of a README, with colours that colour-blind readers can tell apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -25,6 +26,12 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+
+
+def with_styles(series: Iterable[Any], *styles: Sequence[str]) -> Iterator[tuple]:
+    """Yields each series with an entry of each sequence of styles; where there are more series than styles, these repeat."""
+    for k, one in enumerate(series):
+        yield one, *(style[k % len(style)] for style in styles)
 
 
 @contextmanager

@@ -23,14 +23,14 @@ def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None 
 
     The denoiser raises InputError if there is not one label per image.
     """
-    conditioning = (labels,) if known is None else (labels, known)
+    conditioning = {"labels": labels} if known is None else {"labels": labels, "known": known}
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        for name, values in zip(("labels", "known"), conditioning, strict=False):
+        for name, values in conditioning.items():
             if values is not None and len(values) != len(x):
                 raise InputError(f"shape {tuple(values.shape)} does not fit {len(x)} images; give one per image", key=name)
         t = x.new_full((len(x),), level.t) if isinstance(level.t, float) else level.t.to(x)
-        output = network(x, t, *conditioning)
+        output = network(x, t, *conditioning.values())
         return to_prediction(prediction, output.to(x.dtype), x, level)
 
     return denoise

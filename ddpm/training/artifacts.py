@@ -102,8 +102,8 @@ def kept_snapshots(due: list[int], count: int) -> list[int]:
     for step in due:
         kept.append(step)
         if len(kept) > count:
-            places = [(1 - s / step) ** (2 / 3) for s in kept]
+            places = [1.0, *((1 - s / step) ** (2 / 3) for s in kept)]
             # The gap that dropping each would leave between its neighbours; the start of the training is one, the last stays.
-            gaps = [before - after for before, after in zip([1.0, *places], places[1:], strict=False)]
+            gaps = [before - after for before, after in zip(places[:-2], places[2:], strict=True)]
             kept.pop(gaps.index(min(gaps)) if gaps else 0)
     return kept

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class PhaseTimer:
         if self.on_gpu:
             self.marks[-1][1].synchronize()
         latest: dict[str, float] = defaultdict(float)
-        for (name, start), (_, end) in zip(self.marks, self.marks[1:], strict=False):
+        for (name, start), (_, end) in pairwise(self.marks):
             latest[name] += start.elapsed_time(end) / 1000 if self.on_gpu else end - start
         self.marks = []
         for name, seconds in latest.items():
