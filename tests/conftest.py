@@ -22,9 +22,9 @@ from ddpm.cli.main import main as command_line
 from ddpm.core import params
 from ddpm.core.device import usable_cpus
 from ddpm.core.files import InputError, write_json
-from ddpm.core.params import read_yaml
 from ddpm.core.stage import run_stage
 from ddpm.core.weights import save_weights
+from ddpm.core.yaml_files import read_yaml
 from ddpm.data.prepared import Prepared, open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DatasetName

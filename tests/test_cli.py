@@ -28,8 +28,8 @@ from ddpm.cli.main import COMMANDS, app, main
 from ddpm.core import device
 from ddpm.core.device import DEVICES
 from ddpm.core.files import InputError, read_npz, write_json
-from ddpm.core.params import read_yaml
 from ddpm.core.weights import save_weights
+from ddpm.core.yaml_files import read_yaml
 from ddpm.data import prepared
 from ddpm.data.prepared import open_prepared
 from ddpm.datasets.prepare import prepare

@@ -14,8 +14,8 @@ from test_training import CPU, SETTINGS
 from test_unet import IDENTITY, awake, settings
 
 from ddpm.core.files import InputError, read_json, read_npz, write_json
-from ddpm.core.params import read_yaml
 from ddpm.core.weights import save_weights
+from ddpm.core.yaml_files import read_yaml
 from ddpm.data.loader import Batches
 from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule

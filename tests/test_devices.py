@@ -7,7 +7,7 @@ from conftest import ROOT
 from test_training import SETTINGS, make_split
 from test_unet import settings as unet_settings
 
-from ddpm.core.params import read_yaml
+from ddpm.core.yaml_files import read_yaml
 from ddpm.data.loader import Batches
 from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule

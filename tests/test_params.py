@@ -102,9 +102,25 @@ def test_read_yaml_float_spellings(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5000", 5000), ("-3", -3), ("5000.", 5000.0), ("1e3", 1000.0), ("e3", "e3"), ("1e", "1e"), ("'1e-06'", "1e-06")],
+    [
+        ("5000", 5000),
+        ("-3", -3),
+        ("5000.", 5000.0),
+        ("1e3", 1000.0),
+        ("e3", "e3"),
+        ("1e", "1e"),
+        ("'1e-06'", "1e-06"),
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("2026-13-45", "2026-13-45"),
+        ("yes", "yes"),
+        ("True", True),
+        ("", None),
+        ("-.inf", float("-inf")),
+    ],
 )
-def test_read_yaml_keeps_scalar_types(tmp_path, text, value):
+def test_read_yaml_follows_yaml_1_2(tmp_path, text, value):
     file = tmp_path / "params.yaml"
     file.write_text(f"x: {text}\n")
     assert repr(params.read_yaml(file)["x"]) == repr(value)
@@ -130,6 +146,7 @@ PINNED = [
     ({"dataset": "digit"}, "dataset: 'digit' is unknown; did you mean 'digits'? Valid: digits, mnist, fashion_mnist"),
     ({"prediction": "zzz"}, "prediction: 'zzz' is unknown; valid: eps, x0, v"),
     ({"train.stesp": 5}, "train.stesp: unknown key; did you mean 'steps'? Valid: steps, batch_size, "),
+    ({"train.steps": ..., "train.stepz": 5}, "train.stepz: unknown key; did you mean 'steps'?"),
     ({"train.zzz": 5}, "train.zzz: unknown key; valid: steps, batch_size, "),
     ({"tarin": {}}, "tarin: unknown section; did you mean 'train'? Valid: dataset, "),
     ({"learning_rate": 0.1}, "learning_rate: unknown section; "),
@@ -234,7 +251,16 @@ BROKEN = [
     (b"\tseed: 1\n", r"line 1: not valid YAML \(found character '\\t'"),
     (b"seed: *missing\n", r"line 1: not valid YAML"),
     (b"seed: !!python/object:os.system {}\n", r"line 1: not valid YAML"),
-    (b"seed: 2026-13-45\n", r"not valid YAML"),
+    (b"seed: 1\nseed: 2\n", r"line 2: not valid YAML \('seed' is given twice\)"),
+    (b"train: {steps: 1, steps: 2}\n", r"line 1: not valid YAML \('steps' is given twice\)"),
+    (b"seed: !!int x\n", r"line 1: not valid YAML \('x' cannot be read as int\)"),
+    (b"seed: !!bool x\n", r"line 1: not valid YAML"),
+    (b"seed: !!timestamp x\n", r"line 1: not valid YAML"),
+    (b"seed: &a [*a]\n", r"line 1: not valid YAML"),
+    (b"seed: &a {b: *a}\n", r"line 1: not valid YAML"),
+    (b"seed: " + b"[" * 5000, r"not valid YAML \(nested too deep\)"),
+    (b"seed: " + b"1" * 5000, r"line 1: not valid YAML"),
+    (b'seed: "\\UFFFFFFFF"\n', r"not valid YAML"),
     (b"seed: \xff\xfe\n", r"not valid YAML"),
     (b"seed: \x00\n", r"not valid YAML"),
     (b"- 1\n- 2\n", r"holds no `key: value` lines"),
@@ -242,7 +268,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("content", "expected"), BROKEN)
+@pytest.mark.parametrize(("content", "expected"), BROKEN, ids=range(len(BROKEN)))
 def test_read_yaml_broken_file_names_line(tmp_path, content, expected):
     file = tmp_path / "params.yaml"
     file.write_bytes(content)

@@ -21,7 +21,8 @@ from torchvision.datasets import CIFAR10
 
 from ddpm.cli.main import main
 from ddpm.core.files import read_json
-from ddpm.core.params import make, read_yaml
+from ddpm.core.params import make
+from ddpm.core.yaml_files import read_yaml
 from ddpm.data.loader import Batches
 from ddpm.datasets.idx import IDX_FILES
 from ddpm.datasets.registry import DIGITS
@@ -247,9 +248,12 @@ def test_read_changes_parses_values():
         ([], {}),
     ):
         assert read_changes(words) == changes
-    for words in (["train.steps"], ["=5"], ["train.=5"], ["a=1", "a.b=2"], ["a=[1"], ["train.steps=1: 2: 3"]):
+    for words in (["train.steps"], ["=5"], ["train.=5"], ["a=1", "a.b=2"]):
         with input_error("set_param", match=r"write `-S train.steps=100`$"):
             read_changes(words)
+    for value in ("[1", "1: 2: 3", "!!int x", "&a [*a]", "[" * 5000, "1" * 5000, "{b: 1, b: 2}"):
+        with input_error("set_param", match=r"has a value that cannot be read: [^\n]*$"):
+            read_changes([f"a={value}"])
 
 
 @pytest.mark.parametrize("name", marked(lambda name: read_recipe(name).content.parameters <= LARGE))

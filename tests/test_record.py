@@ -17,7 +17,8 @@ from conftest import ROOT, Checkout, input_error, write_files
 from ddpm.cli.main import main
 from ddpm.core.device import Runtime
 from ddpm.core.files import InputError
-from ddpm.core.params import make, read_yaml
+from ddpm.core.params import make
+from ddpm.core.yaml_files import read_yaml
 from ddpm.experiments import record, runner
 from ddpm.experiments.readme_table import BEGIN, END, duration, machine, results_section, update
 from ddpm.experiments.recipe import RECORDS, RESULTS_FILE, full_params, read_recipe, recipe_names

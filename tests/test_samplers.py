@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end, output_law, rule, run
 from test_unet import settings as unet_settings
 
-from ddpm.core.params import read_yaml
 from ddpm.core.seeds import seeded
+from ddpm.core.yaml_files import read_yaml
 from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.prediction import PREDICTIONS, Prediction
 from ddpm.diffusion.schedule import SCHEDULES, Level, combine, make_schedule

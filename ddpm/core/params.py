@@ -6,23 +6,25 @@ sections that it reads: `load(dataset=DatasetName, train=Train)`.
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
 from types import SimpleNamespace
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ddpm.core.files import InputError
+from ddpm.core.yaml_files import read_yaml
 
 PARAMS_FILE = "params.yaml"
 PIPELINE_FILE = "dvc.yaml"
 # Every stage reads this section and none declares it in dvc.yaml: nothing in it changes a result.
 UNDECLARED = "runtime"
 Seed = Annotated[int, Field(ge=0)]
+_SHORT = Repr()  # of values in messages, which may be endless
+_SHORT.maxstring = _SHORT.maxother = 80
 MISSING = f"missing; add it (the committed {PARAMS_FILE} shows a value)"
 
 
@@ -41,7 +43,7 @@ def lookup(registry: Mapping[str, Any], name: str, key: str) -> Any:
     """Returns registry[name]. Raises InputError of this key, with the valid names, for an unknown name."""
     if name in registry:
         return registry[name]
-    raise InputError(f"{name!r} is unknown{_choices(name, registry)}", key=key)
+    raise InputError(f"{_SHORT.repr(name)} is unknown{_choices(name, registry)}", key=key)
 
 
 def OneOf(registry: Mapping[str, Any]) -> AfterValidator:  # noqa: N802 (reads as a type in annotations)
@@ -67,36 +69,6 @@ class _Word(str):
         return None if value == self else value
 
 
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that reads 1e-06, as DVC writes it, as a number; PyYAML requires a point and a signed exponent."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    key: [(tag, regexp) for tag, regexp in rules if tag != "tag:yaml.org,2002:float"]
-    for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(path: str | os.PathLike) -> dict:
-    """Reads a YAML mapping. Raises InputError with the line of the mistake."""
-    try:
-        value = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror}); run from the folder that holds it", key=path) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-45
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})", key=f"{path}{where}") from None
-    if not isinstance(value, dict):
-        raise InputError("holds no `key: value` lines", key=path)
-    return value
-
-
 def load(path: str | os.PathLike = PARAMS_FILE, /, **kinds: Any) -> SimpleNamespace:
     """Reads the named top-level entries of params.yaml and validates each as its type, a Section or an annotated scalar.
 
@@ -116,7 +88,7 @@ def _validated(raw: dict, name: str, kind: Any, path: str | os.PathLike) -> Any:
         # A section is strict by its own config; pydantic takes no second one for it.
         return TypeAdapter(kind).validate_python(raw[name], strict=None if is_section else True)
     except ValidationError as error:
-        key, message = _explain(error.errors()[0], kind)
+        key, message = _explain(error, kind)
         raise InputError(message, key=".".join([name, *key]), where=path) from None
 
 
@@ -125,7 +97,7 @@ def make(kind: type[Section], **values: Any) -> Section:
     try:
         return kind(**values)
     except ValidationError as error:
-        key, message = _explain(error.errors()[0], kind)
+        key, message = _explain(error, kind)
         raise InputError(message, key=".".join(key)) from None
 
 
@@ -141,8 +113,12 @@ def _check_section_names(path: str | os.PathLike, raw: dict) -> None:
             raise InputError(f"unknown section{_choices(str(key), sorted(known))}", key=str(key), where=path)
 
 
-def _explain(error: dict, kind: Any) -> tuple[list[str], str]:
-    """Returns the path of a setting below its section, and the message."""
+def _explain(errors: ValidationError, kind: Any) -> tuple[list[str], str]:
+    """Returns the path of a setting below its section, and the message.
+
+    A mistyped key is also a missing one, so unknown keys are named first.
+    """
+    error = min(errors.errors(), key=lambda error: error["type"] != "extra_forbidden")
     key, value = [str(part) for part in error["loc"]], error["input"]
     section, rules = _walk(kind, key)
     if error["type"] == "extra_forbidden":
@@ -152,15 +128,15 @@ def _explain(error: dict, kind: Any) -> tuple[list[str], str]:
     if error["type"] == "section":  # from a section whose class depends on its values
         return [*key, error["ctx"]["key"]], error["ctx"]["message"]
     if error["type"] == "one_of":
-        return key, f"{value!r} is unknown{_choices(value, error['ctx']['names'])}"
+        return key, f"{_SHORT.repr(value)} is unknown{_choices(value, error['ctx']['names'])}"
     if error["type"] == "value_error":
-        return key, f"{value!r} {error['ctx']['error']}"
+        return key, f"{_SHORT.repr(value)} {error['ctx']['error']}"
     if error["type"] == "model_type":
-        return key, f"{value!r} is no section; write its keys below it: {', '.join(_fields(section))}"
+        return key, f"{_SHORT.repr(value)} is no section; write its keys below it: {', '.join(_fields(section))}"
     needs = error["msg"].replace("Input should ", "must ").replace("List should ", "must ")
     needs = needs.replace("a valid integer", "an integer").replace("a valid ", "a ")
     word = _word_of(rules)
-    return key, f"{value!r} {needs}{f', or {word!r}' if word else ''}{_bounds(rules)}"
+    return key, f"{_SHORT.repr(value)} {needs}{f', or {word!r}' if word else ''}{_bounds(rules)}"
 
 
 def _fields(kind: Any) -> dict[str, Any]:

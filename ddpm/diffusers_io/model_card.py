@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from ddpm.core.files import InputError, read_json
-from ddpm.core.params import PARAMS_FILE, read_yaml
+from ddpm.core.params import PARAMS_FILE
 from ddpm.core.paths import METRICS_FILE, MODEL_DIR
+from ddpm.core.yaml_files import read_yaml
 from ddpm.plots.markdown import render
 from ddpm.plots.numbers import number, supported
 

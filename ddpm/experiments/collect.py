@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from ddpm.core.files import InputError
-from ddpm.core.params import PARAMS_FILE, read_yaml
+from ddpm.core.params import PARAMS_FILE
 from ddpm.core.paths import METRICS_FILE
+from ddpm.core.yaml_files import read_yaml
 from ddpm.experiments.compare import write_experiments
 from ddpm.experiments.recipe import flatten
 from ddpm.experiments.tables import CODE, SAMPLES, SCORES, Experiments

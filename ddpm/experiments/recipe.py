@@ -12,16 +12,15 @@ PyTorch is imported only when values are checked, so that listing the recipes is
 """
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import yaml
 from pydantic import Field
 
 from ddpm.core.files import InputError
-from ddpm.core.params import PARAMS_FILE, Section, lookup, make, read_yaml
+from ddpm.core.params import PARAMS_FILE, Section, lookup, make
+from ddpm.core.yaml_files import parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
 RECORDS = Path("reports/recipes")
@@ -106,18 +105,11 @@ def read_changes(words: Sequence[str]) -> dict[str, Any]:
         if not equals or not last or not isinstance(node, dict):
             raise InputError(f"{text!r} is not a change of a setting; write `-S train.steps=100`", key="set_param")
         try:
-            node[last] = _with_numbers(yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise InputError(f"{text!r} has a value that cannot be read; write `-S train.steps=100`", key="set_param") from None
+            node[last] = parse_yaml(value, "set_param")
+        except InputError as error:
+            message = f"{text[:80]!r} has a value that cannot be read: {error.message}"
+            raise InputError(message, key="set_param") from None
     return changes
-
-
-def _with_numbers(value: Any) -> Any:
-    """Parses numbers such as 1e-4, which are text to PyYAML."""
-    if isinstance(value, list):
-        return [_with_numbers(element) for element in value]
-    number = _number(value) if isinstance(value, str) and any(sign.isdigit() for sign in value) else None
-    return value if number is None or not math.isfinite(number) else number
 
 
 def _number(text: str) -> float | None:

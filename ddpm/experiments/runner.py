@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from ddpm.core.files import InputError, write_text, writing
-from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
+from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
 from ddpm.core.scratch import scratch_root
+from ddpm.core.yaml_files import read_yaml
 from ddpm.datasets.registry import raw_root
 from ddpm.experiments.recipe import RECORDS, RESULTS_FILE
 from ddpm.features.pretrained import weights_folder

@@ -19,8 +19,9 @@ import torch
 
 from ddpm.core import processes
 from ddpm.core.files import atomic, first_line, remove_partial, sha256_tree, writing
-from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE, read_yaml
+from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
 from ddpm.core.scratch import hold, scratch_root
+from ddpm.core.yaml_files import read_yaml
 
 STATE = "state.pt"
 FORMAT = 5  # of state.pt; raised when the states of older code cannot be used

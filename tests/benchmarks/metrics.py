@@ -22,7 +22,7 @@ import torch
 
 from ddpm.core.device import Runtime, setup
 from ddpm.core.files import write_json, write_text
-from ddpm.core.params import read_yaml
+from ddpm.core.yaml_files import read_yaml
 from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import Split
 from ddpm.evaluation.evaluator import Evaluator

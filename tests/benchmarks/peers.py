@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.core.device import Precision, Runtime, setup
 from ddpm.core.files import InputError, write_json, write_text
-from ddpm.core.params import read_yaml
+from ddpm.core.yaml_files import read_yaml
 
 from .contestants import INSTALLED, OTHERS, Case, Contestant, Setting, contestants
 from .page import page, ratio_chart

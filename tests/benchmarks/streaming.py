@@ -26,7 +26,7 @@ import torch
 
 from ddpm.core.device import Precision, Runtime, compiled, setup
 from ddpm.core.files import write_json, write_text
-from ddpm.core.params import read_yaml
+from ddpm.core.yaml_files import read_yaml
 from ddpm.data import loader
 from ddpm.data.loader import Batches, Reading
 from ddpm.diffusion.schedule import make_schedule
