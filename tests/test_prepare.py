@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import edit_params
+from conftest import edit_params, error_of
 from PIL import Image
 from raw_files import arrays, colours, contents, enter, load, paths, refused, settings
 
@@ -17,7 +17,7 @@ from ddpm.core.files import InputError
 from ddpm.core.scratch import hold
 from ddpm.data.prepared import open_prepared
 from ddpm.datasets import prepare as preparing
-from ddpm.datasets import resume
+from ddpm.datasets import resume, statistics
 from ddpm.datasets.prepare import AHEAD, in_threads, prepare
 from ddpm.datasets.resume import PartialArrays
 from ddpm.datasets.settings import PrepareData
@@ -41,7 +41,7 @@ def decoded(monkeypatch):
     """The names of the pictures that were decoded, in order."""
     names = []
     real = preparing.decode
-    monkeypatch.setattr(preparing, "decode", lambda file, mode: (names.append(getattr(file, "name", "")), real(file, mode))[1])
+    monkeypatch.setattr(preparing, "decode", lambda file, how: (names.append(getattr(file, "name", "")), real(file, how))[1])
     return names
 
 
@@ -251,7 +251,7 @@ def test_skip_bad_keeps_all_other_pictures(raw, tmp_path, decoded, capsys, monke
     whole = prepare("image_folder", settings(**FIT), tmp_path / "whole")
     source = load("image_folder")
     bad = spoil(raw, "cat/03.png", "dog/00.png", "dog/09.png")
-    monkeypatch.setattr(preparing, "BLOCK", 4 * 4 * 3 * 5)  # more blocks than one
+    monkeypatch.setattr(statistics, "BLOCK", 4 * 4 * 3 * 5)  # more blocks than one
     if not linked:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "another file system")))
     refused(prepare, "image_folder", settings(**FIT), tmp_path / "out")
@@ -315,6 +315,100 @@ def test_other_size_is_an_error_at_once(raw, tmp_path, decoded):
     decoded.clear()
     prepare("image_folder", settings())
     assert len(decoded) < 16
+
+
+# --- pictures of more than 8 bits, transparency, and warnings
+
+GRADIENT = np.arange(16).reshape(4, 4) / 15  # of 0 to 1
+
+
+def deep(raw, values, ending: str = ".tif") -> None:
+    """Replaces picture i of the 16 by the values of GRADIENT times (i + 1) / 16."""
+    for i, path in enumerate(sorted((raw / "pictures").rglob("*.*"))):
+        path.unlink()
+        Image.fromarray(values(GRADIENT * (i + 1) / 16)).save(path.with_suffix(ending))
+
+
+DEEP = {
+    "12 bits in 16": (lambda x: np.rint(4095 * x).astype(np.uint16), ".png", [0, 4095]),
+    "16 bits": (lambda x: np.rint(65535 * x).astype(np.uint16), ".png", [0, 65535]),
+    "PGM": (lambda x: np.rint(65535 * x).astype(np.uint16), ".pgm", [0, 65535]),
+    "20 bits in 32": (lambda x: np.rint((2**20 - 1) * x).astype(np.int32), ".tif", [0, 2**20 - 1]),
+    "signed": (lambda x: np.rint(1000 * x - 500).astype(np.int32), ".tif", [-500, 500]),
+    "float": (lambda x: x.astype(np.float32), ".tif", [0, 1]),
+    "float of another range": (lambda x: (x * 300).astype(np.float32), ".tiff", [0, 300]),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_more_than_8_bits_are_scaled_by_one_range(raw, tmp_path, capsys, kind):
+    values, ending, expected = DEEP[kind]
+    deep(raw, values, ending)
+    fit = {"image_size": 4, "resize_mode": "resize"}
+    meta = prepare("image_folder", settings(**fit), tmp_path / "auto", workers=3)
+    assert list(meta["value_range"].values()) == [pytest.approx(expected)]
+    said = capsys.readouterr()
+    assert "images of more than 8 bits are scaled: " in said.out
+    assert "warning" not in said.err
+    images = np.concatenate(arrays(tmp_path / "auto")[::2])
+    # Pictures of other brightness stay so.
+    found = sorted(images.max((1, 2, 3)))
+    np.testing.assert_allclose(found, np.rint(255 * np.arange(1, 17) / 16), atol=1)
+    np.testing.assert_allclose(images[images.max((1, 2, 3)).argmax(), ..., 0], 255 * GRADIENT, atol=1)
+    # The same range, given.
+    prepare("image_folder", settings(**fit, value_range=expected), tmp_path / "given")
+    assert contents(tmp_path / "given") == contents(tmp_path / "auto")
+    low, high = expected
+    prepare("image_folder", settings(**fit, value_range=[low, (low + high) / 2]), tmp_path / "half")
+    half = np.concatenate(arrays(tmp_path / "half")[::2])
+    np.testing.assert_allclose(half, np.clip(2.0 * images, 0, 255), atol=1)
+
+
+def test_resume_keeps_the_range_and_discards_rows_of_another(raw, tmp_path, decoded):
+    deep(raw, DEEP["12 bits in 16"][0])
+    expected = uninterrupted(tmp_path)
+    killed(PartialArrays, "write", 13, False)
+    prepare("image_folder", settings(**FIT))
+    assert contents(tmp_path / "data" / "prepared") == expected
+    killed(PartialArrays, "write", 13, False)
+    last = paths(load("image_folder").test.images)[-1]
+    Image.fromarray(np.full((4, 4), 60000, np.uint16)).save(last)
+    assert prepare("image_folder", settings(**FIT))["value_range"] == {"int": [0, 65535]}
+    assert contents(tmp_path / "data" / "prepared") == uninterrupted(tmp_path)
+
+
+def test_values_that_are_not_finite_are_unreadable(raw, tmp_path):
+    deep(raw, lambda x: np.where(x == 1, np.nan, x).astype(np.float32))
+    message = refused(prepare, "image_folder", settings(**FIT))
+    assert "09.tif: cannot be read as an image (it holds values that are not finite)" in message
+
+
+def test_warnings_name_what_was_lost(raw, tmp_path, capsys):
+    def warnings(**changes) -> str:
+        capsys.readouterr()
+        prepare("image_folder", settings(**{**FIT, **changes}), tmp_path / "out")
+        return "".join(line for line in capsys.readouterr().err.splitlines(True) if line.startswith("warning"))
+
+    assert "12 of 12 images are of a single color" in warnings()
+    # Black shapes on transparency.
+    for i, path in enumerate(sorted((raw / "pictures").rglob("*.*"))):
+        alpha = Image.fromarray((255 * (np.arange(16).reshape(4, 4) % 16 <= i)).astype(np.uint8))
+        Image.merge("LA", [Image.new("L", (4, 4)), alpha]).save(path)
+    assert "image_folder train: all 12 images are equal; " in warnings()
+    assert "equal" not in warnings(background="#ffffff")
+    assert np.unique(arrays(tmp_path / "out")[0]).tolist() == [0, 255]
+    assert "single color" in warnings(background="white", channels="gray")  # one picture has no hole
+    deep(raw, DEEP["12 bits in 16"][0])
+    assert "use only the values 0 to 16 of 0 to 255; if they have more than 8 bits" in warnings(value_range=[0, 65535])
+
+
+def test_settings_of_decoding_are_checked(workspace):
+    for key, value in {"background": "blak", "value_range": [5, 5]}.items():
+        edit_params(**{f"prepare_data.{key}": value})
+        assert error_of(params.load, prepare_data=PrepareData).key == f"prepare_data.{key}"
+        edit_params(**{f"prepare_data.{key}": {"background": "rgb(10, 20, 30)", "value_range": [-1, 1.5]}[key]})
+    given = params.load(prepare_data=PrepareData).prepare_data
+    assert (given.decoding().background, given.decoding().scale(0, 9)) == ((10, 20, 30), (-1, 1.5))
 
 
 # --- threads, room, and what is written where
@@ -388,6 +482,11 @@ def test_arrays_are_linked_not_copied(raw, tmp_path, monkeypatch):
 
 
 def test_recorded_settings_of_each_dataset():
-    ignored = {"digits": {"label", "skip_bad"}, "image_folder": {"label"}, "celeba": set(), "huggingface": set()}
+    ignored = {
+        "digits": {"label", "skip_bad", "background", "value_range"},
+        "image_folder": {"label"},
+        "celeba": set(),
+        "huggingface": set(),
+    }
     for dataset, names in ignored.items():
         assert set(PrepareData.model_fields) - set(preparing.recorded_settings(dataset, settings())) == names

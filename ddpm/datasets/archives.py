@@ -175,23 +175,23 @@ def list_archive(path: Path, index: ImageIndex) -> set[str]:
     """
     folders, skipped = set(), []
 
-    def pictures() -> Iterator[FoundFile]:
+    def files() -> Iterator[FoundFile]:
         for member, reason in kind_of(path).members(path):
             parts = [part for part in member.name.split("/") if part not in ("", ".")]
             is_folder = member.name.endswith("/")
-            is_picture = not is_folder and bool(parts) and is_picture_name(parts[-1])
+            is_file = not is_folder and bool(parts)
             if OUTSIDE.match(member.name):
                 reason = "leads out of the archive"
             if not reason:
                 above = parts if is_folder else parts[:-1]
                 folders.update("".join(f"{part}/" for part in above[:end]) for end in range(1, len(above) + 1))
-                if is_picture:
+                if is_file:
                     yield member._replace(name="/".join(parts))
-            elif is_picture:
+            elif is_file and Path(parts[-1]).suffix.lower() in EXTENSIONS:
                 skipped.append(f"{member.name} ({reason})")
 
     try:
-        index.add(pictures())
+        index.add_pictures(files())
     except DAMAGED as error:
         kind = "ZIP" if path.name.lower().endswith(".zip") else "TAR"
         raise InputError(f"is damaged, or no {kind} archive ({first_line(error)}); replace it", key=path) from None
@@ -199,8 +199,3 @@ def list_archive(path: Path, index: ImageIndex) -> set[str]:
         more = f" and {len(skipped) - MAX_NAMED:,} others" if len(skipped) > MAX_NAMED else ""
         print(ascii(f"{path}: skipped: {', '.join(skipped[:MAX_NAMED])}{more}")[1:-1], flush=True)
     return folders
-
-
-def is_picture_name(name: str) -> bool:
-    """Returns whether a file is a picture by its name. macOS begins the names of its resource forks with "._"."""
-    return Path(name).suffix.lower() in EXTENSIONS and not name.startswith("._")

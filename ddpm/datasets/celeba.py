@@ -24,7 +24,7 @@ DEFAULT = "Male"
 CLASS_NAMES = {"Male": ("female", "male"), "Young": ("old", "young")}
 
 
-def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Files, list[str]]:
+def read_celeba(root: Path, attribute: str | None) -> tuple[Files, list[str]]:
     """Returns the pictures of the training and the test partition, and the names of both classes of an attribute.
 
     attribute: a column of list_attr_celeba.txt; None is DEFAULT.
@@ -42,7 +42,7 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
     attribute = attribute or DEFAULT
     index, store, stamp = ImageIndex(), on_disk(folder), ""
     if (folder / FACES).is_dir():
-        index.add(walk(folder, f"{FACES}/"))
+        index.add_pictures(walk(folder, f"{FACES}/"))
     else:
         list_archive(archive, index)
         store, stamp = kind_of(archive).store(archive), stamp_of(archive)
@@ -51,7 +51,7 @@ def read_celeba(root: Path, attribute: str | None, mode: str | None) -> tuple[Fi
     names = CLASS_NAMES.get(attribute, tuple(f"{prefix}{attribute.lower().replace('_', ' ')}" for prefix in ("not ", "")))
     if not np.bincount(index.labels(0), minlength=len(names)).all() or not index.counts[1]:
         raise InputError(f"leaves no pictures of one of {', '.join(names)}, or none to test; replace it", key=folder / PARTITION)
-    return Files(index, store, mode, stamp), list(names)
+    return Files(index, store, stamp), list(names)
 
 
 def _assignments(folder: Path, attribute: str) -> Iterator[Assignment]:

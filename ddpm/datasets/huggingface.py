@@ -49,12 +49,11 @@ class Rows(NamedTuple):
     read: Callable[..., Parts]
 
 
-def read_huggingface(path: Path, label: str | None, mode: str | None, test_share: float) -> tuple[Files, list[str]]:
+def read_huggingface(path: Path, label: str | None, test_share: float) -> tuple[Files, list[str]]:
     """Returns the pictures of the train and the test (or validation) split, and the class names.
 
     Of a single split, a stratified share of `test_share` becomes the test split.
     label: the column of the class; None is the only ClassLabel column, or `label`. Without one, all pictures are of one class.
-    mode: "L" or "RGB" converts the pictures; None keeps the channels of each.
     Raises InputError if `datasets` or the data set is missing, and for columns that are missing or ambiguous.
     """
     datasets = library()
@@ -77,7 +76,7 @@ def read_huggingface(path: Path, label: str | None, mode: str | None, test_share
     if label is None:
         print(f"{path}: no column of classes; all images are of one class", flush=True)
     store = Store(path, partial(fetch, splits, firsts, image), by_offset=True)
-    return Files(index, store, mode, _stamp(path)), names
+    return Files(index, store, _stamp(path)), names
 
 
 def library() -> ModuleType:

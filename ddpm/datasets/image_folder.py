@@ -10,8 +10,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from ddpm.core.files import InputError, first_line
-from ddpm.datasets.archives import ARCHIVES, is_picture_name, kind_of, list_archive, stamp_of
-from ddpm.datasets.image_io import EXTENSIONS
+from ddpm.datasets.archives import ARCHIVES, kind_of, list_archive, stamp_of
 from ddpm.datasets.index import MAX_STAMP, Assignment, Files, FoundFile, ImageIndex, on_disk
 
 TRAIN_NAMES, TEST_NAMES = ("train",), ("test", "val", "validation")
@@ -31,12 +30,11 @@ class Layout(NamedTuple):
     class_names: list[str]
 
 
-def read_image_folder(path: Path, mode: str | None, test_share: float) -> tuple[Files, list[str]]:
+def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
     """Returns the pictures of a folder or an archive, and the class names, sorted.
 
     The class folders are in ROOT/train and ROOT/test (or val) if both exist; otherwise in ROOT/train or ROOT, and a stratified
     share of `test_share` becomes the test split. ROOT is the folder, or in an archive the one folder that holds everything.
-    mode: "L" or "RGB" converts the pictures; None keeps the channels of each.
     Raises InputError for a folder that is missing or empty, for an empty class, and for a damaged archive.
     """
     index, kind = ImageIndex(), kind_of(path)
@@ -45,12 +43,12 @@ def read_image_folder(path: Path, mode: str | None, test_share: float) -> tuple[
         for root in layout.roots:
             for name in layout.class_names:
                 if (path / root / name).is_dir():
-                    index.add(walk(path, f"{root}{name}/"))
-        files = Files(index, on_disk(path), mode)
+                    index.add_pictures(walk(path, f"{root}{name}/"))
+        files = Files(index, on_disk(path))
     elif path.is_file() and kind:
         folders = partial(_subfolders, list_archive(path, index))
         layout = find_layout(path, folders, _common_root(index, folders("")))
-        files = Files(index, kind.store(path), mode, stamp_of(path))
+        files = Files(index, kind.store(path), stamp_of(path))
     elif path.is_file():
         raise InputError(f"is neither a folder nor an archive ({', '.join(ARCHIVES)}); see prepare_data.folder", key=path)
     else:
@@ -107,7 +105,7 @@ def _folders(path: Path, folder: str) -> list[str]:
 
 
 def walk(path: Path, folder: str) -> Iterator[FoundFile]:
-    """Yields all pictures in a folder and the folders below it; links to folders are not followed."""
+    """Yields all files in a folder and the folders below it; links to folders are not followed."""
     todo = [folder]
     while todo:
         here = todo.pop()
@@ -116,7 +114,7 @@ def walk(path: Path, folder: str) -> Iterator[FoundFile]:
                 for entry in entries:
                     if entry.is_dir():
                         todo += [] if entry.is_symlink() else [f"{here}{entry.name}/"]
-                    elif is_picture_name(entry.name):
+                    else:
                         yield _entry(here, entry)
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror}); change its rights", key=path / here) from None
@@ -179,7 +177,7 @@ def _key(label: int, rest: str) -> bytes:
 
 def _refuse_empty(root: Path, names: list[str], labels: np.ndarray) -> None:
     if not len(labels):
-        raise InputError(f"holds no images (looked for {', '.join(sorted(EXTENSIONS))})", key=root)
+        raise InputError("holds no images whose names end as those that Pillow reads (.png, .jpg, ...)", key=root)
     counts = np.bincount(labels, minlength=len(names))
     if not counts.all():
         name = names[int(counts.argmin())]

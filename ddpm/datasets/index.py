@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm.core.files import InputError
-from ddpm.datasets.image_io import Unreadable, decode
+from ddpm.datasets.image_io import EXTENSIONS, Decoding, Unreadable, decode
 
 MAX_STAMP = (1 << 62) - 1  # fits in int64
 MAX_BYTES = 256 << 20  # more than any encoded picture; larger files are not read into memory
@@ -62,18 +62,32 @@ class Picture(NamedTuple):
 class ImageIndex:
     """The pictures of both splits in order: `add` the files, then `assign` them once.
 
+    skipped: the number of files that are no pictures by their names, and the first of them, by the end of the name.
     splits: the pictures of train and test.
     digest: a hash of the names, labels and splits.
     """
 
     def __init__(self):
         self.files: dict[str, FoundFile] = {}
+        self.skipped: dict[str, tuple[int, str]] = {}
         self.splits: tuple[list[Picture], list[Picture]] = ([], [])
         self.digest = ""
 
     def add(self, files: Iterable[FoundFile]) -> None:
         """Adds files. Of two with one name the later one counts, as when an archive is unpacked."""
         self.files.update((file.name, file) for file in files)
+
+    def add_pictures(self, files: Iterable[FoundFile]) -> None:
+        """Adds those of the files that are pictures by their names, and counts the others, but hidden ones."""
+        for file in files:
+            name = file.name.rpartition("/")[2]
+            ending = os.path.splitext(name)[1].lower()
+            # macOS begins the names of its resource forks with "._".
+            if ending in EXTENSIONS and not name.startswith("._"):
+                self.files[file.name] = file
+            elif not name.startswith("."):
+                count, first = self.skipped.get(ending, (0, file.name))
+                self.skipped[ending] = (count + 1, first)
 
     def assign(self, assignments: Iterable[Assignment], held_out: Callable[[np.ndarray], np.ndarray] | None = None) -> str | None:
         """Sorts the assigned files into `splits`, and drops all others.
@@ -135,21 +149,19 @@ class Files(NamedTuple):
 
     index: the list of them.
     store: reads them.
-    mode: "L" or "RGB" converts them; None keeps the channels of each.
     stamp: changes when the archive does; "" for a folder.
     """
 
     index: ImageIndex
     store: Store
-    mode: str | None
     stamp: str = ""
 
 
 class Pictures(Sequence):
     """The pictures of one split (0 train, 1 test) as uint8 (H, W, C) arrays, decoded on access."""
 
-    def __init__(self, files: Files, split: int):
-        self.files, self.split = files, split
+    def __init__(self, files: Files, split: int, how: Decoding):
+        self.files, self.split, self.how = files, split, how
 
     def __len__(self) -> int:
         return self.files.index.counts[self.split]
@@ -158,7 +170,7 @@ class Pictures(Sequence):
         picture = self.files.index.splits[self.split][position]
         ((_, load),) = self.files.store.fetch([picture])
         try:
-            return decode(load(), self.files.mode)
+            return decode(load(), self.how)
         except Unreadable as error:
             shown = self.files.store.shown(picture)
             raise InputError(f"cannot be read as an image ({error}); repair or remove it", key=shown) from None

@@ -5,10 +5,12 @@ Threads decode and resize the images. Preparation of a data set of files resumes
 
 import os
 import shutil
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,15 +21,15 @@ from ddpm.core.params import lookup
 from ddpm.core.paths import PREPARED_DIR
 from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
-from ddpm.datasets.image_io import RESIZE_MODES, Unreadable, decode
+from ddpm.datasets.image_io import RESIZE_MODES, Decoding, Extent, RangeUnknown, Unreadable, auto_range, decode
 from ddpm.datasets.index import Files, Load, Picture
 from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Images, Source
 from ddpm.datasets.resume import PartialArrays, write_header
 from ddpm.datasets.settings import PrepareData
+from ddpm.datasets.statistics import blocks, statistics
 
 LEFT_OUT = "left_out.txt"
 IMAGES = tuple(f"{split}_images.npy" for split in SPLITS)
-BLOCK = 16 << 20  # bytes of an array that are read at once
 # Images in progress for each thread: enough that none waits for a slow image, few enough to bound the memory.
 AHEAD = 8
 MAX_NAMED = 5  # unreadable pictures in a message
@@ -50,17 +52,19 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
     recorded = recorded_settings(dataset, settings)
     # skip_bad changes no image that is kept.
     content = {key: value for key, value in recorded.items() if key != "skip_bad"}
-    partial, left_out = PartialArrays(source.files, IMAGES, content, fresh) if source.files else None, 0
+    partial = PartialArrays(source.files, IMAGES, content, fresh) if source.files else None
+    left_out, ranges = 0, {}
     with partial or nullcontext():
         if partial:
-            left_out = _write_from_files(partial, source, settings, folder, dataset, workers)
+            left_out, ranges = _write_from_files(partial, source, settings, folder, dataset, workers)
         else:
             height, width, channels = source.train.images[0].shape
             shape = (settings.image_size or height, settings.image_size or width, channels)
             for split, raw in zip(SPLITS, (source.train, source.test), strict=True):
                 _write_images(folder / f"{split}_images.npy", raw.images, shape, settings, f"{dataset} {split}", workers)
                 _write_labels(folder / f"{split}_labels.npy", raw.labels)
-        meta = _describe(folder, dataset, recorded, source.class_names) | ({"left_out": left_out} if left_out else {})
+        meta = _describe(folder, dataset, recorded, source.class_names)
+        meta |= ({"left_out": left_out} if left_out else {}) | ({"value_range": ranges} if ranges else {})
         write_json(folder / META, meta)
         if partial:
             partial.discard()
@@ -70,7 +74,10 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
 def _describe(folder: Path, dataset: str, recorded: dict, class_names: Sequence[str]) -> dict:
     """Returns the content of meta.json for the arrays in the folder."""
     arrays = {split: np.load(folder / f"{split}_images.npy", mmap_mode="r") for split in SPLITS}
-    count, height, width, _ = arrays["train"].shape
+    found = {split: statistics(images) for split, images in arrays.items()}
+    for split, of_split in found.items():
+        for weakness in of_split.weaknesses():
+            print(f"warning: {dataset} {split}: {weakness}", file=sys.stderr, flush=True)
     names = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     return {
         "dataset": dataset,
@@ -79,24 +86,9 @@ def _describe(folder: Path, dataset: str, recorded: dict, class_names: Sequence[
         "counts": {split: len(images) for split, images in arrays.items()},
         "shape": list(arrays["train"].shape[1:]),
         "class_names": list(class_names),
-        "mean": [round(float(value) / 255, 6) for value in _totals(arrays["train"]) / (count * height * width)],
+        "mean": [round(value / 255, 6) for value in found["train"].mean],
         "sha256": {name: sha256(folder / f"{name}.npy") for name in names},
     }
-
-
-def _totals(images: np.ndarray) -> np.ndarray:
-    """Returns the exact sum of each channel over all images, float64 (C,)."""
-    total = np.zeros(images.shape[3], np.uint64)
-    for block in _blocks(images):
-        # Over the images first, which is fast. 32 bits suffice for the images of a block.
-        total += block.sum(0, dtype=np.uint32).sum((0, 1), dtype=np.uint64)
-    return total.astype(np.float64)
-
-
-def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the images in blocks that fit into memory."""
-    step = max(1, BLOCK // max(1, images[0].nbytes))
-    return (images[start : start + step] for start in range(0, len(images), step))
 
 
 def _write_images(
@@ -125,9 +117,19 @@ def _write_labels(path: Path, labels: np.ndarray) -> None:
 
 def _write_from_files(
     partial: PartialArrays, source: Source, settings: PrepareData, folder: Path, dataset: str, workers: int
-) -> int:
-    """Writes the arrays of a data set of files. Returns the number of pictures that were left out."""
-    failed = fill(partial, source.files, settings, dataset, workers)
+) -> tuple[int, dict]:
+    """Writes the arrays of a data set of files. Returns the number of those left out, and the ranges of `measure`."""
+    how = settings.decoding()
+    if settings.value_range is None:
+        how = how._replace(scale=_unknown)
+    try:
+        failed = fill(partial, source.files, settings, how, dataset, workers)
+    except RangeUnknown:
+        ranges = partial.scaled_by(measure(source.files, how, workers))
+        shown = ", ".join(f"{kind} from {low:,} to {high:,}" for kind, (low, high) in ranges.items())
+        print(f"{dataset}: images of more than 8 bits are scaled: {shown} (prepare_data.value_range)", flush=True)
+        how = how._replace(scale=lambda low, high: tuple(ranges[type(high).__name__]))
+        failed = fill(partial, source.files, settings, how, dataset, workers)
     if failed.count and not (settings.skip_bad and partial.shape):
         raise failed.error()
     partial.save()
@@ -145,7 +147,7 @@ def _write_from_files(
         with atomic(folder / LEFT_OUT) as temporary:
             shutil.copyfile(failed.path, temporary)
         print(f"{dataset}: {failed.count:,} unreadable images are left out; {folder / LEFT_OUT} names them", flush=True)
-    return failed.count
+    return failed.count, partial.scaled_by()
 
 
 def _publish(path: Path, target: Path, present: np.ndarray) -> None:
@@ -162,7 +164,7 @@ def _publish(path: Path, target: Path, present: np.ndarray) -> None:
         with open(temporary, "wb") as file:
             write_header(file, int(present.sum()), images.shape[1:])
             start = 0
-            for block in _blocks(images):
+            for block in blocks(images):
                 file.write(block[present[start : start + len(block)]].tobytes())
                 start += len(block)
 
@@ -233,16 +235,42 @@ class FailedImages:
         return InputError(f"{counts} images cannot be read: {named}{more}, all named in {self.path}; {advice}")
 
 
-def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> FailedImages:
+def _unknown(low: float, high: float) -> Extent:
+    raise RangeUnknown
+
+
+def measure(files: Files, how: Decoding, workers: int) -> dict[str, list[float]]:
+    """Returns the `auto_range` of all pictures of more than 8 bits together, by the type of their values: "int", "float"."""
+    extents: dict[str, list[float]] = {}
+    lock = threading.Lock()
+
+    def note(low: float, high: float) -> Extent:
+        with lock:
+            before = extents.get(type(high).__name__, [low, high])
+            extents[type(high).__name__] = [min(low, before[0]), max(high, before[1])]
+        return low, high
+
+    def read(item: tuple[Picture, Load]) -> None:
+        with suppress(Unreadable):
+            decode(item[1](), how._replace(scale=note))
+
+    pictures = files.index.pictures(files.store.by_offset)
+    with Progress("measuring", sum(files.index.counts), "images") as progress:
+        for _ in in_threads(read, files.store.fetch(pictures), workers):
+            progress.advance()
+    return {kind: list(auto_range(*extent)) for kind, extent in sorted(extents.items())}
+
+
+def fill(partial: PartialArrays, files: Files, settings: PrepareData, how: Decoding, name: str, workers: int) -> FailedImages:
     """Fills the arrays with the pictures whose rows are missing. Returns those that cannot be read.
 
-    Raises InputError for a picture of another size or number of channels than the first one.
+    Raises InputError for a picture of another size or number of channels than the first one, RangeUnknown if `how` does.
     """
 
     def work(item: tuple[Picture, Load]) -> tuple[Picture, np.ndarray | None, str]:
         picture, load = item
         try:
-            return picture, resized(decode(load(), files.mode), settings), ""
+            return picture, resized(decode(load(), how), settings), ""
         except Unreadable as error:
             return picture, None, str(error)
 

@@ -17,7 +17,7 @@ from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
 from ddpm.datasets.image_folder import read_image_folder
 from ddpm.datasets.index import Files, Pictures
-from ddpm.datasets.settings import CHANNELS, PrepareData
+from ddpm.datasets.settings import PrepareData
 
 DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST = 500
@@ -100,23 +100,28 @@ def cifar10(settings: PrepareData) -> Source:
 
 def image_folder(settings: PrepareData) -> Source:
     """Loads a folder or an archive of class folders, at prepare_data.folder below the raw folder."""
-    path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
-    return _of_files(*read_image_folder(path, mode, settings.test_share))
+    return _of_files(*read_image_folder(raw_root() / settings.folder, settings.test_share), settings)
 
 
 def celeba(settings: PrepareData) -> Source:
     """Loads CelebA's aligned faces from the folder celeba of the raw folder; prepare_data.label names the attribute."""
-    return _of_files(*read_celeba(raw_root(), settings.label, CHANNELS[settings.channels]))
+    return _of_files(*read_celeba(raw_root(), settings.label), settings)
 
 
 def huggingface(settings: PrepareData) -> Source:
     """Loads a data set of Hugging Face's `datasets`, at prepare_data.folder below the raw folder."""
-    path, mode = raw_root() / settings.folder, CHANNELS[settings.channels]
-    return _of_files(*read_huggingface(path, settings.label, mode, settings.test_share))
+    return _of_files(*read_huggingface(raw_root() / settings.folder, settings.label, settings.test_share), settings)
 
 
-def _of_files(files: Files, class_names: Sequence[str]) -> Source:
-    train, test = (Raw(Pictures(files, split), files.index.labels(split)) for split in (0, 1))
+def _of_files(files: Files, class_names: Sequence[str], settings: PrepareData) -> Source:
+    if skipped := files.index.skipped:
+        count = sum(number for number, _ in skipped.values())
+        kinds = ", ".join(f"{number:,} {ending or 'without an ending'} ({first})" for ending, (number, first) in skipped.items())
+        print(
+            ascii(f"{files.store.where}: {count:,} files of other kinds than Pillow reads are left out: {kinds}")[1:-1],
+            flush=True,
+        )
+    train, test = (Raw(Pictures(files, split, settings.decoding()), files.index.labels(split)) for split in (0, 1))
     return Source(train, test, class_names, files)
 
 
@@ -149,7 +154,8 @@ class Dataset(NamedTuple):
 
 
 # The keys of prepare_data that only some data sets read: the others are not recorded with the prepared data of the rest.
-OPTIONAL_SETTINGS = ("label", "skip_bad")
+OF_FILES = ("skip_bad", "background", "value_range")
+OPTIONAL_SETTINGS = ("label", *OF_FILES)
 
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits, 0.97),
@@ -157,9 +163,9 @@ DATASETS: dict[str, Dataset] = {
     "fashion_mnist": Dataset(_mnist_like("fashion_mnist", torchvision.datasets.FashionMNIST), 0.90),
     "kmnist": Dataset(_mnist_like("kmnist", torchvision.datasets.KMNIST), None),
     "cifar10": Dataset(cifar10, 0.85),
-    "celeba": Dataset(celeba, None, ("label", "skip_bad")),
-    "image_folder": Dataset(image_folder, None, ("skip_bad",)),
-    "huggingface": Dataset(huggingface, None, ("label", "skip_bad")),
+    "celeba": Dataset(celeba, None, OPTIONAL_SETTINGS),
+    "image_folder": Dataset(image_folder, None, OF_FILES),
+    "huggingface": Dataset(huggingface, None, OPTIONAL_SETTINGS),
 }
 
 DatasetName = Annotated[str, OneOf(DATASETS)]

@@ -3,6 +3,7 @@
     <scratch>/prepare_data/<job>/train_images.npy    the final file with rows still missing; the same for test_
     <scratch>/prepare_data/<job>/done.npy            int64, for each image the stamp of the file whose row is written, or 0
     <scratch>/prepare_data/<job>/state.json          fingerprint and shape; written last, the others do not count without it
+    <scratch>/prepare_data/<job>/range.json          the values that become 0 and 255 in pictures of more than 8 bits
     <scratch>/prepare_data/<job>/unreadable.txt      pictures that could not be read, with the reason
     <scratch>/prepare_data/<job>.lock                held by the one process that may use the folder
 
@@ -27,7 +28,7 @@ from ddpm.core.files import InputError, read_json, remove, sha256, write_json, w
 from ddpm.core.scratch import hold, scratch_root
 from ddpm.datasets.index import Files, ImageIndex, Picture
 
-STATE, DONE, UNREADABLE = "state.json", "done.npy", "unreadable.txt"
+STATE, DONE, RANGE, UNREADABLE = "state.json", "done.npy", "range.json", "unreadable.txt"
 SAVE_SECONDS = 5.0
 
 
@@ -121,6 +122,17 @@ class PartialArrays:
         self.ends = list(self.starts)
         self.saved = time.monotonic()
 
+    def scaled_by(self, ranges: dict[str, list[float]] | None = None) -> dict[str, list[float]]:
+        """Returns the ranges by which rows are scaled, {} for none. New ones replace them, and discard rows of other ones."""
+        path = self.folder / RANGE
+        before = read_json(path, "prepare_data") if path.exists() else {}
+        if ranges is None or ranges == before:
+            return before
+        if before:
+            self.clear()
+        write_json(path, ranges)
+        return ranges
+
     def missing(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
         """Yields the pictures whose rows are not written."""
         for picture in pictures:
@@ -169,7 +181,7 @@ class PartialArrays:
         """Removes everything that was written."""
         self._close()
         self.shape = None
-        for path in (self.folder / STATE, self.folder / DONE, *self.paths):
+        for path in (self.folder / STATE, self.folder / DONE, self.folder / RANGE, *self.paths):
             remove(path)
 
     def discard(self) -> None:

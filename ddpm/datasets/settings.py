@@ -2,13 +2,31 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from PIL import ImageColor
+from pydantic import AfterValidator, Field
 
 from ddpm.core.params import OneOf, OrWord, Section
-from ddpm.datasets.image_io import RESIZE_MODES
+from ddpm.datasets.image_io import RESIZE_MODES, Decoding, auto_range
 
 # prepare_data.channels: the channels that an image has, or gray or RGB for all images.
 CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
+
+
+def _color(name: str) -> str:
+    try:
+        ImageColor.getcolor(name, "RGB")
+    except ValueError:
+        raise ValueError("is no color; give a name such as white, or '#rrggbb'") from None
+    return name
+
+
+def _ordered(values: list[float]) -> list[float]:
+    if values[0] >= values[1]:
+        raise ValueError("is no range; give [lowest, highest]")
+    return values
+
+
+Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
 
 
 class PrepareData(Section):
@@ -21,6 +39,8 @@ class PrepareData(Section):
     label: the attribute of celeba or the column of huggingface that is the class; None chooses one.
     test_share: the share of the test split where a data set has none.
     skip_bad: leave out pictures that cannot be read.
+    background: the color behind transparent parts of pictures.
+    value_range: the values that become 0 and 255 in pictures of more than 8 bits; None is `auto_range` of all pictures.
     """
 
     image_size: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("native")]
@@ -30,3 +50,11 @@ class PrepareData(Section):
     label: Annotated[str | None, OrWord("auto")]
     test_share: Annotated[float, Field(gt=0, lt=1)]
     skip_bad: bool
+    background: Annotated[str, AfterValidator(_color)]
+    value_range: Annotated[Range | None, OrWord("auto")]
+
+    def decoding(self) -> Decoding:
+        """Returns how pictures are decoded; with value_range None, each is scaled by its own values."""
+        given = self.value_range
+        scale = (lambda low, high: (given[0], given[1])) if given else auto_range
+        return Decoding(CHANNELS[self.channels], ImageColor.getcolor(self.background, "RGB")[:3], scale)
