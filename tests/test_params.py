@@ -3,47 +3,18 @@
 import shutil
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from conftest import ROOT, edit, edit_params, error_of
 from pydantic import Field
 
 from ddpm.core import params
-from ddpm.core.device import Runtime
 from ddpm.core.files import InputError
-from ddpm.datasets.registry import DatasetName
-from ddpm.datasets.settings import PrepareData
-from ddpm.diffusion.prediction import PredictionName
-from ddpm.diffusion.schedule import Diffusion, ScheduleName
-from ddpm.editing.stage_images import Edit
-from ddpm.evaluation.evaluator import Evaluate
-from ddpm.evaluation.guidance import Guidance
-from ddpm.evaluation.sweep import Sweep
-from ddpm.features.classifier import TrainClassifier
-from ddpm.networks.registry import NetworkSettings
-from ddpm.report.page import Report
-from ddpm.sampling.settings import SampleDDIM, SampleDDPM
+from ddpm.experiments import all_params
+from ddpm.experiments.all_params import KINDS, check_params
 from ddpm.training.settings import Train
-
-EVERYTHING = {
-    "dataset": DatasetName,
-    "schedule": ScheduleName,
-    "prediction": PredictionName,
-    "seed": params.Seed,
-    "prepare_data": PrepareData,
-    "train_classifier": TrainClassifier,
-    "diffusion": Diffusion,
-    "model": NetworkSettings,
-    "train": Train,
-    "sample_ddpm": SampleDDPM,
-    "sample_ddim": SampleDDIM,
-    "guidance": Guidance,
-    "edit": Edit,
-    "evaluate": Evaluate,
-    "sweep": Sweep,
-    "report": Report,
-    "runtime": Runtime,
-}
 
 
 @pytest.fixture
@@ -57,7 +28,7 @@ def committed(tmp_path, monkeypatch):
 def mistake(**edits) -> InputError:
     """The error for params.yaml with these edits."""
     edit_params(**edits)
-    error = error_of(params.load, **EVERYTHING)
+    error = error_of(params.load, **KINDS)
     assert "\n" not in str(error)
     assert error.where == "params.yaml"
     return error
@@ -65,8 +36,8 @@ def mistake(**edits) -> InputError:
 
 def test_load_committed_file(committed):
     raw = params.read_yaml("params.yaml")
-    assert set(raw) == set(EVERYTHING)
-    p = params.load(**EVERYTHING)
+    assert set(raw) == set(KINDS)
+    p = params.load(**KINDS)
     assert (p.dataset, p.schedule, p.prediction, p.seed) == ("digits", "linear", "v", 0)
     assert p.prepare_data.image_size is None
     assert p.train.learning_rate == raw["train"]["learning_rate"]
@@ -86,10 +57,10 @@ def test_sections_are_frozen(committed):
 
 
 def test_or_word_reads_none(committed):
-    p = params.load(**EVERYTHING)
+    p = params.load(**KINDS)
     assert (p.prepare_data.image_size, p.runtime.threads, p.runtime.workers, p.train_classifier.required_accuracy) == (None,) * 4
     edit_params(**{"prepare_data.image_size": 32, "runtime.threads": 2, "train_classifier.required_accuracy": 0.5})
-    p = params.load(**EVERYTHING)
+    p = params.load(**KINDS)
     assert (p.prepare_data.image_size, p.runtime.threads, p.train_classifier.required_accuracy) == (32, 2, 0.5)
 
 
@@ -138,7 +109,7 @@ def test_edit_by_dvc_changes_one_line_and_is_read(committed):
     assert params.load(train=Train).train.learning_rate == 1e-6
 
     apply_overrides("params.yaml", ["model.channel_mults=[1,2,2]", "schedule=cosine", "train.ema_decay=0", "train.flip=true"])
-    p = params.load(**EVERYTHING)
+    p = params.load(**KINDS)
     assert (p.model.channel_mults, p.schedule, p.train.ema_decay, p.train.flip) == ([1, 2, 2], "cosine", 0, True)
 
 
@@ -204,7 +175,7 @@ def test_load_names_the_wrong_key(tmp_path, monkeypatch, rows):
     for edits in rows:
         tree = edit(deepcopy(good), **edits)
         monkeypatch.setattr(params, "read_yaml", lambda path: tree)  # noqa: B023
-        assert error_of(params.load, tmp_path / "params.yaml", **EVERYTHING).key == next(iter(edits))
+        assert error_of(params.load, tmp_path / "params.yaml", **KINDS).key == next(iter(edits))
 
 
 @pytest.mark.parametrize(
@@ -285,3 +256,52 @@ def test_lookup_unknown_name():
     assert params.lookup({"a": 1}, "a", "key") == 1
     with pytest.raises(InputError, match=r"^key: 'lineer' is unknown; did you mean 'linear'\? Valid: linear, cosine$"):
         params.lookup({"linear": 1, "cosine": 2}, "lineer", "key")
+
+
+TOGETHER = [
+    ("sample_ddim.guidance", {"model.conditioning": "none", "sample_ddim.guidance": 2.0}),
+    ("sample_ddpm.guidance", {"train.condition_dropout": 0.0, "sample_ddpm.guidance": 0.0}),
+    ("sample_ddpm.variance", {"sample_ddpm.variance": "learned"}),
+    ("sample_ddim.steps", {"diffusion.timesteps": 40}),
+    ("edit.checkpoint", {"edit.checkpoint": 0.005, "train.snapshots": 2}),
+    ("evaluate.checkpoint", {"evaluate.checkpoint": 0.1, "train.snapshots": 0}),
+    ("model.channel_mults", {"prepare_data.image_size": 10, "model.channel_mults": [1, 2, 2]}),
+    ("model.attention_levels", {"model.attention_levels": [2]}),
+    ("prediction", {"prediction": "eps", "diffusion.zero_terminal_snr": True}),
+    ("schedule", {"diffusion.edm.sigma_max": 1.0, "schedule": "edm"}),
+    ("train.batch_size", {"train.gradient_accumulation": 65}),
+    ("guidance.samples", {"guidance.samples": 5}),
+    ("guidance.scalez", {"guidance.scalez": 1}),
+    ("report.tile", {"report.tile": "big"}),
+]
+
+
+def test_check_params_of_sections_together(committed):
+    check_params()
+    good = Path("params.yaml").read_text()
+    for key, edits in TOGETHER:
+        Path("params.yaml").write_text(good)
+        edit_params(**edits)
+        error = error_of(check_params)
+        assert (error.key, error.where) == (key, "params.yaml"), error
+
+
+def test_check_params_of_prepared_data(committed, monkeypatch):
+    """The sections are checked against the data where these are those of params.yaml."""
+    data = SimpleNamespace(shape=(10, 10, 1), class_names=["a"], test=SimpleNamespace(images=[0] * 4))
+    monkeypatch.setattr(all_params, "open_prepared", lambda dataset, settings: data)
+    error = error_of(check_params)
+    assert error.key == "prepare_data.test_share"
+    assert "4 test images" in error.message
+    edit_params(**{"model.channel_mults": [1, 2, 2]})
+    assert error_of(check_params).key == "model.channel_mults"
+
+
+def test_check_params_without_a_stage(committed):
+    """A section is needed only by a stage of dvc.yaml."""
+    edit_params(report=...)
+    assert error_of(check_params).key == "report"
+    pipeline = params.read_yaml("dvc.yaml")
+    del pipeline["stages"]["report"]
+    Path("dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    check_params()

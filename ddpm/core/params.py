@@ -101,16 +101,19 @@ def make(kind: type[Section], **values: Any) -> Section:
         raise InputError(message, key=".".join(key)) from None
 
 
+def declared_sections(path: str | os.PathLike = PARAMS_FILE) -> set[str]:
+    """Returns the sections that the stages declare in dvc.yaml, which lies next to params.yaml; none without it."""
+    pipeline = Path(path).with_name(PIPELINE_FILE)
+    stages = read_yaml(pipeline).get("stages", {}).values() if pipeline.exists() else ()
+    return {str(name).split(".")[0] for stage in stages for name in stage.get("params", [])}
+
+
 def _check_section_names(path: str | os.PathLike, raw: dict) -> None:
     """Raises InputError for a section that no stage declares in dvc.yaml, and that all would ignore."""
-    pipeline = Path(path).with_name(PIPELINE_FILE)
-    if not pipeline.exists():
-        return
-    stages = read_yaml(pipeline).get("stages", {}).values()
-    known = {UNDECLARED} | {str(name).split(".")[0] for stage in stages for name in stage.get("params", [])}
-    for key in raw:
-        if key not in known:
-            raise InputError(f"unknown section{_choices(str(key), sorted(known))}", key=str(key), where=path)
+    if known := declared_sections(path):
+        for key in raw:
+            if key not in known | {UNDECLARED}:
+                raise InputError(f"unknown section{_choices(str(key), sorted(known | {UNDECLARED}))}", key=str(key), where=path)
 
 
 def _explain(errors: ValidationError, kind: Any) -> tuple[list[str], str]:

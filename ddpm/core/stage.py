@@ -18,14 +18,25 @@ class Interrupted(Exception):  # noqa: N818 (a signal is no error)
         self.number = number
 
 
+def _check_params() -> None:
+    # Late, and no dependency of a stage: it accepts or refuses, and changes no result.
+    from ddpm.experiments.all_params import check_params
+
+    check_params()
+
+
 def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
-    """Runs a stage. An InputError becomes one line and exit status 1; any other exception is a defect and keeps its traceback.
+    """Checks all of params.yaml, then runs a stage.
+
+    An InputError becomes one line and exit status 1; any other exception is a defect and keeps its traceback.
 
     main: the stage's function.
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
     """
     try:
         with interruptible() as stop:
+            if not processes.is_started():
+                _check_params()
             if parallel and not processes.is_started():
                 count = process_count(params.load(runtime=Runtime).runtime)
                 if count > 1:

@@ -1,20 +1,37 @@
-"""The whole of params.yaml as one model, to check a recipe. A stage reads only its own sections."""
+"""The whole of params.yaml as one model: checks a recipe, and before each stage the sections of all stages.
 
-from ddpm.core.device import Runtime
-from ddpm.core.params import Section, Seed
+A stage computes from its own sections alone.
+"""
+
+from types import SimpleNamespace
+from typing import get_type_hints
+
+import torch
+
+from ddpm.core.device import Runtime, process_count
+from ddpm.core.files import InputError
+from ddpm.core.params import PARAMS_FILE, UNDECLARED, Section, Seed, declared_sections, load
+from ddpm.core.yaml_files import read_yaml
+from ddpm.data.prepared import Prepared, open_prepared
 from ddpm.datasets.registry import DatasetName
 from ddpm.datasets.settings import PrepareData
-from ddpm.diffusion.prediction import PredictionName
+from ddpm.diffusion.prediction import PredictionName, check_prediction
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.editing.stage_images import Edit
 from ddpm.evaluation.evaluator import Evaluate
 from ddpm.evaluation.guidance import Guidance
+from ddpm.evaluation.prdc import MIN_IMAGES
 from ddpm.evaluation.sweep import Sweep
 from ddpm.features.classifier import TrainClassifier
-from ddpm.networks.registry import NetworkSettings
+from ddpm.networks.power_ema import TOLERANCE, from_snapshots, supported_range
+from ddpm.networks.registry import NetworkSettings, make_network
 from ddpm.report.page import Report
+from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
+from ddpm.training.artifacts import kept_snapshots
 from ddpm.training.settings import Train
+
+ANY_SIDE = 4096  # of images whose size the data will tell: any number of levels fits it
 
 
 class AllParams(Section):
@@ -37,3 +54,69 @@ class AllParams(Section):
     sweep: Sweep
     report: Report
     runtime: Runtime
+
+
+KINDS = get_type_hints(AllParams, include_extras=True)  # section -> type, for `load`
+
+
+def check_params() -> None:
+    """Checks all of params.yaml and, where data/prepared fits it, the data: before a stage, so that none runs in vain.
+
+    A section that params.yaml lacks is an error only where a stage of dvc.yaml declares it. Raises InputError for the first
+    mistake.
+    """
+    wanted = declared_sections() | set(read_yaml(PARAMS_FILE)) | {UNDECLARED}
+    kinds = {name: kind for name, kind in KINDS.items() if name in wanted}
+    p = load(**kinds)
+    if kinds != KINDS:
+        return  # a pipeline without some stages
+    try:
+        data = open_prepared(p.dataset, p.prepare_data.as_written())
+    except InputError:
+        data = None  # not prepared yet, or with other settings
+    try:
+        p.train.check_share(process_count(p.runtime))
+        _check_model(p, data)
+        _check_counts(p, data)
+    except InputError as error:
+        raise error.within(PARAMS_FILE) from None
+
+
+def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
+    """Checks what the network, the samplers and the EMA can do with each other, on a network without memory."""
+    schedule = p.diffusion.make(p.schedule)
+    check_prediction(p.prediction, schedule)
+    side = p.prepare_data.image_size or ANY_SIDE
+    shape, class_names = (data.shape, data.class_names) if data else ((side, side, 3), ["a", "b"])
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = make_network(p.model, p.diffusion, shape, class_names)
+    supports_cfg = network.takes_labels and p.train.condition_dropout > 0
+    model = DiffusionModel(network, schedule, p.prediction, {"shape": shape, "class_names": class_names}, supports_cfg)
+    for name in ("sample_ddpm", "sample_ddim"):
+        try:
+            getattr(p, name).plan(model)
+        except InputError as error:
+            raise error.within(PARAMS_FILE, f"{name}.") from None
+    for name in ("sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate"):
+        width = getattr(p, name).checkpoint
+        if isinstance(width, float):
+            _check_width(width, p.train, f"{name}.checkpoint")
+
+
+def _check_width(width: float, train: Train, key: str) -> None:
+    steps = kept_snapshots(train.snapshot_steps(train.steps), train.snapshots)
+    if not steps:
+        raise InputError(f"{width:g} needs snapshots of the training; set train.snapshots above 0", key=key)
+    if from_snapshots(steps, width)[1] > TOLERANCE:
+        low, high = supported_range(steps)
+        message = f"{len(steps)} snapshots of the training give widths from {low:g} to {high:g}"
+        raise InputError(f"{width:g} is out of reach: {message}; choose one, or lower train.snapshot_every", key=key)
+
+
+def _check_counts(p: SimpleNamespace, data: Prepared | None) -> None:
+    for name in ("sample_ddpm", "sample_ddim", "guidance"):
+        if (samples := getattr(p, name).samples) < MIN_IMAGES:
+            raise InputError(f"{samples} samples cannot be scored; use at least {MIN_IMAGES}", key=f"{name}.samples")
+    if data and (count := len(data.test.images)) < MIN_IMAGES:
+        message = f"{count} test images are too few for the scores, which need {MIN_IMAGES}; raise it, or add images"
+        raise InputError(message, key="prepare_data.test_share")
