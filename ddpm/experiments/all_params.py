@@ -78,8 +78,8 @@ def check_params() -> None:
         p.train.check_share(process_count(p.runtime))
         _check_model(p, data)
         _check_counts(p, data)
-    except InputError as error:
-        raise error.within(PARAMS_FILE) from None
+    except InputError as error:  # of a setting, or of the names of the classes
+        raise (error.within(PARAMS_FILE) if error.key.split(".")[0] in KINDS else error) from None
 
 
 def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
