@@ -3,10 +3,10 @@
 import gzip
 import hashlib
 import json
-import os
 import pickle
 import re
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -251,15 +251,36 @@ def cifar_files(tmp_path) -> Path:
     return folder
 
 
-def test_cifar10_wrong_checksum(raw, cifar_files):
-    os.rename(cifar_files, raw / "cifar-10-batches-py")
+@pytest.fixture(params=["folder", "archive"])
+def put_cifar(raw, cifar_files, request):
+    """Puts these files into a folder, as they are or as the published archive."""
+
+    def put(place: str) -> Path:
+        folder = raw / place
+        folder.mkdir(exist_ok=True)
+        if request.param == "folder":
+            return cifar_files.rename(folder / cifar_files.name)
+        with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
+            archive.add(cifar_files, cifar_files.name)
+        return folder / "cifar-10-python.tar.gz"
+
+    return put
+
+
+def test_cifar10_wrong_checksum(raw, put_cifar):
+    path = put_cifar(".")
     message = refused(load, "cifar10")
-    assert message.startswith(f"{raw / 'cifar-10-batches-py'}: damaged (")
+    assert message.startswith(f"{path}: damaged (data_batch_1 is not the published file)")
     assert message.endswith(f"put cifar-10-python.tar.gz into {raw}")
+    if path.is_dir():
+        (path / "data_batch_1").unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-200])
+    assert refused(load, "cifar10").startswith(f"{path}: damaged (")
 
 
 @pytest.mark.parametrize("place", [".", "cifar10"])
-def test_cifar10_layouts(raw, cifar_files, monkeypatch, place):
+def test_cifar10_is_read_in_place(raw, offline, cifar_files, put_cifar, monkeypatch, place):
     def checksum(name: str) -> str:
         return hashlib.md5((cifar_files / name).read_bytes()).hexdigest()
 
@@ -267,9 +288,10 @@ def test_cifar10_layouts(raw, cifar_files, monkeypatch, place):
         monkeypatch.setattr(CIFAR10, attribute, [[name, checksum(name)] for name, _ in getattr(CIFAR10, attribute)])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksum("batches.meta")})
     planes = pickle.loads((cifar_files / "test_batch").read_bytes())["data"].reshape(2, 3, 32, 32)
-    (raw / place).mkdir(exist_ok=True)
-    os.rename(cifar_files, raw / place / "cifar-10-batches-py")
+    put_cifar(place)
+    there = sorted(raw.rglob("*"))
     source = load("cifar10")
+    assert sorted(raw.rglob("*")) == there  # the raw folder may be read-only
     assert (source.train.images.shape, source.train.images.dtype) == ((10, 32, 32, 3), np.uint8)
     np.testing.assert_array_equal(source.test.images.transpose(0, 3, 1, 2), planes)
     assert source.train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]

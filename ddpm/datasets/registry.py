@@ -9,10 +9,11 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from ddpm.core.files import InputError, first_line
+from ddpm.core.files import InputError
 from ddpm.core.params import OneOf
 from ddpm.core.paths import folder_of
 from ddpm.datasets.celeba import read_celeba
+from ddpm.datasets.cifar import ARCHIVE, UNPACKED, find_cifar10, read_cifar10
 from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
 from ddpm.datasets.image_folder import read_image_folder
@@ -84,18 +85,14 @@ def _mnist_like(name: str, torchvision_class: type) -> Callable[[PrepareData], S
 
 
 def cifar10(settings: PrepareData) -> Source:
-    """Loads CIFAR-10 in torchvision's layout, from the raw folder or its subfolder cifar10."""
-    root = raw_root()
-    archive, unpacked = torchvision.datasets.CIFAR10.filename, torchvision.datasets.CIFAR10.base_folder
-    root = next((f for f in (root, root / "cifar10") if (f / unpacked).exists() or (f / archive).exists()), root / "cifar10")
-    if not (root / unpacked).exists():
-        _download("cifar10", f"{archive} into {root}", lambda: torchvision.datasets.CIFAR10(root, download=True))
-    try:
-        splits = [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
-    except (RuntimeError, OSError, EOFError) as error:
-        advice = f"delete it, and let it download or put {archive} into {root}"
-        raise InputError(f"damaged ({first_line(error)}); {advice}", key=root / unpacked) from None
-    return Source(*(Raw(s.data, np.asarray(s.targets, np.int64)) for s in splits), splits[0].classes)
+    """Loads CIFAR-10 from the raw folder or its subfolder cifar10."""
+    path = find_cifar10(raw_root())
+    if path is None:
+        root = raw_root() / "cifar10"
+        _download("cifar10", f"{ARCHIVE} into {root}", lambda: torchvision.datasets.CIFAR10(root, download=True))
+        path = root / UNPACKED
+    splits, names = read_cifar10(path)
+    return Source(*(Raw(*split) for split in splits), names)
 
 
 def image_folder(settings: PrepareData) -> Source:
