@@ -170,9 +170,11 @@ def check_split(source):
 
 
 @pytest.mark.parametrize("name", ["test", "validation"])
-def test_saved_data_set(hub, raw, name):
-    hub.DatasetDict({"train": rows(hub, 20), name: rows(hub, 6, 100)}).save_to_disk(str(raw / "pictures"))
+def test_saved_data_set(hub, raw, capsys, name):
+    splits = {"train": rows(hub, 20), name: rows(hub, 6, 100), "extra": rows(hub, 5)}
+    hub.DatasetDict(splits).save_to_disk(str(raw / "pictures"))
     check_split(load("huggingface"))
+    assert f"{raw / 'pictures'}: splits that are left out: extra (5 rows)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", [".", "data"])

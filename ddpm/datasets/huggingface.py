@@ -104,7 +104,10 @@ def open_rows(datasets: ModuleType, path: Path) -> list[Rows]:
     tests = [splits[name] for name in TEST_NAMES if name in splits and splits[name].count]
     if tests and set(tests[0].features) != set(train.features):
         raise InputError(f"{train.name} and {tests[0].name} have different columns; prepare them with the same", key=path)
-    return [rows._replace(read=partial(_checked, path, rows.read)) for rows in (train, *tests[:1])]
+    used = [train, *tests[:1]]
+    if unused := [f"{rows.name} ({rows.count:,} rows)" for rows in splits.values() if rows not in used]:
+        print(f"{path}: splits that are left out: {', '.join(unused)}", flush=True)
+    return [rows._replace(read=partial(_checked, path, rows.read)) for rows in used]
 
 
 @contextmanager

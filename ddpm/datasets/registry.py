@@ -115,7 +115,7 @@ def _of_files(files: Files, class_names: Sequence[str], settings: PrepareData) -
         count = sum(number for number, _ in skipped.values())
         kinds = ", ".join(f"{number:,} {ending or 'without an ending'} ({first})" for ending, (number, first) in skipped.items())
         print(
-            ascii(f"{files.store.where}: {count:,} files of other kinds than Pillow reads are left out: {kinds}")[1:-1],
+            ascii(f"{files.store.where}: {count:,} left out, since Pillow reads no such files: {kinds}")[1:-1],
             flush=True,
         )
     train, test = (Raw(Pictures(files, split, settings.decoding()), files.index.labels(split)) for split in (0, 1))
