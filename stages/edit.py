@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, parallel="stages.edit")
+    run_stage(main, parallel="stages.edit", memory="edit.scored_images, edit.images")

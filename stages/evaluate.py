@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, parallel="stages.evaluate")
+    run_stage(main, parallel="stages.evaluate", memory="evaluate.reconstruction_images, evaluate.round_trip_images")

@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, parallel="stages.guidance")
+    run_stage(main, parallel="stages.guidance", memory="guidance.batch_size")

@@ -13,4 +13,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, parallel="stages.sample_ddim")
+    run_stage(main, parallel="stages.sample_ddim", memory="sample_ddim.batch_size")

@@ -13,4 +13,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, parallel="stages.sample_ddpm")
+    run_stage(main, parallel="stages.sample_ddpm", memory="sample_ddpm.batch_size")

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, input_error
 from test_training import SETTINGS, make_split
 from test_unet import settings as unet_settings
 
+from ddpm.core.memory import out_of_memory_names
 from ddpm.core.yaml_files import read_yaml
 from ddpm.data.loader import Batches
 from ddpm.datasets.registry import DIGITS
@@ -56,3 +57,18 @@ def test_model_stays_on_its_device(device, conditioning):
     scores = likelihood(model, x0, labels, 5, 0).scores
     assert all(np.isfinite(scores[name]["bits_per_dim"]) for name in ("small", "large", "learned"))
     assert np.isfinite(round_trips(model, x0, labels).scores["steps_10"]["psnr"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [(2**50,), (2**62,), (2**40, 2**40)])
+def test_failed_allocation_names_the_settings(size, device):
+    with input_error("train.batch_size"), out_of_memory_names("train.batch_size"):
+        torch.empty(size, device=device)
+    with input_error("train.batch_size"), out_of_memory_names("train.batch_size"):
+        np.empty(size)
+    with pytest.raises(RuntimeError, match="a defect"), out_of_memory_names("train.batch_size"):
+        raise RuntimeError("a defect")
+
+
+def test_stage_without_memory_ends_with_one_line(refused):
+    assert refused(lambda: torch.empty(2**50)).startswith("params.yaml: batch_size: ")

@@ -19,6 +19,7 @@ from ddpm.cli import animate, editing, models, sample
 from ddpm.cli import experiments as experiment_commands
 from ddpm.cli.options import CONTENT, MachineOptions, flag, option, with_option_groups
 from ddpm.core.files import InputError
+from ddpm.core.memory import is_out_of_memory
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.signals import interruptible
 
@@ -126,8 +127,8 @@ def main(arguments: Sequence[str]) -> int:
         return _end(f"error: {_usage_line(error)}")
     except InputError as error:
         return _end(f"error: {_with_dashes(error, arguments)}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    except Exception as error:
+        if is_out_of_memory(error):
             return _end("error: out of memory; generate fewer images at once (--number, or --batch of sample)")
         raise
     # Versions of typer differ in the status after an interruption.

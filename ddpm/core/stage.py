@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ddpm.core import launch, params, processes
 from ddpm.core.device import Runtime, process_count
 from ddpm.core.files import InputError
+from ddpm.core.memory import out_of_memory_names
 from ddpm.core.signals import interruptible
 
 
@@ -25,13 +26,14 @@ def _check_params() -> None:
     check_params()
 
 
-def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
+def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str = "batch_size") -> None:
     """Checks all of params.yaml, then runs a stage.
 
     An InputError becomes one line and exit status 1; any other exception is a defect and keeps its traceback.
 
     main: the stage's function.
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
+    memory: the settings to lower where an allocation fails, which is an InputError too.
     """
     try:
         with interruptible() as stop:
@@ -42,7 +44,8 @@ def run_stage(main: Callable[[], None], parallel: str | None = None) -> None:
                 if count > 1:
                     launch.launch(count, parallel)
                     return
-            main()
+            with out_of_memory_names(memory):
+                main()
         if not processes.is_main_process():
             # Not a normal exit: now and then PyTorch's threads abort the process when the interpreter ends before process 0 does.
             sys.stdout.flush()
