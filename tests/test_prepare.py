@@ -16,9 +16,10 @@ from ddpm.core import params
 from ddpm.core.files import InputError
 from ddpm.core.scratch import hold
 from ddpm.data.prepared import open_prepared
+from ddpm.datasets import fill, resume, statistics
 from ddpm.datasets import prepare as preparing
-from ddpm.datasets import resume, statistics
-from ddpm.datasets.prepare import AHEAD, in_threads, prepare
+from ddpm.datasets.fill import AHEAD, in_threads
+from ddpm.datasets.prepare import prepare
 from ddpm.datasets.resume import PartialArrays
 from ddpm.datasets.settings import PrepareData
 
@@ -40,8 +41,8 @@ def raw(tmp_path, monkeypatch):
 def decoded(monkeypatch):
     """The names of the pictures that were decoded, in order."""
     names = []
-    real = preparing.decode
-    monkeypatch.setattr(preparing, "decode", lambda file, how: (names.append(getattr(file, "name", "")), real(file, how))[1])
+    real = fill.decode
+    monkeypatch.setattr(fill, "decode", lambda file, how: (names.append(getattr(file, "name", "")), real(file, how))[1])
     return names
 
 

@@ -1,0 +1,157 @@
+"""Decodes and resizes pictures in threads, and fills arrays with them; collects those that cannot be read."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ddpm.core.files import InputError, writing
+from ddpm.core.progress import Progress
+from ddpm.datasets.image_io import RESIZE_MODES, Decoding, Extent, RangeUnknown, Unreadable, auto_range, decode
+from ddpm.datasets.index import Files, Load, Picture
+from ddpm.datasets.resume import PartialArrays
+from ddpm.datasets.settings import PrepareData
+
+# Images in progress for each thread: enough that none waits for a slow image, few enough to bound the memory.
+AHEAD = 8
+MAX_NAMED = 5  # unreadable pictures in a message
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yields work(item) of all items in order; threads compute up to AHEAD results each in advance.
+
+    Threads suffice for pictures: Pillow decodes and resizes without holding Python's global lock.
+    """
+    waiting: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def resized(image: np.ndarray, settings: PrepareData) -> np.ndarray:
+    """Returns the image in the size of the settings."""
+    return RESIZE_MODES[settings.resize_mode](image, settings.image_size) if settings.image_size else image
+
+
+def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> InputError:
+    """Returns the error for an image whose shape is not that of the first one."""
+    height, width, channels = image.shape
+    if channels != shape[2]:
+        message = f"has {channels} channels, the first image {shape[2]}; convert all with prepare_data.channels: gray or rgb"
+    else:
+        advice = "give all one size with prepare_data.image_size and prepare_data.resize_mode"
+        message = f"is {height}x{width}, the first image {shape[0]}x{shape[1]}; {advice}"
+    return InputError(message, key=name)
+
+
+class FailedImages:
+    """Collects the pictures that could not be read: a file names all of them, a message the first ones.
+
+    path: that file.
+    total: the number of all pictures.
+    """
+
+    def __init__(self, path: Path, total: int):
+        self.path, self.total = path, total
+        self.count, self.first = 0, []
+
+    def add(self, name: str, reason: str) -> None:
+        """Records a picture and why it could not be read."""
+        if self.count < MAX_NAMED:
+            self.first.append((name, reason))
+        with writing(self.path), open(self.path, "a" if self.count else "w", encoding="utf-8") as file:
+            file.write(f"{name}: {reason}\n")
+        self.count += 1
+
+    def error(self) -> InputError:
+        """Returns the error that names them."""
+        advice = "repair or remove what cannot be read, or leave it out by prepare_data.skip_bad: true"
+        if self.count == 1:
+            ((name, reason),) = self.first
+            return InputError(f"cannot be read as an image ({reason}); {advice}", key=name)
+        named = ", ".join(f"{name} ({reason})" for name, reason in self.first)
+        more = f", and {self.count - MAX_NAMED:,} others" if self.count > MAX_NAMED else ""
+        counts = f"{self.count:,} of {self.total:,}"
+        return InputError(f"{counts} images cannot be read: {named}{more}, all named in {self.path}; {advice}")
+
+
+def _unknown(low: float, high: float) -> Extent:
+    raise RangeUnknown
+
+
+def measure(files: Files, how: Decoding, workers: int) -> dict[str, list[float]]:
+    """Returns the `auto_range` of all pictures of more than 8 bits together, by the type of their values: "int", "float"."""
+    extents: dict[str, list[float]] = {}
+    lock = threading.Lock()
+
+    def note(low: float, high: float) -> Extent:
+        with lock:
+            before = extents.get(type(high).__name__, [low, high])
+            extents[type(high).__name__] = [min(low, before[0]), max(high, before[1])]
+        return low, high
+
+    def read(item: tuple[Picture, Load]) -> None:
+        with suppress(Unreadable):
+            decode(item[1](), how._replace(scale=note))
+
+    pictures = files.index.pictures(files.store.by_offset)
+    with Progress("measuring", sum(files.index.counts), "images") as progress:
+        for _ in in_threads(read, files.store.fetch(pictures), workers):
+            progress.advance()
+    return {kind: list(auto_range(*extent)) for kind, extent in sorted(extents.items())}
+
+
+def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> FailedImages:
+    """Fills the arrays with the pictures whose rows are missing. Returns those that cannot be read.
+
+    Raises InputError for a picture of another size or number of channels than the first one.
+    """
+    how = settings.decoding()
+    if settings.value_range is not None:
+        return _fill(partial, files, settings, how, name, workers)
+    try:
+        return _fill(partial, files, settings, how._replace(scale=_unknown), name, workers)
+    except RangeUnknown:
+        ranges = partial.scaled_by(measure(files, how, workers))
+        shown = ", ".join(f"{kind} from {low:,} to {high:,}" for kind, (low, high) in ranges.items())
+        print(f"{name}: images of more than 8 bits are scaled: {shown} (prepare_data.value_range)", flush=True)
+        how = how._replace(scale=lambda low, high: tuple(ranges[type(high).__name__]))
+        return _fill(partial, files, settings, how, name, workers)
+
+
+def _fill(partial: PartialArrays, files: Files, settings: PrepareData, how: Decoding, name: str, workers: int) -> FailedImages:
+    def work(item: tuple[Picture, Load]) -> tuple[Picture, np.ndarray | None, str]:
+        picture, load = item
+        try:
+            return picture, resized(decode(load(), how), settings), ""
+        except Unreadable as error:
+            return picture, None, str(error)
+
+    store, total = files.store, sum(partial.counts)
+    failed = FailedImages(partial.unreadable, total)
+    missing = store.fetch(partial.missing(files.index.pictures(store.by_offset)))
+    with Progress(name, total, "images", partial.written()) as progress:
+        for picture, image, reason in in_threads(work, missing, workers):
+            if image is None:
+                failed.add(store.shown(picture), reason)
+            else:
+                partial.begin(image.shape)
+                if image.shape != partial.shape:
+                    raise mismatch(image, partial.shape, store.shown(picture))
+                partial.write(picture, image)
+            progress.advance()
+    return failed
