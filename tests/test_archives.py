@@ -104,7 +104,7 @@ def test_layout_errors_as_for_folders(raw, kind):
     assert message("cat/0.png", "dog/").startswith(f"{where}/dog: holds no images; add some")
     assert message("train/cat/0.png", "test/cow/0.png").startswith(f"{where}/test/cow: is no class of {where}/train")
     assert message("train/cat/0.png", "test/cat/x.txt").startswith(f"{where}/test: holds no images")
-    assert "its 2 images cannot be split" in message("cat/0.png", "dog/0.png")
+    assert "'cat' has only one image" in message("cat/0.png", "dog/0.png")
 
 
 # --- what must not be read
@@ -150,6 +150,46 @@ def test_links_and_devices_are_skipped_and_named(raw, tmp_path, capsys):
         file.writestr(link, str(secret))
     assert prepare("image_folder", settings(folder="a.zip"), tmp_path / "out")["counts"] == {"train": 6, "test": 2}
     assert "a.zip: skipped: cat/link.png (no regular file)" in capsys.readouterr().out
+
+
+def test_zip_with_backslashes_between_folders(raw, tmp_path):
+    pack(raw / "a.zip", [(name.replace("/", "\\"), data) for name, data in GOOD])
+    assert prepare("image_folder", settings(folder="a.zip"), tmp_path / "out")["class_names"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("mtime", "inf"), ("mtime", "-inf"), ("mtime", "nan"), ("mtime", "1e300")])
+def test_tar_with_an_impossible_time_is_read(raw, tmp_path, key, value):
+    with tarfile.open(pack(raw / "a.tar", GOOD), "a") as file:
+        member = tarfile.TarInfo("cat/late.png")
+        member.size, member.pax_headers = len(png()), {key: value}
+        file.addfile(member, io.BytesIO(png()))
+    assert sum(prepare("image_folder", settings(folder="a.tar"), tmp_path / "out")["counts"].values()) == 9
+
+
+@pytest.mark.parametrize("size", [-1536, -1, 2**63, 2**64 - 1, 10**30])
+def test_tar_with_an_impossible_size_is_named(raw, size):
+    with tarfile.open(pack(raw / "a.tar", GOOD), "a") as file:
+        file.addfile(member := tarfile.TarInfo("cat/late.png"))
+        member.pax_headers = {"size": str(size)}
+        file.addfile(member)
+        file.addfile(tarfile.TarInfo("cat/later.png"))
+    assert refused(load, "image_folder", folder="a.tar").startswith(f"{raw / 'a.tar'}: is damaged, or no TAR archive (")
+
+
+def zip64(fields: int) -> bytes:
+    """Returns the extra field of a directory entry with sizes and an offset of 2^64-1."""
+    return struct.pack("<2H", 1, 8 * fields) + b"\xff" * 8 * fields
+
+
+@pytest.mark.parametrize(("at", "fields"), [(24, 1), (20, 2), (42, 1), (20, 3)])
+def test_zip_with_an_impossible_size_is_named(raw, tmp_path, at, fields):
+    entry = zipfile.ZipInfo("dog/big.png")
+    with zipfile.ZipFile(pack(raw / "a.zip", GOOD), "a") as file:
+        file.writestr(entry, png())
+        entry.extra = zip64(fields)  # of the directory alone
+    for place in {20: (20, 24, 42)[:fields]}.get(at, (at,)):
+        set_bit(raw / "a.zip", b"dog/big.png", place, b"\xff" * 4)
+    assert f"{raw / 'a.zip'}" in refused(prepare, "image_folder", settings(folder="a.zip"), tmp_path / "out")
 
 
 def test_later_of_two_members_with_one_name_counts(raw, tmp_path):

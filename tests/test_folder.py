@@ -1,6 +1,7 @@
 """Decoding of pictures, the order of folders, the index and the split."""
 
 import os
+import socket
 import struct
 from contextlib import suppress
 from io import BytesIO
@@ -236,6 +237,22 @@ def test_image_folder_without_permission(raw):
         (raw / "pictures" / "cat" / "deep").chmod(0o700)
 
 
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, _socket, lambda path: path.symlink_to("/dev/zero")])
+def test_image_folder_with_a_special_file(raw, tmp_path, monkeypatch, make):
+    colours(raw / "pictures" / "cat", 4)
+    monkeypatch.chdir(raw / "pictures" / "cat")  # the path of a socket must be short
+    make(Path("a.png"))
+    assert "cat/a.png: cannot be read as an image (it is no regular file)" in refused(
+        prepare, "image_folder", settings(), tmp_path
+    )
+    assert sum(prepare("image_folder", settings(skip_bad=True), tmp_path)["counts"].values()) == 4
+
+
 def test_image_folder_file_of_another_kind(raw):
     (raw / "pictures.rar").write_bytes(b"Rar!")
     message = refused(load, "image_folder", folder="pictures.rar")
@@ -278,10 +295,10 @@ def test_index_keeps_the_last_of_one_name_and_reports_missing_names():
 
 def test_held_out_is_stratified_and_reproducible():
     labels = np.repeat([0, 2, 7], [10, 20, 30])
-    mask = held_out(labels, 0.3, Path("x"), "")
+    mask = held_out(labels, 0.3, list("abcdefgh"), Path("x"), "")
     assert np.bincount(labels[mask]).tolist() == [3, 0, 6, 0, 0, 0, 0, 9]
     # Another split would make recorded numbers incomparable.
     assert np.flatnonzero(mask).tolist() == [0, 3, 5, 11, 14, 16, 17, 22, 28, 30, 33, 45, 47, 48, 49, 52, 54, 59]
-    message = refused(held_out, np.array([0, 1]), 0.5, Path("folder"), "add some")
-    assert message.startswith("folder: ")
+    message = refused(held_out, np.array([0, 0, 1]), 0.5, ["cat", "dog"], Path("folder"), "add some")
+    assert message.startswith("folder: the class 'dog' has only one image")
     assert message.endswith("; add some")

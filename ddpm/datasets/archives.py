@@ -7,8 +7,10 @@ sparse files.
 import bz2
 import gzip
 import lzma
+import math
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -28,7 +30,10 @@ MEGABYTE = 1 << 20
 OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:|(.*/)?\.\.(/|$)")
 NOT_REGULAR = "no regular file"
 MAX_NAMED = 3  # skipped members in a message
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, NotImplementedError)
+DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, lzma.LZMAError, zlib.error, struct.error, ValueError, OverflowError,
+    NotImplementedError,
+)  # fmt: skip
 
 # Yields every member, folders with a "/" at the end of the name, each with the reason to skip it, or "".
 Members = Iterator[tuple[FoundFile, str]]
@@ -46,11 +51,16 @@ class Archive(NamedTuple):
 
 
 def zip_members(path: Path) -> Members:
-    """Yields the members of a ZIP archive; the offset of each is its number in the directory."""
+    """Yields the members of a ZIP archive; the offset of each is its number in the directory.
+
+    Some programs of Windows separate folders by backslashes: so they are read where no name holds a "/".
+    """
     with zipfile.ZipFile(path) as archive:
+        backslashes = not any("/" in name for name in archive.namelist())
         for number, member in enumerate(archive.infolist()):
             regular = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-            yield FoundFile(member.filename, number, member.file_size, member.CRC + 1), "" if regular else NOT_REGULAR
+            name = member.filename.replace("\\", "/") if backslashes else member.filename
+            yield FoundFile(name, number, member.file_size, member.CRC + 1), "" if regular else NOT_REGULAR
 
 
 def zip_store(path: Path) -> Store:
@@ -99,7 +109,10 @@ def tar_members(path: Path, compression: str | None) -> Members:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictTarInfo) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile keeps them all, at a kilobyte each
-                stamp = (int(member.mtime) * 31 + member.size) % MAX_STAMP + 1
+                if member.size < 0:  # which would lead back to an earlier member, for ever
+                    raise ValueError(f"the size of {member.name} is {member.size}")
+                mtime = int(member.mtime) if math.isfinite(member.mtime) else 0
+                stamp = (mtime * 31 + member.size) % MAX_STAMP + 1
                 regular = member.isdir() or (member.isreg() and not member.issparse())
                 name = f"{member.name}/" if member.isdir() else member.name
                 yield FoundFile(name, member.offset_data, member.size, stamp), "" if regular else NOT_REGULAR

@@ -69,7 +69,7 @@ def read_huggingface(path: Path, label: str | None, test_share: float) -> tuple[
         index.add(FoundFile(_row_name(rows, i), first + i, 0, 1) for i in range(rows.count))
 
     def split(labels: np.ndarray) -> np.ndarray:
-        return held_out(labels, test_share, path, "add rows, change prepare_data.test_share, or add a test split")
+        return held_out(labels, test_share, names, path, "add rows, change prepare_data.test_share, or add a test split")
 
     assignments = _assignments(splits, label, {value: number for number, value in enumerate(values)}, path)
     index.assign(assignments, split if len(splits) == 1 else None)

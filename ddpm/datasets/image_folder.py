@@ -1,7 +1,7 @@
 """Reads a folder of class folders, on disk or inside an archive, as a data set."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -75,11 +75,15 @@ def find_layout(path: Path, folders: Folders, root: str = "") -> Layout:
     return Layout(roots, names[0])
 
 
-def held_out(labels: np.ndarray, share: float, where: Path, advice: str) -> np.ndarray:
-    """Returns a mask bool (N,) of a stratified test split of this share, for labels int64 (N,).
+def held_out(labels: np.ndarray, share: float, names: Sequence[str], where: Path, advice: str) -> np.ndarray:
+    """Returns a mask bool (N,) of a stratified test split of this share, for labels int64 (N,) of the classes `names`.
 
     Raises InputError, with the key `where` and the advice, for too few images.
     """
+    counts = np.bincount(labels, minlength=len(names))
+    if len(labels) > 1 and (counts == 1).any():
+        name = names[int(np.flatnonzero(counts == 1)[0])]
+        raise InputError(f"the class {name!r} has only one image, which cannot be split; {advice}", key=where)
     try:
         _, test = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
     except ValueError as error:
@@ -160,7 +164,7 @@ def _assign(index: ImageIndex, layout: Layout, path: Path, test_share: float) ->
     def split(labels: np.ndarray) -> np.ndarray:
         _refuse_empty(path / layout.roots[0], layout.class_names, labels)
         advice = "add images, change prepare_data.test_share, or make train and test folders"
-        return held_out(labels, test_share, path / layout.roots[0], advice)
+        return held_out(labels, test_share, layout.class_names, path / layout.roots[0], advice)
 
     index.assign(assignments(), split if len(layout.roots) == 1 else None)
     if len(layout.roots) == 2:

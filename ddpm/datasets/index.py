@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
@@ -183,7 +184,18 @@ def random_access(where: Path, load: Callable[[Picture], Path | BytesIO]) -> Sto
 
 def on_disk(where: Path) -> Store:
     """Returns a store of files in a folder."""
-    return random_access(where, lambda picture: where / picture.name)
+
+    def load(picture: Picture) -> Path:
+        path = where / picture.name
+        try:
+            regular = stat.S_ISREG(path.stat().st_mode)
+        except OSError as error:
+            raise Unreadable(error.strerror) from None
+        if not regular:  # reading a FIFO or a device may never end
+            raise Unreadable("it is no regular file")
+        return path
+
+    return random_access(where, load)
 
 
 def check_size(size: int) -> None:

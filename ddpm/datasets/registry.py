@@ -79,6 +79,11 @@ def _mnist_like(name: str, torchvision_class: type) -> Callable[[PrepareData], S
             folder = find_idx_folder(root, name, torchvision_class.__name__)
         names = DIGITS if name == "mnist" else [str(c) for c in torchvision_class.classes]
         train, test = (Raw(*read_idx_split(folder, split, len(names))) for split in ("train", "test"))
+        sizes = ["x".join(map(str, split.images.shape[1:3])) for split in (train, test)]
+        if sizes[0] != sizes[1]:
+            files = [IDX_FILES[split, "images"] for split in ("train", "test")]
+            message = f"the images of {files[0]} are {sizes[0]}, those of {files[1]} {sizes[1]}; replace the wrong file"
+            raise InputError(message, key=folder)
         return Source(train, test, names)
 
     return load
