@@ -488,12 +488,12 @@ class TestTrajectories:
     @pytest.mark.parametrize(("steps", "frames"), [(10, 4), (10, 50), (1, 5)])
     def test_trajectory_recorder_keeps_frames(self, steps, frames):
         plan = make_plan(MODEL, steps=steps)
-        recorder = TrajectoryRecorder(steps, frames, max_images=2)
+        recorder = TrajectoryRecorder(steps, frames, max_images=4)
         images = final_images(generate(MODEL, plan, None, 5, 0, batch_size=3), recorder)
-        assert recorder.x.shape == recorder.x0.shape == (min(steps, frames), 2, 8, 8, 1)
+        assert recorder.x.shape == recorder.x0.shape == (min(steps, frames), 4, 8, 8, 1)
         assert recorder.levels == sorted(recorder.levels, reverse=True)
         assert recorder.levels[-1] == 0
-        assert np.array_equal(recorder.x[-1], to_images(images[:2]))
+        assert np.array_equal(recorder.x[-1], to_images(images[:4]))
 
     def test_snapshot_models_go_from_first_to_last(self, tmp_path):
         model, weights = make_model(), {}

@@ -406,13 +406,14 @@ def sampling_of(calls=None, **changes):
 def test_generate_set_does_not_depend_on_the_batch_size(changes):
     model, plan = sampling_of(**changes)
     whole, parts, single = (generate_set(model, plan, 10, size, 0, "ddim").arrays for size in (10, 3, 1))
-    for name in ("arr_0", "arr_1", "trajectory_level"):
+    for name in whole:
         assert np.array_equal(whole[name], parts[name])
         assert np.array_equal(whole[name], single[name])
     assert len(np.unique(whole["arr_0"].reshape(10, -1), axis=0)) == 10
     assert not np.array_equal(whole["arr_0"], generate_set(model, plan, 10, 10, 1, "ddim").arrays["arr_0"])
     assert (whole["trajectory_level"][0], whole["trajectory_level"][-1]) == (50, 0)
     assert (whole["trajectory_x0"][0] == 128).all()
+    assert whole["trajectory_x"].shape == whole["trajectory_x0"].shape == (7, 8, 8, 8, 1)
     assert np.array_equal(whole["trajectory_x"][-1], whole["arr_0"][:8])
 
 

@@ -112,11 +112,11 @@ def generate_set(
     arrays |= {} if labels is None else {"arr_1": labels.cpu().numpy()}
     arrays |= {} if captions is None else {"captions": np.asarray(captions)}
     # Before the first step there is no prediction of x0: the trajectory starts with plain gray.
-    noise = to_images(image_noise(model, (seed, name), min(TRAJECTORY_IMAGES, len(batches[0][0])), 1)())
-    trajectory = batches[0][1]
-    arrays["trajectory_level"] = np.asarray([plan.grid[0], *trajectory.levels])
-    arrays["trajectory_x"] = np.concatenate([noise[None], trajectory.x])
-    arrays["trajectory_x0"] = np.concatenate([np.full_like(noise, 128)[None], trajectory.x0])
+    noise = to_images(image_noise(model, (seed, name), min(TRAJECTORY_IMAGES, samples), 1)())
+    recorded = [recorder for _, recorder in batches if recorder.levels]
+    arrays["trajectory_level"] = np.asarray([plan.grid[0], *recorded[0].levels])
+    arrays["trajectory_x"] = np.concatenate([noise[None], np.concatenate([r.x for r in recorded], axis=1)])
+    arrays["trajectory_x0"] = np.concatenate([np.full_like(noise, 128)[None], np.concatenate([r.x0 for r in recorded], axis=1)])
     cost = {"nfe": plan.nfe, "seconds": round(seconds, 3), "images_per_second": round(samples / seconds, 3)}
     return SampleSet(arrays, cost)
 

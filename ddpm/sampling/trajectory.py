@@ -8,30 +8,36 @@ from ddpm.sampling.progress import SamplingProgress
 
 
 class TrajectoryRecorder:
-    """Records `count` of `total` steps, for up to `max_images` images of the first batch; call it with every SamplingProgress.
+    """Records `count` of the `total` steps of an image for the images 0 .. max_images - 1; call it with every SamplingProgress.
 
-    levels (F,) are the recorded positions, x and x0 uint8 (F, K, H, W, C) the images; the last step is always among them.
+    levels (F,) are the recorded positions, x and x0 uint8 (F, K, H, W, C) the images, in any number of batches; the last step is
+    always among them.
     """
 
     def __init__(self, total: int, count: int, max_images: int = 100):
-        self.steps, self.max_images = set(choose_frames(total, count)), max_images
-        self.levels: list[float] = []
-        self._x: list[np.ndarray] = []
-        self._x0: list[np.ndarray] = []
+        self.total, self.max_images = total, max_images
+        self._frames: dict[int, list[SamplingProgress]] = {step: [] for step in choose_frames(total, count)}
 
     def __call__(self, update: SamplingProgress) -> None:
-        if update.first == 0 and update.done - 1 in self.steps:
-            self.levels.append(update.position)
-            self._x.append(to_images(update.x[: self.max_images]))
-            self._x0.append(to_images(update.x0[: self.max_images]))
+        step, count = (update.done - 1) % self.total, self.max_images - update.first
+        if step in self._frames and count > 0:
+            images = {"x": to_images(update.x[:count]), "x0": to_images(update.x0[:count])}
+            self._frames[step].append(update._replace(**images))
+
+    def _images(self, name: str) -> np.ndarray:
+        return np.stack([np.concatenate([getattr(update, name) for update in frames]) for frames in self._frames.values()])
+
+    @property
+    def levels(self) -> list[float]:
+        return [frames[0].position for frames in self._frames.values() if frames]
 
     @property
     def x(self) -> np.ndarray:
-        return np.stack(self._x)
+        return self._images("x")
 
     @property
     def x0(self) -> np.ndarray:
-        return np.stack(self._x0)
+        return self._images("x0")
 
 
 def choose_frames(total: int, count: int) -> list[int]:
