@@ -30,14 +30,14 @@ class Runtime(Section):
     """The `runtime` section. No stage declares it in dvc.yaml, since it does not change results."""
 
     device: Annotated[str, OneOf(DEVICES)]
-    processes: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("auto")]
-    threads: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("auto")]
-    workers: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("auto")]
+    processes: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, OrWord("auto")]
+    threads: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("auto")]
+    workers: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("auto")]
     precision: Annotated[str, OneOf(PRECISIONS)]
     compile: Annotated[bool | None, OrWord("auto")]
     preload: Annotated[bool | None, OrWord("auto")]
     deterministic: bool
-    log_seconds: Annotated[float, Field(gt=0)]
+    log_seconds: Annotated[float, Field(gt=0, le=1e6)]
 
 
 def setup(runtime: Runtime) -> torch.device:

@@ -22,7 +22,7 @@ PARAMS_FILE = "params.yaml"
 PIPELINE_FILE = "dvc.yaml"
 # Every stage reads this section and none declares it in dvc.yaml: nothing in it changes a result.
 UNDECLARED = "runtime"
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _SHORT = Repr()  # of values in messages, which may be endless
 _SHORT.maxstring = _SHORT.maxother = 80
 MISSING = f"missing; add it (the committed {PARAMS_FILE} shows a value)"

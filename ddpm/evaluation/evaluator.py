@@ -53,10 +53,10 @@ class Evaluate(PretrainedSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    reconstruction_images: Annotated[int, Field(ge=2)]
-    likelihood_images: Annotated[int, Field(ge=2)]
-    likelihood_levels: Annotated[Annotated[int, Field(ge=1)] | None, OrWord("all")]
-    round_trip_images: Annotated[int, Field(ge=1)]
+    reconstruction_images: Annotated[int, Field(ge=2, le=10**7)]
+    likelihood_images: Annotated[int, Field(ge=2, le=10**7)]
+    likelihood_levels: Annotated[Annotated[int, Field(ge=1, le=100_000)] | None, OrWord("all")]
+    round_trip_images: Annotated[int, Field(ge=1, le=10**7)]
     checkpoint: CheckpointName
 
 

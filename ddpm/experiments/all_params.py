@@ -33,6 +33,9 @@ from ddpm.training.settings import Train
 
 ANY_SIDE = 4096  # of images whose size the data will tell: any number of levels fits it
 
+MAX_CHECKED_STEPS = 10**7  # of a training whose snapshots are listed, which takes seconds
+MAX_PARAMETERS = 10**10  # 40 GB of weights, and as much again for each average, the gradient and the state of AdamW
+
 
 class AllParams(Section):
     """The content of params.yaml."""
@@ -90,6 +93,9 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
     shape, class_names = (data.shape, data.class_names) if data else ((side, side, 3), ["a", "b"])
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = make_network(p.model, p.diffusion, shape, class_names)
+    if (parameters := sum(tensor.numel() for tensor in network.parameters())) > MAX_PARAMETERS:
+        message = f"the network would have {parameters:,} parameters (allowed: {MAX_PARAMETERS:,}); lower the model section"
+        raise InputError(message, key="model")
     supports_cfg = network.takes_labels and p.train.condition_dropout > 0
     model = DiffusionModel(network, schedule, p.prediction, {"shape": shape, "class_names": class_names}, supports_cfg)
     for name in ("sample_ddpm", "sample_ddim"):
@@ -99,7 +105,7 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
             raise error.within(PARAMS_FILE, f"{name}.") from None
     for name in ("sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate"):
         width = getattr(p, name).checkpoint
-        if isinstance(width, float):
+        if isinstance(width, float) and p.train.steps <= MAX_CHECKED_STEPS:
             _check_width(width, p.train, f"{name}.checkpoint")
 
 

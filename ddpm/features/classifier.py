@@ -28,10 +28,10 @@ PREDICT_BATCH = 500
 class TrainClassifier(Section):
     """The `train_classifier` section."""
 
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=2)]
+    epochs: Annotated[int, Field(ge=1, le=10**6)]
+    batch_size: Annotated[int, Field(ge=2, le=10**6)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    max_shift: Annotated[int, Field(ge=0)]
+    max_shift: Annotated[int, Field(ge=0, le=256)]
     required_accuracy: Annotated[Annotated[float, Field(ge=0, le=1)] | None, OrWord("auto")]
 
 

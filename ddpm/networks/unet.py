@@ -32,13 +32,13 @@ class UNetSettings(Section):
     """The `model` section of type `unet`; params.yaml explains each entry."""
 
     type: Literal["unet"] = "unet"
-    channels: Annotated[int, Field(ge=2, multiple_of=2)]
-    channel_mults: Annotated[list[Size], Field(min_length=1)]
-    blocks_per_level: Size
-    attention_levels: list[Annotated[int, Field(ge=0)]]
+    channels: Annotated[int, Field(ge=2, le=8192, multiple_of=2)]
+    channel_mults: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=12)]
+    blocks_per_level: Annotated[int, Field(ge=1, le=64)]
+    attention_levels: Annotated[list[Annotated[int, Field(ge=0, le=11)]], Field(max_length=12)]
     middle_attention: bool
-    heads: Size
-    time_embedding: Annotated[Size | None, OrWord("auto")]
+    heads: Annotated[int, Field(ge=1, le=8192)]
+    time_embedding: Annotated[Annotated[int, Field(ge=1, le=2**16)] | None, OrWord("auto")]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     conditioning: Annotated[str, OneOf(CONDITIONINGS)]
 

@@ -11,7 +11,7 @@ from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.diffusion.loss import LossWeightName
 from ddpm.diffusion.timestep_sampling import TimestepSamplerName
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -23,17 +23,17 @@ class Train(Section):
     """The `train` section; params.yaml explains each entry."""
 
     steps: Count
-    batch_size: Count
-    gradient_accumulation: Count
+    batch_size: Annotated[int, Field(ge=1, le=10**6)]
+    gradient_accumulation: Annotated[int, Field(ge=1, le=10**6)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     lr_schedule: Annotated[str, OneOf(LR_SCHEDULES)]
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
-    gradient_clip: Annotated[float, Field(gt=0)]
-    max_nonfinite_skips: Annotated[int, Field(ge=0)]
+    gradient_clip: Annotated[float, Field(ge=1e-6, le=1e10)]
+    max_nonfinite_skips: Annotated[int, Field(ge=0, le=10**6)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
-    loss_gamma: Annotated[Annotated[float, Field(gt=0)] | None, OrWord("auto")]
+    loss_gamma: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, OrWord("auto")]
     timestep_sampling: TimestepSamplerName
     condition_dropout: Annotated[float, Field(ge=0, lt=1)]
     flip: bool
@@ -42,7 +42,7 @@ class Train(Section):
     preview_every: Count
     checkpoint_every: Count
     snapshot_every: Count
-    snapshots: Annotated[int, Field(ge=0)]
+    snapshots: Annotated[int, Field(ge=0, le=1000)]
 
     def learning_rate_at(self, step: int) -> float:
         """Returns the learning rate of step 0, 1, ...: a linear warm-up, then the schedule."""
