@@ -119,9 +119,12 @@ def _check_section_names(path: str | os.PathLike, raw: dict) -> None:
 def _explain(errors: ValidationError, kind: Any) -> tuple[list[str], str]:
     """Returns the path of a setting below its section, and the message.
 
-    A mistyped key is also a missing one, so unknown keys are named first.
+    A mistyped key is reported as a missing and as an unknown one; the second says what to do.
     """
-    error = min(errors.errors(), key=lambda error: error["type"] != "extra_forbidden")
+    error, *others = errors.errors()
+    if error["type"] == "missing":
+        unknown = {str(other["loc"][-1]): other for other in others if other["type"] == "extra_forbidden"}
+        error = next((unknown[name] for name in difflib.get_close_matches(error["loc"][-1], unknown, n=1, cutoff=0.5)), error)
     key, value = [str(part) for part in error["loc"]], error["input"]
     section, rules = _walk(kind, key)
     if error["type"] == "extra_forbidden":
