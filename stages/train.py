@@ -54,4 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, parallel="stages.train")
+    memory = "train.batch_size, model.channels (or raise train.gradient_accumulation)"
+    run_stage(main, parallel="stages.train", memory=memory)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, edit_params
+from conftest import ROOT, edit_params, error_of
 from test_bad_input import main_of
 from torch import nn
 
@@ -14,6 +14,7 @@ from ddpm.core.files import read_json, read_npz
 from ddpm.core.params import OneOf, Section
 from ddpm.networks.conditioning import CONDITIONINGS
 from ddpm.networks.registry import NETWORKS, NetworkType
+from ddpm.sampling.model import load
 
 
 class TinySettings(Section):
