@@ -38,7 +38,9 @@ def main() -> None:
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)
     wrapped = processes.wrap_ddp(network, device)
     trainer.model = compiled(wrapped, p.runtime.compile, device, trainer.probe)
-    config = make_config(p.model, p.schedule, p.prediction, p.diffusion, data.identity(), p.train.model_dump(), p.seed)
+    # The stages sample_* do not read data/prepared, so the model tells them how many images each class has.
+    trained_on = data.identity() | {"class_counts": data.class_counts}
+    config = make_config(p.model, p.schedule, p.prediction, p.diffusion, trained_on, p.train.model_dump(), p.seed)
 
     saved = None
     if processes.is_main_process():

@@ -24,7 +24,7 @@ from ddpm.networks.checkpoints import CONFIG, load_model, make_config
 from ddpm.networks.conditioning import CONDITIONINGS, ClassEmbedding, TextEncoder, masked_input
 from ddpm.networks.unet import UNet
 from ddpm.sampling.generate import generate_set
-from ddpm.sampling.model import DiffusionModel
+from ddpm.sampling.model import DiffusionModel, class_sequence
 from ddpm.sampling.settings import SampleDDIM
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
@@ -332,9 +332,11 @@ class TestStages:
             assert arrays["arr_0"].shape == (20, 8, 8, 1)
             assert ("captions" in arrays, "arr_1" in arrays) == (takes_text, takes_labels)
             if takes_labels:
-                assert arrays["arr_1"].tolist() == [*range(10)] * 2
+                assert arrays["arr_1"].tolist() == class_sequence(data.class_counts, 20).tolist()
+                assert config["data"]["class_counts"] == data.class_counts
             if takes_text:
-                expected = [captions_of(digit)[turn] for turn in (0, 1) for digit in DIGITS]
+                labels = arrays["arr_1"].tolist()
+                expected = [captions_of(DIGITS[label])[labels[:k].count(label)] for k, label in enumerate(labels)]
                 assert arrays["captions"].tolist() == expected
         edit_params(**{"sample_ddim.guidance": 2.0})
         if takes_labels:

@@ -114,7 +114,7 @@ def test_card_metadata_omits_scores_of_other_samples(arguments, params):
     text = card(*arguments, scores=METRICS, params=params)
     assert results(text) == {}
     assert "| DDPM | 1,000 | 0.082 ± 0.006 | 0.085 | 98.8% |" in text
-    assert ("all classes in turn, not of this export" in text) == ("--keep-classes" not in arguments)
+    assert ("in the shares of the training images, not of this export" in text) == ("--keep-classes" not in arguments)
 
 
 def test_card_of_another_folder_has_no_scores():

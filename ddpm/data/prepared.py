@@ -45,6 +45,11 @@ class Prepared(NamedTuple):
         """The name of each label."""
         return self.meta["class_names"]
 
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of training images of each class."""
+        return np.bincount(self.train.labels, minlength=len(self.class_names)).tolist()
+
     def identity(self) -> dict:
         """Returns what identifies the data in the config.json of a model: name, shape, class names and hashes."""
         return {key: self.meta[key] for key in ("dataset", "shape", "class_names", "sha256")}

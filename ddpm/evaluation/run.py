@@ -10,7 +10,7 @@ from ddpm.data.prepared import Prepared, open_prepared
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.features.classifier import Classifier, load_classifier
 from ddpm.networks.checkpoints import CheckpointName, check_data
-from ddpm.sampling.model import DiffusionModel, load
+from ddpm.sampling.model import DiffusionModel, load_to_score
 
 
 class Run(NamedTuple):
@@ -39,6 +39,6 @@ def open_run(p: SimpleNamespace, checkpoint: CheckpointName) -> Run:
     device = setup(p.runtime)
     data = open_prepared(p.dataset, p.prepare_data)
     classifier, config = load_classifier(data, device)
-    model = load(checkpoint, device)
+    model = load_to_score(checkpoint, device)
     check_data(model.data, data.identity())
     return Run(data, classifier, config, model, p.seed, device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from ddpm.core.files import InputError, read_json
@@ -26,6 +26,7 @@ from ddpm.networks.unet import CompatOptions, Size
 
 CONFIG = "config.json"
 FORMAT = 6
+MAX_COUNT = 10**9  # images of a class
 CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 
 
@@ -50,6 +51,14 @@ class _Diffusion(Diffusion):
 class _Data(BaseModel):
     shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
     class_names: Annotated[list[str], Field(min_length=1)]
+    class_counts: list[Annotated[int, Field(ge=0, le=MAX_COUNT)]] | None = None
+
+    @field_validator("class_counts")
+    @classmethod
+    def _one_per_class(cls, counts: list[int] | None, others: ValidationInfo) -> list[int] | None:
+        if counts is not None and (len(counts) != len(others.data.get("class_names", [])) or not any(counts)):
+            raise ValueError("must hold a number of images for each class, and not only 0")
+        return counts
 
 
 class _Config(BaseModel):
@@ -109,5 +118,5 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
 
 def check_data(trained_on: dict, identity: dict) -> None:
     """Raises InputError if a model was trained on other data than the prepared data of this identity."""
-    if trained_on != identity:
+    if {key: trained_on.get(key) for key in identity} != identity:
         raise InputError("was trained on other data than data/prepared holds; run `dvc repro train`", key=MODEL_DIR)

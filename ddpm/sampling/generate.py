@@ -16,7 +16,7 @@ from ddpm.core.files import InputError, write_json, write_npz
 from ddpm.core.paths import samples_file
 from ddpm.core.progress import Progress
 from ddpm.data.images import to_images
-from ddpm.sampling.model import DiffusionModel, balanced_conditioning, load
+from ddpm.sampling.model import DiffusionModel, load_to_score, proportional_conditioning
 from ddpm.sampling.noise import Seed, image_noise
 from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.progress import SamplingProgress, with_progress
@@ -76,7 +76,9 @@ def generate_set(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     held_out_captions: bool = False,
 ) -> SampleSet:
-    """Generates `samples` images, the classes in turn, on all processes. Image i draws its noise from (seed, name, i).
+    """Generates `samples` images on all processes, with the classes in the shares of the training split (`proportional_labels`).
+
+    Image i draws its noise from (seed, name, i).
 
     held_out_captions: a text network receives the caption templates that training did not use.
 
@@ -88,7 +90,7 @@ def generate_set(
     """
     labels, captions, conditioning = None, None, None
     if plan.conditional:
-        labels, captions, conditioning = balanced_conditioning(model, samples, held_out_captions)
+        labels, captions, conditioning = proportional_conditioning(model, samples, held_out_captions)
     steps, start = denoising_steps(plan.grid), time.perf_counter()
     with Progress(name, samples * steps, "steps") as progress, autocast():
 
@@ -127,7 +129,7 @@ def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runti
     Raises InputError, before any sampling, for settings that are not possible with this model.
     """
     device = setup(runtime)
-    model, precision = load(settings.checkpoint, device), Precision(runtime, device)
+    model, precision = load_to_score(settings.checkpoint, device), Precision(runtime, device)
     try:
         plan = settings.plan(model)
         # Independent of the number of processes: compiling changes the last digits of the images.
@@ -156,7 +158,7 @@ def _compile(
         # The first steps of the run itself: tensors of another type or memory order would be compiled once more.
         candidate = model._replace(network=network)
         plan = settings.plan(candidate)
-        labels = balanced_conditioning(model, settings.samples)[2] if plan.conditional else None
+        labels = proportional_conditioning(model, settings.samples)[2] if plan.conditional else None
         labels = None if labels is None else labels[:batch]
         with precision.autocast():
             for _ in islice(generate(candidate, plan, labels, batch, ("probe",), batch), 3):

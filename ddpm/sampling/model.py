@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.core import processes
 from ddpm.core.files import InputError
 from ddpm.core.params import lookup
 from ddpm.core.paths import MODEL_DIR
@@ -24,7 +26,7 @@ class DiffusionModel(NamedTuple):
     network: the network, in evaluation mode.
     schedule: the noise schedule that it was trained on.
     prediction: what it predicts, a key of PREDICTIONS.
-    data: what identifies its training data: shape [H, W, C], class_names and so on.
+    data: what its config.json says of its training data: shape [H, W, C], class_names, class_counts and so on.
     supports_cfg: whether training dropped the labels of some images, so that classifier-free guidance is possible.
     """
 
@@ -66,8 +68,18 @@ class DiffusionModel(NamedTuple):
         return guided(conditional, network_denoiser(self.network, self.prediction, None, known), guidance, interval)
 
     def balanced_labels(self, count: int) -> Tensor | None:
-        """Returns class ids (N,), 0, 1, 2, ..., 0, 1, ..., or None if the network takes no labels."""
+        """Returns class ids (N,), 0, 1, 2, ..., 0, 1, ..., or None if the network takes no labels; for pictures."""
         return torch.arange(count, device=self.device) % len(self.data["class_names"]) if self.network.takes_labels else None
+
+    def proportional_labels(self, count: int) -> Tensor | None:
+        """Returns class ids (N,) in the shares of the training split, or None if the network takes no labels; for scores.
+
+        A model that records no class counts gives equal shares. The order is that of `class_sequence`.
+        """
+        if not self.network.takes_labels:
+            return None
+        counts = self.data.get("class_counts") or [1] * len(self.data["class_names"])
+        return torch.from_numpy(class_sequence(counts, count)).to(self.device)
 
     def captions(self, labels: Tensor, held_out_captions: bool = False) -> list[str]:
         """Returns a caption for each of the class ids (N,); the templates of a class are used in turn.
@@ -110,6 +122,33 @@ def load(checkpoint: str | float, device: torch.device, folder: Path = MODEL_DIR
     return from_config(*load_model(folder, checkpoint, device))
 
 
+def load_to_score(checkpoint: str | float, device: torch.device) -> DiffusionModel:
+    """Loads a checkpoint of models/ddpm whose samples are scored; prints a line if it records no class counts."""
+    model = load(checkpoint, device)
+    if model.network.takes_labels and not model.data.get("class_counts") and processes.is_main_process():
+        print(f"{MODEL_DIR} records no class counts, so all classes are sampled equally often; train again to record them")
+    return model
+
+
+def class_sequence(counts: Sequence[int], length: int) -> np.ndarray:
+    """Returns class ids, int64 (length,), in the shares of class counts (K,), evenly spread; equal counts give the ids in turn.
+
+    After any number of ids, each class has occurred as often as its share demands, to less than 1. So consecutive sets hold a
+    class equally often, to less than 2, whatever their size. (Tijdeman, The chairman assignment problem, 1980.)
+    """
+    present = np.flatnonzero(counts)
+    images = np.asarray(counts)[present]
+    total, scale = images.sum(), max(1, 2 * len(images) - 2)
+    used, order = np.zeros_like(images), np.empty(length, np.int64)
+    for n in range(length):
+        # Those that lag by at least 1 / scale; of these, the first to lag by 1 - 1 / scale.
+        lags = scale * ((n + 1) * images - used * total) >= total
+        deadlines = (scale * (used + 1) - 1) / images
+        order[n] = np.argmin(np.where(lags, deadlines, np.inf))
+        used[order[n]] += 1
+    return present[order]
+
+
 NO_CLASS = "none"
 
 
@@ -125,14 +164,15 @@ def class_index(model: DiffusionModel, name: str) -> int:
     return names.index(lookup(dict.fromkeys(names), name, "label"))
 
 
-def balanced_conditioning(
+def proportional_conditioning(
     model: DiffusionModel, count: int, held_out_captions: bool = False
 ) -> tuple[Tensor | None, list[str] | None, Tensor | None]:
-    """Returns the conditioning of `count` images, the classes in turn: (class ids (N,), captions, what the network receives).
+    """Returns the conditioning of images whose scores count: (class ids (N,), captions, what the network receives).
 
-    Captions are those of a text network, which receives their word ids (N, L). Each may be None.
+    Class ids are those of `proportional_labels`. Captions are those of a text network, which receives their word ids (N, L).
+    Each may be None.
     """
-    labels = model.balanced_labels(count)
+    labels = model.proportional_labels(count)
     if labels is None or not model.network.takes_text:
         return labels, None, labels
     captions = model.captions(labels, held_out_captions)
