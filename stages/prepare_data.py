@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from ddpm.core import params
 from ddpm.core.device import Runtime, setup, usable_cpus
 from ddpm.core.scratch import fresh_start
@@ -15,6 +17,7 @@ from ddpm.features.extractors import get_weights
 from ddpm.features.pretrained import PretrainedSettings
 from ddpm.plots.image_grid import class_grid
 
+MAX_CLASSES = 10  # in the last line
 PICTURE = Path("reports/prepare_data/first_images.png")
 
 
@@ -30,7 +33,13 @@ def main() -> None:
     if len(data.class_names) == 1:
         warning = "all images are of one class; a classifier learns no features from them, so its metrics mean little"
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}")
+    counts = [np.bincount(split.labels, minlength=len(data.class_names)) for split in (data.train, data.test)]
+    classes = [f"{name!a} {a:,} + {b:,}" for name, a, b in zip(data.class_names, *counts, strict=True)]
+    more = ", ..." if len(classes) > MAX_CLASSES else ""
+    print(
+        f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}; "
+        f"{len(classes):,} classes (training + test): {', '.join(classes[:MAX_CLASSES])}{more}"
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from zlib import compress, crc32
 
 import numpy as np
 import pytest
+from conftest import error_of
 from PIL import Image, features
 from raw_files import colours, enter, load, paths, refused, settings
 
@@ -214,6 +215,56 @@ def test_image_folder_ignores_other_files(raw, capsys):
     assert {"2 .heic (cat/", "1 without an ending (cat/c)", "1 .txt (cat/notes.txt)"} <= {
         part.replace("a.heic)", "").replace("b.HEIC)", "") for part in line.partition("such files: ")[2].split(", ")
     }
+
+
+@pytest.mark.parametrize("wrapper", ["", "photos/", "photos/inner/"])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("TRAIN", "valid"),
+        ("trainset", "Val2017"),
+    ],
+)
+def test_image_folder_spellings_of_splits(raw, wrapper, train, test):
+    for part, count in ((train, 3), (test, 2)):
+        for name in ("a", "b"):
+            colours(raw / "pictures" / wrapper / part / name, count)
+    source = load("image_folder")
+    assert (list(source.class_names), len(source.train.images), len(source.test.images)) == (["a", "b"], 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("folders", "key"),
+    [
+        (["test/a", "val/a"], "test"),
+        (["train", "test"], "train"),
+        (["train", "test/a"], "train"),
+        (["train/a", "training/a", "test/a"], ""),
+        (["train/a", "bus"], "train"),
+        (["x/a", "x/b", "y/a", "y/b"], "x"),
+    ],
+)
+def test_image_folder_refuses_two_meanings(raw, folders, key):
+    for name in folders:
+        colours(raw / "pictures" / name, 4)
+    assert error_of(load, "image_folder").key == str(raw / "pictures" / key)
+
+
+def test_image_folder_names_what_is_left_out(raw, capsys):
+    for name in ("train/a", "train", "test/a", "val/a", "unlabelled"):
+        colours(raw / "pictures" / name, 4)
+    assert len(load("image_folder").train.images) == 4
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("/val", "/unlabelled", "/train/ (pictures in no class folder)"))
+
+
+def test_image_folder_class_called_like_a_split(raw):
+    for name in ("train", "bus", "car/images"):
+        colours(raw / "pictures" / name, 4)
+    assert load("image_folder").class_names == ["bus", "car", "train"]
 
 
 def test_image_folder_names_of_any_bytes(raw, tmp_path):

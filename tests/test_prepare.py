@@ -192,7 +192,7 @@ def test_stage_resumes_unless_fresh(workspace, capsys, monkeypatch, forced):
     said = capsys.readouterr()
     assert ("DDPM_FRESH is set" in said.out) is forced
     assert ("8 of 20 images were prepared before" in said.out) is not forced
-    assert "image_folder: 18 training and 2 test images of 4x4x3" in said.out
+    assert "image_folder: 18 training and 2 test images of 4x4x3; 1 classes (training + test): 'cat' 18 + 2" in said.out
     assert "warning: all images are of one class" in said.err
 
 

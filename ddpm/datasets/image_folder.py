@@ -1,6 +1,7 @@
 """Reads a folder of class folders, on disk or inside an archive, as a data set."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,16 @@ from sklearn.model_selection import train_test_split
 
 from ddpm.core.files import InputError, first_line
 from ddpm.datasets.archives import ARCHIVES, kind_of, list_archive, stamp_of
-from ddpm.datasets.index import MAX_STAMP, Assignment, Files, FoundFile, ImageIndex, on_disk
+from ddpm.datasets.index import MAX_STAMP, Assignment, Files, FoundFile, ImageIndex, is_picture_name, on_disk
 
-TRAIN_NAMES, TEST_NAMES = ("train",), ("test", "val", "validation")
+TRAIN_NAMES, TEST_NAMES = ("train",), ("test", "val", "validation")  # of Hugging Face
+# The spellings of the splits, as regular expressions of a word.
+SPLITS = {"train": "train(ing)?", "test": "test(ing)?", "val": "val(id|idation)?"}
 NO_CLASSES = ("__MACOSX",)  # and hidden folders
 # Returns the names of the folders in a folder, sorted; paths end with "/", the root is "".
 Folders = Callable[[str], list[str]]
+# Returns whether a folder itself holds pictures.
+Loose = Callable[[str], bool]
 
 
 class Layout(NamedTuple):
@@ -34,12 +39,12 @@ def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
     """Returns the pictures of a folder or an archive, and the class names, sorted.
 
     The class folders are in ROOT/train and ROOT/test (or val) if both exist; otherwise in ROOT/train or ROOT, and a stratified
-    share of `test_share` becomes the test split. ROOT is the folder, or in an archive the one folder that holds everything.
+    share of `test_share` becomes the test split. ROOT is the folder, or the one folder that holds everything in it.
     Raises InputError for a folder that is missing or empty, for an empty class, and for a damaged archive.
     """
     index, kind = ImageIndex(), kind_of(path)
     if path.is_dir():
-        layout = find_layout(path, lambda folder: _folders(path, folder))
+        layout = find_layout(path, partial(_folders, path), partial(_holds_pictures, path))
         for root in layout.roots:
             for name in layout.class_names:
                 if (path / root / name).is_dir():
@@ -47,7 +52,8 @@ def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
         files = Files(index, on_disk(path))
     elif path.is_file() and kind:
         folders = partial(_subfolders, list_archive(path, index))
-        layout = find_layout(path, folders, _common_root(index, folders("")))
+        holding = {name[: name.rfind("/") + 1] for name in index.files}
+        layout = find_layout(path, folders, holding.__contains__)
         files = Files(index, kind.store(path), stamp_of(path))
     elif path.is_file():
         raise InputError(f"is neither a folder nor an archive ({', '.join(ARCHIVES)}); see prepare_data.folder", key=path)
@@ -61,18 +67,87 @@ def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
     return files, layout.class_names
 
 
-def find_layout(path: Path, folders: Folders, root: str = "") -> Layout:
-    """Returns the class folders below `root`. Raises InputError if there are none, or one in the test folder alone."""
-    names = folders(root)
-    train = next((f"{root}{name}/" for name in TRAIN_NAMES if name in names), None)
-    test = next((f"{root}{name}/" for name in TEST_NAMES if name in names), None)
-    roots = (train, test) if train and test else (train or root,)
+def split_of(name: str) -> str | None:
+    """Returns "train", "test" or "val" for a folder that is called like one split, such as Training or test_set; else None."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    kinds = {kind for kind, spellings in SPLITS.items() for word in words if re.fullmatch(f"({spellings})(set|data)?", word)}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def find_layout(path: Path, folders: Folders, loose: Loose) -> Layout:
+    """Returns the class folders, and prints which folders are left out.
+
+    Folders that hold nothing but one folder are passed through, above splits and classes.
+    Raises InputError if there are none, if the layout has two meanings, and for a class of the test folder alone.
+    """
+    root = ""
+    while len(names := _visible(folders, root)) == 1 and not loose(root) and not loose(f"{root}{names[0]}/"):
+        inner = _visible(folders, f"{root}{names[0]}/")
+        if not inner or (split_of(names[0]) and not any(split_of(name) for name in inner)):
+            break
+        root += f"{names[0]}/"
+    here = path / root
+    # A class may be called like a split ("train" beside "bus"); then it holds pictures, and no folders.
+    found = {name: split_of(name) for name in names if split_of(name)}
+    splits = {name: kind for name, kind in found.items() if _visible(folders, f"{root}{name}/")}
+    others = [name for name in names if name not in splits]
+    by_kind = {kind: [name for name in splits if splits[name] == kind] for kind in SPLITS}
+    for several in by_kind.values():
+        if len(several) > 1:
+            raise InputError(f"{' and '.join(several)} are the same split by their names; leave one of them", key=here)
+    train, test = by_kind["train"], by_kind["test"] or by_kind["val"]
+    if found and (set(found) == set(names) or test) and not train:
+        said = [name for name in found if found[name] == "train"]
+        advice = (
+            "needs class folders" if said else "has no training split beside it; add train/, or name it in prepare_data.folder"
+        )
+        raise InputError(f"is called like a split, and {advice}", key=here / (said or list(found))[0])
+    if train and not test and any(name not in found for name in others):
+        raise InputError(f"may be a split or a class beside {others[0]}; move one of them", key=here / train[0])
+    if not train:
+        _refuse_groups(path, folders, loose, root, names)
+        return Layout((root,), _class_names(path, folders, root))
+    roots = tuple(_split_root(folders, loose, f"{root}{name}/") for name in (train[0], *test[:1]))
+    left_out = [path / root / name for name in names if name not in (train[0], *test[:1])]
+    left_out += [path / f"{place} (pictures in no class folder)" for place in (root, *roots) if loose(place)]
+    print(
+        ascii(f"{here}: training split {path / roots[0]}, test split {path / roots[1] if test else 'a share of it'}")[1:-1],
+        flush=True,
+    )
+    if left_out:
+        print(ascii(f"{here}: left out: {', '.join(map(str, left_out))}")[1:-1], flush=True)
     names = [_class_names(path, folders, root) for root in roots]
     if unknown := sorted(set(names[-1]) - set(names[0])):
         raise InputError(
             f"is no class of {path / roots[0]}; both splits need the same class folders", key=path / roots[1] / unknown[0]
         )
     return Layout(roots, names[0])
+
+
+def _visible(folders: Folders, root: str) -> list[str]:
+    return [name for name in folders(root) if not name.startswith(".") and name not in NO_CLASSES]
+
+
+def _split_root(folders: Folders, loose: Loose, root: str) -> str:
+    """Returns the folder of the classes of a split: the only folder in it, if that holds several folders and no pictures."""
+    while len(names := _visible(folders, root)) == 1 and not loose(root):
+        inner = f"{root}{names[0]}/"
+        if loose(inner) or len(_visible(folders, inner)) < 2:
+            break
+        root = inner
+    return root
+
+
+def _refuse_groups(path: Path, folders: Folders, loose: Loose, root: str, names: list[str]) -> None:
+    """Raises InputError for a class folder that holds several folders and no pictures: it may be a group of classes."""
+    for name in names:
+        inner = f"{root}{name}/"
+        if not loose(inner) and len(below := _visible(folders, inner)) > 1:
+            raise InputError(
+                f"holds only folders ({', '.join(below[:3])}), which may be classes; name one folder of class folders in "
+                "prepare_data.folder, or put its pictures into it",
+                key=path / inner,
+            )
 
 
 def held_out(labels: np.ndarray, share: float, names: Sequence[str], where: Path, advice: str) -> np.ndarray:
@@ -94,7 +169,7 @@ def held_out(labels: np.ndarray, share: float, names: Sequence[str], where: Path
 
 
 def _class_names(path: Path, folders: Folders, root: str) -> list[str]:
-    names = [name for name in folders(root) if not name.startswith(".") and name not in NO_CLASSES]
+    names = _visible(folders, root)
     if not names:
         raise InputError("holds no class folders; every class needs a folder with its images", key=path / root)
     return names
@@ -106,6 +181,11 @@ def _folders(path: Path, folder: str) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); change its rights", key=path / folder) from None
+
+
+def _holds_pictures(path: Path, folder: str) -> bool:
+    with os.scandir(path / folder) as entries:
+        return any(is_picture_name(entry.name) and not entry.is_dir() for entry in entries)
 
 
 def walk(path: Path, folder: str) -> Iterator[FoundFile]:
@@ -136,18 +216,6 @@ def _entry(folder: str, file: os.DirEntry) -> FoundFile:
 def _subfolders(folders: set[str], root: str) -> list[str]:
     """Returns the names of the folders in `root`, of all folders of an archive."""
     return sorted({folder[len(root) :].split("/")[0] for folder in folders if folder.startswith(root) and folder != root})
-
-
-def _common_root(index: ImageIndex, outer: list[str]) -> str:
-    """Returns the one folder that holds everything in an archive, or "": a train or class folder does not count.
-
-    outer: the names of the outermost folders.
-    """
-    outer = [name for name in outer if name not in NO_CLASSES]
-    if len(outer) != 1 or outer[0] in TRAIN_NAMES + TEST_NAMES:
-        return ""
-    holds_pictures = any(name.rpartition("/")[0] in ("", outer[0]) for name in index.files)
-    return "" if holds_pictures else f"{outer[0]}/"
 
 
 def _assign(index: ImageIndex, layout: Layout, path: Path, test_share: float) -> None:

@@ -60,6 +60,11 @@ class Picture(NamedTuple):
     stamp: int
 
 
+def is_picture_name(name: str) -> bool:
+    """Returns whether a file is a picture by its name. macOS begins the names of its resource forks with "._"."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._")
+
+
 class ImageIndex:
     """The pictures of both splits in order: `add` the files, then `assign` them once.
 
@@ -83,8 +88,7 @@ class ImageIndex:
         for file in files:
             name = file.name.rpartition("/")[2]
             ending = os.path.splitext(name)[1].lower()
-            # macOS begins the names of its resource forks with "._".
-            if ending in EXTENSIONS and not name.startswith("._"):
+            if is_picture_name(name):
                 self.files[file.name] = file
             elif not name.startswith("."):
                 count, first = self.skipped.get(ending, (0, file.name))
