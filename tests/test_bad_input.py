@@ -348,5 +348,5 @@ def test_stage_process_prints_one_error_line(workspace):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-m", "stages.train"], env=environment, capture_output=True, text=True)
     message = the_error(done.returncode, done.stdout, done.stderr)
-    assert message == "params.yaml: train.steps: -1 must be greater than or equal to 1 (allowed: >= 1)"
+    assert message == "params.yaml: train.steps: -1 must be greater than or equal to 1 (allowed: >= 1 and <= 1000000000)"
     assert done.stdout == ""
