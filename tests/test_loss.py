@@ -15,7 +15,7 @@ from ddpm.diffusion.loss import LOSS_WEIGHTS, PLAIN, check_weight, diffusion_los
 from ddpm.diffusion.prediction import PREDICTIONS, Prediction, target
 from ddpm.diffusion.schedule import SCHEDULES, add_noise, make_schedule
 from ddpm.diffusion.timestep_sampling import TIMESTEP_SAMPLERS, LossAwareTimesteps, Stratified
-from ddpm.diffusion.variance import VARIANCES, large, log_variance, small
+from ddpm.diffusion.variance import VARIANCES, log_variance
 from ddpm.diffusion.vlb import prior_bpd, vlb_terms_bpd
 
 T = 1000
@@ -285,13 +285,24 @@ def test_decoder_is_a_distribution_over_256_values():
         assert abs(values.flatten()[int(bits.argmin())] - mean) < 1 / 127
 
 
-def test_decoder_is_the_normal_distribution_between_the_edges_of_a_bin():
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_decoder_is_that_of_the_published_code(variance):
+    """Ho et al. 2020, eq. 13, of which bins the first and the last are open; small and large take the width of the step before,
+    a learned variance reaches from it to beta_1 (Nichol & Dhariwal 2021's code)."""
     schedule = make_schedule("linear", T)
-    x0 = torch.tensor([30, 127, 200]).reshape(3, 1, 1, 1).double() / 127.5 - 1
-    mean = x0 + torch.tensor([0.004, -0.01, 0.02]).reshape(3, 1, 1, 1)
-    normal = torch.distributions.Normal(mean, schedule[1].sigma)
-    expected = -torch.log2(normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255))
-    torch.testing.assert_close(vlb_terms_bpd(schedule, torch.ones(3, dtype=torch.int64), x0, mean, "large"), expected.flatten())
+    x0 = torch.tensor([0, 30, 127, 200, 255]).reshape(-1, 1, 1, 1).double() / 127.5 - 1
+    mean = x0 + torch.tensor([0.02, 0.004, -0.01, 0.02, -0.03]).reshape(-1, 1, 1, 1)
+    beta = [1 - schedule[1].alpha ** 2, 1 - (schedule[2].alpha / schedule[1].alpha) ** 2]
+    before = beta[1] * (1 - schedule[1].alpha ** 2) / (1 - schedule[2].alpha ** 2)
+    width = beta[0] ** 0.3 * before**0.7 if variance == "learned" else before
+    normal = torch.distributions.Normal(mean, math.sqrt(width))
+    upper, lower = normal.cdf(x0 + 1 / 255), normal.cdf(x0 - 1 / 255)
+    upper[-1], lower[0] = 1, 0
+    found = vlb_terms_bpd(schedule, torch.ones(5, dtype=torch.int64), x0, mean, variance, torch.full_like(x0, 0.3))
+    torch.testing.assert_close(found, -torch.log2(upper - lower).flatten(), rtol=1e-8, atol=0)
+    above = log_variance(variance, schedule, torch.tensor([2]), x0[:1], torch.tensor(0.3))
+    widths = {"small": before, "large": beta[1], "learned": beta[1] ** 0.3 * before**0.7}
+    assert float(above) == pytest.approx(math.log(widths[variance]))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -310,16 +321,6 @@ def test_decoder_is_exact_in_float32_for_any_mean(sign, value):
     assert mean.grad.isfinite().all()
     # Away from the image it grows, but where the outer bins are open.
     assert float(mean.grad) * sign > 0 or value * sign == 1
-
-
-def test_log_variance_of_the_last_step():
-    schedule = make_schedule("linear", T)
-    x = torch.zeros(2, 1, 1, 1, dtype=torch.float64)
-    index = torch.tensor([1, 2])
-    posterior = math.log(small(schedule[2], schedule[1]))
-    assert log_variance("small", schedule, index, x).flatten().tolist() == pytest.approx([posterior] * 2)
-    beta = [2 * math.log(schedule[1].sigma), math.log(large(schedule[2], schedule[1]))]
-    assert log_variance("large", schedule, index, x).flatten().tolist() == pytest.approx(beta)
 
 
 def test_prior_bpd_is_the_kl_divergence_to_noise():

@@ -38,12 +38,12 @@ VarianceName = Annotated[str, OneOf(VARIANCES)]
 def log_variance(name: str, schedule: NoiseSchedule, index: Tensor, x: Tensor, variance_interp: Tensor | None = None) -> Tensor:
     """Returns the log variance of the steps from levels index (B,) to index - 1, for a likelihood; it broadcasts with x.
 
-    The step to the clean level draws no noise, but its density needs a width: beta_1, or for the posterior the variance of the
-    step before it (Nichol & Dhariwal 2021's code).
+    The step to the clean level draws no noise, but its density needs a width. As in Nichol & Dhariwal 2021's code, `small` and
+    `large` (FIXED_SMALL, FIXED_LARGE) take the posterior's variance of the step before it, and `learned` mixes that with beta_1.
     """
     t, s, above = schedule[index], schedule[index - 1], index.clamp(min=2)
     posterior = small(schedule[above], schedule[above - 1]).log()
     beta = (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2).log()
     low, high = per_image(posterior, x), per_image(beta, x)
-    v = {"small": 0.0, "large": 1.0}.get(name, variance_interp)
+    v = {"small": 0.0, "large": per_image(index > 1, x)}.get(name, variance_interp)
     return low + v * (high - low)
