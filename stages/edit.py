@@ -31,7 +31,8 @@ def main() -> None:
     write_json("reports/edit/metrics.json", scores)
     for name, score in scores["inpaint"].items():
         if isinstance(score, dict):
-            print(f"inpainting, {name}: accuracy {score['accuracy']:.1%}, PSNR {score['psnr']:.1f} dB")
+            accuracy = f"accuracy {score['accuracy']:.1%}, " if "accuracy" in score else ""
+            print(f"inpainting, {name}: {accuracy}PSNR {score['psnr']:.1f} dB")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from ddpm.evaluation.run import open_run
 from ddpm.features.extractors import get_weights
 
 SAMPLERS = ("ddpm", "ddim")
-CLASSIFIER_KEYS = ("accuracy", "sha256", "threads")
+# Those that its config holds; `accuracy` where it was trained on classes, and `trained_on` to `status` where not.
+CLASSIFIER_KEYS = ("accuracy", "trained_on", "pretext_accuracy", "check", "status", "sha256", "threads")
 
 
 def main() -> None:
@@ -24,7 +25,10 @@ def main() -> None:
     samples = {name: read_npz(samples_file(name), f"sample_{name}", ["arr_0", "sampler"]) for name in SAMPLERS}
 
     evaluator = run.evaluator(min(len(arrays["arr_0"]) for arrays in samples.values()))
-    scores = {**evaluator.sizes._asdict(), "classifier": {key: run.classifier_config[key] for key in CLASSIFIER_KEYS}}
+    scores = {
+        **evaluator.sizes._asdict(),
+        "classifier": {key: run.classifier_config[key] for key in CLASSIFIER_KEYS if key in run.classifier_config},
+    }
     arrays = {"real_seen": evaluator.real_predicted_class, "real_labels": run.data.test.labels}
     for name, sample_set in samples.items():
         requested_class = sample_set.get("arr_1")
@@ -47,6 +51,8 @@ def main() -> None:
     # Not a dep: seconds differ from run to run and must not make any stage run again. They are written together with the
     # samples, which are a dep.
     cost = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
+    # A network that was trained without classes predicts none.
+    arrays = {name: array for name, array in arrays.items() if array is not None}
     write_results(scores, cost, reconstruction, bound, trips, arrays)
 
 

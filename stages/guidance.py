@@ -16,7 +16,7 @@ REPORT = Path("reports/guidance")
 
 def print_row(row: dict) -> None:
     if processes.is_main_process():
-        accuracy = f", accuracy {row['accuracy']:.1%}" if row["scale"] > 0 else ""
+        accuracy = f", accuracy {row['accuracy']:.1%}" if row["accuracy"] == row["accuracy"] else ""
         print(f"guidance {row['scale']:g} by {row['method']}: FID {row['fid']:.4f}{accuracy}", flush=True)
 
 
@@ -31,10 +31,10 @@ def main() -> None:
     frame = pd.DataFrame(rows, columns=COLUMNS)
     write_text(REPORT / "guidance.csv", frame.to_csv(index=False, float_format="%.5f"))
     best = {
-        method: part.loc[part.fid.idxmin(), ["scale", "fid", "recall", "accuracy"]].to_dict()
+        method: part.loc[part.fid.idxmin(), ["scale", "fid", "recall", "accuracy"]].dropna().to_dict()
         for method, part in frame[frame.scale > 0].groupby("method", sort=False)
     }
-    reason = why_skipped(run.model, p.guidance)
+    reason = why_skipped(run.model, evaluator, p.guidance)
     metrics = {"n": evaluator.sizes.n, "fid_floor": evaluator.fid_floor, "best": best, "status": reason or "ok"}
     write_json(REPORT / "metrics.json", metrics)
     if reason:

@@ -31,7 +31,7 @@ def main() -> None:
     class_grid(PICTURE, data.train.images, data.train.labels, data.class_names, columns=10, tile=40)
     size = "x".join(map(str, meta["shape"]))
     if len(data.class_names) == 1:
-        warning = "all images are of one class; a classifier learns no features from them, so its metrics mean little"
+        warning = "all images are of one class; the features for scores are trained on their orientations instead"
         print(f"warning: {warning}", file=sys.stderr)
     counts = [np.bincount(split.labels, minlength=len(data.class_names)) for split in (data.train, data.test)]
     classes = [f"{name!a} {a:,} + {b:,}" for name, a, b in zip(data.class_names, *counts, strict=True)]

@@ -236,4 +236,4 @@ def model(data) -> None:
 @pytest.fixture
 def classifier(data) -> None:
     """A workspace with data/prepared and models/classifier, an untrained network."""
-    save_classifier(Classifier(1, 10), data, 1.0)
+    save_classifier(Classifier(1, 10), data, {"accuracy": 1.0})

@@ -291,7 +291,7 @@ def test_model_config_damaged_or_foreign(model, refused):
 
 
 def test_evaluate_refuses_what_belongs_to_other_data(model, data, refused):
-    save_classifier(Classifier(1, 10), data, 1.0)
+    save_classifier(Classifier(1, 10), data, {"accuracy": 1.0})
     assert refused(main_of("evaluate")) == "samples/ddpm.npz: not found; make it with `dvc repro sample_ddpm`"
     Path("samples").mkdir()
     Path("samples/ddpm.npz").write_bytes(b"PK\x03\x04 and then nothing")

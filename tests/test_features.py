@@ -13,12 +13,22 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from ddpm.core.files import sha256
 from ddpm.data.images import to_model_range, to_tensor
+from ddpm.data.prepared import Prepared, Split
 from ddpm.evaluation.evaluator import Evaluator
-from ddpm.evaluation.fid import fit_gaussian, frechet
 from ddpm.evaluation.lpips import lpips_alex, lpips_classifier
 from ddpm.features import pretrained
-from ddpm.features.classifier import TrainClassifier, predict, random_shift, train_classifier
+from ddpm.features.classifier import (
+    TrainClassifier,
+    check_pretext,
+    load_classifier,
+    predict,
+    random_shift,
+    save_classifier,
+    train_classifier,
+)
 from ddpm.features.extractors import EXTRACTORS, load_lpips_alex
+from ddpm.features.frechet import fit_gaussian, frechet
+from ddpm.features.pretext import corrupted, views
 
 
 class TestClassifier:
@@ -46,6 +56,51 @@ class TestClassifier:
         first, second, other = (train_classifier(few, settings, seed, CPU, lambda row: None).state_dict() for seed in (0, 0, 1))
         assert all(torch.equal(value, second[name]) for name, value in first.items())
         assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+class TestPretext:
+    """A network of one class is trained on orientations."""
+
+    SETTINGS = TrainClassifier(epochs=8, batch_size=64, learning_rate=0.01, max_shift=1, required_accuracy="auto")
+
+    def trained(self, width=8, epochs=4, train=1297):
+        data = first_images(digits_data(), train, 500)
+        splits = [Split(split.images[:, :, :width], np.zeros_like(split.labels)) for split in (data.train, data.test)]
+        data = Prepared(data.meta | {"class_names": ["all"], "shape": [8, width, 1]}, *splits)
+        rows = []
+        settings = self.SETTINGS.model_copy(update={"epochs": epochs})
+        network = train_classifier(data, settings, 0, CPU, rows.append)
+        return data, network, check_pretext(network, data, rows[-1]["pretext_accuracy"], 0, CPU)
+
+    @pytest.mark.parametrize(("width", "task"), [(8, "rotations"), (6, "flips")])
+    def test_features_of_one_class_tell_real_from_corrupted_images(self, width, task):
+        data, network, facts = self.trained(width)
+        assert (facts["trained_on"], facts["status"], network.predicts_classes) == (task, "ok", False)
+        assert facts["pretext_accuracy"] > 0.8
+        evaluator = Evaluator(data, network, 500, seed=0, device=CPU)
+        for kind, images in corrupted(data, 1).items():
+            scores = evaluator.evaluate(np.ascontiguousarray(images), data.test.labels, kind, "coverage").scores
+            assert scores["classifier"]["fid"] > 10 * evaluator.fid_floor
+            assert not {"accuracy", "classes", "is"} & {*scores, *scores["classifier"]}
+
+    def test_features_that_fail_the_check_measure_nothing(self, tmp_path):
+        data, network, facts = self.trained(epochs=1, train=40)
+        save_classifier(network, data, facts, tmp_path)
+        loaded, config = load_classifier(data, CPU, tmp_path)
+        assert config["status"].startswith("nothing is measured: ")
+        evaluator = Evaluator(data, loaded, 500, seed=0, device=CPU)
+        scores = evaluator.evaluate(data.test.images, data.test.labels, "ddpm").scores
+        assert scores["classifier"] == evaluator.real()["classifier"] == {"status": config["status"]}
+        assert "accuracy" not in scores
+        assert evaluator.fid_floor is None
+        assert "classifier" not in scores["diversity"]
+
+    def test_views_keep_the_shape_and_differ(self):
+        for shape in ((2, 1, 8, 8), (2, 3, 4, 6)):
+            turned, numbers = views(torch.rand(shape))
+            assert turned.shape == (8, *shape[1:])
+            assert numbers.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+            assert len(turned.unique(dim=0)) == 8
 
 
 class TestLPIPS:

@@ -13,13 +13,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from ddpm.evaluation.fid import (
     consecutive_sets,
     disjoint_sets,
-    fit_gaussian,
-    frechet,
     frechet_at_infinity,
     inception_score,
     kernel_distance,
     kernel_within,
 )
+from ddpm.features.frechet import fit_gaussian, frechet
 
 RNG = np.random.default_rng(0)
 

@@ -94,6 +94,8 @@ def write_inputs(scored, conditional=True):
         samples = {"arr_0": images(60), "trajectory_x": images(5, 3), "trajectory_x0": images(5, 3)}
         samples |= {"trajectory_level": np.array([50, 40, 20, 10, 0])} | ({"arr_1": labels} if conditional else {})
         write_npz(f"samples/{name}.npz", samples)
+    if "accuracy" not in scored["classifier"]:  # it predicts no classes
+        arrays = {name: array for name, array in arrays.items() if not name.endswith(("_seen", "_asked"))}
     write_npz("samples/judged/arrays.npz", arrays)
     write_npz("samples/edits.npz", edits(images, snapshots=conditional))
     write_json("reports/edit/metrics.json", {"inpaint": INPAINT})
@@ -184,13 +186,26 @@ def test_report_repeats_its_bytes(written, here):
 
 
 def test_report_removes_what_was_not_measured(here):
-    write_inputs(scores(**NO_CLASSES, round_trip={"status": "skipped"}), conditional=False)
+    pretext = {"trained_on": "rotations", "check": {"real": 0.1, "noisy": 3.8, "mean": 0.9}, "status": "ok", "sha256": "3f" * 32}
+    write_inputs(scores(**NO_CLASSES, classifier=pretext, round_trip={"status": "skipped"}), conditional=False)
     text = report()
-    removed = ("confusion.png", "round_trip.png", "guidance.png", "training.gif")
+    removed = ("classes.png", "confusion.png", "round_trip.png", "guidance.png", "training.gif")
     assert not any(Path(f"reports/report/{name}").exists() or name in text for name in removed)
     assert "## Guidance" not in text
     assert "requested class" not in text
+    assert "trained to predict rotations" in text
+    assert "IS ↑" not in text and "accuracy ↑ | seconds" not in text
     assert "The round trip is skipped." in text
+
+
+def test_page_without_measured_features_gives_no_fid():
+    status = "nothing is measured: the features are wrong"
+    changes = {"classifier": {"sha256": "3f" * 32, "trained_on": "flips", "check": {}, "status": status}}
+    changes |= {f"{name}.classifier": {"status": status} for name in ("ddpm", "ddim", "real")}
+    text = page(scores(**NO_CLASSES, **changes), guidance=guidance([]))
+    assert "its FID is **not measured**" in text
+    assert "Nothing is measured: the features are wrong" in text
+    assert "FID ↓" not in text
 
 
 def test_report_names_a_missing_curve(here):

@@ -44,12 +44,15 @@ def score_inpainting(
     told: whether the network received the class; it does not if it was trained without it too.
     accuracy_real: share of the whole images that the classifier assigns to their class.
     METHOD: {nfe, accuracy of the filled images, psnr in dB of the mean squared error over the filled pixels of all images}.
+    Accuracies are left out where the classifier predicts no classes.
     """
     x0, labels = held_out(data, count, seed, model.device)
     # With the class, the network need not use the known pixels.
     conditioning = None if model.supports_cfg or not model.network.takes_labels else labels
     mask = named_mask(MASK, model.shape).to(model.device)
-    scores = {"n": len(x0), "told": conditioning is not None, "accuracy_real": _accuracy(classifier, x0, labels)}
+    scores = {"n": len(x0), "told": conditioning is not None}
+    if classifier.predicts_classes:
+        scores["accuracy_real"] = _accuracy(classifier, x0, labels)
     for name, (repeats, pass_known) in inpaint_methods(model, jump_n_sample).items():
         plan = make_plan(model, change=partial(with_repaint_jumps, jump_length=jump_length, jump_n_sample=repeats), steps=steps)
 
@@ -61,11 +64,10 @@ def score_inpainting(
         filled = torch.cat(processes.map_over_ranks(range(0, len(x0), BATCH), fill)).to(x0)
         missing = (mask == 0).expand_as(x0)
         error = (filled - x0)[missing].double().square().mean()
-        scores[name] = {
-            "nfe": plan.nfe,
-            "accuracy": _accuracy(classifier, filled, labels),
-            "psnr": float((10 * torch.log10(4 / error)).clamp(max=MAX_PSNR)),
-        }
+        scores[name] = {"nfe": plan.nfe}
+        if classifier.predicts_classes:
+            scores[name]["accuracy"] = _accuracy(classifier, filled, labels)
+        scores[name]["psnr"] = float((10 * torch.log10(4 / error)).clamp(max=MAX_PSNR))
     return scores
 
 

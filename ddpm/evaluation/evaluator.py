@@ -64,13 +64,13 @@ class Evaluation(NamedTuple):
     """The result of `Evaluator.evaluate`.
 
     scores: for metrics.json.
-    predicted_class: class that the classifier predicts for each sample, (N,).
+    predicted_class: class that the classifier predicts for each sample, (N,), or None where it predicts no classes.
     neighbours: the K samples most like copies and their nearest training images, uint8 (2, K, H, W, C); level "full" alone.
     ratios: ascending distance ratios of the neighbours, (K,), as in `memorization.Near`; level "full" alone.
     """
 
     scores: dict
-    predicted_class: np.ndarray
+    predicted_class: np.ndarray | None
     neighbours: np.ndarray | None = None
     ratios: np.ndarray | None = None
 
@@ -95,15 +95,18 @@ class Evaluator:
         """samples: the smallest number of samples that will be scored at once. Raises InputError for fewer than 2."""
         self.data, self.classifier, self.seed, self.device = data, classifier, seed, device
         self.sizes = set_sizes(samples, len(data.test.images))
-        # The feature space of an extractor in EXTRACTORS, by its name; None if its weights file is missing.
+        # The feature space of an extractor in EXTRACTORS, by its name; None if its weights file is missing, or if its features
+        # measure nothing.
         self.space = cache(self._load)
         # Loaded at once, so that damaged weights are refused before anything is sampled.
-        self.real_predicted_class = self.space(CLASSIFIER).metrics.test.probabilities.argmax(1)
+        space = self.space(CLASSIFIER)
+        self.real_predicted_class = space and _predicted(space.metrics.test)
 
     @property
-    def fid_floor(self) -> float:
-        """FID of n real test images in the classifier's features."""
-        return self.space(CLASSIFIER).metrics.of_real("fid")
+    def fid_floor(self) -> float | None:
+        """FID of n real test images in the classifier's features; None where these measure nothing."""
+        space = self.space(CLASSIFIER)
+        return space and space.metrics.of_real("fid")
 
     @cached_property
     def memorization(self) -> Memorization:
@@ -128,21 +131,23 @@ class Evaluator:
         if level == "full":
             self.check_enough("evaluate", "sample_ddpm.samples, sample_ddim.samples")
         scores: dict = {}
+        predicted_class = None
         for extractor in EXTRACTORS if level == "full" else [CLASSIFIER]:
             space = self.space(extractor)
             if space is None:
-                scores[extractor] = MISSING
+                scores[extractor] = self._not_measured(extractor)
                 continue
             features = Features(*space.extract(samples, name))
             scores[extractor] = space.metrics.score(features, name, LEVELS[level]) | _status(extractor)
             if extractor == CLASSIFIER:
-                predicted_class = features.probabilities.argmax(1)
-        if requested_class is not None:
+                predicted_class = _predicted(features)
+        if requested_class is not None and predicted_class is not None:
             scores["accuracy"] = float((predicted_class == requested_class).mean())
         if level != "full":
             return Evaluation(scores, predicted_class)
         near = self.memorization.nearest(samples, name)
-        scores["classes"] = self._class_balance(predicted_class)
+        if predicted_class is not None:
+            scores["classes"] = self._class_balance(predicted_class)
         scores["memorization"] = self.memorization.score(near)
         scores["diversity"] = self.diversity(samples)
         return Evaluation(scores, predicted_class, *self.memorization.closest(samples, near))
@@ -150,7 +155,10 @@ class Evaluator:
     def real(self) -> dict:
         """Returns the section `real` of metrics.json: per extractor, metrics of test images scored as if they were samples."""
         spaces = {name: self.space(name) for name in EXTRACTORS}
-        return {name: MISSING if space is None else space.metrics.real() | _status(name) for name, space in spaces.items()}
+        return {
+            name: self._not_measured(name) if space is None else space.metrics.real() | _status(name)
+            for name, space in spaces.items()
+        }
 
     def check_enough(self, stage: str, settings: str) -> None:
         """Raises InputError, with a stage as the key and its settings in the text, if sets are too small for neighbours."""
@@ -164,7 +172,7 @@ class Evaluator:
     def _load(self, name: str) -> Space | None:
         extractor = EXTRACTORS[name]
         weights = extractor.weights and find_weights(extractor.weights)
-        if extractor.weights and not weights:
+        if (extractor.weights and not weights) or (name == CLASSIFIER and self.classifier.status != "ok"):
             return None
         extract = extractor.load(self.device, weights, self.classifier)
         train, test = (
@@ -174,6 +182,9 @@ class Evaluator:
         if train.probabilities is not None:
             shares = class_shares(train.probabilities.argmax(1), train.probabilities.shape[1])
         return Space(extract, FeatureMetrics(name, train.features, test, self.sizes, self.seed), shares)
+
+    def _not_measured(self, name: str) -> dict[str, str]:
+        return {"status": self.classifier.status} if name == CLASSIFIER else MISSING
 
     def _class_balance(self, predicted_class: np.ndarray) -> dict[str, float]:
         expected = self.space(CLASSIFIER).class_shares
@@ -206,6 +217,10 @@ def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None
             f"{shape}; run `dvc repro sample_{name}`",
             key=samples_file(name),
         )
+
+
+def _predicted(features: Features) -> np.ndarray | None:
+    return None if features.probabilities is None else features.probabilities.argmax(1)
 
 
 def _status(extractor: str) -> dict[str, str]:

@@ -8,18 +8,16 @@ import numpy as np
 
 from ddpm.core.files import InputError
 from ddpm.evaluation.fid import (
-    Gaussian,
     check_features,
     consecutive_sets,
     disjoint_sets,
-    fit_gaussian,
-    frechet,
     frechet_at_infinity,
     inception_score,
     kernel_distance,
     kernel_within,
 )  # fmt: skip
 from ddpm.evaluation.prdc import PRDC
+from ddpm.features.frechet import Gaussian, fit_gaussian, frechet
 
 MIN_SETS = 3  # sets of samples from which a standard deviation is computed
 SETS, FIRST_SET, ALL, SCORES = "sets", "first set", "all", "scores"

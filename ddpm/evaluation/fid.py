@@ -1,7 +1,6 @@
 """FID, its limit for many images, KID and the Inception Score, from features and class probabilities in float64."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ import torch
 from ddpm.core import processes
 from ddpm.core.files import InputError
 from ddpm.evaluation.prdc import row_chunks
+from ddpm.features.frechet import Gaussian, fit_gaussian, frechet
 
 # fid_infinity fits a line to the FID of the whole set, of its halves, ... at most of its fifths, as long as each part holds four
 # times as many images as there are features. In smaller parts FID falls faster than 1/N, and the line ends too low.
@@ -34,34 +34,6 @@ def check_features(features: np.ndarray, name: str) -> np.ndarray:
             key=name,
         )
     return features
-
-
-class Gaussian(NamedTuple):
-    """A normal distribution.
-
-    mean: (D,).
-    root: R (min(N, D), D) with R^T R the unbiased covariance.
-    """
-
-    mean: np.ndarray
-    root: np.ndarray
-
-
-def fit_gaussian(features: np.ndarray) -> Gaussian:
-    """Returns the Gaussian with mean and covariance of features (N, D), N >= 2."""
-    mean = features.mean(0)
-    return Gaussian(mean, np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode="r"))
-
-
-def frechet(a: Gaussian, b: Gaussian) -> float:
-    """Returns the squared Fréchet distance between two Gaussians (Heusel et al. 2017, eq. 6), >= 0.
-
-    |mean_a - mean_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)). With C = R^T R the last trace is the nuclear norm of R_a R_b^T:
-    one singular value decomposition, no square root of a matrix, and exact when N < D makes a covariance singular.
-    """
-    cross = np.linalg.norm(a.root @ b.root.T, "nuc")
-    squared = np.square(a.mean - b.mean).sum() + np.square(a.root).sum() + np.square(b.root).sum() - 2 * cross
-    return max(float(squared), 0.0)
 
 
 def frechet_at_infinity(features: np.ndarray, reference: Gaussian) -> float:

@@ -29,13 +29,15 @@ class Guidance(Section):
     checkpoint: CheckpointName
 
 
-def why_skipped(model: DiffusionModel, settings: Guidance) -> str:
+def why_skipped(model: DiffusionModel, evaluator: Evaluator, settings: Guidance) -> str:
     """Returns one line on why no scales are compared, "" where they are."""
     if not settings.scales:
         return "guidance.scales is empty"
     if not model.network.takes_labels:
         return "the model takes no class or text (model.conditioning)"
-    return "" if model.supports_cfg else "the model was trained without dropped conditioning (train.condition_dropout)"
+    if not model.supports_cfg:
+        return "the model was trained without dropped conditioning (train.condition_dropout)"
+    return "" if evaluator.classifier.status == "ok" else evaluator.classifier.status
 
 
 def compare_scales(
@@ -44,13 +46,14 @@ def compare_scales(
     """Generates samples by DDIM at each scale and scores them: rows of COLUMNS, none where there is no guidance.
 
     A text network is sampled a second time, with caption templates that training held out. fid_sd is NaN where there are fewer
-    than three sets of samples, accuracy at scale 0, which is unconditional.
+    than three sets of samples, accuracy at scale 0, which is unconditional, and where the
+    classifier predicts no classes.
     on_row: called with each row.
 
     Raises InputError for fewer than 6 samples or test images.
     """
     rows: list[dict] = []
-    if why_skipped(model, settings):
+    if why_skipped(model, evaluator, settings):
         return rows
     evaluator.check_enough("guidance", "guidance.samples")
     for method in (CAPTIONS, HELD_OUT_CAPTIONS) if model.network.takes_text else (CLASSES,):

@@ -58,8 +58,8 @@ class Perceptual:
         self.alex = None if path is None else load_lpips_alex(path, device)
 
     def __call__(self, a: Tensor, b: Tensor) -> dict[str, float | str]:
-        """Returns {classifier, alex (if there are weights), status} for images a and b, (N, C, H, W) in [-1, 1]."""
-        distances = {"classifier": partial(lpips_classifier, self.classifier)}
+        """Returns {classifier (if its status is ok), alex (if there are weights), status} for images (N, C, H, W) in [-1, 1]."""
+        distances = {"classifier": partial(lpips_classifier, self.classifier)} if self.classifier.status == "ok" else {}
         if self.alex is not None:
             distances["alex"] = partial(lpips_alex, self.alex)
         scores = {name: float(torch.cat(by_batches(distance, a, b)).mean()) for name, distance in distances.items()}
@@ -81,7 +81,7 @@ class Diversity:
             raise InputError("LPIPS between test images is 0, so that of samples cannot be normalized", key="diversity")
 
     def __call__(self, images: np.ndarray) -> dict[str, float | str]:
-        """Returns {classifier, alex (if there are weights), status} for samples uint8 (N, H, W, C), N >= n."""
+        """Returns {classifier (if ok), alex (if there are weights), status} for samples uint8 (N, H, W, C), N >= n."""
         scores = self._lpips_of_pairs(images)
         return {name: score if name == "status" else score / self.real[name] for name, score in scores.items()}
 

@@ -14,7 +14,8 @@ floor: where the score of real test images is: a key next to the score ("fid_flo
     metric); "real" for scores["real"][EXTRACTOR][KEY]; "" for nowhere, where `better` applies if it is a number.
 share: the value is a share of images, to be printed in percent.
 
-An extractor without its weights file has {"status": "weights missing"} in place of its scores.
+An extractor without its weights file has {"status": "weights missing"} in place of its scores; a classifier whose features
+measure nothing has its status.
 """
 
 import numpy as np
@@ -53,10 +54,15 @@ def write_results(
     write_json(EVALUATED_DIR / "metrics.json", describe_metrics())
     write_npz(EVALUATED_DIR / "arrays.npz", arrays)
     write_text(PLOTS_DIR / "psnr.csv", pd.DataFrame(reconstruction.curve).to_csv(index=False, float_format="%.4f"))
-    bars = [{"images": scores[name]["sampler"], "fid": scores[name][CLASSIFIER]["fid"]} for name in cost]
-    bars.append({"images": REAL_IMAGES, "fid": scores["ddpm"][CLASSIFIER]["fid_floor"]})
-    write_text(PLOTS_DIR / "fid.csv", pd.DataFrame(bars).to_csv(index=False, float_format="%.5f"))
-    covers = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in cost} | {REAL_IMAGES: scores["real"][CLASSIFIER]}
-    rows = [{"images": images, "score": key, "value": values[key]} for images, values in covers.items() for key in COVERAGE]
-    write_text(PLOTS_DIR / "coverage.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
+    spaces = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in cost}
+    fids = {name: space.get("fid") for name, space in spaces.items()} | {REAL_IMAGES: scores["ddpm"][CLASSIFIER].get("fid_floor")}
+    bars = [(images, fid) for images, fid in fids.items() if fid is not None]
+    _write_table("fid.csv", bars, ["images", "fid"])
+    covers = spaces | {REAL_IMAGES: scores["real"][CLASSIFIER]}
+    rows = [(images, key, values[key]) for images, values in covers.items() for key in COVERAGE if key in values]
+    _write_table("coverage.csv", rows, ["images", "score", "value"])
     write_json(METRICS_FILE, {key: {**value, "cost": cost[key]} if key in cost else value for key, value in scores.items()})
+
+
+def _write_table(name: str, rows: list[tuple], columns: list[str]) -> None:
+    write_text(PLOTS_DIR / name, pd.DataFrame(rows, columns=columns).to_csv(index=False, float_format="%.5f"))

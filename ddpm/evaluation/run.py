@@ -16,7 +16,7 @@ from ddpm.sampling.model import DiffusionModel, load_to_score
 class Run(NamedTuple):
     """The inputs of a stage that scores samples of one model.
 
-    classifier_config: its test accuracy, SHA-256 and number of threads, as in models/classifier/config.json.
+    classifier_config: the content of models/classifier/config.json: test accuracy, SHA-256, number of threads and so on.
     """
 
     data: Prepared

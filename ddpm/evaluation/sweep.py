@@ -61,8 +61,11 @@ def sweep(
 ) -> list[dict]:
     """Generates samples with every method and budget and scores them: rows {method, spacing, budget, nfe, fid, ...}.
 
-    on_row: called with each row. Raises InputError for a budget above the model's T, also for that of the EMA widths.
+    on_row: called with each row. Raises InputError for a budget above the model's T, also for that of the EMA widths, and for a
+    classifier whose features measure nothing.
     """
+    if evaluator.classifier.status != "ok":
+        raise InputError(f"{evaluator.classifier.status}; raise train_classifier.epochs, or give more images", key="sweep")
     total = model.schedule.steps
     for key, budget in (("evaluations", max(settings.evaluations)), ("ema_steps", settings.ema_steps)):
         if budget > total:
@@ -107,7 +110,8 @@ def _score_plan(
 ) -> dict:
     """Generates samples, from the same noise for every plan, and scores them: {nfe, fid, fid_sd, accuracy, seconds}.
 
-    fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes no class.
+    fid_sd is NaN where there are fewer than three sets of samples, accuracy where the network takes, or the classifier predicts,
+    no class.
     """
     samples = generate_set(model, plan, settings.samples, settings.batch_size, seed, "sweep", autocast)
     scores = evaluator.evaluate(samples.arrays["arr_0"], samples.arrays.get("arr_1"), "sweep", level="fid").scores

@@ -40,7 +40,11 @@ class Extractor(NamedTuple):
 
 
 def load_classifier_features(device: torch.device, weights: None, classifier: Classifier) -> Extract:
-    return lambda images, name: predict(classifier, images, device)
+    def extract(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        features, probabilities = predict(classifier, images, device)
+        return features, probabilities if classifier.predicts_classes else None
+
+    return extract
 
 
 class Inception:

@@ -16,14 +16,18 @@ ACCURACY = "Samples classified as the\nrequested class (higher is better)"
 LINE_STYLES = ("o-", "s-", "^-", "D-", "o--", "s--", "^--", "D--", "v-", "v--", "o:")
 
 
-def comparison(path: Path, rows: Sequence[dict], floor: float, n: int) -> None:
+def comparison(path: Path, rows: Sequence[dict], floor: float | None, n: int) -> None:
     """Draws FID, accuracy and number of network evaluations as bars.
 
-    rows: {sampler, fid, fid_sd (or None), accuracy (or None), nfe}, one for each sampler. floor: FID of n real images.
+    rows: {sampler, fid, fid_sd, accuracy, nfe}, one for each sampler; fid, fid_sd and accuracy may be None.
+    floor: FID of n real images.
     """
     spread = [row["fid_sd"] for row in rows]
     real = {"sampler": "real images", "fid": floor}
-    fids = [*map(measured, (row["fid"] for row in rows), spread), supported(floor, spread[0])]
+    fids = [
+        *map(measured, (row["fid"] for row in rows), spread),
+        measured(floor) if floor is None else supported(floor, spread[0]),
+    ]
     panels = [
         ("fid", "{x:g}", f"FID in the classifier's features,\nn = {n:,} (lower is better)", fids),
         ("accuracy", "", ACCURACY, [percent(row["accuracy"]) for row in rows]),
@@ -182,8 +186,9 @@ GUIDANCE_PANELS = {
 def guidance_curves(path: Path, frame: pd.DataFrame) -> None:
     """Draws accuracy, recall and FID over the guidance scale. frame: columns method, scale, fid, fid_sd, recall, accuracy."""
     by_method = frame.groupby("method", sort=False)
-    with figure(path, len(GUIDANCE_PANELS), 9, 3.2) as axes:
-        for ax, (key, title) in zip(axes, GUIDANCE_PANELS.items(), strict=True):
+    panels = {key: title for key, title in GUIDANCE_PANELS.items() if frame[key].notna().any()}
+    with figure(path, len(panels), 9, 3.2) as axes:
+        for ax, (key, title) in zip(axes, panels.items(), strict=True):
             for (name, part), style, colour in with_styles(by_method, ("o-", "s--"), PALETTE):
                 spread = part.fid_sd if key == "fid" and part.fid_sd.notna().all() else None
                 ax.errorbar(part.scale, part[key], spread, fmt=style, color=colour, markersize=4, capsize=2, label=name)

@@ -77,9 +77,12 @@ def draw_scores(scores: dict, cost: dict) -> None:
     rows = []
     for name in SAMPLES:
         space = scores[name]["classifier"]
-        rows.append({"sampler": scores[name]["sampler"], "fid": space["fid"], "fid_sd": space.get("fid_sd")})
+        rows.append({"sampler": scores[name]["sampler"], "fid": space.get("fid"), "fid_sd": space.get("fid_sd")})
         rows[-1] |= {"accuracy": scores[name].get("accuracy"), "nfe": cost[name]["nfe"]}
-    figures.comparison(FIGURES / "comparison.png", rows, scores["ddpm"]["classifier"]["fid_floor"], scores["n"])
+    figures.comparison(FIGURES / "comparison.png", rows, scores["ddpm"]["classifier"].get("fid_floor"), scores["n"])
+    if rows[0]["fid"] is None:
+        remove(FIGURES / "coverage.png")
+        return
     spaces = {scores[name]["sampler"]: scores[name]["classifier"] for name in SAMPLES}
     spaces[sample_figures.REAL] = scores["real"]["classifier"]
     bars = {title: {key: space[key] for key in COVERAGE} for title, space in spaces.items()}
@@ -91,6 +94,10 @@ def draw_classes(arrays: dict[str, np.ndarray], titles: dict[str, str], class_na
 
     titles: title of each set of samples, by its name in arrays.
     """
+    if "real_seen" not in arrays:  # the classifier predicts no classes
+        remove(FIGURES / "classes.png")
+        remove(FIGURES / "confusion.png")
+        return
     real = sample_figures.REAL
     predicted = {title: arrays[f"{name}_seen"] for name, title in titles.items()} | {real: arrays["real_seen"]}
     sample_figures.class_histogram(FIGURES / "classes.png", predicted, class_names)

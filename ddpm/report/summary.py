@@ -21,25 +21,26 @@ LARGE_FLOOR = 0.5
 def summarize(scores: dict) -> dict[str, Any]:
     """Returns the facts that the first paragraphs of the page state. scores: samples/judged/scores.json.
 
-    floor: per set of samples, its FID against that of real images: unknown, equal, higher or lower.
+    floor: per set of samples, unless FID is not measured, its FID against that of real images: unknown, equal, higher or lower.
     better: the set of samples with the lower FID, or unknown or equal.
     copying: per set of samples, its `copying_signs`.
     denoising, gain: whether the network is better, equal or worse than the Wiener filter, and by how many dB.
     large_floors: per set of samples whose FID is mostly floor, that share.
     """
     spaces = {name: scores[name]["classifier"] for name in SAMPLES}
+    measured = {name: space for name, space in spaces.items() if "fid" in space}
     first, second = spaces.values()
-    samplers = _compared(first["fid"], second["fid"], first.get("fid_sd"), second.get("fid_sd"))
+    samplers = _compared(first["fid"], second["fid"], first.get("fid_sd"), second.get("fid_sd")) if measured else "unknown"
     gain = scores["reconstruction"]["psnr"] - scores["reconstruction"]["psnr_wiener"]
     return {
-        "floor": {name: _compared(s["fid"], s["fid_floor"], s.get("fid_sd"), s.get("fid_sd")) for name, s in spaces.items()},
+        "floor": {name: _compared(s["fid"], s["fid_floor"], s.get("fid_sd"), s.get("fid_sd")) for name, s in measured.items()},
         "better": {"lower": SAMPLES[0], "higher": SAMPLES[1]}.get(samplers, samplers),
         "copying": {name: copying_signs(scores[name]["memorization"], scores["n"], scores["sets"]) for name in SAMPLES},
         "denoising": "equal" if abs(gain) <= NOTICEABLE_DB else "better" if gain > 0 else "worse",
         "gain": gain,
         "large_floors": {
             name: space["fid_floor"] / space["fid"]
-            for name, space in spaces.items()
+            for name, space in measured.items()
             if space["fid_floor"] > LARGE_FLOOR * space["fid"]
         },
     }

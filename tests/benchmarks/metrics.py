@@ -26,8 +26,9 @@ from ddpm.core.yaml_files import read_yaml
 from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import Split
 from ddpm.evaluation.evaluator import Evaluator
-from ddpm.evaluation.fid import fit_gaussian, frechet, inception_score, kernel_distance
+from ddpm.evaluation.fid import inception_score, kernel_distance
 from ddpm.features.classifier import Classifier, predict
+from ddpm.features.frechet import fit_gaussian, frechet
 from ddpm.plots.numbers import number, table
 
 from .peers import ROOT, machine, say, slug

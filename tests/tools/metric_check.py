@@ -187,7 +187,7 @@ def get_classifier(
     except InputError:
         last: dict = {}
         network = train_classifier(data, settings, seed, device, last.update)
-        save_classifier(network, data, last["accuracy"], folder)
+        save_classifier(network, data, {"accuracy": last["accuracy"]}, folder)
     return load_classifier(data, device, folder)
 
 
