@@ -194,7 +194,7 @@ def test_report_removes_what_was_not_measured(here):
     assert "## Guidance" not in text
     assert "requested class" not in text
     assert "trained to predict rotations" in text
-    assert "IS ↑" not in text and "accuracy ↑ | seconds" not in text
+    assert "accuracy ↑ | seconds" not in text
     assert "The round trip is skipped." in text
 
 
