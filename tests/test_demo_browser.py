@@ -11,6 +11,9 @@ from demo_server import MISSING
 from demo_server import server as server
 from PIL import Image
 
+from ddpm.demo.jobs import TILE
+from ddpm.plots.image_grid import GAP, MARGIN
+
 pytestmark = pytest.mark.slow
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds
@@ -28,7 +31,7 @@ def browser():
         found.close()
 
 
-@pytest.fixture(params=[1280, 420])
+@pytest.fixture(params=[1280, 390])
 def visit(browser, server, request, tmp_path):
     """The page as first seen, in a window of this width; at the end: no error in the browser, no request elsewhere."""
     page = browser.new_page(viewport={"width": request.param, "height": 900})
@@ -69,13 +72,20 @@ def press(page, button):
     page.get_by_role("button", name=button, exact=True).click()
 
 
-def live(page, place=0):
+def live(page):
     """The address of a picture that is shown while a job runs."""
-    return page.locator(".live img").locator("visible=true").nth(place).get_attribute("src")
+    return page.locator(".live img").locator("visible=true").first.get_attribute("src")
 
 
 def pixels(address):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,")))).convert("L"))
+
+
+def result(page, place=0):
+    """The pixels of a result."""
+    loaded(page, place)
+    address = page.locator(".framed img").locator("visible=true").nth(place).get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(page.request.get(address).body())).convert("L"))
 
 
 def loaded(page, place=0):
@@ -119,15 +129,16 @@ def test_draw_repeats_with_the_seed(visit):
         set_to(visit, "number input for Steps", steps)
         press(visit, "Draw")
         wait_for_text(visit, f", {steps} network evaluations each")
+        assert visit.locator(".live img").count() == 0, "the result stands once"
         # Until the whole answer is there, the button does nothing.
         visit.wait_for_function("() => !document.querySelector('[data-testid=status-tracker]:not(.hide)')")
-        return live(visit)
+        return result(visit)
 
     first, other = drawn(3), drawn(4)
-    assert drawn(3) == first
+    assert np.array_equal(drawn(3), first)
     press(visit, "New seed")
     visit.wait_for_function("() => document.querySelector('.seed input').value !== '0'")
-    assert drawn(4) != other
+    assert not np.array_equal(drawn(4), other)
 
 
 def inpaint_tab(page):
@@ -164,8 +175,10 @@ def test_inpaint_fills_the_painted_mask(visit):
     press(visit, "Fill")
     loaded(visit)
     wait_for_text(visit, "4 images by DDIM")
-    # The tile of the first fill, of five pixels for each of its own.
-    fill = pixels(live(visit))[8 + 2 : 8 + 40 : 5, 8 + 2 : 8 + 40 : 5]
+    # The tile of the first fill, of TILE / 8 pixels for each of its own, is the lower left one; captions are left of it.
+    shown = result(visit)
+    top, left = shown.shape[0] - MARGIN - TILE, shown.shape[1] - MARGIN - 4 * TILE - 3 * GAP
+    fill = shown[top + 4 : top + TILE : TILE // 8, left + 4 : left + TILE : TILE // 8]
     assert fill.shape == (8, 8)
     assert np.array_equal(fill[~mask], board[~mask])
     assert not np.array_equal(fill[mask], board[mask])
@@ -230,7 +243,7 @@ def test_compare_shows_two_samplers(visit):
     press(visit, "Compare")
     wait_for_text(visit, "DDIM, 10 network evaluations each.*DDPM, 200 network evaluations each")
     assert loaded(visit, 0) == loaded(visit, 1)
-    assert not np.array_equal(pixels(live(visit, 0)), pixels(live(visit, 1)))
+    assert not np.array_equal(result(visit, 0), result(visit, 1))
 
 
 def test_bad_value_shows_one_message(visit):
@@ -250,3 +263,63 @@ def test_empty_mask_shows_one_message(visit):
     inpaint_tab(visit)
     press(visit, "Fill")
     wait_for_text(visit, "mask: nothing is painted")
+
+
+def test_board_is_painted_by_keyboard(visit):
+    inpaint_tab(visit)
+    board = visit.get_by_role("application", name="arrow keys move the cursor")
+    board.focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft", " "):
+        board.press(key)
+    board.blur()
+    assert np.argwhere(painted(visit)).tolist() == [[2, 3]]
+    press(visit, "Fill")
+    wait_for_text(visit, "4 images by DDIM")
+
+
+def test_page_width_stays_and_button_and_result_are_in_reach(visit):
+    """The page has one width in all tabs, before and after a result; a narrow page shows the button and scrolls to the result."""
+    widths = set()
+    for tab, button in (("Draw", "Draw"), ("Interpolate", "Interpolate"), ("Compare", "Compare")):
+        visit.get_by_role("tab", name=tab).click()
+        start = visit.get_by_role("button", name=button, exact=True)
+        start.wait_for()
+        assert visit.viewport_size["width"] > 700 or start.bounding_box()["y"] < visit.viewport_size["height"]
+        widths.add(visit.locator("main").bounding_box()["width"])
+        start.click()
+        loaded(visit)
+        widths.add(visit.locator("main").bounding_box()["width"])
+        top = visit.locator(".block.progress").locator("visible=true").bounding_box()["y"]
+        assert top < visit.viewport_size["height"]
+        visit.evaluate("scrollTo(0, 0)")
+    assert len(widths) == 1
+
+
+def test_second_visitor_sees_the_number_before(browser, server):
+    first, second = browser.new_page(), browser.new_page()
+    for page in (first, second):
+        page.set_default_timeout(PATIENCE)
+        page.goto(server.url)
+        page.get_by_role("button", name="Draw", exact=True).wait_for()
+        set_to(page, "number input for Steps", 1000)
+        set_to(page, "number input for Number of images", 64)
+        press(page, "Draw")
+        wait_for_text(page, "of 1,000 steps|before you")
+    assert second.locator(".count").first.inner_text() == "1 before you"
+    first.close()  # who leaves frees the queue
+    second.locator(".live img").first.wait_for()
+    second.close()
+
+
+def test_axe_finds_nothing(visit):
+    """axe-core's rules for accessible pages hold in each tab, with a result."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=MISSING).Axe()
+    for tab, button in (("Draw", "Draw"), ("Inpaint", "Fill"), ("Interpolate", "Interpolate"), ("Compare", "Compare")):
+        visit.get_by_role("tab", name=tab).click()
+        if tab == "Inpaint":
+            visit.locator(".board img[src^=data]").wait_for()
+            choose(visit, "What to fill", "left")
+        press(visit, button)
+        loaded(visit)
+        found = axe.run(visit).response["violations"]
+        assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []

@@ -62,8 +62,9 @@ def test_downloads_are_the_generated_images(server, web):
 
 def test_progress_is_sent_while_a_job_runs(server, web):
     number = send(web, server, "draw", list(changed(DRAWING, _1=16, _3=600)))
-    shown = [found[0] for kind, found in events(web, server, "draw", number) if kind == "generating" and found[0]]
-    counts = [progress(status)[0] for status in shown if " of " in status]
+    sent = [found[0] for kind, found in events(web, server, "draw", number) if kind == "generating" and found[0]]
+    shown = [status for status in sent if " of " in status]
+    counts = [progress(status)[0] for status in shown]
     assert len(counts) >= 3
     assert all(before < after for before, after in pairwise(counts))
     pictures = [re.findall(r"base64,([^\"]+)", status) for status in shown]

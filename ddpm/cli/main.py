@@ -44,6 +44,12 @@ def demo(
     host: option(str, CONTENT, "ADDRESS", "Address of the server; 0.0.0.0 accepts other machines.") = "127.0.0.1",
     port: option(int, CONTENT, "NUMBER", "Port of the server.", min=1, max=65535) = 7860,
     browser: flag(CONTENT, "Open the page in the browser.", "--browser") = False,
+    root_path: option(
+        str | None, CONTENT, "PATH", "Prefix of the page's address behind a proxy, as in Jupyter: /proxy/7860.",
+        envvar="GRADIO_ROOT_PATH", show_envvar=True,
+    ) = None,
+    share: flag(CONTENT, "Serve the page at a public address of gradio.live too; anyone with the address can use it.", "--share")
+    = False,
     *,
     machine: MachineOptions,
 ) -> None:  # fmt: skip
@@ -54,7 +60,7 @@ def demo(
     from ddpm.demo.app import launch
 
     checkpoint, device = checkpoint_of(machine.checkpoint), open_device(machine.device, machine.threads)
-    launch(machine.model, checkpoint, device, host, port, browser)
+    launch(machine.model, checkpoint, device, host, port, browser, root_path, share)
 
 
 def info(

@@ -5,8 +5,10 @@ runs at a time; the others are queued.
 """
 
 import html
+import logging
 import os
 import socket
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +20,7 @@ from starlette.middleware import Middleware
 
 from ddpm.core.files import InputError
 from ddpm.demo.tabs import compare_tab, draw_tab, inpaint_tab, interpolate_tab
-from ddpm.demo.widgets import STYLE, Page, guarded
+from ddpm.demo.widgets import PAGE_SCRIPT, STYLE, Page, guarded
 from ddpm.networks.checkpoints import load_model
 from ddpm.sampling.model import DiffusionModel, from_config
 
@@ -35,9 +37,14 @@ def launch(
     host: str = "127.0.0.1",
     port: int = 7860,
     browser: bool = False,
+    root_path: str | None = None,
+    share: bool = False,
 ) -> None:
-    """Serves the page of a model folder until Ctrl-C or SIGTERM. browser: open the page in the browser.
+    """Serves the page of a model folder until Ctrl-C or SIGTERM.
 
+    browser: open the page in the browser.
+    root_path: the prefix of the page's address behind a proxy, which removes it from requests.
+    share: serve the page at a public address too, through a tunnel of gradio.live.
     Raises InputError for a model that cannot be loaded, and for an address that is invalid or in use.
     """
     _check_address(host, port)
@@ -47,15 +54,19 @@ def launch(
         os.environ["GRADIO_TEMP_DIR"] = cache
         page = build(model, about(model, config, f"{folder}, checkpoint {checkpoint}"))
         page.launch(
-            server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD, allowed_paths=[], run_history=False, enable_monitoring=False, mcp_server=False,
-            ssr_mode=False, pwa=False, footer_links=["api"], theme=theme(), css=STYLE,
+            server_name=host, server_port=port, inbrowser=browser, share=share, root_path=root_path, quiet=True,
+            prevent_thread_lock=True, max_file_size=MAX_UPLOAD, allowed_paths=[], run_history=False, enable_monitoring=False,
+            mcp_server=False, ssr_mode=False, pwa=False, footer_links=["api"], theme=theme(), css=STYLE, js=PAGE_SCRIPT,
             app_kwargs={"middleware": [Middleware(guarded)]},
         )  # fmt: skip
         print(f"{page.local_url} serves {folder}; press Ctrl-C to stop", flush=True)
+        if share:
+            public = f"anyone who has the address {page.share_url} can use the page"
+            print(f"warning: {public if page.share_url else 'gradio.live gave no address'}", file=sys.stderr, flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        # Otherwise the server waits for open pages.
+        # Otherwise the server waits for open pages. It logs its own cancellation as an error.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         page.server.force_exit = True
         page.close(verbose=False)
 
@@ -74,7 +85,12 @@ def theme() -> gr.themes.Base:
     """Returns a plain theme with local fonts."""
     fonts = [gr.themes.Font(name) for name in ("Segoe UI", "Helvetica Neue", "Noto Sans", "DejaVu Sans", "sans-serif")]
     mono = [gr.themes.Font(name) for name in ("DejaVu Sans Mono", "monospace")]
-    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
+    base = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
+    # Gradio's own colours have less contrast than 4.5 to 1.
+    return base.set(
+        body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500", color_accent="*primary_600",
+        button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+    )  # fmt: skip
 
 
 def build(model: DiffusionModel, footer: str) -> Page:
@@ -95,7 +111,8 @@ def build(model: DiffusionModel, footer: str) -> Page:
             compare_tab(model)
         gr.HTML(footer)
     # Requests outside the queue are refused.
-    page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+    # Each job waits in a thread of its own; JobQueue lets one run at a time.
+    page.queue(max_size=QUEUE, default_concurrency_limit=QUEUE, api_open=False)
     return page
 
 

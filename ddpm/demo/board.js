@@ -41,6 +41,29 @@ canvas.addEventListener('pointerdown', (event) => {
 });
 canvas.addEventListener('pointermove', (event) => { if (last) { const next = place(event); line(last, next); last = next; } });
 for (const end of ['pointerup', 'pointercancel']) canvas.addEventListener(end, () => { if (last) { last = null; send(); } });
+// By keyboard: the arrows move a cursor, the space bar or Enter paints or erases there.
+const moves = Object.entries({ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]});
+let cursor = [Math.floor(width / 2), Math.floor(height / 2)];
+function drawCursor() {
+  draw();
+  context.fillStyle = 'rgb(220, 60, 40)';
+  context.fillRect(cursor[0], cursor[1], 1, 1);
+}
+canvas.addEventListener('keydown', (event) => {
+  const move = moves.find(([key]) => key === event.key);
+  const paints = event.key === ' ' || event.key === 'Enter';
+  if (!move && !paints) return;
+  event.preventDefault();
+  if (move) cursor = [Math.min(width - 1, Math.max(0, cursor[0] + move[1][0])), Math.min(height - 1, Math.max(0, cursor[1] + move[1][1]))];
+  if (paints) {
+    painting = 1 - bits[cursor[1] * width + cursor[0]];
+    dab(cursor[0] + 0.5, cursor[1] + 0.5);
+    send();
+  }
+  drawCursor();
+});
+canvas.addEventListener('focus', () => { if (canvas.matches(':focus-visible')) drawCursor(); });
+canvas.addEventListener('blur', draw);
 element.querySelector('[data-do=clear]').addEventListener('click', () => { bits.fill(0); draw(); send(); });
 element.querySelector('[data-do=turn]').addEventListener('click', () => { bits = bits.map((bit) => 1 - bit); draw(); send(); });
 watch('value', read);

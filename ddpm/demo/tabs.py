@@ -1,5 +1,6 @@
 """The tabs of the web page: their controls, and the functions of their buttons."""
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -31,7 +32,7 @@ from ddpm.demo.inputs import (
     has_test_images,
     painted_mask,
 )
-from ddpm.demo.widgets import Page, board, framed, image_url, progress_line, stopped_line
+from ddpm.demo.widgets import JobQueue, Page, board, framed, image_url, progress_line, text_line
 from ddpm.editing.inpaint import MASKS
 from ddpm.sampling.model import NO_CLASS, DiffusionModel
 from ddpm.sampling.names import MAX_SEED
@@ -41,6 +42,12 @@ from ddpm.sampling.samplers import SAMPLERS
 Components = Sequence[gr.components.Component]
 NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
 SAMPLER_NAMES = [(sampler.label, name) for name, sampler in SAMPLERS.items()]
+# On a narrow window the results are below the controls.
+SHOW_PROGRESS = """() => {
+  const shown = [...document.querySelectorAll('.block.progress')].find((line) => line.offsetParent);
+  if (shown && window.innerWidth <= 700) shown.scrollIntoView({behavior: 'smooth'});
+}"""
+JOBS, WAIT_SECONDS = JobQueue(), 0.2
 DETERMINISTIC = [(sampler.label, name) for name, sampler in SAMPLERS.items() if not sampler.stochastic]
 
 
@@ -81,7 +88,7 @@ def _columns(button: str) -> tuple[gr.Column, gr.Column, gr.HTML]:
         controls, results = gr.Column(scale=2, min_width=300), gr.Column(scale=3, min_width=300)
     hint = f"Press {button}: the progress appears here."
     with results:
-        status = gr.HTML(f'<div class="job"><div class="count">{hint}</div></div>', label="progress", min_height=60)
+        status = gr.HTML(text_line(hint), label="progress", min_height=60, elem_classes="progress")
     return controls, results, status
 
 
@@ -96,8 +103,11 @@ def _buttons(
     """
 
     def run(*values: Any) -> Generator[list[Any], None, None]:
-        # Gradio copies the files from here to its cache.
-        with TemporaryDirectory(prefix="ddpm_demo_") as folder:
+        # Gradio copies the files from the folder to its cache.
+        with JOBS.ticket() as jobs_before, TemporaryDirectory(prefix="ddpm_demo_") as folder:
+            while count := jobs_before():
+                yield [text_line(f"{count} before you"), *[gr.skip()] * len(outputs)]
+                time.sleep(WAIT_SECONDS)
             updates, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
             for last in updates:
                 yield [progress_line(last), *[gr.skip()] * len(outputs)]
@@ -106,14 +116,15 @@ def _buttons(
 
     # The API documentation shows these.
     run.__signature__, run.__doc__ = _signature(kind), job.__doc__
-    with gr.Row():
+    with gr.Row(elem_classes="actions"):
         start = gr.Button(label, variant="primary", scale=3)
         stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
     event = start.click(
         run, list(inputs), [status, *(component for component, _ in outputs)], preprocess=False, api_name=job.__name__,
-        concurrency_id="model", concurrency_limit=1, show_progress="minimal", show_progress_on=status,
+        show_progress="minimal", show_progress_on=status,
     )  # fmt: skip
-    stop.click(stopped_line, None, status, cancels=event, queue=False, api_visibility="private")
+    start.click(None, None, None, js=SHOW_PROGRESS, queue=False, api_visibility="private")
+    stop.click(lambda: text_line("stopped"), None, status, cancels=event, queue=False, api_visibility="private")
     return event
 
 
@@ -160,7 +171,7 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
         number = gr.Number(0, label="Number of the test image, or seed", precision=0, minimum=0, maximum=MAX_SEED)
         upload = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], visible=False, height=160)
         content = _content(model, OWN)
-        mask = gr.Dropdown([BRUSH, *MASKS], value=BRUSH, label="What to fill", info="Paint on the image, or choose")
+        mask = gr.Dropdown([BRUSH, *MASKS], value=BRUSH, label="What to fill", info="Paint by mouse or keys, or choose")
         painted = board(model.shape)
         fills = gr.Slider(1, MAX_FILLS, value=4, step=1, label="Number of fills")
         with gr.Accordion("More", open=False):
@@ -186,7 +197,7 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
     source.change(lambda name: gr.update(visible=name == UPLOAD), source, upload, queue=False, api_visibility="private", **shown)
     gr.on(
         [page.load, source.input, number.input, upload.input, content.input], show, shown_inputs, painted, api_name="show",
-        concurrency_id="model", **shown,
+        concurrency_limit=1, **shown,
     )  # fmt: skip
     mask.input(
         lambda name: gr.skip() if name == BRUSH else gr.update(value=painted_mask(model, name)), mask, painted,

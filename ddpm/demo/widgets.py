@@ -5,7 +5,8 @@ import html
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ FOLDER = Path(__file__).parent
 STYLE = (FOLDER / "style.css").read_text(encoding="utf-8")
 BOARD = (FOLDER / "board.html").read_text(encoding="utf-8")
 BOARD_SCRIPT = (FOLDER / "board.js").read_text(encoding="utf-8")
+PAGE_SCRIPT = (FOLDER / "page.js").read_text(encoding="utf-8")
 
 
 class Page(gr.Blocks):
@@ -105,9 +107,9 @@ def image_url(image: np.ndarray) -> str:
 
 
 def progress_line(update: ProgressUpdate, note: str = "") -> str:
-    """Returns the progress of a job as HTML: a bar, a line of text, and its pictures."""
+    """Returns the progress of a job as HTML: a bar, a line of text, and its pictures, which a finished job (note) leaves out."""
     line = html.escape(note or f"{update.done:,} of {update.total:,} steps, {update.seconds:.1f} s")
-    figures = "".join(_figure(title, images) for title, images in update.shown)
+    figures = "" if note else "".join(_figure(title, images) for title, images in update.shown)
     return (
         f'<div class="job"><div class="bar"><div style="width: {update.done / update.total:.1%}"></div></div>'
         f'<div class="count">{line}</div><div class="live">{figures}</div></div>'
@@ -122,9 +124,29 @@ def _figure(title: str, images: np.ndarray) -> str:
     return f'<figure><img src="{data_url(picture)}" alt="{title}"><figcaption>{title}</figcaption></figure>'
 
 
-def stopped_line() -> str:
-    """Returns the HTML of a stopped job."""
-    return '<div class="job"><div class="count">stopped</div></div>'
+def text_line(text: str) -> str:
+    """Returns a text of our own as the HTML of a job that shows no progress."""
+    return f'<div class="job"><div class="count">{text}</div></div>'
+
+
+class JobQueue:
+    """Lets one job run at a time, in the order of arrival, and tells the others how many are before them.
+
+    Gradio's own queue tells only a position among the waiting, without the one that runs.
+    """
+
+    def __init__(self) -> None:
+        self.tickets: list[object] = []
+
+    @contextmanager
+    def ticket(self) -> Iterator[Callable[[], int]]:
+        """Joins the queue until the end of the block. Yields a function: the number of jobs before this one, 0 if it may run."""
+        ticket = object()
+        self.tickets.append(ticket)
+        try:
+            yield lambda: self.tickets.index(ticket)
+        finally:
+            self.tickets.remove(ticket)
 
 
 def board(shape: Sequence[int], **options: Any) -> gr.HTML:
