@@ -27,7 +27,7 @@ from ddpm.cli.info import checkpoint_of
 from ddpm.cli.main import COMMANDS, app, main
 from ddpm.core import device
 from ddpm.core.device import DEVICES
-from ddpm.core.files import InputError, read_npz, write_json
+from ddpm.core.files import InputError, read_npz, sha256, write_json
 from ddpm.core.weights import save_weights
 from ddpm.core.yaml_files import read_yaml
 from ddpm.data import prepared
@@ -441,7 +441,11 @@ class TestInfo:
     def test_info_lists_the_vocabulary_and_scores_of_the_own_model(self, run):
         assert "seven" in json.loads("\n".join(run("info", "--json", "-m", "models/text")))["words"]
         assert any(line.startswith("words: ") and "seven" in line for line in run("info", "-m", "models/text"))
-        write_json("reports/evaluate/metrics.json", {"ddim": {"sampler": "Heun", "classifier": {"fid": 0.5}, "accuracy": 0.975}})
+        scores = {"sampler": "Heun", "classifier": {"fid": 0.5}, "accuracy": 0.975}
+        model = {"checkpoint": "final", "sha256": sha256("models/ddpm/final.safetensors")}
+        write_json("reports/evaluate/metrics.json", {"ddim": {**scores, "model": {**model, "sha256": "0" * 64}}})
+        assert "the scores of Heun are of other weights" in run("info")[-1]
+        write_json("reports/evaluate/metrics.json", {"ddim": {**scores, "model": model}})
         assert run("info")[-1] == "scores of Heun: FID 0.500, accuracy 97.5%"
         assert json.loads("\n".join(run("info", "--json")))["scores"] == {"Heun": {"fid": 0.5, "accuracy": 0.975}}
         assert not any("scores" in line for line in run("info", "-m", "models/plain"))

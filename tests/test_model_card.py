@@ -1,6 +1,7 @@
 """The model card of an export: what hubs read, code that runs, and scores that are what they say."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from PIL import Image
 from test_unet import IDENTITY, awake, settings
 
 from ddpm.cli.main import main
-from ddpm.core.files import write_json
-from ddpm.core.weights import save_weights
+from ddpm.core.files import sha256, write_json
+from ddpm.core.weights import read_weights, save_weights
 from ddpm.diffusers_io.model_card import ACCURACY_NAME, FID_NAME, CardInfo, steps_of, write_card
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import make_network
@@ -59,7 +60,9 @@ def card(*arguments, scores=None, params=None, samples=0, **changes) -> str:
     save_weights(Path("models/ddpm/final.safetensors"), awake(network).state_dict())
     save_weights(Path("models/ddpm/best.safetensors"), network.state_dict())
     if scores:
-        write_json("reports/evaluate/metrics.json", scores)
+        model = {"checkpoint": "final", "sha256": sha256("models/ddpm/final.safetensors")}
+        of_final = {name: {**scores[name], "model": model} for name in ("ddpm", "ddim")}
+        write_json("reports/evaluate/metrics.json", {**scores, **of_final})
     if params:
         Path("params.yaml").write_text(params)
     export("--samples", str(samples), *arguments)
@@ -107,7 +110,7 @@ def test_card_metrics_are_named_by_their_extractor():
         ([], None),
         (["--keep-classes", "--checkpoint", "best"], None),
         (["--keep-classes", "--thresholding", "none"], None),
-        (["--keep-classes"], "sample_ddpm: {guidance: 2.0}\nsample_ddim: {checkpoint: best}\n"),
+        (["--keep-classes"], "sample_ddpm: {guidance: 2.0}\nsample_ddim: {guidance: 3.0}\n"),
     ],
 )
 def test_card_metadata_omits_scores_of_other_samples(arguments, params):
@@ -117,11 +120,18 @@ def test_card_metadata_omits_scores_of_other_samples(arguments, params):
     assert ("in the shares of the training images, not of this export" in text) == ("--keep-classes" not in arguments)
 
 
-def test_card_of_another_folder_has_no_scores():
+def test_card_has_the_scores_of_its_weights_alone(capsys):
+    """Wherever the folder is, and whatever was trained since."""
     card(scores=METRICS)
-    Path("models/ddpm").rename("models/other")
+    shutil.copytree("models/ddpm", "models/other")
+    final = Path("models/ddpm/final.safetensors")
+    save_weights(final, {name: value + 1 for name, value in read_weights(final, "train").items()})
+    capsys.readouterr()
+    export("-o", "out/again", "--samples", "0")
+    assert "the scores of DDPM and Heun are of other weights, so they are left out" in capsys.readouterr().out
     export("-m", "models/other", "-o", "other", "--samples", "0")
-    assert "## Scores" not in Path("other/README.md").read_text()
+    assert "## Scores" not in Path("out/again/README.md").read_text()
+    assert "## Scores" in Path("other/README.md").read_text()
 
 
 def run_code(text, monkeypatch):

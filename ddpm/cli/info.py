@@ -9,9 +9,9 @@ import torch
 from ddpm.core.device import DEVICES, Runtime, setup
 from ddpm.core.files import InputError, read_json
 from ddpm.core.params import lookup, make
-from ddpm.core.paths import METRICS_FILE, MODEL_DIR
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
 from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, list_snapshots, supported_range
+from ddpm.report.model_scores import scores_of
 from ddpm.sampling.model import load
 
 MAX_NAMES = 40
@@ -41,14 +41,13 @@ def describe(folder: Path) -> dict[str, Any]:
         "snapshots": len(steps),
         "ema_widths": list(supported_range(steps)) if steps else None,
     }
-    # metrics.json is about the project's own model.
-    return description | ({"scores": dict(_scores())} if folder == MODEL_DIR and METRICS_FILE.is_file() else {})
+    metrics, note = scores_of(folder)
+    scores = {"scores": dict(_scores(metrics))} if metrics else {}
+    return description | scores | ({"scores_left_out": note} if note else {})
 
 
-def _scores() -> Iterator[tuple[str, dict[str, Any]]]:
-    metrics = read_json(METRICS_FILE, "evaluate")
-    for name in ("ddpm", "ddim"):
-        scores = metrics.get(name) or {}
+def _scores(metrics: dict[str, dict]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, scores in metrics.items():
         values = {key: (scores.get("classifier") or {}).get(key) for key in ("fid", "fid_floor")}
         row = {key: value for key, value in {**values, "accuracy": scores.get("accuracy")}.items() if value is not None}
         if row:
@@ -70,6 +69,7 @@ def as_text(description: dict[str, Any]) -> str:
         "checkpoints": ", ".join(description["checkpoints"]),
         "snapshots": _snapshots(description),
         **{f"scores of {name}": _score_text(row) for name, row in description.get("scores", {}).items()},
+        "scores": description.get("scores_left_out"),
     }
     return "\n".join(f"{name + ':':<16}{text}" for name, text in rows.items() if text)
 

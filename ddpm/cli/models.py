@@ -53,13 +53,17 @@ def export(
     from ddpm.diffusers_io.export import ExportOptions, check_out, export
     from ddpm.diffusers_io.model_card import read_scores
     from ddpm.networks.checkpoints import CONFIG
+    from ddpm.report.model_scores import scores_of
 
     if to != FORMAT:
         raise InputError(f"{to!r} is unknown; valid: {FORMAT}", key="to")
     check_out(out)
     model, config = machine.load(), read_json(machine.model / CONFIG, "train")
     exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, machine.checkpoint)
-    scores = read_scores(machine.model, machine.checkpoint, thresholding)
+    metrics, note = scores_of(machine.model)
+    if note:
+        print(note)
+    scores = read_scores(metrics, machine.checkpoint, thresholding)
     weights = export(model, config, out, exported, samples=samples, license=license_name, scores=scores)
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")

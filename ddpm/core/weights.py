@@ -1,5 +1,6 @@
 """Writes and reads weights as safetensors, a format that cannot run code, and checks them against the network."""
 
+import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,10 +12,19 @@ from ddpm.core.files import InputError, atomic, first_line
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Writes weights as safetensors, atomically. Raises InputError if the file cannot be written."""
-    data = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+    data = _serialize(weights)
     # Not with save_file, whose error on a full disk is no OSError.
     with atomic(path) as temporary:
         temporary.write_bytes(data)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Returns the SHA-256 of the file that `save_weights` writes of a network, which identifies its weights."""
+    return hashlib.sha256(_serialize(network.state_dict())).hexdigest()
+
+
+def _serialize(weights: dict[str, Tensor]) -> bytes:
+    return save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
 
 
 def read_weights(path: Path, made_by: str) -> dict[str, Tensor]:

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ddpm.core.files import InputError, read_json
+from ddpm.core.files import InputError
 from ddpm.core.params import PARAMS_FILE
-from ddpm.core.paths import METRICS_FILE, MODEL_DIR
 from ddpm.core.yaml_files import read_yaml
 from ddpm.plots.markdown import render
 from ddpm.plots.numbers import number, supported
@@ -93,11 +92,8 @@ class CardInfo(NamedTuple):
     picture_steps: int = 0
 
 
-def read_scores(folder: Path, checkpoint: str, thresholding: str) -> list[Score]:
-    """Returns the scores in metrics.json if `folder` is the project's own model, else an empty list."""
-    if folder != MODEL_DIR or not METRICS_FILE.is_file():
-        return []
-    metrics = read_json(METRICS_FILE, "evaluate")
+def read_scores(metrics: dict[str, dict], checkpoint: str, thresholding: str) -> list[Score]:
+    """Returns the scores for the card. metrics: those of the exported model, see `report.model_scores.scores_of`."""
     try:
         params = read_yaml(PARAMS_FILE)
     except InputError:
@@ -110,6 +106,7 @@ def read_scores(folder: Path, checkpoint: str, thresholding: str) -> list[Score]
         classifier = _dict(row, "classifier")
         if classifier or "accuracy" in row:
             sampled = {key: section.get(key, value) for key, value in defaults.items()}
+            sampled["checkpoint"] = row["model"]["checkpoint"]
             scores.append(
                 Score(
                     str(row.get("sampler", name)), _dict(row, "cost").get("nfe"), classifier.get("fid"), classifier.get("fid_sd"),

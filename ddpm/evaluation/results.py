@@ -42,7 +42,7 @@ def write_results(
 ) -> None:
     """Writes all outputs.
 
-    cost: per sampler; it goes into metrics.json alone, since seconds differ from run to run.
+    cost: per sampler, with its model's SHA-256; it goes into metrics.json alone, since seconds differ from run to run.
     arrays: what else `report` plots: requested and predicted classes, samples and their nearest training images.
 
     Raises InputError for a score that is NaN or infinite, before anything is written.
@@ -61,7 +61,11 @@ def write_results(
     covers = spaces | {REAL_IMAGES: scores["real"][CLASSIFIER]}
     rows = [(images, key, values[key]) for images, values in covers.items() for key in COVERAGE if key in values]
     _write_table("coverage.csv", rows, ["images", "score", "value"])
-    write_json(METRICS_FILE, {key: {**value, "cost": cost[key]} if key in cost else value for key, value in scores.items()})
+    metrics = dict(scores)
+    for name, values in cost.items():
+        model = {"model": values["model"]} if "model" in values else {}
+        metrics[name] = {**scores[name], "cost": {key: value for key, value in values.items() if key != "model"}, **model}
+    write_json(METRICS_FILE, metrics)
 
 
 def _write_table(name: str, rows: list[tuple], columns: list[str]) -> None:

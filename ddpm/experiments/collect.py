@@ -104,6 +104,17 @@ def _left_out(shown: pd.DataFrame, scores: pd.DataFrame) -> Iterator[tuple[str, 
             yield name, state.lower()
         elif scores.loc[name, [f"{sampler}.classifier.fid" for sampler in SAMPLES]].isna().any():
             yield name, f"has no FID of both samplers in {METRICS_FILE}; run it to the end"
+        elif _of_other_weights(shown.loc[[name]]):
+            yield name, f"{METRICS_FILE} has the scores of other weights; run it to the end"
+
+
+def _of_other_weights(row: pd.DataFrame) -> bool:
+    """Whether a set of samples of the checkpoint `final` is of other weights than those that the experiment trained."""
+    trained = _column(row, "reports/train/metrics.json", "final_sha256").iloc[0]
+    models = [
+        [_column(row, str(METRICS_FILE), f"{name}.model.{key}").iloc[0] for key in ("checkpoint", "sha256")] for name in SAMPLES
+    ]
+    return bool(trained) and any(checkpoint == "final" and scored != trained for checkpoint, scored in models)
 
 
 def _code(shown: pd.DataFrame) -> list[str]:

@@ -15,6 +15,7 @@ from ddpm.core.device import Precision, Runtime, compiled, setup
 from ddpm.core.files import InputError, write_json, write_npz
 from ddpm.core.paths import samples_file
 from ddpm.core.progress import Progress
+from ddpm.core.weights import weights_sha256
 from ddpm.data.images import to_images
 from ddpm.sampling.model import DiffusionModel, load_to_score, proportional_conditioning
 from ddpm.sampling.noise import Seed, image_noise
@@ -124,12 +125,14 @@ def generate_set(
 
 
 def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runtime: Runtime) -> None:
-    """Generates samples/NAME.npz from models/ddpm, and writes its cost to reports/sample_NAME/metrics.json.
+    """Generates samples/NAME.npz from models/ddpm, and writes its cost and the model's SHA-256 to
+    reports/sample_NAME/metrics.json.
 
     Raises InputError, before any sampling, for settings that are not possible with this model.
     """
     device = setup(runtime)
     model, precision = load_to_score(settings.checkpoint, device), Precision(runtime, device)
+    weights = {"checkpoint": settings.checkpoint, "sha256": weights_sha256(model.network)}  # before it is compiled
     try:
         plan = settings.plan(model)
         # Independent of the number of processes: compiling changes the last digits of the images.
@@ -143,7 +146,7 @@ def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runti
     if not processes.is_main_process():
         return
     write_npz(samples_file(name), {**result.arrays, "sampler": np.array([plan.label])})
-    write_json(f"reports/sample_{name}/metrics.json", result.cost)
+    write_json(f"reports/sample_{name}/metrics.json", {**result.cost, "model": weights})
     rate = result.cost["images_per_second"]
     print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")
 

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from ddpm.core import processes
-from ddpm.core.files import remove_partial, write_json, write_text
+from ddpm.core.files import remove_partial, sha256, write_json, write_text
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.run_log import RunLog
 from ddpm.core.weights import save_weights
@@ -57,7 +57,8 @@ class TrainingArtifacts:
         from ddpm.plots.figures import training_curves
 
         training_curves(REPORT / "training.png", trainer.history, trainer.speed)
-        self.log.close(parameters=self.parameters, best_validation_loss=trainer.best_loss)
+        weights = sha256(MODEL_DIR / CHECKPOINTS["final"])
+        self.log.close(parameters=self.parameters, best_validation_loss=trainer.best_loss, final_sha256=weights)
         print(f"time: {trainer.phases.summary()}", flush=True)
         self.saved.discard()
 
