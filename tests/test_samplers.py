@@ -11,8 +11,10 @@ from conftest import ROOT, diffusion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import LINEAR, T, gaussian_denoiser, noises, nonlinear_network, ode_end, output_law, rule, run
+from pydantic import ValidationError
 from test_unet import settings as unet_settings
 
+from ddpm.core.files import InputError
 from ddpm.core.seeds import seeded
 from ddpm.core.yaml_files import read_yaml
 from ddpm.datasets.registry import DIGITS
@@ -24,6 +26,7 @@ from ddpm.sampling.denoiser import network_denoiser, thresholded
 from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
+from ddpm.sampling.plan import make_plan
 from ddpm.sampling.samplers import SAMPLERS, euler_step, sample
 from ddpm.sampling.settings import SampleDDIM
 from ddpm.sampling.time_grid import SPACINGS, make_grid, with_churn
@@ -461,3 +464,65 @@ def test_sample_yields_a_frame_per_step_of_a_unet():
     frames = list(sample(denoiser, RULES["heun"], LINEAR, grid, torch.randn(4, 1, 8, 8), lambda: None))
     assert [frame.position for frame in frames] == [800, 600, 400, 200, 0]
     assert all(frame.x.shape == frame.x0.shape == (4, 1, 8, 8) for frame in frames)
+
+
+# Schedules of which many levels have sigma = 1 in float64, and others with extreme options.
+EXTREME = [
+    ("cosine", {"max_beta": 1 - 1e-12}),
+    ("cosine", {"s": 0.0}),
+    ("sigmoid", {"tau": 0.1}),
+    ("sigmoid", {"start": -3.0, "end": 30.0}),
+    ("edm", {"sigma_min": 1e-5, "sigma_max": 1e5}),
+    ("linear", {}),
+]
+
+
+def check_evaluations(name, options, total):
+    """Every sampler, spacing and churn: no exception, finite images, and as many evaluations as `plan.nfe` reports."""
+    calls = []
+
+    class Network(torch.nn.Linear):
+        takes_labels, takes_text, outputs = False, False, 1
+
+        def forward(self, x, t, labels=None):
+            calls.append(1)
+            return nonlinear_network(x, t)
+
+    for zero in (False, True):
+        try:
+            schedule = make_schedule(name, total, zero_terminal_snr=zero, allow_nonzero_terminal_snr=True, **options)
+        except InputError:  # levels that float64 cannot tell apart are refused
+            continue
+        model = DiffusionModel(Network(1, 1), schedule, "v", {"shape": [1, 1, 1], "class_names": ["a"]})
+        for spacing, rule_name, churn in itertools.product(SPACINGS, RULES, (0.0, 1e-300, 1e-3, 1e5)):
+            sampler, _, option = rule_name.partition(" ")
+            if churn and SAMPLERS[sampler].multistep:
+                continue
+            more = {"variance": "large"} if option == "large" else {"eta": float(option[4:])} if option else {}
+            for steps in {1, 2, min(10, total)}:
+                plan = make_plan(model, sampler=sampler, steps=steps, spacing=spacing, churn=churn, **more)
+                calls.clear()
+                noise = itertools.cycle(noises(3, (1, 1, 1, 1)))
+                case = (name, options, total, zero, spacing, rule_name, churn, steps)
+                frames = list(sample(plan.denoiser(None), plan.rule, schedule, plan.grid, next(noise), lambda: next(noise)))  # noqa: B023
+                assert (len(calls), len(frames)) == (plan.nfe, steps), case
+                assert frames[-1].x.isfinite().all(), case
+
+
+@pytest.mark.parametrize(("name", "options"), [("cosine", {"max_beta": 1 - 1e-12}), ("sigmoid", {"tau": 0.1}), ("linear", {})])
+def test_samplers_report_their_evaluations_where_sigma_saturates(name, options):
+    check_evaluations(name, options, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("total", [2, 10, 12, 16, 1000, 100_000])
+@pytest.mark.parametrize(("name", "options"), EXTREME)
+def test_samplers_report_their_evaluations_at_extreme_settings(name, options, total):
+    check_evaluations(name, options, total)
+
+
+@pytest.mark.parametrize("key", ["samples", "batch_size", "steps", "churn", "guidance"])
+def test_sampling_refuses_numbers_without_a_meaning(key):
+    section = read_yaml(ROOT / "params.yaml")["sample_ddim"]
+    with pytest.raises(ValidationError, match=key):
+        SampleDDIM(**{**section, key: 1e300 if key in ("churn", "guidance") else 10**20})

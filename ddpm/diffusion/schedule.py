@@ -99,8 +99,8 @@ class NoiseSchedule:
         if index == int(index):
             return Level(*self._table[:, int(index)].tolist())
         log_ratio = float(np.interp(index, np.arange(1, self.steps + 1), self.log_ratio))
-        alpha_bar = 1 / (1 + math.exp(-2 * log_ratio))
-        return Level(float(index) - 1, math.sqrt(alpha_bar), math.sqrt(1 / (1 + math.exp(2 * log_ratio))))
+        # math.hypot squares without overflow.
+        return Level(float(index) - 1, 1 / math.hypot(1, math.exp(-log_ratio)), 1 / math.hypot(1, math.exp(log_ratio)))
 
     def position(self, log_ratio: np.ndarray) -> np.ndarray:
         """Returns the positions in 1..T at which lambda = log(alpha / sigma) has these values; the inverse of indexing."""

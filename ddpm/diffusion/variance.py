@@ -9,12 +9,17 @@ from ddpm.core.params import OneOf
 from ddpm.diffusion.schedule import Level, NoiseSchedule, per_image
 
 
+def _not_negative(variance: float | Tensor) -> float | Tensor:
+    # Between two levels that are as good as equal, it is a rounding error of either sign.
+    return variance.clamp(min=0) if isinstance(variance, Tensor) else max(0.0, variance)
+
+
 def small(t: Level, s: Level, variance_interp: Tensor | None = None) -> float | Tensor:
     """Returns beta_tilde, the variance of the posterior q(x_s | x_t, x0) (Ho et al. 2020, eq. 7), exact if the data is one point.
 
     sigma_s^2 (1 - SNR_t / SNR_s), written without a division by sigma_s, so that it is 0 at the clean level.
     """
-    return s.sigma**2 - (s.sigma**2 * t.alpha / (s.alpha * t.sigma)) ** 2
+    return _not_negative(s.sigma**2 - (s.sigma**2 * t.alpha / (s.alpha * t.sigma)) ** 2)
 
 
 def large(t: Level, s: Level, variance_interp: Tensor | None = None) -> float | Tensor:
@@ -22,7 +27,7 @@ def large(t: Level, s: Level, variance_interp: Tensor | None = None) -> float | 
 
     It is 0 at the clean level, so that the last step adds no noise to the finished image.
     """
-    return (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2) * (s.sigma > 0)
+    return _not_negative(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2) * (s.sigma > 0)
 
 
 def learned(t: Level, s: Level, variance_interp: Tensor | None = None) -> float | Tensor:

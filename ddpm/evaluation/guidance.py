@@ -12,8 +12,8 @@ from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
+from ddpm.sampling.settings import Count
 
-Count = Annotated[int, Field(ge=1)]
 # Values of the column `method`: how samples were conditioned.
 CLASSES, CAPTIONS, HELD_OUT_CAPTIONS = "classes", "captions", "captions never seen"
 COLUMNS = ("method", "scale", "nfe", "fid", "fid_sd", "precision", "recall", "accuracy")
@@ -22,7 +22,7 @@ COLUMNS = ("method", "scale", "nfe", "fid", "fid_sd", "precision", "recall", "ac
 class Guidance(Section):
     """The `guidance` section."""
 
-    samples: Annotated[int, Field(ge=2)]
+    samples: Annotated[Count, Field(ge=2)]
     batch_size: Count
     steps: Count
     scales: list[Annotated[float, Field(ge=0, le=50)]]

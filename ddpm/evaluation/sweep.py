@@ -16,14 +16,13 @@ from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel, load
 from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.samplers import SAMPLERS
-
-Count = Annotated[int, Field(ge=1)]
+from ddpm.sampling.settings import Count
 
 
 class Sweep(Section):
     """The `sweep` section."""
 
-    samples: Annotated[int, Field(ge=2)]
+    samples: Annotated[Count, Field(ge=2)]
     batch_size: Count
     evaluations: Annotated[list[Count], Field(min_length=1)]
     full_length: bool

@@ -139,9 +139,9 @@ def _evaluations(
 ) -> int:
     """Returns the network evaluations per image; a guided prediction takes two."""
     count = 0
-    for position, following in pairwise(grid.tolist()):
-        t, s = model.schedule[position], model.schedule[following]
-        if s.sigma < t.sigma:
+    for start, end in pairwise(grid.tolist()):
+        if end < start:
+            t, s = model.schedule[start], model.schedule[end]
             for level in (t, s) if sampler.second_order and corrects(t, s) else (t,):
                 count += 2 if guidance not in (0.0, 1.0) and inside(level, interval) else 1
     return count

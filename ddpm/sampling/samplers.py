@@ -110,7 +110,7 @@ def dpmpp_2m_step(
     if previous is not None and s.sigma > 0:
         x0 = x0 + h / (2 * previous[1]) * (x0 - previous[0])
     mean = combine(s.sigma / t.sigma * shrink**eta, x, s.alpha * (1 - shrink ** (1 + eta)), x0)
-    std = s.sigma * math.sqrt(1 - shrink ** (2 * eta))
+    std = s.sigma * math.sqrt(max(0.0, 1 - shrink ** (2 * eta)))
     return (mean.add(noise(), alpha=std) if std > 0 else mean), predicted
 
 
@@ -170,15 +170,15 @@ def sample(
     added by the forward process, and the state of a multistep rule is reset; state["schedule"] is the schedule, from which a rule
     gets levels between t and s (`NoiseSchedule.position`).
     """
-    levels = [schedule[position] for position in grid.tolist()]
     state: dict = {"schedule": schedule}
-    for (t, s), position in zip(pairwise(levels), grid[1:].tolist(), strict=True):
-        if s.sigma > t.sigma:
+    for start, end in pairwise(grid.tolist()):
+        t, s = schedule[start], schedule[end]
+        if end > start:
             x = add_more_noise(x, noise(), t, s)
             state = {"schedule": schedule}
         else:
             x, x0 = rule(denoiser, x, t, s, noise, state)
-            yield Frame(position, x, x0)
+            yield Frame(end, x, x0)
 
 
 def no_noise() -> Tensor:

@@ -9,12 +9,13 @@ from ddpm.diffusion.variance import VarianceName
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.denoiser import ThresholdName
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.names import MAX_GUIDANCE
+from ddpm.sampling.names import MAX_CHURN_SETTING, MAX_GUIDANCE
 from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.samplers import SamplerName
 from ddpm.sampling.time_grid import SpacingName
 
-Count = Annotated[int, Field(ge=1)]
+# Bounds are far above what is of use: numbers beyond 64 bits fail in many places.
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Ratio = Annotated[float, Field(ge=0)]
 
 
@@ -48,4 +49,4 @@ class SampleDDIM(Sampling):
     steps: Annotated[Count | None, OrWord("all")]
     eta: Annotated[float, Field(ge=0, le=1)]
     spacing: SpacingName
-    churn: Annotated[float, Field(ge=0)]
+    churn: Annotated[float, Field(ge=0, le=MAX_CHURN_SETTING)]

@@ -1,6 +1,7 @@
 """Time grids: the noise levels that a sampler visits, as positions on the levels 0..T from the noisiest down to 0.
 
-A position between two levels is a level too (`NoiseSchedule`). Positions normally decrease; an increase re-noises x.
+A position between two levels is a level too (`NoiseSchedule`). Positions normally decrease; an increase re-noises x. The order of
+levels is that of their positions everywhere: sigma is 1 at several levels where alpha^2 is below the precision of float64.
 """
 
 import math
