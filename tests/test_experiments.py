@@ -115,6 +115,16 @@ def test_read_leaves_out_unfinished_experiments(tmp_path):
     assert "cosine" not in text
 
 
+def test_read_leaves_out_scores_of_other_weights():
+    header, *lines = shown(*SEEDS).splitlines()
+    columns = ",final_sha256,ddpm.model.checkpoint,ddpm.model.sha256"
+    added = [",aa,final,aa", ",aa,best,bb", ",aa,final,bb"][-len(lines) :]
+    text = "\n".join([header + columns, *(line + end for line, end in zip(lines, added, strict=True))])
+    found = collect.read_experiments(text, PARAMS)
+    assert list(found.left_out) == ["b"]
+    assert "scores of other weights" in found.left_out["b"]
+
+
 def test_read_refuses_fewer_than_two_experiments():
     with pytest.raises(InputError, match=r"^no experiments; run some: `dvc exp run --queue") as error:
         read(commit("main"))
