@@ -705,10 +705,10 @@ class TestDemo:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
         monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: calls.append(given)))
         assert main(["demo", "-m", "models/text", "--checkpoint", "0.1", "--port", "81", "--browser", *MACHINE]) == 0
-        assert main(["demo", "--host", "0.0.0.0", *MACHINE]) == 0
+        assert main(["demo", "--host", "0.0.0.0", "--root-path", "/page", "--share", *MACHINE]) == 0
         assert calls == [
-            (Path("models/text"), 0.1, torch.device("cpu"), "127.0.0.1", 81, True),
-            (Path("models/ddpm"), "final", torch.device("cpu"), "0.0.0.0", 7860, False),
+            (Path("models/text"), 0.1, torch.device("cpu"), "127.0.0.1", 81, True, None, False),
+            (Path("models/ddpm"), "final", torch.device("cpu"), "0.0.0.0", 7860, False, "/page", True),
         ]
 
     def test_demo_without_gradio_is_refused(self, error, monkeypatch):
