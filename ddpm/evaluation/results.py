@@ -56,17 +56,13 @@ def write_results(
     write_text(PLOTS_DIR / "psnr.csv", pd.DataFrame(reconstruction.curve).to_csv(index=False, float_format="%.4f"))
     spaces = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in cost}
     fids = {name: space.get("fid") for name, space in spaces.items()} | {REAL_IMAGES: scores["ddpm"][CLASSIFIER].get("fid_floor")}
-    bars = [(images, fid) for images, fid in fids.items() if fid is not None]
-    _write_table("fid.csv", bars, ["images", "fid"])
+    rows = [(images, "FID", fid) for images, fid in fids.items() if fid is not None]
     covers = spaces | {REAL_IMAGES: scores["real"][CLASSIFIER]}
-    rows = [(images, key, values[key]) for images, values in covers.items() for key in COVERAGE if key in values]
-    _write_table("coverage.csv", rows, ["images", "score", "value"])
+    rows += [(images, key, values[key]) for images, values in covers.items() for key in COVERAGE if key in values]
+    table = pd.DataFrame(rows, columns=["images", "score", "value"])
+    write_text(PLOTS_DIR / "scores.csv", table.to_csv(index=False, float_format="%.5f"))
     metrics = dict(scores)
     for name, values in cost.items():
         model = {"model": values["model"]} if "model" in values else {}
         metrics[name] = {**scores[name], "cost": {key: value for key, value in values.items() if key != "model"}, **model}
     write_json(METRICS_FILE, metrics)
-
-
-def _write_table(name: str, rows: list[tuple], columns: list[str]) -> None:
-    write_text(PLOTS_DIR / name, pd.DataFrame(rows, columns=columns).to_csv(index=False, float_format="%.5f"))

@@ -458,7 +458,7 @@ def test_plots(project, command):
     assert "failed to load" not in project.dvc("plots", *command.split()).lower()
     page = (project.folder / "dvc_plots/index.html").read_text(encoding="utf-8")
     charts = dict(re.findall(r'<div id = "(\w+)">\s*<script.*?>\s*var spec = (\{.*?\});\s', page, re.S))
-    for name in ("reports_train_plots_metrics_loss_tsv", "reports_evaluate_plots_fid_csv"):
+    for name in ("reports_train_plots_metrics_loss_tsv", "reports_evaluate_plots_scores_csv"):
         rows = json.loads(charts[name])["data"]["values"]
         assert {row["rev"] for row in rows} == set(revisions)
     for revision in revisions:
