@@ -274,7 +274,7 @@ def test_image_folder_names_of_any_bytes(raw, tmp_path):
     assert prepare("image_folder", settings(), tmp_path / "out")["counts"] == {"train": 3, "test": 1}
     with open(strange, "wb") as file:
         file.write(b"no picture")
-    assert r"/cat/\udcff\n.png': cannot be read as an image" in refused(prepare, "image_folder", settings(), tmp_path / "out")
+    assert r"/cat/\udcff\n.png: cannot be read as an image" in refused(prepare, "image_folder", settings(), tmp_path / "out")
 
 
 def test_image_folder_without_permission(raw):

@@ -8,6 +8,7 @@ import typer
 
 from ddpm.cli import options
 from ddpm.core.files import InputError
+from ddpm.editing.names import EDIT_NAMES, MASK_NAMES
 
 RECONSTRUCTED_IMAGES = 8  # test images that `reconstruct` uses without arguments
 
@@ -27,7 +28,9 @@ def interpolate(
         list[str] | None, options.CONTENT, "TEXT",
         "Caption of both images, for text-conditional models. Give it twice for A and B.",
     ) = None,
-    out: options.out("A .png shows the images in rows; a .gif or an .mp4 runs forward and back.") = Path("out/interpolate.png"),
+    out: options.out(
+        "A .png shows the images in rows; a .gif or an .mp4 runs forward and back.", [".png", *options.FILM_SUFFIXES]
+    ) = Path("out/interpolate.png"),
     fps: options.fps("Frames per second of a film.") = 16.0,
     columns: options.Columns = None,
     tile: options.Tile = 64,
@@ -38,20 +41,20 @@ def interpolate(
 ) -> None:  # fmt: skip
     """Interpolate between two images in the latent space of the model."""
     from ddpm.cli import output
-    from ddpm.core.params import lookup
     from ddpm.editing import tasks
     from ddpm.editing.inputs import open_image
     from ddpm.plots import image_grid
-    from ddpm.plots.image_grid import UPSCALING, rows_of, save, short, table
-    from ddpm.plots.video import FILMS, strip_film, write_film
+    from ddpm.plots.image_grid import rows_of, save, short, table
+    from ddpm.plots.video import strip_film, write_film
+    from ddpm.sampling.model import split_labels
     from ddpm.sampling.progress import collect_images
 
+    is_film = out.suffix.lower() != ".png"
+    model, number = machine.load(), number or (48 if is_film else 12)
+    label = split_labels(model, label or [])
     for name, values in (("label", label), ("text", text)):
         if values and len(values) > 2:
             raise InputError(f"{len(values)} values for two images; give one or two", key=name)
-    is_film = output.check_out(out, [".png", *FILMS]) != ".png"
-    lookup(UPSCALING, upscaling, "upscaling")
-    model, number = machine.load(), number or (48 if is_film else 12)
     output.check_size(model.shape, tile, number, output.MAX_FILM_PIXELS // 2 if is_film else output.MAX_PIXELS)
     made = plan.make(model)
     ends = [
@@ -73,8 +76,7 @@ def interpolate(
 def inpaint(
     image: options.Image = "test:0",
     mask: options.option(
-        str, options.CONTENT, "NAME|FILE",
-        "Region to fill: left, right, top, bottom, middle, border or all, or an image file that is white there.",
+        str, options.CONTENT, "NAME|FILE", f"Region to fill: {', '.join(MASK_NAMES)}, or an image file that is white there.",
     ) = "middle",
     number: options.number(100, "Number of fills.") = 8,
     label: options.Label = None,
@@ -89,7 +91,7 @@ def inpaint(
         "RePaint's number of resamplings: how often each step is denoised. The cost grows with it.",
         min=1, max=100, show_default="10, or 1 for a model trained with masks",
     ) = None,
-    out: options.out("A .png: the image, its known pixels, and the fills.") = Path("out/inpaint.png"),
+    out: options.out("A .png: the image, its known pixels, and the fills.", [".png"]) = Path("out/inpaint.png"),
     columns: options.Columns = None,
     tile: options.Tile = 64,
     *,
@@ -105,7 +107,6 @@ def inpaint(
     from ddpm.plots.image_grid import short, tinted
     from ddpm.sampling.progress import collect_images
 
-    output.check_out(out, [".png"])
     model = machine.load()
     named, known = open_image(model, image, label, text, plan.guidance), open_mask(mask, model.shape)
     longest_jump = len(plan.make(model).grid) - 2
@@ -133,14 +134,14 @@ def edit(
         min=0, max=1, show_default="0.2, 0.4, 0.6, 0.8",
     ) = None,
     number: options.number(100, "Number of variants of each strength.") = 8,
-    method: options.option(
-        str, options.CONTENT, "NAME",
-        "sdedit adds noise to the image and denoises it, which keeps the outline; latent mixes noise into the image's latent.",
+    method: options.one_of(
+        options.CONTENT, "Method", EDIT_NAMES,
+        " sdedit adds noise to the image and denoises it, which keeps the outline; latent mixes noise into the image's latent.",
     ) = "sdedit",
     label: options.Label = None,
     text: options.Text = None,
     seed: options.Seed = 0,
-    out: options.out("A .png with rows for each strength.") = Path("out/edit.png"),
+    out: options.out("A .png with rows for each strength.", [".png"]) = Path("out/edit.png"),
     columns: options.Columns = None,
     tile: options.Tile = 64,
     *,
@@ -149,15 +150,13 @@ def edit(
 ) -> None:  # fmt: skip
     """Generate variants of an image, also of another class or text."""
     from ddpm.cli import output
-    from ddpm.core.params import lookup
     from ddpm.data.images import to_images
     from ddpm.editing.inputs import open_image
     from ddpm.editing.tasks import EDITS, source_image
     from ddpm.plots.image_grid import short
     from ddpm.sampling.progress import collect_images
 
-    output.check_out(out, [".png"])
-    editor = lookup(EDITS, method, "method")
+    editor = EDITS[method]
     model, strengths = machine.load(), list(dict.fromkeys(strength or [0.2, 0.4, 0.6, 0.8]))
     output.check_size(model.shape, tile, (number + 1) * len(strengths))
     made, named = plan.make(model), open_image(model, image, label, text, plan.guidance)
@@ -185,7 +184,7 @@ def reconstruct(
     spacing: options.Spacing = "trailing",
     label: options.Label = None,
     text: options.Text = None,
-    out: options.out("A .png: the images, and their reconstructions below.") = Path("out/reconstruct.png"),
+    out: options.out("A .png: the images, and their reconstructions below.", [".png"]) = Path("out/reconstruct.png"),
     tile: options.Tile = 64,
     *,
     machine: options.MachineOptions,
@@ -201,7 +200,6 @@ def reconstruct(
     from ddpm.sampling import progress
     from ddpm.sampling.plan import make_plan
 
-    output.check_out(out, [".png"])
     model = machine.load()
     names = image or [f"test:{k}" for k in range(min(RECONSTRUCTED_IMAGES, len(open_test()[1].images)))]
     counts = steps or [min(count, model.schedule.steps) for count in (10, 20, 50, 100)]

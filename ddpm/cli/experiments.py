@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddpm.cli.options import CONTENT, OUTPUT, flag, option
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, printable
 
 RECIPE = "A recipe's name, or the path of a recipe file (.yaml)"
 
@@ -25,10 +25,10 @@ def recipe(
     line = " ".join(recipes.options(chosen.content.overrides))
     recipes.full_params(chosen)
     if chosen.content.needs:
-        print(f"{chosen.name} needs {chosen.content.needs}", file=sys.stderr)
+        print(printable(f"{chosen.name} needs {chosen.content.needs}"), file=sys.stderr)
     for command in chosen.content.extra:
-        print(f"afterwards: {command}", file=sys.stderr)
-    print(line)
+        print(printable(f"afterwards: {command}"), file=sys.stderr)
+    print(printable(line))
 
 
 def record(

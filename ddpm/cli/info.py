@@ -1,5 +1,6 @@
-"""The description of a model folder, and the values of the options --checkpoint and --device."""
+"""The description of a model folder, and the value of the option --device."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import torch
 
 from ddpm.core.device import DEVICES, Runtime, setup
-from ddpm.core.files import InputError, read_json
+from ddpm.core.files import InputError, printable, read_json
 from ddpm.core.params import lookup, make
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
-from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, list_snapshots, supported_range
+from ddpm.networks.power_ema import list_snapshots, supported_range
 from ddpm.report.model_scores import scores_of
-from ddpm.sampling.model import load
+from ddpm.sampling.model import DiffusionModel, load
 
 MAX_NAMES = 40
 
@@ -71,7 +72,7 @@ def as_text(description: dict[str, Any]) -> str:
         **{f"scores of {name}": _score_text(row) for name, row in description.get("scores", {}).items()},
         "scores": description.get("scores_left_out"),
     }
-    return "\n".join(f"{name + ':':<16}{text}" for name, text in rows.items() if text)
+    return "\n".join(printable(f"{name + ':':<16}{text}") for name, text in rows.items() if text)
 
 
 def _listed(names: list[str]) -> str:
@@ -91,27 +92,29 @@ def _score_text(row: dict[str, float]) -> str:
     return ", ".join(fid + ([f"accuracy {row['accuracy']:.1%}"] if "accuracy" in row else []))
 
 
+SMALL_NETWORK = 10**8  # parameters times pixels of an image
+
+
+def use_fitting_threads(model: DiffusionModel, threads: int | None = None) -> None:
+    """Lets a small network on the CPU use one thread, unless `threads` or OMP_NUM_THREADS asks for others.
+
+    The threads of a small network mostly wait for each other, and for other processes where the machine has other work.
+    """
+    height, width, _ = model.shape
+    work = height * width * sum(p.numel() for p in model.network.parameters())
+    if not threads and "OMP_NUM_THREADS" not in os.environ and model.device.type == "cpu" and work < SMALL_NETWORK:
+        torch.set_num_threads(1)
+
+
 def open_device(name: str, threads: int | None) -> torch.device:
-    """Returns a device by its key of DEVICES, and sets the number of CPU threads. Raises InputError if it is not available."""
+    """Returns a device by its key of DEVICES, and sets the number of CPU threads: `threads`, else OMP_NUM_THREADS, else the CPUs.
+
+    Raises InputError if the device is not available.
+    """
     if not lookup(DEVICES, name, "device")():
         raise InputError(f"{name!r} is not available to PyTorch; use 'auto' or 'cpu'", key="device")
     auto = dict.fromkeys(("processes", "workers", "compile", "preload"), "auto")
-    numbers = {"threads": threads or "auto", "precision": "float32", "deterministic": True, "log_seconds": 10.0}
+    # PyTorch has read OMP_NUM_THREADS when it was imported.
+    of_environment = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else "auto"
+    numbers = {"threads": threads or of_environment, "precision": "float32", "deterministic": True, "log_seconds": 10.0}
     return setup(make(Runtime, device=name, **auto, **numbers))
-
-
-def checkpoint_of(text: str) -> str | float:
-    """Returns a checkpoint from its text: a key of CHECKPOINTS, or a relative EMA width. Raises InputError for other text."""
-    if text in CHECKPOINTS:
-        return text
-    try:
-        width = float(text)
-    except ValueError:
-        names = dict.fromkeys([*CHECKPOINTS, f"a width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}"])
-        return lookup(names, text, "checkpoint")
-    if not MIN_SIGMA_REL <= width <= MAX_SIGMA_REL:
-        raise InputError(
-            f"width {text} is out of range; give {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, or {', '.join(CHECKPOINTS)}",
-            key="checkpoint",
-        )
-    return width

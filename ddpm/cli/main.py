@@ -1,7 +1,7 @@
 """The command line, `python -m ddpm`: the commands and the exit status.
 
-A mistake of the user ends in one line on standard error and exit status 1. Any other exception is a defect and keeps its
-traceback.
+A mistake of the user ends in one line on standard error. The exit status is 2 if an option is wrong by itself, which is told
+before PyTorch is imported, and 1 otherwise. Any other exception is a defect and keeps its traceback.
 """
 
 import importlib.util
@@ -17,8 +17,9 @@ import typer
 
 from ddpm.cli import animate, editing, models, sample
 from ddpm.cli import experiments as experiment_commands
+from ddpm.cli.model_folder import locate
 from ddpm.cli.options import CONTENT, MachineOptions, flag, option, with_option_groups
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, printable
 from ddpm.core.memory import is_out_of_memory
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.signals import interruptible
@@ -56,21 +57,22 @@ def demo(
     """Serve a web page that generates, inpaints, interpolates and compares images."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError("needs gradio, which is not installed; run `pip install -r requirements-demo.txt`", key="demo")
-    from ddpm.cli.info import checkpoint_of, open_device
+    from ddpm.cli.info import open_device
     from ddpm.demo.app import launch
 
-    checkpoint, device = checkpoint_of(machine.checkpoint), open_device(machine.device, machine.threads)
-    launch(machine.model, checkpoint, device, host, port, browser, root_path, share)
+    device = open_device(machine.device, machine.threads)
+    launch(machine.model, machine.checkpoint, device, host, port, browser, root_path, share)
 
 
 def info(
-    model: option(Path, None, "FOLDER", "Folder of the trained model.", "--model", "-m") = MODEL_DIR,
+    model: option(Path, None, "FOLDER", "Folder of the trained model, or a file in it.", "--model", "-m") = MODEL_DIR,
     as_json: flag(None, "Print JSON.", "--json") = False,
 ) -> None:  # fmt: skip
     """Print a trained model's data, network, training, checkpoints and scores."""
+    folder, _ = locate(model)
     from ddpm.cli import info
 
-    description = info.describe(model)
+    description = info.describe(folder)
     print(json.dumps(description, indent=2) if as_json else info.as_text(description))
 
 
@@ -86,8 +88,12 @@ def experiments(
 ) -> None:  # fmt: skip
     """Compare experiments of `dvc exp run` in a table, with the spread over their seeds."""
     from ddpm.experiments.collect import report
+    from ddpm.experiments.runner import git
 
-    print(report(rev or [], num, all_commits, out))
+    line = report(rev or [], num, all_commits, out)
+    # It is another table where its experiments are others, and Git then has the one before.
+    replaced = git("status", "--porcelain", "--untracked-files=no", "--", str(out))
+    print(line + (f"; differs from the committed table, which `git restore {out}` brings back" if replaced else ""))
 
 
 # Each command with an example, without `python -m ddpm`.
@@ -120,7 +126,7 @@ def _program() -> Any:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line; returns the exit status: 0, 1 after a mistake of the user, 128 + N after signal N."""
+    """Runs a command line; returns the exit status: 0, 1 or 2 after a mistake of the user, 128 + N after signal N."""
     # A file name may hold characters that the terminal does not have.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     sys.stderr.reconfigure(errors="backslashreplace")
@@ -130,7 +136,7 @@ def main(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageError as error:
-        return _end(f"error: {_usage_line(error)}")
+        return _end(f"error: {_usage_line(error)}", 2)
     except InputError as error:
         return _end(f"error: {_with_dashes(error, arguments)}")
     except Exception as error:
@@ -142,7 +148,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _end(line: str, status: int = 1) -> int:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     return status
 
 

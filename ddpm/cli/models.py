@@ -7,7 +7,6 @@ import typer
 
 from ddpm.cli import options
 from ddpm.cli.options import CONTENT, MODEL, OUTPUT, SAMPLING, MachineOptions, option, with_option_groups
-from ddpm.core.files import InputError
 from ddpm.sampling.names import VARIANCE_NAMES
 
 FORMAT = "diffusers"
@@ -17,7 +16,7 @@ Folder = options.out("Folder to write.", metavar="FOLDER")
 
 @with_option_groups
 def export(
-    to: option(str, OUTPUT, "NAME", f"Format of the export: {FORMAT}.") = FORMAT,
+    to: options.one_of(OUTPUT, "Format of the export", [FORMAT]) = FORMAT,
     out: Folder = EXPORTED,
     label: option(
         str | None, CONTENT, "CLASS",
@@ -32,9 +31,8 @@ def export(
         CONTENT, "Export a class-conditional network for your own sampling loop; pipelines of diffusers cannot use it.",
         "--keep-classes",
     ) = False,
-    variance: option(
-        str, SAMPLING, "NAME",
-        f"Variance of the steps of DDPMPipeline: {', '.join(VARIANCE_NAMES)}. DDIMPipeline cannot load learned.",
+    variance: options.one_of(
+        SAMPLING, "Variance of the steps of DDPMPipeline", VARIANCE_NAMES, " DDIMPipeline cannot load learned."
     ) = "small",
     thresholding: options.Thresholding = "clip",
     timestep_spacing: options.one_of(
@@ -55,15 +53,13 @@ def export(
     from ddpm.networks.checkpoints import CONFIG
     from ddpm.report.model_scores import scores_of
 
-    if to != FORMAT:
-        raise InputError(f"{to!r} is unknown; valid: {FORMAT}", key="to")
     check_out(out)
     model, config = machine.load(), read_json(machine.model / CONFIG, "train")
-    exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, machine.checkpoint)
+    exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, str(machine.checkpoint))
     metrics, note = scores_of(machine.model)
     if note:
         print(note)
-    scores = read_scores(metrics, machine.checkpoint, thresholding)
+    scores = read_scores(metrics, str(machine.checkpoint), thresholding)
     weights = export(model, config, out, exported, samples=samples, license=license_name, scores=scores)
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")

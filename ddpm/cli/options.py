@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddpm.cli.model_folder import checkpoint_of, locate
 from ddpm.core.files import InputError
+from ddpm.core.outputs import check_out
+from ddpm.core.params import lookup
 from ddpm.core.paths import MODEL_DIR
+from ddpm.networks.names import CHECKPOINTS
 from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED, SAMPLER_NAMES, SPACING_NAMES, THRESHOLD_NAMES, VARIANCE_NAMES
 
 if TYPE_CHECKING:
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 # Panels of the help.
 CONTENT, SAMPLING, OUTPUT, MODEL = "Content", "Sampling", "Output", "Model and machine"
 MAX_STEPS, MAX_TILE = 1_000_000, 512
+# The keys of DEVICES, UPSCALING and FILMS, whose modules import what takes long.
+DEVICE_NAMES, UPSCALING_NAMES, FILM_SUFFIXES = ("auto", "cpu", "cuda", "mps"), ("nearest", "smooth"), (".gif", ".mp4")
 
 
 def option(kind: Any, panel: str | None, metavar: str, help: str, *names: str, **more: Any) -> Any:
@@ -33,14 +39,29 @@ def flag(panel: str | None, help: str, *names: str) -> Any:
     return Annotated[bool, typer.Option(*names, rich_help_panel=panel, help=help)]
 
 
+def checked(check: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Returns the callback of an option: an InputError of check(value) becomes an error of usage, before the command imports."""
+
+    def callback(value: Any) -> Any:
+        try:
+            for one in value if isinstance(value, list) else [] if value is None else [value]:
+                check(one)
+        except InputError as error:
+            raise typer.BadParameter(error.message) from None
+        return value
+
+    return callback
+
+
 def number(most: int, help: str, kind: Any = int, least: int = 1, **more: Any) -> Any:
     """Returns the option --number, with values from `least` to `most`."""
     return option(kind, CONTENT, "NUMBER", help, "--number", "-n", min=least, max=most, **more)
 
 
-def out(help: str, kind: Any = Path, metavar: str = "FILE", **more: Any) -> Any:
-    """Returns the option --out."""
-    return option(kind, OUTPUT, metavar, help, "--out", "-o", **more)
+def out(help: str, suffixes: Iterable[str] | None = None, kind: Any = Path, metavar: str = "FILE", **more: Any) -> Any:
+    """Returns the option --out, for a file with one of these suffixes ("" is a folder), or for what the command itself checks."""
+    callback = checked(lambda path: check_out(path, suffixes)) if suffixes else None
+    return option(kind, OUTPUT, metavar, help, "--out", "-o", callback=callback, **more)
 
 
 def fps(help: str) -> Any:
@@ -48,14 +69,15 @@ def fps(help: str) -> Any:
     return option(float, OUTPUT, "NUMBER", help, min=0.1, max=60)
 
 
-def one_of(panel: str, help: str, names: Iterable[str]) -> Any:
-    """Returns an option whose help lists the valid names."""
-    return option(str, panel, "NAME", f"{help}: {', '.join(names)}.")
+def one_of(panel: str, help: str, names: Iterable[str], more_help: str = "", kind: Any = str, **more: Any) -> Any:
+    """Returns an option that takes one of these names, or several if `kind` is a list; its help lists them."""
+    callback = checked(lambda name: lookup(dict.fromkeys(names), name, ""))
+    return option(kind, panel, "NAME", f"{help}: {', '.join(names)}.{more_help}", callback=callback, **more)
 
 
 Labels = option(
     list[str] | None, CONTENT, "CLASS",
-    "Class of the images, by name or number; 'none' is no class. Repeat it for several classes in turn.",
+    "Class of the images, by name or number; 'none' is no class. Repeat it, or write 3,7, for several classes in turn.",
     show_default="all classes in turn",
 )  # fmt: skip
 Texts = option(
@@ -76,7 +98,7 @@ Tile = option(
     int, OUTPUT, "PIXELS", "Images are enlarged by a whole factor until their longer side is at least this.", min=1, max=MAX_TILE
 )
 Columns = option(int | None, OUTPUT, "NUMBER", "Images per row.", min=1, max=1000, show_default="by the number of images")
-Upscaling = option(str, OUTPUT, "NAME", "Interpolation of enlarged images: nearest or smooth.")
+Upscaling = one_of(OUTPUT, "Interpolation of enlarged images", UPSCALING_NAMES)
 Spacing = one_of(SAMPLING, "Spacing of the noise levels", SPACING_NAMES)
 Thresholding = one_of(SAMPLING, "How predicted images are kept in range", THRESHOLD_NAMES)
 
@@ -122,19 +144,29 @@ class PlanOptions(StyleOptions, _SamplerOptions):
 class MachineOptions:
     """The model folder, the checkpoint in it, and the device."""
 
-    model: option(Path, MODEL, "FOLDER", "Folder of the trained model.", "--model", "-m") = MODEL_DIR
+    model: option(Path, MODEL, "FOLDER", "Folder of the trained model, or a file of weights in it.", "--model", "-m") = MODEL_DIR
     checkpoint: option(
-        str, MODEL, "NAME", "Weights: final, best or latest, or a relative EMA width such as 0.1, rebuilt from the snapshots."
-    ) = "final"
-    device: option(str, MODEL, "NAME", "Device: auto, cpu, cuda or mps.") = "auto"
-    threads: option(int | None, MODEL, "NUMBER", "Number of CPU threads.", min=1, max=1024, show_default="one per core") = None
+        str, MODEL, "NAME",
+        f"Weights: {', '.join(CHECKPOINTS)}, or a relative EMA width such as 0.1, rebuilt from the snapshots.",
+        callback=checked(checkpoint_of),
+    ) = "final"  # fmt: skip
+    device: one_of(MODEL, "Device", DEVICE_NAMES) = "auto"
+    threads: option(
+        int | None, MODEL, "NUMBER", "Number of CPU threads.", min=1, max=1024,
+        show_default="OMP_NUM_THREADS, else one for a small network and one per CPU for a large one",
+    ) = None  # fmt: skip
+
+    def __post_init__(self) -> None:
+        self.model, self.checkpoint = locate(self.model, self.checkpoint)
 
     def load(self) -> "DiffusionModel":
         """Loads the model on the device. Raises InputError if that is not possible."""
-        from ddpm.cli.info import checkpoint_of, open_device
+        from ddpm.cli.info import open_device, use_fitting_threads
         from ddpm.sampling.model import load
 
-        return load(checkpoint_of(self.checkpoint), open_device(self.device, self.threads), self.model)
+        model = load(self.checkpoint, open_device(self.device, self.threads), self.model)
+        use_fitting_threads(model, self.threads)
+        return model
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

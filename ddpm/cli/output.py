@@ -1,7 +1,7 @@
-"""Output files of the commands: checks before the work, and writers of images, arrays and folders of PNG files."""
+"""Output files of the commands: their size, and writers of images, arrays and folders of PNG files."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,28 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm.core.files import InputError, atomic_folder, check_writable, write_npz, write_text, writing
+from ddpm.core.files import InputError, atomic_folder, write_npz, write_text
 from ddpm.plots.image_grid import GAP, MAX_GRID_COLUMNS, save, save_grid, table
 
 MAX_PIXELS = 64_000_000
 MAX_FILM_PIXELS = 400_000_000
-
-
-def check_out(path: Path, suffixes: Iterable[str]) -> str:
-    """Returns the suffix of --out, one of `suffixes`; "" is a folder. Raises InputError if the path cannot be written."""
-    suffix, suffixes = path.suffix.lower(), list(suffixes)
-    valid = " or ".join(kind or "none, for a folder" for kind in suffixes)
-    if "\0" in str(path) or not path.name or path.name.startswith("."):
-        raise InputError(f"{str(path)!r} is not a file name; give one that ends in {valid}", key="out")
-    if suffix not in suffixes:
-        raise InputError(f"{str(path)!r} ends in {suffix or 'no suffix'!r}; valid: {valid}", key="out")
-    with writing(path):
-        if path.is_dir():
-            raise InputError(f"{path} is an existing folder; give another name, or remove it", key="out")
-        if not suffix and path.exists():
-            raise InputError(f"{path} is an existing file; give another name, or a suffix", key="out")
-    check_writable(path)
-    return suffix
 
 
 def check_size(shape: tuple[int, int, int], tile: int, images: int, most: int = MAX_PIXELS) -> None:

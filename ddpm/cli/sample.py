@@ -19,9 +19,9 @@ def sample(
     label: options.Labels = None,
     text: options.Texts = None,
     seed: options.Seed = 0,
-    out: options.out("The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.") = Path(
-        "out/sample.png"
-    ),
+    out: options.out(
+        "The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.", [".png", ".npz", ""]
+    ) = Path("out/sample.png"),
     columns: options.Columns = None,
     tile: options.Tile = 48,
     batch: options.option(int, options.OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=10000) = 100,
@@ -36,7 +36,7 @@ def sample(
     from ddpm.sampling.model import conditioning_for
     from ddpm.sampling.progress import collect_images
 
-    suffix, model = output.check_out(out, output.WRITERS), machine.load()
+    suffix, model = out.suffix.lower(), machine.load()
     made = plan.make(model)
     labels, captions = conditioning_for(model, number, label or [], text or [], plan.guidance)
     if suffix == ".png":
@@ -50,8 +50,8 @@ def sample(
 
 @options.with_option_groups
 def compare(
-    sampler: options.option(
-        list[str] | None, options.CONTENT, "NAME", f"Sampler: {', '.join(SAMPLER_NAMES)}. Repeat it for several.",
+    sampler: options.one_of(
+        options.CONTENT, "Sampler", SAMPLER_NAMES, " Repeat it for several.", list[str] | None,
         show_default=", ".join(COMPARED_SAMPLERS),
     ) = None,
     steps: options.option(
@@ -62,13 +62,17 @@ def compare(
     label: options.Labels = None,
     text: options.Texts = None,
     seed: options.Seed = 0,
-    out: options.out("A .png with a row for each sampler and number of steps.") = Path("out/compare.png"),
+    out: options.out("A .png with a row for each sampler and number of steps.", [".png"]) = Path("out/compare.png"),
     tile: options.Tile = 48,
     *,
     style: options.StyleOptions,
     machine: options.MachineOptions,
 ) -> None:  # fmt: skip
-    """Generate the same images from the same noise by several samplers and numbers of steps."""
+    """Draw one picture with a row of images for each sampler and number of steps, all rows from the same noise.
+
+    Without --sampler and --steps the rows are ddim with 10, 20 and 50 steps, dpmpp_2m with 10, and ddpm with 100. With one of
+    both, the other takes its default. A line for each row tells its network evaluations and seconds.
+    """
     from ddpm.cli import output
     from ddpm.plots.image_grid import save, table
     from ddpm.sampling import generate
@@ -76,7 +80,6 @@ def compare(
     from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import collect_images
 
-    output.check_out(out, [".png"])
     model = machine.load()
     labels, captions = conditioning_for(model, number, label or [], text or [], style.guidance)
     pairs = [(name, count) for name in sampler or COMPARED_SAMPLERS for count in steps or COMPARED_STEPS]

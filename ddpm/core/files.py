@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,8 +38,19 @@ _DAMAGED = (
 )  # fmt: skip
 
 
+def printable(text: str) -> str:
+    """Returns text from a file as a terminal may show it: escapes such as \\x1b in place of control characters and line ends.
+
+    Control characters move the cursor, colour or hide text; those of category Cf can reverse it.
+    """
+    return "".join(
+        char if char.isprintable() or unicodedata.category(char) == "Zs" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 class InputError(Exception):
-    """A mistake outside the code: a setting, a file or the machine. Its text is one line: `where: key: message`.
+    """A mistake outside the code: a setting, a file or the machine. Its text is one printable line: `where: key: message`.
 
     message: what is wrong and what to do.
     key: the setting or file that is wrong, such as "train.steps" or a path.
@@ -46,7 +59,7 @@ class InputError(Exception):
 
     def __init__(self, message: str, *, key: str | os.PathLike = "", where: str | os.PathLike = ""):
         self.message, self.key, self.where = message, os.fspath(key), os.fspath(where)
-        super().__init__(": ".join(part for part in (self.where, self.key, message) if part))
+        super().__init__(printable(": ".join(part for part in (self.where, self.key, message) if part)))
 
     def within(self, where: str | os.PathLike, prefix: str = "") -> "InputError":
         """Returns the same error for a setting of the file `where`; `prefix` is put before the key."""
@@ -121,16 +134,36 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     write_text(path, text + "\n")
 
 
+def remake(made_by: str, again: bool = True) -> str:
+    """Returns the advice for a missing or damaged file of the stage `made_by`; "" is no stage of this project."""
+    if not made_by:
+        return "copy or import the model again"
+    return f"make it again with `dvc repro -f {made_by}`" if again else f"make it with `dvc repro {made_by}`"
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises InputError for a folder, FIFO, socket or device. Reading one of the last three may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says why
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+        raise InputError(f"is a {kinds.get(stat.S_IFMT(mode), 'device')}, not a file; remove it", key=path)
+
+
 def read_json(path: str | os.PathLike, made_by: str) -> dict:
-    """Reads a JSON object. Raises InputError, naming the stage `made_by`, if the file is missing or damaged."""
+    """Reads a JSON object. Raises InputError with the advice of `remake(made_by)` if the file is missing or damaged."""
+    check_regular(path)
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"not found; make it with `dvc repro {made_by}`", key=path) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path) from None
+        raise InputError(f"not found; {remake(made_by, again=False)}", key=path) from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else first_line(error)
+        raise InputError(f"cannot be read ({reason}); {remake(made_by)}", key=path) from None
     if not isinstance(value, dict):
-        raise InputError(f"holds no JSON object; make it again with `dvc repro -f {made_by}`", key=path)
+        raise InputError(f"holds no JSON object; {remake(made_by)}", key=path)
     return value
 
 
@@ -147,6 +180,7 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
 def read_npz(path: str | os.PathLike, made_by: str, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """Reads all arrays of an .npz. Raises InputError, naming the stage `made_by`, if it is missing or damaged, or if an array
     of `needed` is not in it."""
+    check_regular(path)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -181,36 +215,6 @@ def sha256_tree(paths: Iterable[str | os.PathLike]) -> str:
             if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".pyc", ".md"):
                 digest.update(f"{path.as_posix()}\0{sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def check_writable(path: Path) -> None:
-    """Raises InputError, with the key `out`, if the nearest existing folder above `path` cannot be written to."""
-    with writing(path):
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise InputError(f"{path}: {above.name} is a file, not a folder; give another name", key="out")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"no permission to write to {above}; give another name, or change its rights", key="out")
-
-
-def check_folder(path: Path, files: Collection[str], is_ours: Callable[[Path], bool], kind: str) -> None:
-    """Raises InputError, with the key `out`, if a command cannot write a folder, or would replace one of another kind.
-
-    path: the folder to write; an existing one must be empty or an earlier output of the same command.
-    files: the names that such an output may hold.
-    is_ours: returns whether this command wrote an existing folder.
-    kind: the name of the output in messages.
-    """
-    if "\0" in str(path) or not path.name or path.name.startswith("."):
-        raise InputError(f"{str(path)!r} is no name of a folder; give one", key="out")
-    with writing(path):
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise InputError(f"{path} is a file or a link that is there already; give another name, or remove it", key="out")
-        if path.is_dir():
-            names = {entry.name for entry in path.iterdir()}
-            if names and not (names <= set(files) and is_ours(path)):
-                raise InputError(f"{path} is there already and is no {kind}; give another name, or remove it", key="out")
-    check_writable(path)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ddpm.core.files import InputError, atomic, first_line
+from ddpm.core.files import InputError, atomic, check_regular, first_line, remake
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -30,14 +30,16 @@ def _serialize(weights: dict[str, Tensor]) -> bytes:
 def read_weights(path: Path, made_by: str) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file, on the CPU.
 
-    Raises InputError, naming the stage `made_by`, if the file is missing or damaged.
+    Raises InputError with the advice of `remake(made_by)` if the file is missing or damaged.
     """
+    check_regular(path)
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise InputError(f"not found; make it with `dvc repro {made_by}`", key=path) from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"damaged ({first_line(error)}); make it again with `dvc repro -f {made_by}`", key=path) from None
+        raise InputError(f"not found; {remake(made_by, again=False)}", key=path) from None
+    # KeyError and AttributeError: a dtype that this PyTorch does not know.
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"damaged ({first_line(error)}); {remake(made_by)}", key=path) from None
 
 
 def load_weights(path: Path, network: nn.Module, made_by: str) -> None:
@@ -46,15 +48,19 @@ def load_weights(path: Path, network: nn.Module, made_by: str) -> None:
 
 
 def put_weights(weights: dict[str, Tensor], network: nn.Module, path: Path, made_by: str) -> None:
-    """Copies weights, which come from `path`, into the network. Raises InputError if names or shapes differ."""
-    expected = {name: value.shape for name, value in network.state_dict().items()}
+    """Copies weights, which come from `path`, into the network. Raises InputError if names, shapes or kinds of numbers differ."""
+    own = network.state_dict()
+    expected = {name: value.shape for name, value in own.items()}
     shapes = {name: value.shape for name, value in weights.items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
         sizes = f"{tuple(shapes.get(wrong[0], ()))} in the file, {tuple(expected.get(wrong[0], ()))} by the config"
         raise InputError(
-            f"does not fit the config.json in its folder: {wrong[0]} is {sizes} ({len(wrong)} differ); "
-            f"make it again with `dvc repro -f {made_by}`",
+            f"does not fit the config.json in its folder: {wrong[0]} is {sizes} ({len(wrong)} differ); {remake(made_by)}",
             key=path,
         )
+    for name, value in weights.items():
+        # Other floats are converted, as files of half the size are common; integers and complex numbers are no weights.
+        if value.dtype != own[name].dtype and not (value.is_floating_point() and own[name].is_floating_point()):
+            raise InputError(f"{name} is {value.dtype}, not {own[name].dtype}; {remake(made_by)}", key=path)
     network.load_state_dict(weights)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, printable
 from ddpm.datasets.image_io import EXTENSIONS, Decoding, Unreadable, decode
 
 MAX_STAMP = (1 << 62) - 1  # fits in int64
@@ -146,7 +146,7 @@ class Store(NamedTuple):
     def shown(self, picture: Picture) -> str:
         """Returns the path for a message of one line, with unprintable characters escaped."""
         path = str(self.where / picture.name)
-        return path if path.isprintable() else ascii(path)
+        return printable(path)
 
 
 class Files(NamedTuple):

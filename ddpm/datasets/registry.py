@@ -9,7 +9,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, printable
 from ddpm.core.params import OneOf
 from ddpm.core.paths import folder_of
 from ddpm.datasets.celeba import read_celeba
@@ -120,7 +120,7 @@ def _of_files(files: Files, class_names: Sequence[str], settings: PrepareData) -
         count = sum(number for number, _ in skipped.values())
         kinds = ", ".join(f"{number:,} {ending or 'without an ending'} ({first})" for ending, (number, first) in skipped.items())
         print(
-            ascii(f"{files.store.where}: {count:,} left out, since Pillow reads no such files: {kinds}")[1:-1],
+            printable(f"{files.store.where}: {count:,} left out, since Pillow reads no such files: {kinds}"),
             flush=True,
         )
     train, test = (Raw(Pictures(files, split, settings.decoding()), files.index.labels(split)) for split in (0, 1))

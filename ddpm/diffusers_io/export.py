@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ddpm.core.files import InputError, atomic, atomic_folder, check_folder, read_json, write_json, write_text
+from ddpm.core.files import InputError, atomic, atomic_folder, read_json, write_json, write_text
+from ddpm.core.outputs import check_folder
 from ddpm.diffusers_io.model_card import IMPORTED, LICENSE, CardInfo, Score, write_card
 from ddpm.diffusers_io.scheduler_config import write_scheduler
 from ddpm.diffusers_io.state_dict_map import CLASSES, LINEAR_OUT, to_diffusers

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddpm.core.files import InputError, atomic_folder, check_folder, first_line, read_json, write_json
+from ddpm.core.files import InputError, atomic_folder, first_line, read_json, write_json
+from ddpm.core.outputs import check_folder
 from ddpm.core.weights import save_weights
 from ddpm.diffusers_io.export import RECORD, SCHEDULER, UNET
 from ddpm.diffusers_io.model_card import IMPORTED

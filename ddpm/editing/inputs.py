@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, printable
 from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import open_test
 from ddpm.datasets import image_io
@@ -46,7 +46,7 @@ class NamedImage(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"{self.name} ({self.caption})" if self.caption else self.name
+        return printable(f"{self.name} ({self.caption})" if self.caption else self.name)
 
 
 def open_image(

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, printable
 from ddpm.core.params import PARAMS_FILE, Section, lookup, make
 from ddpm.core.yaml_files import parse_yaml, read_yaml
 
@@ -87,7 +87,7 @@ def list_recipes() -> str:
     for name in recipe_names():
         content = read_recipe(name).content
         needs = f"; needs {content.needs}" if content.needs else ""
-        lines.append(f"{name:<22}{content.parameters:>11,}  {content.about}{needs}")
+        lines.append(printable(f"{name:<22}{content.parameters:>11,}  {content.about}{needs}"))
     return "\n".join(lines)
 
 

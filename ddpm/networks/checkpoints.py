@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ddpm.core.files import InputError, read_json
+from ddpm.core.files import InputError, read_json, remake
 from ddpm.core.params import Section, lookup, make
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.weights import load_weights, put_weights
@@ -20,14 +20,13 @@ from ddpm.diffusion.prediction import PredictionName
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.networks.captions import Vocabulary
 from ddpm.networks.conditioning import CONDITIONINGS
-from ddpm.networks.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SNAPSHOTS, rebuild
+from ddpm.networks.names import CHECKPOINTS, CONFIG, MAX_SIGMA_REL, MIN_SIGMA_REL, SNAPSHOTS
+from ddpm.networks.power_ema import list_snapshots, rebuild, snapshot_file
 from ddpm.networks.registry import Network, NetworkSettings, make_network
 from ddpm.networks.unet import CompatOptions, Size
 
-CONFIG = "config.json"
 FORMAT = 6
 MAX_COUNT = 10**9  # images of a class
-CHECKPOINTS = {"final": "final.safetensors", "best": "best.safetensors", "latest": "latest.safetensors"}
 
 
 def _checkpoint(value: Any) -> str | float:
@@ -48,7 +47,12 @@ class _Diffusion(Diffusion):
     prediction: PredictionName
 
 
-class _Data(BaseModel):
+class _Entries(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Data(_Entries):
+    dataset: str | None = None
     shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
     class_names: Annotated[list[str], Field(min_length=1)]
     class_counts: list[Annotated[int, Field(ge=0, le=MAX_COUNT)]] | None = None
@@ -61,14 +65,26 @@ class _Data(BaseModel):
         return counts
 
 
-class _Config(BaseModel):
-    """The entries of config.json that are needed to rebuild a network and to sample from it."""
+class _Training(_Entries):
+    steps: Size | None = None
+    batch_size: Size | None = None
+    learning_rate: float | None = None
+    lr_schedule: str | None = None
+    ema_decay: float | None = None
+    loss_weight: str | None = None
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    flip: bool | None = None
+    seed: int | None = None
 
-    model_config = ConfigDict(strict=True)
+
+class _Config(_Entries):
+    """The entries of config.json that are read: to rebuild a network, to sample from it and to describe it."""
 
     model: NetworkSettings
     diffusion: _Diffusion
     data: _Data
+    training: _Training
+    words: list[str] | None = None
     compat: CompatOptions | None = None
 
 
@@ -95,23 +111,26 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
     Raises InputError for a missing or damaged file, for weights that do not fit the config, and for an EMA that the snapshots
     cannot give.
     """
-    path = folder / CONFIG
-    config = read_json(path, "train")
+    path, made_by = folder / CONFIG, "train" if folder == MODEL_DIR else ""
+    config = read_json(path, made_by)
     if config.get("format") != FORMAT:
-        raise InputError(f"format {config.get('format')} is not {FORMAT}; make it again with `dvc repro train`", key=path)
+        raise InputError(f"format {config.get('format')!r:.20} is not {FORMAT}; {remake(made_by)}", key=path)
     try:
         valid = make(_Config, **config)
         options = {"compat": valid.compat} if valid.compat else {}
         network = make_network(valid.model, valid.diffusion, tuple(valid.data.shape), valid.data.class_names, **options)
     except InputError as error:
         reason = str(error).split(";")[0]  # without the advice, which is about params.yaml
-        raise InputError(f"invalid model config ({reason}); make it again with `dvc repro -f train`", key=path) from None
+        raise InputError(f"invalid model config ({reason}); {remake(made_by)}", key=path) from None
     if network.takes_text and config.get("words") != network.condition.vocabulary.words:
-        raise InputError("vocabulary differs from that of the caption templates; retrain with `dvc repro train`", key=path)
+        raise InputError(f"vocabulary differs from that of the caption templates; {remake(made_by)}", key=path)
     if isinstance(checkpoint, str):
-        load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, "train")
+        load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, made_by)
     else:
-        put_weights(rebuild(folder, checkpoint), network, folder / SNAPSHOTS, "train")
+        steps, last = valid.training.steps, max(list_snapshots(folder), default=0)
+        if steps and last > steps:
+            raise InputError(f"is of no step of this training, which had {steps:,}; remove it", key=snapshot_file(folder, last))
+        put_weights(rebuild(folder, checkpoint), network, folder / SNAPSHOTS, made_by)
     # Convolutions on CPU and on tensor cores are faster with the channels as the last axis in memory.
     return network.to(device, memory_format=torch.channels_last).eval(), config
 

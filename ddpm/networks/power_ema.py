@@ -20,13 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, remake
 from ddpm.core.weights import read_weights, save_weights
+from ddpm.networks.names import MAX_SIGMA_REL, MIN_SIGMA_REL, SNAPSHOTS
 
-SNAPSHOTS = "snapshots"
 TRACKED_SIGMA_REL = (0.05, 0.10)  # as in EDM2
-# The sigma_rel that can be reconstructed. At 1/sqrt(12) = 0.2887 the EMA is the plain mean over the whole training.
-MIN_SIGMA_REL, MAX_SIGMA_REL = 0.005, 0.28
 # The largest accepted residual. Up to it, the noise of the reconstructed EMA had the right variance to 10 % (1 to 40 snapshots).
 TOLERANCE = 0.1
 
@@ -99,9 +97,10 @@ def snapshot_file(folder: Path, step: int) -> Path:
 
 
 def list_snapshots(folder: Path) -> list[int]:
-    """Returns the steps, ascending, of the snapshots in a model folder."""
-    matches = (re.fullmatch(r"step_(\d+)\.safetensors", path.name) for path in (folder / SNAPSHOTS).glob("*"))
-    return sorted(int(match[1]) for match in matches if match)
+    """Returns the steps, ascending, of the snapshots in a model folder; other names than those of `snapshot_file` are none."""
+    matches = (re.fullmatch(r"step_(\d{7,15})\.safetensors", path.name) for path in (folder / SNAPSHOTS).glob("*"))
+    steps = ((int(match[1]), match[0]) for match in matches if match)
+    return sorted(step for step, name in steps if step > 0 and snapshot_file(folder, step).name == name)
 
 
 def save_snapshot(folder: Path, step: int, tracks: dict[float, dict[str, Tensor]]) -> None:
@@ -115,9 +114,11 @@ def save_snapshot(folder: Path, step: int, tracks: dict[float, dict[str, Tensor]
 def read_snapshot(folder: Path, step: int) -> dict[float, dict[str, Tensor]]:
     """Returns the tracked EMAs of a step, {sigma_rel: {name: tensor}}; one that the file does not hold is empty.
 
-    Raises InputError if the file is missing or damaged.
+    Raises InputError if the file is missing or damaged, or holds anything but real numbers.
     """
     weights = read_weights(snapshot_file(folder, step), "train")
+    if wrong := next((name for name, value in weights.items() if not value.is_floating_point()), None):
+        raise InputError(f"{wrong} is {weights[wrong].dtype}, not a float; {remake('train')}", key=snapshot_file(folder, step))
     prefixes = {sigma_rel: f"{sigma_rel:g}/" for sigma_rel in TRACKED_SIGMA_REL}
     return {
         sigma_rel: {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -1,5 +1,6 @@
 """A trained diffusion model and its conditioning: class labels and captions as tensors."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from ddpm.core import processes
 from ddpm.core.files import InputError
-from ddpm.core.params import lookup
 from ddpm.core.paths import MODEL_DIR
 from ddpm.diffusion.prediction import check_prediction
 from ddpm.diffusion.schedule import Diffusion, NoiseSchedule
@@ -152,16 +152,40 @@ def class_sequence(counts: Sequence[int], length: int) -> np.ndarray:
 NO_CLASS = "none"
 
 
+MAX_LISTED = 20  # class names in a message
+
+
+def _named_class(names: Sequence[str], name: str) -> int | None:
+    """Returns the index of a class name, in any case if no other name has the same letters, or None."""
+    for form in (str, str.casefold):
+        if (text := form(name.strip())) in (forms := [form(each) for each in names]):
+            return forms.index(text)
+    return None
+
+
 def class_index(model: DiffusionModel, name: str) -> int:
-    """Returns the index of a class by its name, in any case, or by the index itself. Raises InputError for an unknown class."""
+    """Returns the index of a class by its name, in any case, or by the index itself where no class is called by a number.
+
+    Raises InputError for an unknown class.
+    """
     names, text = model.data["class_names"], name.strip()
-    lowered = [class_name.lower() for class_name in names]
-    if text.lower() in lowered:
-        return lowered.index(text.lower())
+    if (index := _named_class(names, name)) is not None:
+        return index
+    has_numbers = any(each.strip().isdecimal() for each in names)
     # Python refuses to read numbers of thousands of digits.
-    if text.isdecimal() and len(text) < 10 and int(text) < len(names):
+    if text.isdecimal() and len(text) < 10 and int(text) < len(names) and not has_numbers:
         return int(text)
-    return names.index(lookup(dict.fromkeys(names), name, "label"))
+    near = difflib.get_close_matches(text, names, n=1) if not text.lstrip("-").isdecimal() else []
+    listed = ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else "")
+    or_number = "" if has_numbers else f", or a number from 0 to {len(names) - 1}"
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    raise InputError(f"{text[:80]!r} is no class of this model{guess}; give one of {listed}{or_number}", key="label")
+
+
+def split_labels(model: DiffusionModel, labels: Sequence[str]) -> list[str]:
+    """Returns labels with each list such as `3,7` replaced by its parts, unless a class is called so."""
+    names = model.data["class_names"]
+    return [part for text in labels for part in ([text] if _named_class(names, text) is not None else text.split(","))]
 
 
 def proportional_conditioning(
@@ -184,12 +208,15 @@ def conditioning_for(
 ) -> tuple[Tensor | None, list[str]]:
     """Returns the conditioning of `count` images: (class ids (N,), word ids (N, L) or None; a caption for each image).
 
-    labels: class names or indices, used in turn; `none` is no class.
+    labels: class names or indices, or lists such as `3,7`, used in turn; `none` is no class.
     texts: texts, used in turn; an empty one is no class. Without labels and texts the classes are used in turn.
     guidance: 0 is no conditioning.
 
     Raises InputError for what the model does not take or know, and for labels or texts that guidance 0 would ignore.
     """
+    labels = split_labels(model, labels)
+    if count == 1 and len(labels) > 1:
+        raise InputError(f"{len(labels)} classes for one image; give one", key="label")
     if labels and texts:
         raise InputError("cannot be given together with label; give one of them", key="text")
     if guidance == 0 and (texts or set(labels) - {NO_CLASS}):
