@@ -66,8 +66,8 @@ class _Data(_Entries):
 
 
 class _Training(_Entries):
-    steps: Size | None = None
-    batch_size: Size | None = None
+    steps: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Annotated[int, Field(ge=0)] | None = None
     learning_rate: float | None = None
     lr_schedule: str | None = None
     ema_decay: float | None = None
