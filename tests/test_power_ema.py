@@ -334,7 +334,8 @@ class TestCheckpoints:
 
     def test_checkpoint_setting_can_be_changed_by_dvc(self, workspace):
         from dvc.utils.hydra import apply_overrides
-        from test_params import EVERYTHING
+
+        from ddpm.sampling.settings import SampleDDIM
 
         apply_overrides("params.yaml", ["sample_ddim.checkpoint=0.1"])
-        assert params.load(sample_ddim=EVERYTHING["sample_ddim"]).sample_ddim.checkpoint == 0.1
+        assert params.load(sample_ddim=SampleDDIM).sample_ddim.checkpoint == 0.1
