@@ -48,6 +48,14 @@ def test_atomic_makes_file_and_folder(tmp_path):
     assert everything_in(tmp_path) == {"a/b/x.txt": b"half"}
 
 
+def test_atomic_removes_what_killed_processes_have_left(tmp_path):
+    """The number in a temporary name is that of its process; init, 1, always runs, and no process has 2^31 - 1."""
+    for name in ("x.partial1.txt", "x.partial2147483647.txt", "y.partial2147483647.txt"):
+        (tmp_path / f".{name}").touch()
+    write_text(tmp_path / "x.txt", "new")
+    assert sorted(everything_in(tmp_path)) == [".x.partial1.txt", ".y.partial2147483647.txt", "x.txt"]
+
+
 @pytest.mark.parametrize("failure", [InputError("no"), RuntimeError, KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
 def test_atomic_failure_keeps_old_file(tmp_path, failure):
     target = tmp_path / "x.txt"

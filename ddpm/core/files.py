@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import unicodedata
@@ -98,12 +99,24 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            _remove_leftovers(path, path.stem)
     finally:
         # It is gone after success, and may not exist if the folder itself could not be written.
         try:
             os.unlink(temporary)
         except OSError:
             pass
+
+
+def _remove_leftovers(path: Path, stem: str) -> None:
+    """Removes what processes that were killed have left of earlier attempts to write `path`."""
+    prefix = f".{stem}{_TEMPORARY}"
+    for other in [entry for entry in path.parent.iterdir() if entry.name.startswith(prefix)]:
+        import psutil
+
+        pid = re.match(r"\d*", other.name.removeprefix(prefix))[0]
+        if pid and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
 
 
 def remove_partial(folder: str | os.PathLike) -> None:
@@ -233,6 +246,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 # A folder cannot be renamed to one that holds files.
                 os.replace(path, old)
             os.replace(new, path)
+            _remove_leftovers(path, path.name)
     finally:
         if old.exists() and not path.exists():
             os.replace(old, path)
