@@ -177,15 +177,19 @@ def test_full_disk_ends_a_stage_with_one_line(finished, before, stage, share):
     assert contents() == expected
 
 
+LONG = {"train.steps": 3000} | {f"train.{kind}_every": 1000 for kind in ("log", "validate", "preview", "checkpoint")}
+
+
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout of the project with the tiny profile, a longer training and prepared data."""
+    """A checkout of the project with the tiny profile, a training of about 20 s and prepared data."""
     checkout = Checkout(tmp_path / "checkout")
     for name in ("ddpm", "stages", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, checkout.folder / name)
     params = checkout.folder / "params.yaml"
-    params.write_text(yaml.safe_dump(edit(read_yaml(params), **TINY, **{"train.steps": 300}), sort_keys=False))
+    params.write_text(yaml.safe_dump(edit(read_yaml(params), **TINY | LONG), sort_keys=False))
     checkout.python("dvc", "init", "-q")
+    checkout.commit()  # DVCLive needs one
     checkout.python("dvc", "repro", "prepare_data")
     return checkout
 
@@ -235,7 +239,10 @@ def test_repro_replaces_a_damaged_object_of_the_cache_and_survives_a_cache_that_
 
 def test_training_beside_repro_is_refused_and_both_end_equal(checkout):
     alone = started(checkout, "stages.train")
-    next(line for line in alone.stdout if "parameters on" in line)
+    lines = []
+    while not any("parameters on" in line for line in lines):
+        lines.append(alone.stdout.readline())
+        assert lines[-1], lines
     refused = checkout.python("dvc", "repro", "-s", "train", status=255)
     assert "is running; wait for it, or stop it" in refused.stderr
     assert alone.poll() is None
