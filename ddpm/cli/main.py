@@ -88,11 +88,11 @@ def experiments(
 ) -> None:  # fmt: skip
     """Compare experiments of `dvc exp run` in a table, with the spread over their seeds."""
     from ddpm.experiments.collect import report
-    from ddpm.experiments.runner import git
+    from ddpm.experiments.runner import git, has_git
 
     line = report(rev or [], num, all_commits, out)
     # It is another table where its experiments are others, and Git then has the one before.
-    replaced = git("status", "--porcelain", "--untracked-files=no", "--", str(out))
+    replaced = has_git() and git("status", "--porcelain", "--untracked-files=no", "--", str(out))
     print(line + (f"; differs from the committed table, which `git restore {out}` brings back" if replaced else ""))
 
 
