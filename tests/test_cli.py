@@ -24,6 +24,7 @@ from PIL import Image, ImageFont
 from test_unet import awake, settings
 
 from ddpm.cli import animations, options, output
+from ddpm.cli.info import use_fitting_threads
 from ddpm.cli.main import COMMANDS, app, main
 from ddpm.cli.model_folder import checkpoint_of
 from ddpm.core import device
@@ -821,3 +822,22 @@ def test_random_lines_end_in_at_most_one_error_line(project, capsys, seed):
     assert all(text.startswith("error: ") for text in said)
     partial = [path for path in Path().rglob("*") if ".partial" in path.name]
     assert partial == []
+
+
+@pytest.mark.parametrize(
+    ("side", "variable", "threads", "expected"), [(8, None, None, 1), (64, None, None, 3), (8, "3", None, 3), (8, None, 3, 3)]
+)
+def test_small_networks_use_one_thread(monkeypatch, side, variable, threads, expected):
+    """An image of 64x64 pixels makes the network large enough for several threads; an explicit number is kept."""
+    network = torch.nn.Linear(200, 200)
+    model = SimpleNamespace(shape=(side, side, 1), network=network, device=torch.device("cpu"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        use_fitting_threads(model, threads)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ddpm.networks.checkpoints import CONFIG, load_model, make_config
 from ddpm.networks.conditioning import CONDITIONINGS, ClassEmbedding, TextEncoder, masked_input
 from ddpm.networks.unet import UNet
 from ddpm.sampling.generate import generate_set
-from ddpm.sampling.model import DiffusionModel, class_sequence
+from ddpm.sampling.model import DiffusionModel, class_index, class_sequence, split_labels
 from ddpm.sampling.settings import SampleDDIM
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
@@ -352,3 +353,28 @@ class TestStages:
         main_of("train")()
         assert refused(main_of("sample_ddim")).startswith("params.yaml: sample_ddim.guidance: ")
         assert not Path("samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "expected"),
+    [
+        (["cat", "dog"], "1", 1),
+        (["cat", "dog"], "DOG", 1),
+        (["1", "2", "3"], "1", 0),
+        (["1", "2", "3"], "0", None),
+        (["2", "cat", "dog"], "1", None),
+        (["a", "A"], "A", 1),
+    ],
+)
+def test_class_index_takes_a_number_as_a_name_first(names, given, expected):
+    """A number is the index of a class only where no class is called by a number."""
+    model = SimpleNamespace(data={"class_names": names})
+    if expected is None:
+        assert error_of(class_index, model, given).key == "label"
+    else:
+        assert class_index(model, given) == expected
+
+
+def test_split_labels_keeps_names_with_commas():
+    model = SimpleNamespace(data={"class_names": ["3", "7", "cat,dog"]})
+    assert split_labels(model, ["3,7", "cat,dog"]) == ["3", "7", "cat,dog"]
