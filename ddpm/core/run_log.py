@@ -23,7 +23,9 @@ class RunLog:
             self._live = Live(dir=str(folder), dvcyaml=False, save_dvc_exp=False, report=None)
         except Exception as error:
             raise InputError(
-                f"DVCLive cannot start ({first_line(error)}); the project must be a Git repository with a commit", key=folder
+                f"DVCLive cannot start ({first_line(error)}); a project without commits needs `git init`, `git add -A` and "
+                "`git commit -m start`",
+                key=folder,
             ) from None
 
     def log(self, row: dict[str, float], step: str) -> None:

@@ -24,13 +24,8 @@ class TrainingArtifacts:
 
     def __init__(self, trainer: Trainer, config: dict, saved: ResumeState):
         self.trainer, self.config, self.saved = trainer, config, saved
-        self.log = RunLog(REPORT)
         remove_partial(MODEL_DIR)
-        write_json(MODEL_DIR / CONFIG, config)
-        for row in trainer.history:
-            self.log.log(row, step="step")
-        self._write_speed()
-        saved.publish(PREVIEWS, REPORT / PREVIEWS)
+        self._begin()
         for step in list_snapshots(saved.folder):
             if step > trainer.step:
                 snapshot_file(saved.folder, step).unlink()
@@ -40,6 +35,15 @@ class TrainingArtifacts:
         if trainer.step:
             print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,} (DDPM_FRESH=1 starts at step 0)", flush=True)
 
+    def _begin(self) -> None:
+        """Writes the files that a training begins with and adds to."""
+        self.log = RunLog(REPORT)
+        write_json(MODEL_DIR / CONFIG, self.config)
+        for row in self.trainer.history:
+            self.log.log(row, step="step")
+        self._write_speed()
+        self.saved.publish(PREVIEWS, REPORT / PREVIEWS)
+
     def hooks(self) -> Hooks:
         """Returns the functions that the training loop calls."""
         log = partial(self.log.log, step="step")
@@ -48,6 +52,9 @@ class TrainingArtifacts:
     def finish(self) -> None:
         """Writes the files of a finished training, and removes its state."""
         trainer = self.trainer
+        # `dvc repro` beside this training removes the outputs, and then is refused.
+        if not (MODEL_DIR / CONFIG).exists():
+            self._begin()
         save_weights(MODEL_DIR / CHECKPOINTS["latest"], trainer.network.state_dict())
         save_weights(MODEL_DIR / CHECKPOINTS["final"], trainer.ema_weights())
         save_weights(MODEL_DIR / CHECKPOINTS["best"], trainer.best)
