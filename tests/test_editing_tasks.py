@@ -175,7 +175,7 @@ class TestConditioning:
         ("model", "count", "labels", "indices", "captions"),
         [
             (MODEL, 12, [], [*range(10), 0, 1], [*"0123456789", "0", "1"]),
-            (renamed("Cat", "Dog", "2", "Cow"), 5, [" cat", "3", "2"], [0, 3, 2, 0, 3], ["Cat", "Cow", "2", "Cat", "Cow"]),
+            (renamed("Cat", "Dog", "Cow"), 5, [" cat", "2", "dog"], [0, 2, 1, 0, 2], ["Cat", "Cow", "Dog", "Cat", "Cow"]),
             (renamed("1", "0"), 1, ["0"], [1], ["0"]),
             (MODELS["text"], 2, ["7"], [7, 7], ["7", "7"]),
             (MODEL, 2, ["none"], None, ["", ""]),
@@ -183,7 +183,7 @@ class TestConditioning:
         ],
         ids=[
             "all classes",
-            "names before indices",
+            "names and indices",
             "a name that is an index",
             "text network",
             "no class",
