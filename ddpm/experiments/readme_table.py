@@ -88,7 +88,7 @@ def _row(record: dict[str, Any], metrics: list[dict[str, Any]], name: str, folde
     spaces = [run["classifier"] for run in scores]
     runs, first = record["runs"], name == SAMPLES[0]
     link = (folder.relative_to(relative_to) if folder.is_relative_to(relative_to) else folder).as_posix()
-    floor = format_mean(pd.Series([float(space["fid_floor"]) for space in spaces]))
+    fid, floor = format_mean(_values(spaces, "fid")), format_mean(_values(spaces, "fid_floor"))
     parameters = runs[0]["parameters"]
     return [
         f"[{record['recipe']}]({link})" if first else "",
@@ -96,7 +96,7 @@ def _row(record: dict[str, Any], metrics: list[dict[str, Any]], name: str, folde
         f"{parameters:,}" if first else "",
         scores[0]["sampler"],
         f"{scores[0]['cost']['nfe']:,}",
-        f"{format_mean(_values(spaces, 'fid'))} ({floor})",
+        fid if fid == "-" else f"{fid} ({floor})",  # nothing is measured in features that tell nothing
         f"{metrics[0]['n']:,}" + (f", {len(runs)} seeds" if len(runs) > 1 else ""),
         format_mean(_values(spaces, "precision")),
         format_mean(_values(spaces, "recall")),
