@@ -13,14 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, TINY, Checkout, edit, edit_params, the_error
-from test_kills import at_call, die
+from test_kills import at_call, die, in_fork
 
 from ddpm.core.params import read_yaml
 from ddpm.core.stage import run_stage
@@ -42,26 +41,12 @@ TIMED = (
 
 def attempt(stage, fault=lambda: None):
     """Runs the stage in a process that first calls `fault`; returns its exit status, -N for signal N, and its output."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        # Not a file: a limit of file sizes would apply to it.
-        sys.stdout = sys.stderr = os.fdopen(writer, "w", buffering=1)
-        status = 1
-        try:
-            fault()
-            run_stage(STAGES[stage])
-            status = 0
-        except SystemExit as stopped:
-            status = stopped.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        output = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output
+
+    def work():
+        fault()
+        run_stage(STAGES[stage])
+
+    return in_fork(work)
 
 
 def contents(folder=Path()):

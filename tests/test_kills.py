@@ -90,19 +90,16 @@ POINTS = {
 }
 
 
-def attempt(point=None, count=1):
-    """Runs the stage in a process that may die at this point; returns its exit status, -N for signal N, and its output."""
-    output = Path("output.txt")
+def in_fork(work):
+    """Calls `work` in a fork of this process; returns its exit status, -N for signal N, and its output."""
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        sys.stdout = sys.stderr = output.open("w", buffering=1)
+        # Not a file: a limit of file sizes would apply to it.
+        sys.stdout = sys.stderr = os.fdopen(writer, "w", buffering=1)
         status = 1
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            at_call(1, ResumeState, "discard", lambda saved: Path("end.pt").write_bytes(saved.path.read_bytes()))
-            if point:
-                POINTS[point](count)
-            run_stage(stages.train.main)
+            work()
             status = 0
         except SystemExit as stopped:
             status = stopped.code
@@ -110,8 +107,23 @@ def attempt(point=None, count=1):
             traceback.print_exc()
         finally:
             os._exit(status)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), output.read_text()
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        output = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output
+
+
+def attempt(point=None, count=1):
+    """Runs the stage in a process that may die at this point; returns its exit status, -N for signal N, and its output."""
+
+    def work():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        at_call(1, ResumeState, "discard", lambda saved: Path("end.pt").write_bytes(saved.path.read_bytes()))
+        if point:
+            POINTS[point](count)
+        run_stage(stages.train.main)
+
+    return in_fork(work)
 
 
 def results():

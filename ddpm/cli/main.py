@@ -1,7 +1,7 @@
 """The command line, `python -m ddpm`: the commands and the exit status.
 
-A mistake of the user ends in one line on standard error. The exit status is 2 if an option is wrong by itself, which is told
-before PyTorch is imported, and 1 otherwise. Any other exception is a defect and keeps its traceback.
+A mistake of the user ends in one line on standard error. An option that is wrong by itself is refused before PyTorch is imported,
+with exit status 2; any other mistake has exit status 1. Any other exception is a defect and keeps its traceback.
 """
 
 import importlib.util

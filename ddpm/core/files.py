@@ -159,7 +159,7 @@ def check_regular(path: str | os.PathLike) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
-        return  # whoever opens it says why
+        return  # opening the file gives the reason
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
         raise InputError(f"is a {kinds.get(stat.S_IFMT(mode), 'device')}, not a file; remove it", key=path)
