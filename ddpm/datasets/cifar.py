@@ -6,12 +6,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import CIFAR10
 
 from ddpm.core.files import InputError, first_line
 from ddpm.datasets.archives import DAMAGED
 
-ARCHIVE, UNPACKED = CIFAR10.filename, CIFAR10.base_folder
+ARCHIVE, UNPACKED = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 
 
 def find_cifar10(root: Path) -> Path | None:
@@ -20,12 +19,21 @@ def find_cifar10(root: Path) -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
+def download_cifar10(root: Path) -> None:
+    """Downloads and unpacks the archive. Raises OSError or RuntimeError."""
+    from torchvision.datasets import CIFAR10
+
+    CIFAR10(root, download=True)
+
+
 def read_cifar10(path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:
     """Returns train and test, each as images uint8 (N, 32, 32, 3) and labels int64 (N,), and the class names.
 
     path: the folder or the archive.
     Raises InputError for a file that is missing or is not the published one.
     """
+    from torchvision.datasets import CIFAR10  # which knows the published files
+
     checksums = dict([*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
     try:
         content = {}

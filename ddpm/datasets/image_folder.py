@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from ddpm.core.files import InputError, first_line
 from ddpm.datasets.archives import ARCHIVES, kind_of, list_archive, stamp_of
@@ -150,11 +149,14 @@ def _refuse_groups(path: Path, folders: Folders, loose: Loose, root: str, names:
             )
 
 
-def held_out(labels: np.ndarray, share: float, names: Sequence[str], where: Path, advice: str) -> np.ndarray:
-    """Returns a mask bool (N,) of a stratified test split of this share, for labels int64 (N,) of the classes `names`.
+def held_out(labels: np.ndarray, share: float | int, names: Sequence[str], where: Path, advice: str) -> np.ndarray:
+    """Returns a mask bool (N,) of a stratified test split, for labels int64 (N,) of the classes `names`.
 
+    share: of the test split, or its number of images.
     Raises InputError, with the key `where` and the advice, for too few images.
     """
+    from sklearn.model_selection import train_test_split
+
     counts = np.bincount(labels, minlength=len(names))
     if len(labels) > 1 and (counts == 1).any():
         name = names[int(np.flatnonzero(counts == 1)[0])]

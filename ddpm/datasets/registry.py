@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
-import torchvision
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from ddpm.core.files import InputError, printable
 from ddpm.core.params import OneOf
 from ddpm.core.paths import folder_of
 from ddpm.datasets.celeba import read_celeba
-from ddpm.datasets.cifar import ARCHIVE, UNPACKED, find_cifar10, read_cifar10
+from ddpm.datasets.cifar import ARCHIVE, UNPACKED, download_cifar10, find_cifar10, read_cifar10
 from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
-from ddpm.datasets.image_folder import read_image_folder
+from ddpm.datasets.image_folder import held_out, read_image_folder
 from ddpm.datasets.index import Files, Pictures
 from ddpm.datasets.settings import PrepareData
 
@@ -59,24 +56,28 @@ def raw_root() -> Path:
 
 def digits(settings: PrepareData) -> Source:
     """Loads the 1,797 handwritten 8x8 digits of scikit-learn (UCI's optical digits); a stratified 500 are the test split."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
-    train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST, stratify=labels, random_state=0)
-    train, test = np.sort(train), np.sort(test)
+    test = held_out(labels, DIGITS_TEST, DIGITS, Path("digits"), "")
+    train = ~test
     return Source(Raw(images[train], labels[train]), Raw(images[test], labels[test]), DIGITS)
 
 
-def _mnist_like(name: str, torchvision_class: type) -> Callable[[PrepareData], Source]:
+def _mnist_like(name: str, torchvision_name: str) -> Callable[[PrepareData], Source]:
     """Returns the loader of a data set that is published as MNIST's four idx files."""
 
     def load(settings: PrepareData) -> Source:
-        root = raw_root()
-        folder = find_idx_folder(root, name, torchvision_class.__name__)
+        from torchvision import datasets
+
+        root, torchvision_class = raw_root(), getattr(datasets, torchvision_name)
+        folder = find_idx_folder(root, name, torchvision_name)
         if folder is None:
             files = f"{', '.join(IDX_FILES.values())} (gzipped or not) into {root / name}"
             _download(name, files, lambda: torchvision_class(root, download=True))
-            folder = find_idx_folder(root, name, torchvision_class.__name__)
+            folder = find_idx_folder(root, name, torchvision_name)
         names = DIGITS if name == "mnist" else [str(c) for c in torchvision_class.classes]
         train, test = (Raw(*read_idx_split(folder, split, len(names))) for split in ("train", "test"))
         sizes = ["x".join(map(str, split.images.shape[1:3])) for split in (train, test)]
@@ -94,7 +95,7 @@ def cifar10(settings: PrepareData) -> Source:
     path = find_cifar10(raw_root())
     if path is None:
         root = raw_root() / "cifar10"
-        _download("cifar10", f"{ARCHIVE} into {root}", lambda: torchvision.datasets.CIFAR10(root, download=True))
+        _download("cifar10", f"{ARCHIVE} into {root}", lambda: download_cifar10(root))
         path = root / UNPACKED
     splits, names = read_cifar10(path)
     return Source(*(Raw(*split) for split in splits), names)
@@ -161,9 +162,9 @@ OPTIONAL_SETTINGS = ("label", *OF_FILES)
 
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits, 0.97),
-    "mnist": Dataset(_mnist_like("mnist", torchvision.datasets.MNIST), 0.99),
-    "fashion_mnist": Dataset(_mnist_like("fashion_mnist", torchvision.datasets.FashionMNIST), 0.90),
-    "kmnist": Dataset(_mnist_like("kmnist", torchvision.datasets.KMNIST), None),
+    "mnist": Dataset(_mnist_like("mnist", "MNIST"), 0.99),
+    "fashion_mnist": Dataset(_mnist_like("fashion_mnist", "FashionMNIST"), 0.90),
+    "kmnist": Dataset(_mnist_like("kmnist", "KMNIST"), None),
     "cifar10": Dataset(cifar10, 0.85),
     "celeba": Dataset(celeba, None, OPTIONAL_SETTINGS),
     "image_folder": Dataset(image_folder, None, OF_FILES),
