@@ -50,10 +50,10 @@ def main() -> None:
         return
     # Not a dep: seconds differ from run to run and must not make any stage run again. They are written together with the
     # samples, which are a dep.
-    cost = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
+    runs = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
     # A network that was trained without classes predicts none.
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    write_results(scores, cost, reconstruction, bound, trips, arrays)
+    write_results(scores, runs, reconstruction, bound, trips, arrays)
 
 
 if __name__ == "__main__":

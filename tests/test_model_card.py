@@ -20,6 +20,7 @@ from ddpm.networks.registry import make_network
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
 T = 20
+DRAWN = {"guidance": 1.0, "thresholding": "clip"}  # settings of the samples
 METRICS = {
     "n": 500,
     "ddpm": {
@@ -49,7 +50,7 @@ def export(*arguments):
     assert main(["export", "--device", "cpu", "--threads", "1", *arguments]) == 0
 
 
-def card(*arguments, scores=None, params=None, samples=0, **changes) -> str:
+def card(*arguments, scores=None, sampled=DRAWN, samples=0, **changes) -> str:
     """The README.md that an export of a random network has."""
     torch.manual_seed(0)
     config = config_of(**changes)
@@ -61,10 +62,8 @@ def card(*arguments, scores=None, params=None, samples=0, **changes) -> str:
     save_weights(Path("models/ddpm/best.safetensors"), network.state_dict())
     if scores:
         model = {"checkpoint": "final", "sha256": sha256("models/ddpm/final.safetensors")}
-        of_final = {name: {**scores[name], "model": model} for name in ("ddpm", "ddim")}
+        of_final = {name: {**scores[name], "model": model, "settings": sampled} for name in ("ddpm", "ddim")}
         write_json("reports/evaluate/metrics.json", {**scores, **of_final})
-    if params:
-        Path("params.yaml").write_text(params)
     export("--samples", str(samples), *arguments)
     return Path("out/diffusers/README.md").read_text(encoding="utf-8")
 
@@ -104,17 +103,21 @@ def test_card_metrics_are_named_by_their_extractor():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "params"),
+    ("arguments", "sampled"),
     [
-        (["--label", "7"], None),
-        ([], None),
-        (["--keep-classes", "--checkpoint", "best"], None),
-        (["--keep-classes", "--thresholding", "none"], None),
-        (["--keep-classes"], "sample_ddpm: {guidance: 2.0}\nsample_ddim: {guidance: 3.0}\n"),
+        (["--label", "7"], DRAWN),
+        ([], DRAWN),
+        (["--keep-classes", "--checkpoint", "best"], DRAWN),
+        (["--keep-classes", "--thresholding", "none"], DRAWN),
+        (["--keep-classes"], DRAWN | {"guidance": 2.0}),
+        (["--keep-classes"], DRAWN | {"variance": "large"}),
+        (["--keep-classes"], {}),
     ],
 )
-def test_card_metadata_omits_scores_of_other_samples(arguments, params):
-    text = card(*arguments, scores=METRICS, params=params)
+def test_card_metadata_omits_scores_of_other_samples(arguments, sampled):
+    """Whatever params.yaml says now."""
+    Path("params.yaml").write_text("sample_ddpm: {guidance: 1.0}\nsample_ddim: {guidance: 1.0}\n")
+    text = card(*arguments, scores=METRICS, sampled=sampled)
     assert results(text) == {}
     assert "| DDPM | 1,000 | 0.082 ± 0.006 | 0.085 | 98.8% |" in text
     assert ("in the shares of the training images, not of this export" in text) == ("--keep-classes" not in arguments)

@@ -349,10 +349,12 @@ def test_recipe_runs_through_the_pipeline_in_small(name, workspace, monkeypatch)
     if "python -m stages.sweep" in read_recipe(name).content.extra:
         import_module("stages.sweep").main()
         assert Path("reports/sweep/fid.png").is_file()
-    scores = read_json("reports/evaluate/metrics.json", "evaluate")
+    scores, trained = (read_json(f"reports/{stage}/metrics.json", stage) for stage in ("evaluate", "train"))
     conditional = tree["model"]["conditioning"] != "none"
     for sampler, nfe in (("ddpm", T), ("ddim", 5)):
         assert scores[sampler]["cost"]["nfe"] == nfe
+        assert scores[sampler]["model"] == {"checkpoint": "final", "sha256": trained["final_sha256"]}
+        assert scores[sampler]["settings"]["guidance"] == tree[f"sample_{sampler}"]["guidance"]
         assert scores[sampler]["classifier"]["fid"] > 0
         assert ("accuracy" in scores[sampler]) == conditional
     config = read_json("models/ddpm/config.json", "train")

@@ -23,6 +23,7 @@ from ddpm.experiments import record, runner
 from ddpm.experiments.readme_table import BEGIN, END, duration, machine, results_section, update
 from ddpm.experiments.recipe import RECORDS, RESULTS_FILE, full_params, read_recipe, recipe_names
 from ddpm.experiments.record import describe_machine, training_seconds, write_record
+from ddpm.experiments.weights import of_other_weights
 
 RUNTIME = {**read_yaml(ROOT / "params.yaml")["runtime"], "device": "cpu"}
 SPEEDS = "step,images_per_second,data_ms\n100,640,1\n200,320,1\n250,320,1\n"  # at 64 a step: 10 s, 20 s, 10 s
@@ -56,12 +57,12 @@ def put_run(folder, **changes):
 ABOUT = {"recipe": "digits", "dataset": "digits", "machine": {"gpu": None, "gpus": 0, "cpu": "Z80", "cores": 2}}
 
 
-def put_record(records, name="digits", fids=(0.1,), training=40.0, **changes):
+def put_record(records, name="digits", fids=(0.1,)):
     """A record of a run for each FID, as `record` writes it."""
     kept = []
     for seed, fid in enumerate(fids):
-        kept.append({"seed": seed, "parameters": 160401, "training_seconds": training})
-        write_record(records / name, put_run(records / "run", fid=fid), {**ABOUT, "recipe": name, **changes}, kept)
+        kept.append({"seed": seed, "parameters": 160401, "training_seconds": 40.0, "final_sha256": "aa"})
+        write_record(records / name, put_run(records / "run", fid=fid), {**ABOUT, "recipe": name}, kept)
     shutil.rmtree(records / "run")
     return records / name
 
@@ -96,10 +97,39 @@ def test_to_keep_leaves_out_large_figures(tmp_path):
     folder = put_run(tmp_path)
     large = "x" * (record.MAX_BYTES + 1)
     write_files(folder, {"reports/report/ddpm_denoising.gif": large, "reports/sweep/fid.png": "x", "out/compare.png": "x"})
-    figures = ["ddpm_grid.png", "training.png", "sweep_fid.png", "compare.png"]
-    assert list(record.to_keep(folder)) == [*figures, "edit.json", "guidance.csv"]
+    figures = ["ddpm_grid.png", "training.png", "sweep_fid.png"]
+    assert list(record.to_keep(folder)) == [*figures, "edit.json", "guidance.csv", "compare.png"]
     write_record(tmp_path / "r", folder, ABOUT, [{"seed": 0}])
     assert (tmp_path / "r/sweep_fid.png").exists()
+
+
+def with_model(folder, path, sha256, *names):
+    """Notes in a metrics file that its scores, or those of some samples, are of the final checkpoint with this hash."""
+    metrics = json.loads((folder / path).read_text()) if (folder / path).is_file() else {}
+    for part in [metrics[name] for name in names] or [metrics]:
+        part["model"] = {"checkpoint": "final", "sha256": sha256}
+    write_files(folder, {path: json.dumps(metrics)})
+
+
+def test_scores_of_other_weights_are_refused_or_left_out(tmp_path):
+    folder = put_run(tmp_path / "run")
+    write_files(folder, {"reports/train/metrics.json": '{"final_sha256": "aa"}', "reports/report/inpainting.png": "drawn"})
+    with_model(folder, "reports/evaluate/metrics.json", "aa", "ddpm", "ddim")
+    with_model(folder, "reports/guidance/metrics.json", "aa")
+    with_model(folder, "reports/edit/metrics.json", "bb")
+    assert record.stages_of_other_weights(folder) == ["edit"]
+    assert {"edit.json", "inpainting.png"} <= set(record.to_keep(folder))
+    assert {"edit.json", "inpainting.png", "guidance.csv"} & set(record.to_keep(folder, ["edit"])) == {"guidance.csv"}
+    with_model(folder, "reports/evaluate/metrics.json", "bb", "ddim")
+    with input_error(str(folder / "reports/evaluate/metrics.json"), match="scores of other weights"):
+        record.stages_of_other_weights(folder)
+
+
+def test_of_other_weights_compares_what_is_known():
+    final, best = ({"checkpoint": name, "sha256": name[0]} for name in ("final", "best"))
+    assert of_other_weights("f", {"a": final, "b": best, "c": best, "old": {}}) == []
+    assert of_other_weights("", {"a": final, "b": final | {"sha256": "x"}}) == ["b"], "of one checkpoint"
+    assert of_other_weights("f", {"a": best, "b": best | {"sha256": "x"}, "c": final | {"sha256": "x"}}) == ["b", "c"]
 
 
 def test_training_seconds_sums_the_steps(tmp_path):
@@ -455,6 +485,11 @@ def test_table_refuses_a_damaged_record(tmp_path):
         (folder / name).write_text(text)
         with input_error(str(folder / "run.json"), match=r"is not a valid record \([^\n]*\); record the run again, or"):
             results_section(tmp_path, RECIPES)
+    folder = put_record(tmp_path)
+    results_section(tmp_path, RECIPES)
+    with_model(folder, "metrics.json", "bb", "ddim")
+    with input_error(str(folder / "run.json"), match=r"metrics.json has the scores of other weights"):
+        results_section(tmp_path, RECIPES)
 
 
 def test_results_writes_and_checks_the_table(tmp_path, capsys, monkeypatch):

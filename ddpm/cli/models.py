@@ -59,7 +59,7 @@ def export(
     metrics, note = scores_of(machine.model)
     if note:
         print(note)
-    scores = read_scores(metrics, str(machine.checkpoint), thresholding)
+    scores = read_scores(metrics, exported.checkpoint, thresholding, variance)
     weights = export(model, config, out, exported, samples=samples, license=license_name, scores=scores)
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")

@@ -6,9 +6,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ddpm.core.files import InputError
-from ddpm.core.params import PARAMS_FILE
-from ddpm.core.yaml_files import read_yaml
 from ddpm.plots.markdown import render
 from ddpm.plots.numbers import number, supported
 
@@ -53,7 +50,7 @@ class Score(NamedTuple):
     fid_floor: FID of the same number of real images.
     inception_fid: FID in the features of Inception.
     accuracy: share of the samples whose predicted class is the requested class.
-    is_comparable: whether the samples are of the exported checkpoint, with its thresholding and without guidance.
+    is_comparable: whether the samples are of the exported checkpoint, with its thresholding and variance, and without guidance.
     """
 
     sampler: str
@@ -92,25 +89,23 @@ class CardInfo(NamedTuple):
     picture_steps: int = 0
 
 
-def read_scores(metrics: dict[str, dict], checkpoint: str, thresholding: str) -> list[Score]:
-    """Returns the scores for the card. metrics: those of the exported model, see `report.model_scores.scores_of`."""
-    try:
-        params = read_yaml(PARAMS_FILE)
-    except InputError:
-        params = {}
-    exported = {"checkpoint": checkpoint, "thresholding": thresholding, "guidance": 1.0}
-    defaults = {"checkpoint": "final", "thresholding": "clip", "guidance": 1.0}
+def read_scores(metrics: dict[str, dict], checkpoint: str, thresholding: str, variance: str) -> list[Score]:
+    """Returns the scores for the card. metrics: those of the exported model, see `report.model_scores.scores_of`.
+
+    The other arguments are those of the export. Samples of which it is not recorded how they were drawn are not comparable.
+    """
+    exported = {"checkpoint": checkpoint, "thresholding": thresholding, "guidance": 1.0, "variance": variance}
     scores = []
-    for name in ("ddpm", "ddim"):
-        row, section = _dict(metrics, name), _dict(params, f"sample_{name}")
-        classifier = _dict(row, "classifier")
+    for name, row in metrics.items():
+        classifier, settings = _dict(row, "classifier"), _dict(row, "settings")
+        # Fast samplers have no variance.
+        sampled = {**settings, "checkpoint": str(row["model"]["checkpoint"]), "variance": settings.get("variance", variance)}
         if classifier or "accuracy" in row:
-            sampled = {key: section.get(key, value) for key, value in defaults.items()}
-            sampled["checkpoint"] = row["model"]["checkpoint"]
+            is_comparable = all(sampled.get(key) == value for key, value in exported.items())
             scores.append(
                 Score(
                     str(row.get("sampler", name)), _dict(row, "cost").get("nfe"), classifier.get("fid"), classifier.get("fid_sd"),
-                    classifier.get("fid_floor"), _dict(row, "inception").get("fid"), row.get("accuracy"), sampled == exported,
+                    classifier.get("fid_floor"), _dict(row, "inception").get("fid"), row.get("accuracy"), is_comparable,
                 )
             )  # fmt: skip
     return scores

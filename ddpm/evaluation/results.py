@@ -30,11 +30,12 @@ from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips
 
 REAL_IMAGES = "real test images"
 COVERAGE = LEVELS["coverage"][1:]
+ABOUT = ("model", "settings")  # what a set of samples was drawn with; the rest of its metrics.json is its cost
 
 
 def write_results(
     scores: dict,
-    cost: dict[str, dict],
+    runs: dict[str, dict],
     reconstruction: Reconstruction,
     likelihood: Likelihood,
     round_trips: RoundTrips,
@@ -42,7 +43,8 @@ def write_results(
 ) -> None:
     """Writes all outputs.
 
-    cost: per sampler, with its model's SHA-256; it goes into metrics.json alone, since seconds differ from run to run.
+    runs: per sampler, the content of reports/sample_NAME/metrics.json; scores.json has none of it, since seconds differ from run
+        to run.
     arrays: what else `report` plots: requested and predicted classes, samples and their nearest training images.
 
     Raises InputError for a score that is NaN or infinite, before anything is written.
@@ -54,7 +56,7 @@ def write_results(
     write_json(EVALUATED_DIR / "metrics.json", describe_metrics())
     write_npz(EVALUATED_DIR / "arrays.npz", arrays)
     write_text(PLOTS_DIR / "psnr.csv", pd.DataFrame(reconstruction.curve).to_csv(index=False, float_format="%.4f"))
-    spaces = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in cost}
+    spaces = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in runs}
     fids = {name: space.get("fid") for name, space in spaces.items()} | {REAL_IMAGES: scores["ddpm"][CLASSIFIER].get("fid_floor")}
     rows = [(images, "FID", fid) for images, fid in fids.items() if fid is not None]
     covers = spaces | {REAL_IMAGES: scores["real"][CLASSIFIER]}
@@ -62,7 +64,7 @@ def write_results(
     table = pd.DataFrame(rows, columns=["images", "score", "value"])
     write_text(PLOTS_DIR / "scores.csv", table.to_csv(index=False, float_format="%.5f"))
     metrics = dict(scores)
-    for name, values in cost.items():
-        model = {"model": values["model"]} if "model" in values else {}
-        metrics[name] = {**scores[name], "cost": {key: value for key, value in values.items() if key != "model"}, **model}
+    for name, run in runs.items():
+        cost = {key: value for key, value in run.items() if key not in ABOUT}
+        metrics[name] = {**scores[name], "cost": cost, **{key: run[key] for key in ABOUT if key in run}}
     write_json(METRICS_FILE, metrics)

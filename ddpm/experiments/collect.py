@@ -21,7 +21,9 @@ from ddpm.core.paths import METRICS_FILE
 from ddpm.core.yaml_files import read_yaml
 from ddpm.experiments.compare import write_experiments
 from ddpm.experiments.recipe import flatten
-from ddpm.experiments.tables import CODE, SAMPLES, SCORES, Experiments
+from ddpm.experiments.tables import CODE, SCORES, Experiments
+from ddpm.experiments.weights import of_other_weights
+from ddpm.report.summary import SAMPLES
 
 HEADER = "Experiment,rev,typ,"
 SEED, SUCCESS = "seed", "Success"
@@ -109,12 +111,12 @@ def _left_out(shown: pd.DataFrame, scores: pd.DataFrame) -> Iterator[tuple[str, 
 
 
 def _of_other_weights(row: pd.DataFrame) -> bool:
-    """Whether a set of samples of the checkpoint `final` is of other weights than those that the experiment trained."""
-    trained = _column(row, "reports/train/metrics.json", "final_sha256").iloc[0]
-    models = [
-        [_column(row, str(METRICS_FILE), f"{name}.model.{key}").iloc[0] for key in ("checkpoint", "sha256")] for name in SAMPLES
-    ]
-    return bool(trained) and any(checkpoint == "final" and scored != trained for checkpoint, scored in models)
+    """Whether a set of samples is of other weights than those that the experiment trained."""
+    models = {
+        name: {key: _column(row, str(METRICS_FILE), f"{name}.model.{key}").iloc[0] for key in ("checkpoint", "sha256")}
+        for name in SAMPLES
+    }
+    return bool(of_other_weights(_column(row, "reports/train/metrics.json", "final_sha256").iloc[0], models))
 
 
 def _code(shown: pd.DataFrame) -> list[str]:

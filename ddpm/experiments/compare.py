@@ -12,7 +12,6 @@ from ddpm.experiments.tables import (
     MAX_NAMED,
     OF_MODEL,
     OF_SAMPLES,
-    SAMPLES,
     Experiments,
     Measure,
     by_setting,
@@ -22,6 +21,7 @@ from ddpm.experiments.tables import (
     with_computed,
 )
 from ddpm.plots.markdown import render
+from ddpm.report.summary import SAMPLES
 
 FOLDER = Path("reports/experiments")
 

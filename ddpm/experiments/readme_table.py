@@ -9,12 +9,12 @@ import pandas as pd
 
 from ddpm.core.files import InputError, write_text
 from ddpm.experiments.significance import format_mean
+from ddpm.experiments.weights import of_other_weights
 from ddpm.plots.numbers import table
+from ddpm.report.summary import SAMPLES
 
 RUN = "run.json"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-SAMPLES = ("ddpm", "ddim")  # of the stages sample_ddpm and sample_ddim
-
 HEADER = ["recipe", "data", "parameters", "sampler", "NFE", "FID ↓ (floor)", "n", "precision", "recall", "accuracy", "training",
           "machine"]  # fmt: skip
 
@@ -72,6 +72,9 @@ def _rows(path: Path, relative_to: Path) -> Iterator[list[str]]:
     try:
         record = _read(path)
         metrics = [_read(path.parent / run["metrics"]) for run in record["runs"]]
+        for run, of_run in zip(record["runs"], metrics, strict=True):
+            if of_other_weights(run.get("final_sha256", ""), {name: of_run[name].get("model", {}) for name in SAMPLES}):
+                raise ValueError(f"{run['metrics']} has the scores of other weights")
         for name in SAMPLES:
             yield _row(record, metrics, name, path.parent, relative_to)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

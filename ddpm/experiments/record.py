@@ -28,16 +28,26 @@ from ddpm.core.paths import METRICS_FILE
 from ddpm.core.scratch import scratch_root
 from ddpm.experiments.recipe import FOLDER, RECORDS, RESULTS_FILE, Recipe, full_params, options
 from ddpm.experiments.runner import ON_DEMAND, RunSpec, check_clean, has_git, run_with_dvc, run_without_dvc
+from ddpm.experiments.weights import of_other_weights
+from ddpm.report.summary import SAMPLES
 
-# Copied if they exist.
-FIGURES = [
-    *(f"reports/report/{name}.png" for name in ("ddpm_grid", "ddim_grid", "comparison", "psnr", "guidance", "inpainting")),
-    "reports/train/training.png",
-    "reports/report/ddpm_denoising.gif",
-]
-
-OF_SWEEP = ("fid.png", "ema.png", "fid.csv")
-SCORES = {"edit.json": "reports/edit/metrics.json", "guidance.csv": "reports/guidance/guidance.csv"}
+TRAINED = "reports/train/metrics.json"
+_FIGURES = ("ddpm_grid", "ddim_grid", "comparison", "psnr", "guidance", "inpainting")
+# By their name in the record, what is copied if it exists.
+KEPT = {
+    **{f"{name}.png": f"reports/report/{name}.png" for name in _FIGURES},
+    "training.png": "reports/train/training.png",
+    "ddpm_denoising.gif": "reports/report/ddpm_denoising.gif",
+    **{f"sweep_{name}": f"{ON_DEMAND}/{name}" for name in ("fid.png", "ema.png", "fid.csv")},
+    "edit.json": "reports/edit/metrics.json",
+    "guidance.csv": "reports/guidance/guidance.csv",
+}
+# By the stage that measured it, what is not copied if its metrics.json is of other weights.
+OF_STAGES = {
+    "edit": ("edit.json", "inpainting.png"),
+    "guidance": ("guidance.csv", "guidance.png"),
+    "sweep": ("sweep_fid.png", "sweep_ema.png", "sweep_fid.csv"),
+}
 MAX_BYTES = 1 << 20  # of a file, since records are in Git
 
 
@@ -66,19 +76,22 @@ def record(
         "commit": commit,
         "machine": describe_machine(make(Runtime, **params["runtime"])),
     }
-    target, runs, models = RECORDS / recipe.name, [], []
+    target, runs, notes = RECORDS / recipe.name, [], []
     for seed in seeds:
         folder = scratch_root().absolute() / "record" / f"{recipe.name}-seed-{seed}"
         run = run_with_dvc if by_dvc else run_without_dvc
         result = run(spec, seed, folder, recipe.content.extra if not runs else ())
         command = command_line(recipe, set_params, seed, by_dvc)
+        others = stages_of_other_weights(folder)
+        if not runs:
+            notes += [f"reports/{stage}: of other weights than the run's, so it is left out" for stage in others]
         runs.append({"seed": seed, "command": command, **summary(folder, params, result.seconds)})
-        write_record(target, folder, about, runs)
-        models.append(f"seed {seed}: {result.model}")
+        write_record(target, folder, about, runs, others)
+        notes.append(f"seed {seed}: {result.model}")
         if by_dvc:
             shutil.rmtree(folder, ignore_errors=True)
     first = f"{target}: {len(runs)} run{'s' * (len(runs) != 1)} of {recipe.name}; the workspace is otherwise unchanged"
-    return "\n".join([first, *models, f"`python -m ddpm results` writes the table in {RESULTS_FILE}; then commit both"])
+    return "\n".join([first, *notes, f"`python -m ddpm results` writes the table in {RESULTS_FILE}; then commit both"])
 
 
 def command_line(recipe: Recipe, set_params: Sequence[str], seed: int, by_dvc: bool) -> str:
@@ -96,7 +109,7 @@ def summary(folder: Path, params: Mapping[str, Any], seconds: float) -> dict[str
     reused: whether DVC took parts from its cache, so that `seconds` is not the duration of the work.
     Raises InputError if the reports are missing.
     """
-    trained = read_json(folder / "reports/train/metrics.json", "train")
+    trained = read_json(folder / TRAINED, "train")
     metrics = read_json(folder / METRICS_FILE, "evaluate")
     training = training_seconds(folder / "reports/train/speed.csv", params["train"]["batch_size"])
     sampling = {name: metrics[name]["cost"]["seconds"] for name in ("ddpm", "ddim")}
@@ -106,8 +119,25 @@ def summary(folder: Path, params: Mapping[str, Any], seconds: float) -> dict[str
         "training_seconds": round(training, 1),
         "images_per_second": round(params["train"]["steps"] * params["train"]["batch_size"] / max(training, 1e-9), 1),
         "parameters": trained["parameters"],
+        "final_sha256": trained.get("final_sha256", ""),
         "best_validation_loss": trained["best_validation_loss"],
     }
+
+
+def stages_of_other_weights(folder: Path) -> list[str]:
+    """Returns which of OF_STAGES have scores of other weights than those that the run in `folder` trained.
+
+    Raises InputError if the scores of `evaluate` are such ones.
+    """
+    metrics = read_json(folder / METRICS_FILE, "evaluate")
+    models = {name: metrics[name].get("model", {}) for name in SAMPLES}
+    for stage in OF_STAGES:
+        if (path := folder / f"reports/{stage}/metrics.json").is_file():
+            models[stage] = read_json(path, stage).get("model", {})
+    others = of_other_weights(read_json(folder / TRAINED, "train").get("final_sha256", ""), models)
+    if not set(SAMPLES).isdisjoint(others):
+        raise InputError("has the scores of other weights; run `dvc repro evaluate`", key=folder / METRICS_FILE)
+    return others
 
 
 def training_seconds(speeds: Path, batch_size: int) -> float:
@@ -126,14 +156,19 @@ def training_seconds(speeds: Path, batch_size: int) -> float:
     return total
 
 
-def write_record(target: Path, folder: Path, about: Mapping[str, Any], runs: list[dict[str, Any]]) -> None:
-    """Adds the last of `runs`, whose results are in `folder`, to a record; the first run replaces an older record."""
+def write_record(
+    target: Path, folder: Path, about: Mapping[str, Any], runs: list[dict[str, Any]], left_out: Sequence[str] = ()
+) -> None:
+    """Adds the last of `runs`, whose results are in `folder`, to a record; the first run replaces an older record.
+
+    left_out: the keys of OF_STAGES whose files are not kept.
+    """
     first, seed = len(runs) == 1, runs[-1]["seed"]
     runs[-1]["metrics"] = name = "metrics.json" if first else f"metrics-seed-{seed}.json"
     with atomic_folder(target, replace=True) as new:
         if first:
             shutil.copyfile(folder / PARAMS_FILE, new / PARAMS_FILE)
-            for kept_as, path in to_keep(folder).items():
+            for kept_as, path in to_keep(folder, left_out).items():
                 shutil.copyfile(path, new / kept_as)
         else:
             shutil.copytree(target, new, dirs_exist_ok=True)
@@ -141,12 +176,11 @@ def write_record(target: Path, folder: Path, about: Mapping[str, Any], runs: lis
         write_json(new / "run.json", {**about, "runs": runs})
 
 
-def to_keep(folder: Path) -> dict[str, Path]:
-    """Returns {name in the record: file of a run}: main figures of the report and the sweep, those in out/, and more scores."""
-    files = {Path(name).name: folder / name for name in FIGURES}
-    files |= {f"sweep_{name}": folder / ON_DEMAND / name for name in OF_SWEEP}
+def to_keep(folder: Path, left_out: Sequence[str] = ()) -> dict[str, Path]:
+    """Returns {name in the record: file of a run}: KEPT without the files of some of OF_STAGES, and the pictures in out/."""
+    dropped = {name for stage in left_out for name in OF_STAGES[stage]}
+    files = {name: folder / path for name, path in KEPT.items() if name not in dropped}
     files |= {path.name: path for path in sorted((folder / "out").glob("*.png"))}
-    files |= {name: folder / path for name, path in SCORES.items()}
     return {name: path for name, path in files.items() if path.is_file() and path.stat().st_size <= MAX_BYTES}
 
 

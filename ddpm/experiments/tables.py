@@ -8,10 +8,10 @@ import pandas as pd
 from ddpm.evaluation.evaluator import CLASSIFIER
 from ddpm.evaluation.feature_metrics import METRICS
 from ddpm.features.extractors import EXTRACTORS
+from ddpm.report.summary import SAMPLES
 
 CODE = "code"  # is a column of the settings
 MAX_NAMED = 3  # differing settings that are named in figures and sentences; with more, settings are numbered
-SAMPLES = ("ddpm", "ddim")  # of the stages sample_ddpm and sample_ddim
 # Sections that determine the images and, but for its seed, the classifier. Different values are never compared.
 GROUPED_BY = ("dataset", "prepare_data", "train_classifier")
 

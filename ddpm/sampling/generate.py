@@ -125,7 +125,7 @@ def generate_set(
 
 
 def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runtime: Runtime) -> None:
-    """Generates samples/NAME.npz from models/ddpm, and writes its cost and the model's SHA-256 to
+    """Generates samples/NAME.npz from models/ddpm, and writes its cost, the model's SHA-256 and the settings of the sampler to
     reports/sample_NAME/metrics.json.
 
     Raises InputError, before any sampling, for settings that are not possible with this model.
@@ -133,6 +133,8 @@ def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runti
     device = setup(runtime)
     model, precision = load_to_score(settings.checkpoint, device), Precision(runtime, device)
     weights = {"checkpoint": settings.checkpoint, "sha256": weights_sha256(model.network)}  # before it is compiled
+    written = settings.as_written()
+    options = {key: value for key, value in written.items() if key not in ("samples", "batch_size", "checkpoint")}
     try:
         plan = settings.plan(model)
         # Independent of the number of processes: compiling changes the last digits of the images.
@@ -146,7 +148,7 @@ def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runti
     if not processes.is_main_process():
         return
     write_npz(samples_file(name), {**result.arrays, "sampler": np.array([plan.label])})
-    write_json(f"reports/sample_{name}/metrics.json", {**result.cost, "model": weights})
+    write_json(f"reports/sample_{name}/metrics.json", {**result.cost, "model": weights, "settings": options})
     rate = result.cost["images_per_second"]
     print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")
 
