@@ -414,11 +414,14 @@ GRADIENT = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
 # --- fitting
 
 
-def test_pad_centers_on_black():
-    image = np.full((3, 4, 2), 7, np.uint8)
-    padded = image_io.pad(image, 8)
-    np.testing.assert_array_equal(padded[2:5, 2:6], image)
-    assert (padded.shape, padded.sum()) == ((8, 8, 2), image.sum())
+@pytest.mark.parametrize(
+    ("channels", "background", "border"), [(1, (0, 0, 0), 0), (3, (0, 0, 0), 0), (3, (9, 5, 1), (9, 5, 1)), (1, (9, 9, 9), 9)]
+)
+def test_pad_centers_on_the_background(channels, background, border):
+    image = np.full((3, 4, channels), 7, np.uint8)
+    expected = np.broadcast_to(np.array(border, np.uint8), (8, 8, channels)).copy()
+    expected[2:5, 2:6] = 7
+    np.testing.assert_array_equal(image_io.pad(image, 8, background), expected)
     assert refused(image_io.pad, image, 3).startswith("params.yaml: prepare_data.image_size: 3 is smaller than an image of 3x4")
 
 

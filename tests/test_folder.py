@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from zlib import compress, crc32
@@ -118,39 +119,88 @@ def test_decode_cmyk():
 
 
 def png16(values: np.ndarray) -> BytesIO:
-    """A PNG of 16 bits per channel, uint16 (H, W, 3), which Pillow cannot write."""
+    """A PNG of 16 bits per channel, uint16 (H, W, C), which Pillow cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
 
-    height, width, _ = values.shape
-    head = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
+    height, width, channels = values.shape
+    head = struct.pack(">2I5B", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     return BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b""))
 
 
-def tiff16(values: np.ndarray) -> BytesIO:
-    """An uncompressed TIFF of 16 bits per channel, uint16 (H, W, 3)."""
+def tiff(values: np.ndarray, photometric: int = 2, order: str = "<", **tags: int) -> BytesIO:
+    """An uncompressed TIFF of unsigned integers (H, W, C); `tags` sets others by their numbers, such as tag338."""
     height, width, channels = values.shape
-    data = values.astype("<u2").tobytes()
+    size = values.dtype.itemsize
+    data = values.astype(f"{order}u{size}").tobytes()
+    bits = struct.pack(f"{order}{channels}H", *[8 * size] * channels)
     entries = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8 + len(data)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
-        (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, 8 + len(data) if channels > 1 else 8 * size), (259, 3, 1, 1), (262, 3, 1, photometric),
+        (273, 4, 1, 8), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
+        *((int(tag[3:]), 3, 1, value) for tag, value in tags.items()),
     ]  # fmt: skip
-    bits = struct.pack("<3H", 16, 16, 16)
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<2H2I", *entry) for entry in entries) + bytes(4)
-    return BytesIO(b"II*\0" + struct.pack("<I", 8 + len(data) + len(bits)) + data + bits + directory)
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        short = kind == 3 and count == 1
+        directory += struct.pack(f"{order}2HI" + ("H2x" if short else "I"), tag, kind, count, value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data) + len(bits))
+    return BytesIO(head + data + bits + directory + bytes(4))
+
+
+def ppm(values: np.ndarray, highest: int = 65535) -> BytesIO:
+    return BytesIO(b"P6 %d %d %d\n" % (*values.shape[1::-1], highest) + values.astype(">u2").tobytes())
 
 
 RANGE16 = np.arange(0, 65536, 65536 // 48, dtype=np.uint16)[:48].reshape(4, 4, 3)
 
 
-@pytest.mark.parametrize("make", [png16, tiff16])
+@pytest.mark.parametrize("make", [png16, tiff, partial(tiff, order=">"), ppm])
 def test_decode_16_bit_color(make, tmp_path):
     for values, highest in ((RANGE16, 65535), (RANGE16 >> 4, 4095), (RANGE16 >> 8, 255)):
         (tmp_path / "picture").write_bytes(make(values).getvalue())
         for file in (make(values), tmp_path / "picture"):
             np.testing.assert_array_equal(decode(file), np.rint(values * (255 / highest)))
+
+
+ALPHA = np.uint16([0, 257 * 100, 65535, 65535])[None, :, None].repeat(4, 0)  # of each column
+SEEN = ALPHA.astype(float) / 65535
+
+
+@pytest.mark.parametrize("bits", [16, 12])
+@pytest.mark.parametrize(
+    ("make", "channels", "premultiplied"),
+    [
+        (png16, 1, False),
+        (png16, 3, False),
+        (tiff, 3, False),
+        (partial(tiff, order=">", tag338=2), 3, False),
+        (partial(tiff, tag338=1), 3, True),
+    ],
+)
+def test_decode_16_bits_with_alpha(make, channels, premultiplied, bits):
+    colors = RANGE16[..., :channels] >> (16 - bits)
+    stored = np.rint(colors * SEEN).astype(np.uint16) if premultiplied else colors
+    found = decode(make(np.concatenate([stored, ALPHA], 2)), Decoding(background=(255, 255, 255)))
+    assert found.shape == colors.shape
+    np.testing.assert_allclose(found, colors * (255 / (2**bits - 1)) * SEEN + 255 * (1 - SEEN), atol=1.5)
+
+
+def test_decode_other_16_bit_layouts():
+    gray = RANGE16[..., :1]
+    np.testing.assert_array_equal(decode(tiff(gray, 0)), np.rint((65535 - gray) / 257.0))  # white is zero
+    np.testing.assert_array_equal(decode(tiff(gray.astype(np.uint32) << 16, 1)), np.rint((gray / 65535.99) * 255))
+    np.testing.assert_array_equal(decode(ppm(RANGE16 >> 4, 4095)), np.rint((RANGE16 >> 4) * (255 / 4095)))
+    padded = np.concatenate([RANGE16, gray], 2)
+    np.testing.assert_array_equal(decode(tiff(padded, tag338=0)), np.rint(RANGE16 / 257.0))
+    inks = np.rint(padded / 257.0).astype(np.uint8)
+    expected = Image.frombytes("CMYK", (4, 4), inks.tobytes()).convert("RGB")
+    np.testing.assert_array_equal(decode(tiff(padded, 5)), np.asarray(expected))
+    keyed = saved(Image.fromarray(gray[..., 0]), "PNG", transparency=int(gray[1, 2, 0]))
+    assert np.flatnonzero(decode(keyed, Decoding(background=(1, 1, 1))) == 1).tolist() == [6]
+    with pytest.raises(Unreadable, match="only 8 of its bits"):
+        decode(tiff(RANGE16, tag284=2))  # a plane for each color
 
 
 HALF = saved(Image.new("RGB", (99, 99)), "JPEG").getvalue()[:500]
@@ -211,9 +261,9 @@ def test_image_folder_ignores_other_files(raw, capsys):
     assert source.class_names == ["cat"]
     assert len(source.train.images) + len(source.test.images) == 4
     (line,) = capsys.readouterr().out.splitlines()
-    assert "pictures: 4 left out, since Pillow reads no such files: " in line
+    assert "pictures: 4 left out, since their names do not end as those of pictures: " in line
     assert {"2 .heic (cat/", "1 without an ending (cat/c)", "1 .txt (cat/notes.txt)"} <= {
-        part.replace("a.heic)", "").replace("b.HEIC)", "") for part in line.partition("such files: ")[2].split(", ")
+        part.replace("a.heic)", "").replace("b.HEIC)", "") for part in line.partition("of pictures: ")[2].split(", ")
     }
 
 

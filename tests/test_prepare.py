@@ -403,6 +403,26 @@ def test_warnings_name_what_was_lost(raw, tmp_path, capsys):
     assert "use only the values 0 to 16 of 0 to 255; if they have more than 8 bits" in warnings(value_range=[0, 65535])
 
 
+def test_pictures_of_several_frames_are_counted(raw, tmp_path, capsys):
+    red, blue = (Image.new("RGB", (6, 5), color) for color in ("red", "blue"))
+    for i, kind in enumerate(("GIF", "TIFF", "PNG", "WEBP", "MPO")):
+        red.save(raw / "pictures" / "dog" / f"{i:02}.png", kind, save_all=True, append_images=[blue])
+    meta = prepare("image_folder", settings(), tmp_path / "out")
+    assert sum(meta["counts"].values()) == 16
+    # The others of an MPO, which cameras write, are previews.
+    assert "image_folder: 4 images have several frames; the first of each is taken\n" in capsys.readouterr().out
+    images = np.concatenate(arrays(tmp_path / "out")[::2])
+    assert (images == [255, 0, 0]).all((1, 2, 3)).sum() == 3  # but for JPEG and WebP, which change colors a little
+    assert (images[..., 0] > 250).all((1, 2)).sum() == 5
+
+
+def test_borders_have_the_color_of_the_background(raw, tmp_path):
+    for dataset, pixel in (("image_folder", [0, 128, 0]), ("digits", [75])):
+        meta = prepare(dataset, settings(image_size=12, background="green"), tmp_path / dataset)
+        assert meta["made_with"]["background"] == "green"
+        assert (arrays(tmp_path / dataset)[0][:, 0, :] == pixel).all()
+
+
 def test_settings_of_decoding_are_checked(workspace):
     for key, value in {"background": "blak", "value_range": [5, 5]}.items():
         edit_params(**{f"prepare_data.{key}": value})

@@ -44,7 +44,9 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: i
 
 def resized(image: np.ndarray, settings: PrepareData) -> np.ndarray:
     """Returns the image in the size of the settings."""
-    return RESIZE_MODES[settings.resize_mode](image, settings.image_size) if settings.image_size else image
+    if not settings.image_size:
+        return image
+    return RESIZE_MODES[settings.resize_mode](image, settings.image_size, settings.color())
 
 
 def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> InputError:
@@ -141,7 +143,8 @@ def _fill(partial: PartialArrays, files: Files, settings: PrepareData, how: Deco
         except Unreadable as error:
             return picture, None, str(error)
 
-    store, total = files.store, sum(partial.counts)
+    store, total, several = files.store, sum(partial.counts), []
+    how = how._replace(several_frames=lambda: several.append(1))
     failed = FailedImages(partial.unreadable, total)
     missing = store.fetch(partial.missing(files.index.pictures(store.by_offset)))
     with Progress(name, total, "images", partial.written()) as progress:
@@ -154,4 +157,6 @@ def _fill(partial: PartialArrays, files: Files, settings: PrepareData, how: Deco
                     raise mismatch(image, partial.shape, store.shown(picture))
                 partial.write(picture, image)
             progress.advance()
+    if several:
+        print(f"{name}: {len(several):,} images have several frames; the first of each is taken", flush=True)
     return failed

@@ -26,7 +26,11 @@ UPRIGHT = {
 }  # fmt: skip
 
 GRAY_MODES = {"1", "L", "LA", "La"}
+Color = tuple[int, int, int]  # 0 to 255
 BLACK = (0, 0, 0)
+CHANNELS_OF_16_BITS = {"RGB", "RGBX", "RGBA", "RGBa", "CMYK"}
+WHOLE_IN_FIRST_FRAME = {"MPO", "PSD"}  # the others are previews or layers
+WHITE_IS_ZERO = 0  # TIFF's PhotometricInterpretation
 SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # the other order of the bytes of 16 bits
 
 # The lowest and the highest value of a picture, int or float, and the values that become 0 and 255.
@@ -56,13 +60,15 @@ class Decoding(NamedTuple):
     """How pictures become uint8 arrays.
 
     mode: "L" or "RGB" converts; None keeps a gray picture gray and converts every other one to RGB.
-    background: the color, 0 to 255, behind transparent parts.
+    background: the color behind transparent parts.
     scale: maps the Extent of a picture of more than 8 bits to the values that become 0 and 255.
+    several_frames: is called for a picture of several frames, of which the first is taken.
     """
 
     mode: str | None = None
-    background: tuple[int, int, int] = BLACK
+    background: Color = BLACK
     scale: Callable[[float, float], Extent] = auto_range
+    several_frames: Callable[[], object] = int
 
 
 def decode(file: str | os.PathLike | BytesIO, how: Decoding = Decoding()) -> np.ndarray:  # noqa: B008 (it is immutable)
@@ -75,6 +81,8 @@ def decode(file: str | os.PathLike | BytesIO, how: Decoding = Decoding()) -> np.
             values = _more_than_8_bits(opened, tiles, file)
             picture = opened if values is None else _scaled(values, opened, how.scale)
             picture = _opaque(_upright(picture, opened), how.background)
+            if opened.format not in WHOLE_IN_FIRST_FRAME and getattr(opened, "is_animated", False):
+                how.several_frames()
             array = np.asarray(picture.convert(how.mode or ("L" if picture.mode in GRAY_MODES else "RGB")))
     except UnidentifiedImageError:
         raise Unreadable("no format that Pillow knows") from None
@@ -104,39 +112,65 @@ def _upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
 
 def _more_than_8_bits(opened: Image.Image, tiles: list, file: str | os.PathLike | BytesIO) -> np.ndarray | None:
     """Returns the values (H, W) or (H, W, C) of a loaded picture of 16 or 32 bits, None for one of 8 bits."""
-    if opened.mode.startswith("I;16") or opened.mode in ("I", "F"):
-        return np.asarray(opened)
-    first = tiles[0][3] if tiles else None
-    stored = first[0] if isinstance(first, tuple) and first else first
-    if opened.mode not in ("RGB", "RGBA") or not (isinstance(stored, str) and stored[-4:-1] == ";16"):
-        return None
-    # Of 16 bits per color Pillow keeps the upper 8. In the swapped byte order it keeps the lower 8.
-    swapped = stored[:-1] + SWAPPED[stored[-1]]
+    codec, _, _, arguments = tiles[0] if tiles else ("", (), 0, None)
+    stored = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    tags = getattr(opened, "tag_v2", {})  # of TIFF
+    if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
+        values = np.asarray(opened)
+        if stored == "I;32N":  # Pillow reads unsigned values as signed ones
+            return values.view(np.uint32)
+        inverted = opened.mode.startswith("I;16") and tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO
+        return 65535 - values if inverted else values
+    # Of 16 bits per channel Pillow keeps the upper 8. In the swapped byte order it keeps the lower 8.
+    if stored == "LA;16B":
+        halves = _reread(file, "RGBA")  # the four bytes of a pixel
+        return (halves[..., ::2].astype(np.uint16) << 8) | halves[..., 1::2]
+    if codec == "ppm" and arguments[-1] > 255:
+        values = (_reread(file, "RGB;16B", "raw").astype(np.uint16) << 8) | _reread(file, "RGB;16L", "raw")
+        return np.rint(values * (65535 / arguments[-1])).astype(np.uint16)  # as Pillow scales those of gray
+    kind, _, order = str(stored).partition(";16")
+    if kind in CHANNELS_OF_16_BITS and order in SWAPPED:
+        plain = kind.replace("a", "A")  # "RGBa" divides by alpha, each half by itself
+        upper, lower = (_reread(file, f"{plain};16{which}").astype(np.uint16) for which in (order, SWAPPED[order]))
+        values = (upper << 8) | lower
+        if kind != plain:
+            values[..., :3] = np.minimum(values[..., :3] * (65535 / np.maximum(values[..., 3:], 1)), 65535)
+        return values
+    if codec == "SGI16" or np.max(tags.get(ExifTags.Base.BitsPerSample, 8)) > 8:
+        raise ValueError("Pillow reads only 8 of its bits per channel; convert it to PNG")
+    return None
+
+
+def _reread(file: str | os.PathLike | BytesIO, rawmode: str, codec: str | None = None) -> np.ndarray:
+    """Returns a picture whose bytes are taken as `rawmode` says, a name of Pillow's."""
     if isinstance(file, BytesIO):
         file.seek(0)
     with Image.open(file) as other:
-        other.tile = [(*tile[:3], swapped if tile[3] == stored else (swapped, *tile[3][1:])) for tile in other.tile]
-        try:
-            lower = np.asarray(other)
-        except ValueError:  # a combination that Pillow reads in one order only
-            return None
-    return (np.asarray(opened).astype(np.uint16) << 8) | lower
+        other.tile = [
+            (codec or kind, extent, offset, (rawmode, *arguments[1:]) if isinstance(arguments, tuple) and not codec else rawmode)
+            for kind, extent, offset, arguments in other.tile
+        ]
+        return np.asarray(other)
 
 
 def _scaled(values: np.ndarray, opened: Image.Image, scale: Callable[[float, float], Extent]) -> Image.Image:
     """Returns values of more than 8 bits as a picture of 8 bits; values outside of the range are clipped."""
-    colors = values[..., :3] if values.ndim == 3 else values
+    colors = values if values.ndim == 2 or opened.mode == "CMYK" else values[..., 0] if values.shape[2] == 2 else values[..., :3]
     low, high = colors.min().item(), colors.max().item()
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("it holds values that are not finite")
     low, high = scale(low, high)
-    picture = Image.fromarray(np.rint(np.clip((colors - float(low)) * (255 / ((high - low) or 1)), 0, 255)).astype(np.uint8))
+    eight = np.rint(np.clip((colors - float(low)) * (255 / ((high - low) or 1)), 0, 255)).astype(np.uint8)
+    picture = Image.frombytes("CMYK", opened.size, eight.tobytes()) if opened.mode == "CMYK" else Image.fromarray(eight)
     if opened.mode == "RGBA":
         picture.putalpha(opened.getchannel("A"))
+    elif (key := opened.info.get("transparency")) is not None:
+        same = colors == np.asarray(key)
+        picture.putalpha(Image.fromarray(np.where(same.all(2) if same.ndim == 3 else same, 0, 255).astype(np.uint8)))
     return picture
 
 
-def _opaque(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _opaque(picture: Image.Image, background: Color) -> Image.Image:
     """Returns the picture over the background."""
     if not picture.has_transparency_data:
         return picture
@@ -145,17 +179,20 @@ def _opaque(picture: Image.Image, background: tuple[int, int, int]) -> Image.Ima
     return Image.alpha_composite(behind, picture.convert("RGBA")).convert("L" if gray else "RGB")
 
 
-def pad(image: np.ndarray, size: int) -> np.ndarray:
-    """Adds black borders to an image of at most `size` on each side. Raises InputError for a larger one."""
-    height, width, _ = image.shape
+def pad(image: np.ndarray, size: int, background: Color = BLACK) -> np.ndarray:
+    """Adds borders to an image of at most `size` on each side. Raises InputError for a larger one."""
+    height, width, channels = image.shape
     if height > size or width > size:
         message = f"{size} is smaller than an image of {height}x{width}; set prepare_data.resize_mode to 'resize'"
         raise InputError(message, key="prepare_data.image_size", where="params.yaml")
     top, left = (size - height) // 2, (size - width) // 2
-    return np.pad(image, ((top, size - height - top), (left, size - width - left), (0, 0)))
+    padded = np.empty((size, size, channels), np.uint8)
+    padded[:] = np.asarray(Image.new("RGB", (1, 1), background).convert("L" if channels == 1 else "RGB"))
+    padded[top : top + height, left : left + width] = image
+    return padded
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
+def resize(image: np.ndarray, size: int, background: Color = BLACK) -> np.ndarray:
     """Scales the shorter side to `size` with an antialiased bicubic filter, then crops the center."""
     height, width, channels = image.shape
     if (height, width) == (size, size):
@@ -167,4 +204,4 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
 
 
-RESIZE_MODES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"pad": pad, "resize": resize}
+RESIZE_MODES: dict[str, Callable[[np.ndarray, int, Color], np.ndarray]] = {"pad": pad, "resize": resize}

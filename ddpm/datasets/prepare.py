@@ -153,4 +153,6 @@ def _publish(path: Path, target: Path, present: np.ndarray) -> None:
 def recorded_settings(dataset: str, settings: PrepareData) -> dict:
     """Returns the settings that decide what is in the arrays, for `made_with` in meta.json."""
     ignored = set(OPTIONAL_SETTINGS) - set(DATASETS[dataset].optional_settings)
+    if settings.image_size and settings.resize_mode == "pad":
+        ignored.discard("background")
     return {"dataset": dataset, **{key: value for key, value in settings.as_written().items() if key not in ignored}}

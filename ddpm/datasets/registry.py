@@ -121,7 +121,7 @@ def _of_files(files: Files, class_names: Sequence[str], settings: PrepareData) -
         count = sum(number for number, _ in skipped.values())
         kinds = ", ".join(f"{number:,} {ending or 'without an ending'} ({first})" for ending, (number, first) in skipped.items())
         print(
-            printable(f"{files.store.where}: {count:,} left out, since Pillow reads no such files: {kinds}"),
+            printable(f"{files.store.where}: {count:,} left out, since their names do not end as those of pictures: {kinds}"),
             flush=True,
         )
     train, test = (Raw(Pictures(files, split, settings.decoding()), files.index.labels(split)) for split in (0, 1))

@@ -6,7 +6,7 @@ from PIL import ImageColor
 from pydantic import AfterValidator, Field
 
 from ddpm.core.params import OneOf, OrWord, Section
-from ddpm.datasets.image_io import RESIZE_MODES, Decoding, auto_range
+from ddpm.datasets.image_io import RESIZE_MODES, Color, Decoding, auto_range
 
 # prepare_data.channels: the channels that an image has, or gray or RGB for all images.
 CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
@@ -39,7 +39,7 @@ class PrepareData(Section):
     label: the attribute of celeba or the column of huggingface that is the class; None chooses one.
     test_share: the share of the test split where a data set has none.
     skip_bad: leave out pictures that cannot be read.
-    background: the color behind transparent parts of pictures.
+    background: the color behind transparent parts of pictures, and of the borders that resize_mode pad adds.
     value_range: the values that become 0 and 255 in pictures of more than 8 bits; None is `auto_range` of all pictures.
     """
 
@@ -53,8 +53,12 @@ class PrepareData(Section):
     background: Annotated[str, AfterValidator(_color)]
     value_range: Annotated[Range | None, OrWord("auto")]
 
+    def color(self) -> Color:
+        """Returns the background."""
+        return ImageColor.getcolor(self.background, "RGB")[:3]
+
     def decoding(self) -> Decoding:
         """Returns how pictures are decoded; with value_range None, each is scaled by its own values."""
         given = self.value_range
         scale = (lambda low, high: (given[0], given[1])) if given else auto_range
-        return Decoding(CHANNELS[self.channels], ImageColor.getcolor(self.background, "RGB")[:3], scale)
+        return Decoding(CHANNELS[self.channels], self.color(), scale)
