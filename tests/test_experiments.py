@@ -2,12 +2,13 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Checkout, write_files
+from conftest import ROOT, Checkout, write_files
 from PIL import Image
 from scipy.stats import t, ttest_ind
 
@@ -72,7 +73,7 @@ def read(*rows):
 
 
 def page(folder, *rows):
-    write_experiments(folder, read(*rows))
+    write_experiments(folder, read(*rows), force=True)
     return (folder / "index.md").read_text()
 
 
@@ -326,6 +327,35 @@ def test_command_passes_options_to_dvc(monkeypatch, workspace, capsys):
     assert capsys.readouterr().out.splitlines()[0] == "6 experiments, 2 settings: reports/experiments/index.md"
     assert {path.name for path in Path("reports/experiments").iterdir()} == {"index.md", "experiments.csv", "quality.png"}
     assert Path("elsewhere/index.md").exists()
+
+
+def test_command_tells_what_it_replaces_before_it_writes(tmp_path, monkeypatch, capsys):
+    project, table = Checkout(tmp_path / "project"), Path("reports/experiments/experiments.csv")
+    monkeypatch.chdir(project.folder)
+    shutil.copy(ROOT / "params.yaml", ".")
+
+    def compare(*rows, arguments=()):
+        monkeypatch.setattr(collect, "show_csv", lambda options: shown(*rows))
+        status = main(["experiments", *arguments])
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err
+
+    assert compare(*SEEDS)[1] == ["3 experiments, 1 settings: reports/experiments/index.md"]
+    assert len(compare(*SEEDS, *COSINE)[1]) == 1, "nothing is lost where the new table has all of the old one"
+    before = {path: path.read_bytes() for path in table.parent.iterdir()}
+    status, out, err = compare(*SEEDS)
+    assert (status, out, err.startswith("error: reports/experiments: holds c0, c1, c2, which would be lost; ")) == (1, [], True)
+    assert {path: path.read_bytes() for path in table.parent.iterdir()} == before
+    project.commit()
+    status, out, _ = compare(*SEEDS)
+    line = "reports/experiments: replaces the committed table, which has c0, c1, c2; `git restore reports/experiments` brings it"
+    assert (status, len(out), out[0].startswith(line)) == (0, 2, True)
+    assert compare(SEEDS[0], COSINE[0])[0] == 1
+    assert compare(SEEDS[0], COSINE[0], arguments=["--force"])[0] == 0
+    for folder, text in (("docs", "mine"), (str(tmp_path / "outside"), "")):
+        write_files(Path(folder), {"index.md": text, "quality.png": "mine"})
+        assert compare(*SEEDS, arguments=["--out", folder])[2].startswith(f"error: {folder}: holds index.md, which would be lost")
+        assert Path(folder, "quality.png").read_text() == "mine"
 
 
 def test_show_csv_reports_the_reason_of_dvc(tmp_path, monkeypatch):

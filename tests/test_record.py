@@ -369,7 +369,8 @@ def test_record_without_dvc_and_git(project, here):
     shutil.rmtree(project.folder / ".git")
     status, _, err = here("record", "mine.yaml")
     assert (status, len(err.splitlines())) == (1, 1)
-    assert err.startswith("error: git status: ")
+    assert err.startswith("error: git status: not a git repository")
+    assert "; `git init`, `git add -A` and `git commit -m start` make one" in err
     assert here("record", "mine.yaml", "--without-dvc")[0] == 0
     assert project.record_of("mine")["commit"] is None
     status, _, err = here("record", "mine.yaml", "--without-dvc", "-S", "train.steps=13")

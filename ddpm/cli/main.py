@@ -85,15 +85,12 @@ def experiments(
     ) = None,
     all_commits: flag(None, "Experiments of all commits.", "--all-commits", "-A") = False,
     out: option(Path, None, "FOLDER", "Folder to write.", "--out", "-o") = Path("reports/experiments"),
+    force: flag(None, "Replace a table that Git does not have.", "--force") = False,
 ) -> None:  # fmt: skip
     """Compare experiments of `dvc exp run` in a table, with the spread over their seeds."""
     from ddpm.experiments.collect import report
-    from ddpm.experiments.runner import git, has_git
 
-    line = report(rev or [], num, all_commits, out)
-    # It is another table where its experiments are others, and Git then has the one before.
-    replaced = has_git() and git("status", "--porcelain", "--untracked-files=no", "--", str(out))
-    print(line + (f"; differs from the committed table, which `git restore {out}` brings back" if replaced else ""))
+    print(printable(report(rev or [], num, all_commits, out, force)))
 
 
 # Each command with an example, without `python -m ddpm`.

@@ -20,6 +20,7 @@ from ddpm.core.params import PARAMS_FILE
 from ddpm.core.paths import METRICS_FILE
 from ddpm.core.yaml_files import read_yaml
 from ddpm.experiments.compare import write_experiments
+from ddpm.experiments.git import CHECKOUT
 from ddpm.experiments.recipe import flatten
 from ddpm.experiments.tables import CODE, SCORES, Experiments
 from ddpm.experiments.weights import of_other_weights
@@ -41,10 +42,7 @@ def show_csv(options: Sequence[str] = ()) -> str:
     if process.returncode:
         lines = process.stderr.splitlines()
         lines = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:] or [f"exit status {process.returncode}"]
-        raise InputError(
-            f"{lines[0].removeprefix('ERROR: ')}; run in a checkout of the project, with options of `dvc exp show`",
-            key="dvc exp show",
-        )
+        raise InputError(f"{lines[0].removeprefix('ERROR: ')}; {CHECKOUT}", key="dvc exp show")
     return process.stdout
 
 
@@ -145,9 +143,12 @@ def _without_repeats(experiments: Experiments) -> Experiments:
     return experiments.take(~experiments.about.index.isin(list(left_out)))._replace(left_out=left_out)
 
 
-def report(revs: Sequence[str], num: int | None, all_commits: bool, out: Path) -> str:
-    """Writes the comparison to a folder and returns a line for the terminal. The other arguments: options of `dvc exp show`."""
+def report(revs: Sequence[str], num: int | None, all_commits: bool, out: Path, force: bool) -> str:
+    """Writes the comparison to a folder, as `write_experiments` does; returns a line for the terminal.
+
+    revs, num, all_commits: options of `dvc exp show`.
+    """
     options = [word for rev in revs for word in ("--rev", rev)]
     options += ["--num", str(num)] if num is not None else []
     options += ["--all-commits"] if all_commits else []
-    return write_experiments(out, read_experiments(show_csv(options), list(flatten(read_yaml(PARAMS_FILE)))))
+    return write_experiments(out, read_experiments(show_csv(options), list(flatten(read_yaml(PARAMS_FILE)))), force)

@@ -1,11 +1,13 @@
 """Writes reports/experiments: a page with tables of all settings (page.md.j2), a figure for each group, and a CSV."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ddpm.core.files import remove, write_text
+from ddpm.core.files import InputError, printable, remove, write_text
+from ddpm.experiments.git import first_of, is_committed
 from ddpm.experiments.quality import quality_figure
 from ddpm.experiments.significance import difference, format_difference, format_mean
 from ddpm.experiments.tables import (
@@ -23,20 +25,27 @@ from ddpm.experiments.tables import (
 from ddpm.plots.markdown import render
 from ddpm.report.summary import SAMPLES
 
-FOLDER = Path("reports/experiments")
+TABLE, PAGE = "experiments.csv", "index.md"
 
 
-def write_experiments(folder: Path, experiments: Experiments) -> str:
-    """Writes index.md, experiments.csv and a figure for each group of comparable experiments; returns a line for the terminal."""
+def write_experiments(folder: Path, experiments: Experiments, force: bool = False) -> str:
+    """Writes index.md, experiments.csv and a figure for each group of comparable experiments; returns a line for the terminal.
+
+    Prints a line, before it writes, if the committed table has experiments that the new one lacks. Raises InputError if Git does
+    not have that table, or if the folder holds another index.md; `force` replaces both.
+    """
     experiments = experiments._replace(scores=with_computed(experiments.scores))
     groups = comparable(experiments)
+    text = _csv(experiments, groups)
+    if not force:
+        _check_replaced(folder, text)
     for old in folder.glob("quality*.png"):
         remove(old)
     left_out: dict[str, list[str]] = {}
     for name, reason in experiments.left_out.items():
         left_out.setdefault(reason, []).append(name)
     seeds = [len(setting.about) for _, group in groups for setting in by_setting(group)]
-    write_text(folder / "experiments.csv", _csv(experiments, groups))
+    write_text(folder / TABLE, text)
     page = render(
         Path(__file__).with_name("page.md.j2"),
         count=len(experiments.about),
@@ -45,8 +54,31 @@ def write_experiments(folder: Path, experiments: Experiments) -> str:
         left_out=left_out,
         groups=[_group(folder, number, title, group) for number, (title, group) in enumerate(groups)],
     )
-    write_text(folder / "index.md", page)
-    return f"{len(experiments.about)} experiments, {len(seeds)} settings: {folder / 'index.md'}"
+    write_text(folder / PAGE, page)
+    return f"{len(experiments.about)} experiments, {len(seeds)} settings: {folder / PAGE}"
+
+
+def _check_replaced(folder: Path, text: str) -> None:
+    """Prints or raises what `write_experiments` says of a folder. text: the new table."""
+    if not any((folder / name).exists() for name in (TABLE, PAGE)):
+        return
+    try:
+        lost, is_ours = _rows((folder / TABLE).read_text(encoding="utf-8")) - _rows(text), True
+    except (OSError, ValueError, KeyError):
+        lost, is_ours = {(PAGE,)}, False
+    names = sorted({name for name, *_ in lost})
+    if names:
+        named = first_of(names)
+        if not (is_ours and is_committed(folder)):
+            raise InputError(f"holds {named}, which would be lost; commit the folder, give another --out, or --force", key=folder)
+        line = f"{folder}: replaces the committed table, which has {named}; `git restore {folder}` brings it back"
+        print(printable(line), flush=True)
+
+
+def _rows(text: str) -> set[tuple]:
+    """The name, commit and FIDs of each experiment of a table. Raises ValueError or KeyError for another file."""
+    columns = ["experiment", "commit", *(f"{name}.classifier.fid" for name in SAMPLES)]
+    return set(pd.read_csv(io.StringIO(text), dtype=str)[columns].itertuples(index=False, name=None))
 
 
 def _group(folder: Path, number: int, title: str, group: Experiments) -> dict[str, Any]:

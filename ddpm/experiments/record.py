@@ -26,8 +26,9 @@ from ddpm.core.files import InputError, atomic_folder, read_json, write_json
 from ddpm.core.params import PARAMS_FILE, make
 from ddpm.core.paths import METRICS_FILE
 from ddpm.core.scratch import scratch_root
+from ddpm.experiments.git import check_clean, has_git
 from ddpm.experiments.recipe import FOLDER, RECORDS, RESULTS_FILE, Recipe, full_params, options
-from ddpm.experiments.runner import ON_DEMAND, RunSpec, check_clean, has_git, run_with_dvc, run_without_dvc
+from ddpm.experiments.runner import ON_DEMAND, RunSpec, run_with_dvc, run_without_dvc
 from ddpm.experiments.weights import of_other_weights
 from ddpm.report.summary import SAMPLES
 

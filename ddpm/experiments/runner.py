@@ -25,14 +25,9 @@ from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
 from ddpm.core.scratch import scratch_root
 from ddpm.core.yaml_files import read_yaml
 from ddpm.datasets.registry import raw_root
-from ddpm.experiments.recipe import RECORDS, RESULTS_FILE
+from ddpm.experiments.git import CODE, git, has_git
 from ddpm.features.pretrained import weights_folder
 
-# Files that may differ from the commit, because recording writes them.
-WRITTEN = (f"{RECORDS.as_posix()}/", RESULTS_FILE.as_posix())
-# Folders in which an untracked file could be part of the run.
-CODE = ("ddpm/", "stages/")
-MAX_NAMED = 3
 # The sweep is not part of a run, so its reports in a commit are those of another one.
 ON_DEMAND = "reports/sweep"
 
@@ -59,35 +54,6 @@ class RunResult(NamedTuple):
 
     seconds: float
     model: str
-
-
-def git(*arguments: str) -> str:
-    """Returns the output of a Git command. Raises InputError with the reason that Git prints if it fails."""
-    try:
-        process = subprocess.run(["git", *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
-    except OSError as error:
-        raise InputError(f"cannot be run ({error.strerror}); install it", key="git") from None
-    if process.returncode:
-        reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[0]
-        raise InputError(f"{reason.removeprefix('fatal: ')}; run in a checkout of the project", key=f"git {arguments[0]}")
-    return process.stdout
-
-
-def has_git() -> bool:
-    """Returns whether the current folder is the root of a Git checkout."""
-    return Path(".git").exists() and shutil.which("git") is not None
-
-
-def check_clean() -> str:
-    """Returns the commit that is checked out. Raises InputError if files differ from it: a record must be reproducible."""
-    lines = git("status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines()
-    paths = [(line[3:].strip('"'), line.startswith("??")) for line in lines]
-    changed = [path for path, new in paths if path.startswith(CODE if new else "") and not path.startswith(WRITTEN)]
-    if changed:
-        named = ", ".join(changed[:MAX_NAMED]) + (f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else "")
-        verb = "are" if len(changed) > 1 else "is"
-        raise InputError(f"{named} {verb} not committed; commit or stash, so that the record can be reproduced", key="record")
-    return git("rev-parse", "HEAD").strip()
 
 
 def run_with_dvc(spec: RunSpec, seed: int, folder: Path, extra: Sequence[str]) -> RunResult:
