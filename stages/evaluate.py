@@ -1,9 +1,9 @@
 """Scores samples and model: samples/*.npz, models/ddpm -> reports/evaluate/metrics.json, and samples/judged for `report`."""
 
 from ddpm.core import params, processes
-from ddpm.core.device import Runtime
+from ddpm.core.device import Precision, Runtime
 from ddpm.core.files import read_json, read_npz
-from ddpm.core.paths import samples_file
+from ddpm.core.paths import MODEL_DIR, samples_file
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import held_out
 from ddpm.evaluation.evaluator import Evaluate
@@ -11,6 +11,7 @@ from ddpm.evaluation.likelihood import likelihood
 from ddpm.evaluation.reconstruction import reconstruct, round_trips_if_trained
 from ddpm.evaluation.results import write_results
 from ddpm.evaluation.run import open_run
+from ddpm.evaluation.training_curve import training_curve
 from ddpm.features.extractors import get_weights
 
 SAMPLERS = ("ddpm", "ddim")
@@ -46,14 +47,19 @@ def main() -> None:
     images, labels = held_out(run.data, p.evaluate.round_trip_images, p.seed, run.device)
     trips = round_trips_if_trained(run.model, images, labels, reconstruction.scores)
     scores["round_trip"] = trips.scores
+    # Last, since it puts the weights of the snapshots into the network.
+    autocast = Precision(p.runtime, run.device).autocast
+    curve, note = training_curve(run.model, MODEL_DIR, evaluator, p.evaluate, p.seed, autocast)
     if not processes.is_main_process():
         return
+    if note:
+        print(note, flush=True)
     # Not a dep: seconds differ from run to run and must not make any stage run again. They are written together with the
     # samples, which are a dep.
     runs = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
     # A network that was trained without classes predicts none.
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    write_results(scores, runs, reconstruction, bound, trips, arrays)
+    write_results(scores, runs, reconstruction, bound, trips, arrays, curve)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ TINY = {
     "evaluate.likelihood_images": 10,
     "evaluate.likelihood_levels": 3,
     "evaluate.round_trip_images": 10,
+    "evaluate.training_curve_samples": 20,
     "guidance.samples": 20,
     "guidance.steps": 3,
     "guidance.scales": [0.0, 1.0, 2.0],

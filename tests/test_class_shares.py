@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm.core.files import read_json, read_npz, write_json
+from ddpm.core.weights import read_weights
 from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import open_prepared
 from ddpm.networks.checkpoints import load_model
+from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
 from ddpm.sampling import generate as generate_module
 from ddpm.sampling.model import class_sequence
 from ddpm.sampling.progress import SamplingProgress
@@ -72,6 +74,8 @@ def unequal(data, model, monkeypatch):
     set_counts(open_prepared("digits", data.meta["made_with"]).class_counts)
     config = read_json(CONFIG, "train")
     write_json(CONFIG, config | {"training": {"condition_dropout": 0.1}})
+    weights = read_weights(CONFIG.with_name("final.safetensors"), "train")
+    save_snapshot(CONFIG.parent, 4, {width: {k: v.clone() for k, v in weights.items()} for width in TRACKED_SIGMA_REL})
 
     def perfect(model, plan, labels, count, seed=0, batch_size=100, first=0):
         if labels is None:
@@ -85,6 +89,7 @@ def unequal(data, model, monkeypatch):
     monkeypatch.setattr(generate_module, "generate", perfect)
     samples = 3 * counts["test"]
     edit_params(**{f"{section}.samples": samples for section in ("sample_ddpm", "sample_ddim", "guidance", "sweep")})
+    edit_params(**{"evaluate.training_curve_samples": samples})
     edit_params(**{"sweep.evaluations": [3], "sweep.full_length": False, "train_classifier.epochs": 5})
     stage("train_classifier")
 
@@ -99,6 +104,9 @@ def test_perfect_samples_of_unequal_classes_score_like_the_floor(unequal, capsys
     fids |= {f"guidance {scale}": fid for scale, fid in zip(guidance.scale, guidance.fid, strict=True)}
     sweep = pd.read_csv("reports/sweep/fid.csv")
     fids |= {f"sweep {name}": fid for name, fid in zip(sweep.method, sweep.fid, strict=True)}
+    curve = pd.read_csv("reports/evaluate/plots/training_curve.csv").set_index("method").fid
+    assert curve["real test images"] == pytest.approx(floor, abs=1e-5)
+    fids["training curve"] = curve["DDIM, 20 steps"]
     assert max(fids.values()) < 1.5 * floor, "drawn in turn, they score three times the floor"
     assert "class counts" not in capsys.readouterr().out
 

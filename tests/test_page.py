@@ -106,6 +106,9 @@ def write_inputs(scored, conditional=True):
     write_json("data/prepared/meta.json", META)
     curve = [{"fraction": f, "method": m, "psnr": 20 - 10 * f} for f in (0.1, 0.5) for m in ("network", "wiener", "zero")]
     write_text("reports/evaluate/plots/psnr.csv", pd.DataFrame(curve).to_csv(index=False))
+    curve = [("DDIM", 100, 0.5, np.nan), ("real test images", 100, 0.1, np.nan)] if conditional else []
+    curve = pd.DataFrame(curve, columns=["method", "step", "fid", "fid_sd"])
+    write_text("reports/evaluate/plots/training_curve.csv", curve.to_csv(index=False))
     for name in ("loss", "validation_loss", *(f"loss_t/{quarter}" for quarter in ("0_25", "25_50", "50_75", "75_100"))):
         frame = pd.DataFrame({"step": [100, 200, 300], name.split("/")[-1]: [0.5, 0.3, 0.2]})
         write_text(f"reports/train/plots/metrics/{name}.tsv", frame.to_csv(index=False, sep="\t"))
@@ -153,8 +156,8 @@ def report():
 
 def page(scored=SCORES, descriptions=None, **values):
     """The text of a page, without its pictures."""
-    values = {"guidance": guidance(["classes"]), "has_snapshots": True, "inpaint": INPAINT, "meta": META, "schedule": "linear",
-              "conditional": True, "has_sweep": False, **values}  # fmt: skip
+    values = {"guidance": guidance(["classes"]), "has_training_curve": True, "has_snapshots": True, "inpaint": INPAINT,
+              "meta": META, "schedule": "linear", "conditional": True, "has_sweep": False, **values}  # fmt: skip
     return render_page(scored, descriptions or describe_metrics(), COST, **values)
 
 
@@ -189,7 +192,7 @@ def test_report_removes_what_was_not_measured(here):
     pretext = {"trained_on": "rotations", "check": {"real": 0.1, "noisy": 3.8, "mean": 0.9}, "status": "ok", "sha256": "3f" * 32}
     write_inputs(scores(**NO_CLASSES, classifier=pretext, round_trip={"status": "skipped"}), conditional=False)
     text = report()
-    removed = ("classes.png", "confusion.png", "round_trip.png", "guidance.png", "training.gif")
+    removed = ("classes.png", "confusion.png", "round_trip.png", "guidance.png", "training.gif", "training_curve.png")
     assert not any(Path(f"reports/report/{name}").exists() or name in text for name in removed)
     assert "## Guidance" not in text
     assert "requested class" not in text

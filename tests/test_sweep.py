@@ -1,6 +1,7 @@
 """The sampler sweep: every method within its budget, the EMA widths, and the statements of the page."""
 
 import json
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from conftest import edit_params, input_error
 from PIL import Image
 
 from ddpm.core import params
+from ddpm.core.device import Runtime
 from ddpm.core.weights import read_weights, save_weights
 from ddpm.diffusion.schedule import make_schedule
+from ddpm.evaluation.evaluator import Evaluate
+from ddpm.evaluation.run import open_run
 from ddpm.evaluation.sweep import METHODS, Sweep, plan_method
+from ddpm.evaluation.training_curve import COLUMNS, REAL_IMAGES, spread_steps, training_curve
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot, snapshot_file, supported_range
 from ddpm.report.sweep import write_sweep
 from ddpm.sampling.model import DiffusionModel
@@ -103,19 +108,56 @@ def test_sweep_refuses_budgets_above_the_steps_of_the_model(model, classifier):
     assert not Path("reports/sweep").exists()
 
 
+def scored_training(**edits):
+    """The rows of the training curve, and its note."""
+    edit_params(**{f"evaluate.{key}": value for key, value in edits.items()})
+    p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, evaluate=Evaluate, runtime=Runtime)
+    run = open_run(p, "final")
+    return training_curve(run.model, Path("models/ddpm"), run.evaluator(60), p.evaluate, p.seed, nullcontext)
+
+
+def test_training_curve_scores_the_snapshots(snapshots, classifier):
+    rows, note = scored_training(training_curve=2)
+    assert note == ""
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    assert frame.step.tolist() == [700, 700, 1000, 1000]
+    assert frame.method.tolist() == ["DDIM, 20 steps", REAL_IMAGES] * 2
+    assert frame.fid[0] != frame.fid[2], "other weights"
+    assert frame.fid[1] == frame.fid[3]
+    again = pd.DataFrame(scored_training(training_curve=2)[0])
+    pd.testing.assert_frame_equal(frame, again, check_exact=True)
+
+
+@pytest.mark.parametrize(("edits", "setting"), [({}, "train.snapshots"), ({"training_curve": 0}, "evaluate.training_curve is 0")])
+def test_training_curve_says_why_it_is_empty(model, classifier, edits, setting):
+    rows, note = scored_training(**edits)
+    assert rows == []
+    assert setting in note
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "chosen"),
+    [([10, 20, 30], 1, [30]), ([10, 20, 30], 9, [10, 20, 30]), ([313, 625, 938, 990, 1000], 2, [625, 1000]), ([7], 3, [7])],
+)
+def test_spread_steps_divide_the_training_evenly(steps, count, chosen):
+    assert spread_steps(steps, count) == chosen
+
+
 @pytest.mark.parametrize(
     ("edits", "key"),
     [
+        ({"evaluate.training_curve": -1}, "evaluate.training_curve"),
+        ({"evaluate.training_curve_samples": 1}, "evaluate.training_curve_samples"),
         ({"sweep.ema_widths": [0.1, 0.3]}, "sweep.ema_widths.1"),
         ({"sweep.ema_widths": [0.001]}, "sweep.ema_widths.0"),
         ({"sweep.ema_widths": 0.1}, "sweep.ema_widths"),
         ({"sweep.ema_steps": 0}, "sweep.ema_steps"),
     ],
 )
-def test_sweep_settings_name_the_wrong_key(workspace, edits, key):
+def test_settings_name_the_wrong_key(workspace, edits, key):
     edit_params(**edits)
     with input_error(key):
-        params.load(sweep=Sweep)
+        params.load(sweep=Sweep, evaluate=Evaluate)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7, 50])

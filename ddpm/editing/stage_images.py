@@ -12,16 +12,15 @@ from torch import Tensor
 
 from ddpm.core.files import InputError
 from ddpm.core.params import Section
-from ddpm.core.weights import put_weights
 from ddpm.data.images import to_images, to_model_range, to_tensor
 from ddpm.data.prepared import Split
 from ddpm.editing.inpaint import named_mask, with_repaint_jumps
 from ddpm.editing.score import MASK, inpaint_methods
 from ddpm.editing.tasks import ImageSource, edit_images, inpaint_images, interpolate_images, vary_images
 from ddpm.networks.checkpoints import CheckpointName
-from ddpm.networks.power_ema import TRACKED_SIGMA_REL, list_snapshots, read_snapshot
+from ddpm.networks.power_ema import TRACKED_SIGMA_REL, list_snapshots
 from ddpm.sampling.generate import generate
-from ddpm.sampling.model import DiffusionModel
+from ddpm.sampling.model import DiffusionModel, at_snapshot
 from ddpm.sampling.noise import latent_of
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import final_images
@@ -118,8 +117,7 @@ def snapshot_models(model: DiffusionModel, folder: Path, count: int) -> Iterator
         raise InputError("holds no snapshots for a film; set train.snapshots above 0 and run `dvc repro train`", key=folder)
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(count, len(steps))).round().astype(int))
     for step in (steps[k] for k in chosen):
-        put_weights(read_snapshot(folder, step)[TRACKED_SIGMA_REL[0]], model.network, folder, "train")
-        yield step, model._replace(network=model.network.to(model.device, memory_format=torch.channels_last).eval())
+        yield step, at_snapshot(model, folder, step, TRACKED_SIGMA_REL[0])
 
 
 def make_training_film(model: DiffusionModel, folder: Path, frames: int, seed: int) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from ddpm.features.classifier import Classifier
 from ddpm.features.extractors import EXTRACTORS, Extract
 from ddpm.features.pretrained import MISSING, PretrainedSettings, find_weights
 from ddpm.networks.checkpoints import CheckpointName
+from ddpm.sampling.settings import Count
 
 CLASSIFIER = "classifier"
 # Metrics that each level of `evaluate` computes in the classifier's features; () is all of METRICS.
@@ -57,6 +58,8 @@ class Evaluate(PretrainedSettings):
     likelihood_images: Annotated[int, Field(ge=2, le=10**7)]
     likelihood_levels: Annotated[Annotated[int, Field(ge=1, le=100_000)] | None, OrWord("all")]
     round_trip_images: Annotated[int, Field(ge=1, le=10**7)]
+    training_curve: Annotated[int, Field(ge=0, le=1_000)]
+    training_curve_samples: Annotated[Count, Field(ge=2)]
     checkpoint: CheckpointName
 
 

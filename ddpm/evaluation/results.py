@@ -27,8 +27,8 @@ from ddpm.data.images import to_images
 from ddpm.evaluation.evaluator import CLASSIFIER, LEVELS, describe_metrics
 from ddpm.evaluation.likelihood import Likelihood
 from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips
+from ddpm.evaluation.training_curve import COLUMNS, REAL_IMAGES
 
-REAL_IMAGES = "real test images"
 COVERAGE = LEVELS["coverage"][1:]
 ABOUT = ("model", "settings")  # what a set of samples was drawn with; the rest of its metrics.json is its cost
 
@@ -40,12 +40,14 @@ def write_results(
     likelihood: Likelihood,
     round_trips: RoundTrips,
     arrays: dict[str, np.ndarray],
+    curve: list[dict],
 ) -> None:
     """Writes all outputs.
 
     runs: per sampler, the content of reports/sample_NAME/metrics.json; scores.json has none of it, since seconds differ from run
         to run.
     arrays: what else `report` plots: requested and predicted classes, samples and their nearest training images.
+    curve: the rows of `training_curve`.
 
     Raises InputError for a score that is NaN or infinite, before anything is written.
     """
@@ -56,6 +58,7 @@ def write_results(
     write_json(EVALUATED_DIR / "metrics.json", describe_metrics())
     write_npz(EVALUATED_DIR / "arrays.npz", arrays)
     write_text(PLOTS_DIR / "psnr.csv", pd.DataFrame(reconstruction.curve).to_csv(index=False, float_format="%.4f"))
+    write_text(PLOTS_DIR / "training_curve.csv", pd.DataFrame(curve, columns=COLUMNS).to_csv(index=False, float_format="%.5f"))
     spaces = {scores[name]["sampler"]: scores[name][CLASSIFIER] for name in runs}
     fids = {name: space.get("fid") for name, space in spaces.items()} | {REAL_IMAGES: scores["ddpm"][CLASSIFIER].get("fid_floor")}
     rows = [(images, "FID", fid) for images, fid in fids.items() if fid is not None]

@@ -80,6 +80,18 @@ def loss_by_time(path: Path, quarters: dict[str, pd.DataFrame]) -> None:
         ax.legend(title="t / T", loc="upper left", bbox_to_anchor=(1, 1))
 
 
+def fid_over_steps(path: Path, frame: pd.DataFrame) -> None:
+    """Draws FID over optimizer steps. frame: columns method (samples, then real images), step, fid and fid_sd (NaN: unknown)."""
+    with figure(path, 1, 6.5, 3.4) as (ax,):
+        for (name, part), style, colour in with_styles(frame.groupby("method", sort=False), ("o-", ":"), (BLUE, GRAY)):
+            error = part.fid_sd if part.fid_sd.notna().all() else None
+            ax.errorbar(part.step, part.fid, error, fmt=style, color=colour, markersize=5, capsize=3, label=name)
+        ax.set(xlabel="optimizer step", ylabel="FID in the classifier's features", yscale="log")
+        ax.set_title("Samples over the training (lower is better)")
+        _plain_log_axis(ax)
+        ax.legend()
+
+
 def training_curves(path: Path, history: Sequence[dict], speed: Sequence[dict]) -> None:
     """Draws loss, gradient norm and throughput over optimizer steps.
 

@@ -119,6 +119,16 @@ def draw_guidance() -> pd.DataFrame:
     return frame
 
 
+def draw_training_curve() -> bool:
+    """Draws the FID over the training. Returns whether there is one."""
+    frame = read_table(str(PLOTS_DIR / "training_curve.csv"), "evaluate")
+    if frame.empty:
+        remove(FIGURES / "training_curve.png")
+    else:
+        figures.fid_over_steps(FIGURES / "training_curve.png", frame)
+    return len(frame) > 0
+
+
 def draw_edits(tile: int, frame_ms: int) -> bool:
     """Draws the results of the stage `edit`. Returns whether there are samples of training snapshots."""
     arrays = read_npz(EDITS_FILE, "edit")

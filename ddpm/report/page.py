@@ -53,6 +53,7 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
         descriptions,
         cost,
         guidance=gallery.draw_guidance(),
+        has_training_curve=gallery.draw_training_curve(),
         has_snapshots=gallery.draw_edits(settings.tile, settings.frame_ms),
         inpaint=read_json(REPORTS / "edit/metrics.json", "edit")["inpaint"],
         meta=meta,

@@ -12,10 +12,12 @@ from torch import Tensor
 from ddpm.core import processes
 from ddpm.core.files import InputError
 from ddpm.core.paths import MODEL_DIR
+from ddpm.core.weights import put_weights
 from ddpm.diffusion.prediction import check_prediction
 from ddpm.diffusion.schedule import Diffusion, NoiseSchedule
 from ddpm.networks.captions import captions_of, split_words
 from ddpm.networks.checkpoints import load_model
+from ddpm.networks.power_ema import read_snapshot, snapshot_file
 from ddpm.networks.registry import Network
 from ddpm.sampling.denoiser import Denoiser, guided, network_denoiser
 
@@ -120,6 +122,12 @@ def load(checkpoint: str | float, device: torch.device, folder: Path = MODEL_DIR
     Raises InputError if it is missing or damaged.
     """
     return from_config(*load_model(folder, checkpoint, device))
+
+
+def at_snapshot(model: DiffusionModel, folder: Path, step: int, width: float) -> DiffusionModel:
+    """Returns the model with the EMA that a snapshot of its training holds, one of TRACKED_SIGMA_REL, in its own network."""
+    put_weights(read_snapshot(folder, step)[width], model.network, snapshot_file(folder, step), "train")
+    return model._replace(network=model.network.to(model.device, memory_format=torch.channels_last).eval())
 
 
 def load_to_score(checkpoint: str | float, device: torch.device) -> DiffusionModel:
