@@ -237,6 +237,14 @@ def test_page_names_settings_with_equal_scores_and_numbers_those_that_differ_in_
     assert "Compared with setting 1, the committed setting" in text
 
 
+def test_page_shows_text_from_files_as_it_is(tmp_path):
+    text = page(tmp_path, commit("main"), row("<i>|x", 0.9, schedule="<b>|$\\frac{$"), row("[a](b)", State="Failed"))
+    assert cells(text, "## DDPM", "&lt;b&gt;\\|$\\\\frac{$")
+    assert "- failed: \\[a\\](b)" in text
+    assert "<" not in text
+    assert "<i>|x" in pd.read_csv(tmp_path / "experiments.csv").experiment.tolist()
+
+
 def test_page_leaves_out_missing_scores(tmp_path):
     without = {f"{name}.{key}": "" for name in COST for key in ("accuracy", "classifier.precision", "classifier.recall")}
     text = page(tmp_path, commit("main", **without), row("c", 0.9, schedule="cosine", **without))

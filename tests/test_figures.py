@@ -114,7 +114,7 @@ def test_class_histogram_counts_all_names(tmp_path):
 @pytest.mark.parametrize("classes", [3, 40])
 def test_confusion_has_a_panel_per_set(tmp_path, classes):
     labels = np.arange(200) % classes
-    names = [f"class {i}" for i in range(classes)]
+    names = [rf"class $\frac{{{i}$" for i in range(classes)]  # no formula
     for panels in (1, 2, 3):
         sample_figures.confusion(tmp_path / f"{panels}.png", {f"set {i}": (labels, labels) for i in range(panels)}, names)
         # All predictions are correct, so the diagonal has the darkest colour.

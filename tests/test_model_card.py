@@ -207,11 +207,15 @@ def test_card_lists_the_training():
 
 
 def test_card_escapes_class_names():
-    names = ["`x` | y", "# big\nline", "---", *(f"class {k}" for k in range(30))]
-    text = card("--keep-classes", names=names)
-    assert "`'x' / y`, `# big line`, `---`" in text
+    names = ["`x` | y", "# big\nline", "---", "<b>|x\x1b[2J", *(f"class {k}" for k in range(29))]
+    scores = {name: {**METRICS[name], "sampler": "<b>|x"} for name in ("ddpm", "ddim")}
+    text = card("--keep-classes", "--license", "[a](b)", names=names, dataset="<i>|\x1b[2J", scores=scores)
+    assert "`'x' / y`, `# big line`, `---`, `<b>/x\\x1b[2J`" in text
     assert "and 13 more" in text
-    assert ModelCard(text).data.license == "mit"
+    assert "# ddpm-&lt;i&gt;\\|" in text
+    assert "| &lt;b&gt;\\|x | 1,000 |" in text
+    assert "\x1b" not in text
+    assert ModelCard(text).data.license == "[a](b)"
     assert "\n# big" not in text
 
 

@@ -474,6 +474,14 @@ def test_table_summarizes_seeds_and_missing_values(tmp_path):
     assert (row[5], *row[7:10]) == ("-", "-", "-", "-")
 
 
+def test_table_shows_text_from_files_as_it_is(tmp_path):
+    folder = put_record(tmp_path)
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"recipe": "<b>|x](", "dataset": "\x1b[2J"}))
+    row = results_section(tmp_path, RECIPES).splitlines()[2]
+    assert row.startswith(f"| [&lt;b&gt;\\|x\\](]({folder}) | \\\\x1b\\[2J |")
+
+
 def test_table_ignores_records_of_an_older_format(tmp_path):
     write_files(tmp_path, {"digits/metrics.json": "{}"})
     assert results_section(tmp_path, RECIPES) == "Not run yet: `mnist_fast`."

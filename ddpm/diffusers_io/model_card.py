@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ddpm.core.files import printable
 from ddpm.plots.markdown import render
 from ddpm.plots.numbers import number, supported
 
@@ -124,7 +125,7 @@ def write_card(config: dict[str, Any], card: CardInfo) -> str:
     text = render(
         Path(__file__).with_name("model_card.md.j2"),
         name=f"ddpm-{dataset or 'model'}",
-        title=None if dataset == IMPORTED else DATASETS.get(dataset, (f"`{dataset or 'unknown'}`", None))[0],
+        title=None if dataset == IMPORTED else DATASETS.get(dataset, (_code(dataset or "unknown"), None))[0],
         card=card,
         caption=_code(card.caption) if card.caption else "",
         shape=config["data"]["shape"],
@@ -176,7 +177,7 @@ def _metrics(card: CardInfo) -> Iterator[dict[str, Any]]:
 
 def _code(name: str) -> str:
     """Returns a name as code in Markdown, without characters that end it."""
-    return "`" + " ".join(name.replace("`", "'").replace("|", "/").split()) + "`"
+    return "`" + printable(" ".join(name.replace("`", "'").replace("|", "/").split())) + "`"
 
 
 def steps_of(timesteps: int) -> int:

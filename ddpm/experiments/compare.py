@@ -22,7 +22,7 @@ from ddpm.experiments.tables import (
     values_of,
     with_computed,
 )
-from ddpm.plots.markdown import render
+from ddpm.plots.markdown import literal, render
 from ddpm.report.summary import SAMPLES
 
 TABLE, PAGE = "experiments.csv", "index.md"
@@ -86,6 +86,7 @@ def _group(folder: Path, number: int, title: str, group: Experiments) -> dict[st
     settings, names = by_setting(group), group.differing()
     figure, n = f"quality{f'_{number + 1}' if number else ''}.png", group.scores["n"].iloc[0]
     labels = labels_of(settings, names)
+    shown_labels = [literal(label) for label in labels]
     samplers = {name: _sampler(group, name) for name in SAMPLES}
     quality_figure(folder / figure, labels, [setting.scores for setting in settings], samplers, n)
     is_numbered = len(names) > MAX_NAMED
@@ -98,15 +99,15 @@ def _group(folder: Path, number: int, title: str, group: Experiments) -> dict[st
         if group.about["classifier"].nunique() > 1:
             shown.pop(f"{prefix}classifier.fid", None)
         if shown:
-            parts.append({"title": heading, **_tables(settings, labels, columns, shown)})
+            parts.append({"title": heading, **_tables(settings, shown_labels, columns, shown)})
     return {
         "title": title,
         "n": f"{n:,.0f}",
         "classifiers": group.about["classifier"].unique().tolist(),
         "names": names,
-        "labels": labels,
-        "setting_rows": [[label, *values_of(s, names)] for label, s in zip(labels, settings, strict=True)] if is_numbered else [],
-        "same_scores": _same_scores(settings, labels),
+        "labels": shown_labels,
+        "setting_rows": [[label, *_cells(s, names)] for label, s in zip(labels, settings, strict=True)] if is_numbered else [],
+        "same_scores": _same_scores(settings, shown_labels),
         "figure": figure,
         "has_repeats": len(group.about) > len(settings),
         "parts": parts,
@@ -117,7 +118,7 @@ def _group(folder: Path, number: int, title: str, group: Experiments) -> dict[st
 
 def _tables(settings: list[Experiments], labels: list[str], names: list[str], measures: dict[str, Measure]) -> dict[str, Any]:
     """The rows of the scores and of the differences to the first setting. names: settings in the first columns, or none."""
-    first_columns = [values_of(s, names) if names else [label] for s, label in zip(settings, labels, strict=True)]
+    first_columns = [_cells(s, names) if names else [label] for s, label in zip(settings, labels, strict=True)]
     names = names or ["setting"]
     rows = [
         [*values, f"{len(s.about)}", *(format_mean(s.scores[key], m.scale, m.unit) for key, m in measures.items())]
@@ -137,6 +138,10 @@ def _tables(settings: list[Experiments], labels: list[str], names: list[str], me
         "difference_heads": [*names, *(m.title for m in tested.values())],
         "differences": differences if tested else [],
     }
+
+
+def _cells(setting: Experiments, names: list[str]) -> list[str]:
+    return [literal(value) for value in values_of(setting, names)]
 
 
 def _by_pair(setting: Experiments, key: str) -> pd.Series:

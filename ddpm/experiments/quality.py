@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from ddpm.plots.style import BLUE, GRAY, ORANGE, figure
+from ddpm.plots.style import BLUE, GRAY, ORANGE, figure, plain
 
 # By key below a set of samples: title, and the value of real images, which is drawn as a line.
 PANELS: dict[str, tuple[str, float | None]] = {
@@ -38,7 +38,7 @@ def quality_figure(
                 ax.axvline(real, color=GRAY, linewidth=1.5, linestyle=":", label="real test images")
             ax.set_title(title.format(n=n))
             ax.set_ylim(len(labels) - 0.5, -0.5)
-            ax.set_yticks(range(len(labels)), [label.replace(", ", "\n") for label in labels] if ax is axes[0] else [])
+            ax.set_yticks(range(len(labels)), [label.replace(", ", "\n") for label in plain(labels)] if ax is axes[0] else [])
             ax.grid(axis="y", visible=False)
             _scale(ax, np.concatenate([f[f"{name}.{key}"].dropna() for f in scores for name in samplers]), key)
         handles, names = axes[0].get_legend_handles_labels()

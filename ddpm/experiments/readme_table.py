@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from ddpm.core.files import InputError, write_text
 from ddpm.experiments.significance import format_mean
 from ddpm.experiments.weights import of_other_weights
+from ddpm.plots.markdown import literal
 from ddpm.plots.numbers import table
 from ddpm.report.summary import SAMPLES
 
@@ -94,10 +96,10 @@ def _row(record: dict[str, Any], metrics: list[dict[str, Any]], name: str, folde
     fid, floor = format_mean(_values(spaces, "fid")), format_mean(_values(spaces, "fid_floor"))
     parameters = runs[0]["parameters"]
     return [
-        f"[{record['recipe']}]({link})" if first else "",
-        record["dataset"] if first else "",
+        f"[{literal(record['recipe'])}]({quote(link)})" if first else "",
+        literal(record["dataset"]) if first else "",
         f"{parameters:,}" if first else "",
-        scores[0]["sampler"],
+        literal(scores[0]["sampler"]),
         f"{scores[0]['cost']['nfe']:,}",
         fid if fid == "-" else f"{fid} ({floor})",  # nothing is measured in features that tell nothing
         f"{metrics[0]['n']:,}" + (f", {len(runs)} seeds" if len(runs) > 1 else ""),
@@ -105,7 +107,7 @@ def _row(record: dict[str, Any], metrics: list[dict[str, Any]], name: str, folde
         format_mean(_values(spaces, "recall")),
         format_mean(_values(scores, "accuracy"), 100, "%"),
         duration(sum(run["training_seconds"] for run in runs) / len(runs)) if first else "",
-        machine(record["machine"]) if first else "",
+        literal(machine(record["machine"])) if first else "",
     ]
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ddpm.core.files import InputError, write_text, writing
+from ddpm.core.files import InputError, printable, write_text, writing
 from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
 from ddpm.core.scratch import scratch_root
 from ddpm.core.yaml_files import read_yaml
@@ -136,7 +136,7 @@ def _copy(folder: Path) -> None:
 
 def _run_extra(extra: Sequence[str], folder: Path) -> None:
     for command in extra:
-        print(f"> {command}", flush=True)
+        print(printable(f"> {command}"), flush=True)
         _run(_words(command), folder, command)
 
 

@@ -1,14 +1,22 @@
 """Renders Markdown pages from Jinja templates, with filters that format numbers."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from ddpm.core.files import printable
 from ddpm.plots.numbers import fixed, measured, number, percent, share_of, supported, table
 
-FILTERS = {function.__name__: function for function in (fixed, measured, number, percent, share_of, supported)}
+
+def literal(text: object) -> str:
+    """Returns text from a file as Markdown that shows it as it is, on one line: no HTML, link, emphasis or table cell."""
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(printable(str(text)), quote=False))
+
+
+FILTERS = {function.__name__: function for function in (fixed, literal, measured, number, percent, share_of, supported)}
 
 
 def render(template: Path, **values: Any) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ddpm.plots.style import BLUE, GRAY, ORANGE, PALETTE, figure, with_styles
+from ddpm.plots.style import BLUE, GRAY, ORANGE, PALETTE, figure, plain, with_styles
 
 REAL = "real test images"
 COLOURS = (BLUE, ORANGE, GRAY, *PALETTE[2:])
@@ -63,7 +63,7 @@ def confusion(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], name
             _name_classes(ax, names, room)
             if len(names) <= MAX_NAMES:
                 # The first panel names the rows of all panels.
-                ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
+                ax.set_yticks(range(len(names)), plain(names) if ax is axes[0] else [""] * len(names))
             if len(names) <= MAX_NUMBERS:
                 for i, j in zip(*np.nonzero(counts), strict=True):
                     ink = "white" if shares[i, j] > 50 else "black"
@@ -87,7 +87,7 @@ def _name_classes(ax: Axes, names: Sequence[str], letters: int) -> None:
     if len(names) > MAX_NAMES:
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         return
-    ax.set_xticks(range(len(names)), names, rotation=90 if _stand_upright(names, letters) else 0)
+    ax.set_xticks(range(len(names)), plain(names), rotation=90 if _stand_upright(names, letters) else 0)
 
 
 def _stand_upright(names: Sequence[str], letters: int) -> bool:

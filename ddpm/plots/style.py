@@ -28,6 +28,11 @@ STYLE = {
 }
 
 
+def plain(names: Iterable[str]) -> list[str]:
+    """Returns names from files as Matplotlib draws them, without formulas between dollar signs."""
+    return [name.replace("$", r"\$") for name in names]
+
+
 def with_styles(series: Iterable[Any], *styles: Sequence[str]) -> Iterator[tuple]:
     """Yields each series with an entry of each sequence of styles; where there are more series than styles, these repeat."""
     for k, one in enumerate(series):
