@@ -19,26 +19,25 @@ from conftest import ROOT, TINY, diffusion, edit_params, prepared
 from ddpm.core import params
 from ddpm.core.files import write_json
 from ddpm.core.weights import save_weights
-from ddpm.demo.inputs import EVERY, OWN, SAMPLE, TEST
+from ddpm.demo.inputs import DEFAULT, SAMPLE, TEST
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import NetworkSettings
 from ddpm.networks.unet import UNet
 
 # Valid values of each job.
-DRAWING = (EVERY, 4, "ddim", 3, 0.0, 1.0, 5)
-FILLING = (TEST, 3, None, OWN, "left", "", 3, 4, 2, 1.0, 7)
-WAY = (SAMPLE, 2, 7, OWN, "4", 5, "ddim", 3)
-COMPARISON = (EVERY, 4, 5, 1.0, "ddim", 2, "ddpm", 3)
+DRAWING = (DEFAULT, 4, "ddim", 3, 0.0, 1.0, 5)
+FILLING = (TEST, 3, None, DEFAULT, "left", "", 3, 4, 2, 1.0, 7)
+WAY = (SAMPLE, 2, 7, DEFAULT, "4", 5, "ddim", 3)
+COMPARISON = (DEFAULT, 4, 5, 1.0, "ddim", 2, "ddpm", 3)
 VALID = {"draw": DRAWING, "inpaint": FILLING, "interpolate": WAY, "compare": COMPARISON}
 MISSING = "pip install -r requirements-demo.txt"
 SERVE = """
-import sys, torch
+import sys
 from pathlib import Path
 from ddpm.demo.app import launch
 from ddpm.core.files import InputError
-torch.set_num_threads(1)
 try:
-    launch(Path("models/ddpm"), "final", torch.device("cpu"), host=sys.argv[1], port=int(sys.argv[2]))
+    launch(Path("models/ddpm"), "final", "cpu", host=sys.argv[1], port=int(sys.argv[2]))
 except InputError as error:
     sys.exit(f"error: {error}")
 """

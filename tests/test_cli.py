@@ -24,7 +24,6 @@ from PIL import Image, ImageFont
 from test_unet import awake, settings
 
 from ddpm.cli import animations, options, output
-from ddpm.cli.info import use_fitting_threads
 from ddpm.cli.main import COMMANDS, app, main
 from ddpm.cli.model_folder import checkpoint_of
 from ddpm.core import device
@@ -44,7 +43,7 @@ from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
 from ddpm.networks.unet import UNet
 from ddpm.plots import image_grid
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, UPSCALING
-from ddpm.sampling import generate, plan, progress
+from ddpm.sampling import generate, model, plan, progress
 
 # The captions of the columns stand above the first row.
 BELOW_CAPTIONS = {"top": MARGIN + FONT_SIZE + MARGIN}
@@ -158,7 +157,13 @@ def frames_of(path):
 
 @pytest.mark.parametrize(
     ("command", "model"),
-    [*((command, "ddpm") for command in DRAWING), ("sample", "text"), ("edit", "mask"), ("compare", "plain")],
+    [
+        *((command, "ddpm/final.safetensors") for command in DRAWING),
+        ("sample", "text"),
+        ("edit", "mask"),
+        ("compare", "plain"),
+        ("sample", "plain/snapshots/step_0000010.safetensors"),
+    ],
 )
 def test_command_without_options_writes_its_default_file(run, command, model):
     name = Path("out/denoising.gif" if command == "animate" else f"out/{command}.png")
@@ -454,21 +459,41 @@ class TestInfo:
         assert not any("scores" in line for line in run("info", "-m", "models/plain"))
 
 
-def test_help_and_recipe_import_no_torch():
-    """Without PyTorch, for every command."""
-    code = f"""
-import sys
-from ddpm.cli.main import main
-assert [main([name, "--help"]) for name in {[name_of(command) for command in COMMANDS]}] == [0] * {len(COMMANDS)}
-for line in ("--number 0", "--sampler ddmi", "--out a.jpg", "--out -", "--out /dev/stdout", "--device gpu", "--checkpoint 0.5"):
-    assert main(["sample", *line.split()]) == 2, line
-assert main(["sample", "--model", "nowhere"]) == 1
+LINES = """
+import inspect, re, sys, typing
+from ddpm.cli.main import COMMANDS, main
+
+for command in COMMANDS:
+    name, parameters = command.__name__, inspect.signature(command).parameters
+    assert main([name, "--help"]) == 0
+    for key, parameter in parameters.items():
+        kind, about = typing.get_args(parameter.annotation)
+        wrong = {"out": ["-", "/dev/stdout", "/dev/null", "."], "checkpoint": ["0.5", "x"]}.get(key, [])
+        if re.search(r"int|float", str(kind)):
+            assert None not in (about.min, about.max), (name, key)
+            wrong = [about.min - 1, about.max + 1, "x", 10**400]
+        elif about.callback and not wrong:
+            wrong = ["x"]
+        option = about.param_decls[0] if about.param_decls else "--" + key.replace("_", "-")
+        for value in wrong:
+            assert main([name, option, str(value)]) == 2, (name, key, value)
+    assert main([name, "--nonsense"]) == 2
+    if "model" in parameters:
+        assert main([name, "--model", "nowhere"]) == 1, name
+assert main(["sample", "--out", "a.jpg"]) == 2
 assert main([]) == main(["recipe"]) == 0
-slow = {{"torch", "torchvision", "sklearn", "matplotlib", "pandas", "gradio", "av"}} & set(sys.modules)
-sys.exit(f"imported: {{slow}}" if slow else 0)
+slow = {"torch", "torchvision", "sklearn", "matplotlib", "pandas", "gradio", "av"} & set(sys.modules)
+sys.exit(f"imported: {slow}" if slow else 0)
 """
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_and_mistakes_of_options_import_no_torch():
+    """Of every option of every command: every number has bounds, and what is wrong by itself is an error of usage."""
+    ended = subprocess.run([sys.executable, "-c", LINES], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
+    said = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert all(line.startswith("error: ") for line in said)
+    assert len(said) > 200
 
 
 def name_of(command):
@@ -570,7 +595,7 @@ MISTAKES = [
     ("sample --model nowhere", "nowhere: no such folder; there is models/ddpm, "),
     ("sample --model google/ddpm-cifar10-32", "google/ddpm-cifar10-32: no such folder; a model of a hub is first downloaded"),
     ("sample --model data/prepared", "data/prepared: holds no config.json"),
-    ("sample --model models/plain/snapshots/step_0000010.safetensors", "models/plain/snapshots/step_0000010."),
+    ("sample --model models/plain/snapshots/step_0000010.safetensors --checkpoint best", "--checkpoint: best is another one"),
     ("sample --model models/ddpm/final.safetensors --checkpoint best", "--checkpoint: best is another one"),
     ("sample --model data/prepared/meta.json", "data/prepared/meta.json: is no file of a model"),
     ("sample --label 11", "--label: '11' is no class of this model; give one of 0, 1, 2"),
@@ -634,8 +659,11 @@ def test_out_refuses_impossible_paths(error, out):
     error("sample", "-n", 1, "-o", out)
 
 
-def test_out_accepts_undecodable_names(run):
-    assert run("sample", "-n", 1, "-o", "\udce9.png")[0].startswith("wrote \\udce9.png: ")
+@pytest.mark.parametrize(("name", "shown"), [("\udce9.png", "\\udce9.png"), ("a\x1b[2J\u202eb.png", "a\\x1b[2J\\u202eb.png")])
+def test_out_is_shown_as_text(run, name, shown):
+    for command in DRAWING:
+        more = ("--steps", 2) if command == "reconstruct" else ("-n", 2)
+        assert run(command, *more, "-o", name)[-1].startswith(f"wrote {shown}: ")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -725,6 +753,25 @@ class TestBroken:
         said += run("edit", "seed:3", "-n", 1, "--strength", 0.5, "-m", "broken")
         assert all("\\x1b[2J\\rthree\\u202e" in text and "\x1b" not in text for text in said)
 
+    def test_class_called_none_comes_before_no_class(self, run, broken):
+        config = json.loads((broken / "config.json").read_text())
+        config["data"]["class_names"][3] = "none"
+        write_json(broken / "config.json", config)
+        run("sample", "-m", "broken", "-n", 2, "--label", "none", "-o", "a.npz")
+        assert read_npz("a.npz", "x")["arr_1"].tolist() == [3, 3]
+        Image.new("L", (8, 8)).save("a.png")
+        assert "wrote out/edit.png: a.png, 1 variants" in run("edit", "a.png", "-m", "broken", "-n", 1, "--strength", 0.5)[-1]
+
+    def test_snapshot_is_a_checkpoint(self, run, sampled, broken, built):
+        shutil.copytree(built / "models/plain", broken, dirs_exist_ok=True)
+        weights = read_weights(broken / "final.safetensors", "")
+        changed = {name: 1.5 * value for name, value in weights.items()}
+        save_snapshot(broken, 20, {TRACKED_SIGMA_REL[0]: changed, TRACKED_SIGMA_REL[1]: weights})
+        of_snapshot = sampled("-n", 1, "-m", "broken/snapshots/step_0000020.safetensors")
+        save_weights(broken / "final.safetensors", changed)
+        assert np.array_equal(sampled("-n", 1, "-m", "broken"), of_snapshot)
+        assert run("info", "-m", "broken/final.safetensors") == run("info", "-m", "broken")
+
     def test_weights_of_another_network_are_refused(self, error, broken, built):
         (broken / "final.safetensors").write_bytes((built / "models/text/final.safetensors").read_bytes())
         assert "does not fit the config.json in its folder" in error("sample", "-m", "broken")
@@ -777,8 +824,8 @@ class TestDemo:
         assert main(["demo", "-m", "models/text", "--checkpoint", "0.1", "--port", "81", "--browser", *MACHINE]) == 0
         assert main(["demo", "--host", "0.0.0.0", "--root-path", "/page", "--share", *MACHINE]) == 0
         assert calls == [
-            (Path("models/text"), 0.1, torch.device("cpu"), "127.0.0.1", 81, True, None, False),
-            (Path("models/ddpm"), "final", torch.device("cpu"), "0.0.0.0", 7860, False, "/page", True),
+            (Path("models/text"), 0.1, "cpu", 1, "127.0.0.1", 81, True, None, False),
+            (Path("models/ddpm"), "final", "cpu", 1, "0.0.0.0", 7860, False, "/page", True),
         ]
 
     def test_demo_without_gradio_is_refused(self, error, monkeypatch):
@@ -825,19 +872,18 @@ def test_random_lines_end_in_at_most_one_error_line(project, capsys, seed):
 
 
 @pytest.mark.parametrize(
-    ("side", "variable", "threads", "expected"), [(8, None, None, 1), (64, None, None, 3), (8, "3", None, 3), (8, None, 3, 3)]
+    ("limit", "variable", "threads", "expected"),
+    [(10**8, None, None, 1), (1, None, None, 3), (10**8, "2", None, 2), (10**8, None, 5, 5)],
 )
-def test_small_networks_use_one_thread(monkeypatch, side, variable, threads, expected):
-    """An image of 64x64 pixels makes the network large enough for several threads; an explicit number is kept."""
-    network = torch.nn.Linear(200, 200)
-    model = SimpleNamespace(shape=(side, side, 1), network=network, device=torch.device("cpu"))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_open_model_uses_one_thread_for_a_small_network(project, monkeypatch, limit, variable, threads, expected):
+    """An explicit number is kept."""
+    counts = []
+    monkeypatch.setattr(model, "SMALL_NETWORK", limit)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        use_fitting_threads(model, threads)
-        assert torch.get_num_threads() == expected
-    finally:
-        torch.set_num_threads(before)
+    model.open_model(device="cpu", threads=threads)
+    assert counts[-1] == expected

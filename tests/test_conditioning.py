@@ -25,7 +25,8 @@ from ddpm.networks.checkpoints import CONFIG, load_model, make_config
 from ddpm.networks.conditioning import CONDITIONINGS, ClassEmbedding, TextEncoder, masked_input
 from ddpm.networks.unet import UNet
 from ddpm.sampling.generate import generate_set
-from ddpm.sampling.model import DiffusionModel, class_index, class_sequence, split_labels
+from ddpm.sampling.labels import class_index, split_labels
+from ddpm.sampling.model import DiffusionModel, class_sequence
 from ddpm.sampling.settings import SampleDDIM
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
@@ -361,15 +362,18 @@ class TestStages:
         (["cat", "dog"], "1", 1),
         (["cat", "dog"], "DOG", 1),
         (["1", "2", "3"], "1", 0),
-        (["1", "2", "3"], "0", None),
-        (["2", "cat", "dog"], "1", None),
+        (["1", "2", "3"], "0", ...),
+        (["2", "cat", "dog"], "1", ...),
         (["a", "A"], "A", 1),
+        ([" a ", "b"], "a", 0),
+        (["cat", "none"], "none", 1),
+        (["cat", "dog"], "none", None),
     ],
 )
 def test_class_index_takes_a_number_as_a_name_first(names, given, expected):
     """A number is the index of a class only where no class is called by a number."""
     model = SimpleNamespace(data={"class_names": names})
-    if expected is None:
+    if expected is ...:
         assert error_of(class_index, model, given).key == "label"
     else:
         assert class_index(model, given) == expected

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import input_error
 from demo_server import COMPARISON, DRAWING, FILLING, MISSING, VALID, WAY, changed, environment, free_port, untrained_model
 from PIL import Image
 
@@ -19,15 +20,17 @@ from ddpm.core.files import InputError
 from ddpm.data.images import to_images
 from ddpm.data.prepared import open_test
 from ddpm.demo import jobs
-from ddpm.demo.inputs import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD, has_test_images, painted_mask
+from ddpm.demo.inputs import BRUSH, DEFAULT, SAMPLE, TEST, UPLOAD, has_test_images, painted_mask
 from ddpm.demo.jobs import WithReturnValue, compare, draw, inpaint, interpolate, show
 from ddpm.editing.inputs import open_mask
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, TINT
 from ddpm.sampling.generate import generate
-from ddpm.sampling.model import conditioning_for, load
+from ddpm.sampling.labels import conditioning_for
+from ddpm.sampling.model import load, open_model
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import final_images
 
+ARRAY, ALLOCATOR = ValueError("array is too big"), RuntimeError("DefaultCPUAllocator: can't allocate memory")
 JOBS = {"draw": draw, "inpaint": inpaint, "interpolate": interpolate, "compare": compare}
 
 
@@ -84,7 +87,7 @@ def test_draw_writes_picture_arrays_and_film(loaded, tmp_path):
     assert "4 images by DDIM, 3 network evaluations each" in made.note
 
 
-@pytest.mark.parametrize(("content", "labels"), [("7", [7, 7, 7, 7]), (EVERY, [0, 1, 2, 3]), ("none", None)])
+@pytest.mark.parametrize(("content", "labels"), [("7", [7, 7, 7, 7]), (DEFAULT, [0, 1, 2, 3]), ("none", None)])
 def test_draw_uses_the_requested_class(loaded, tmp_path, content, labels):
     model = loaded()
     _, made = run(draw, model, tmp_path, changed(DRAWING, _0=content))
@@ -110,7 +113,7 @@ def test_draw_and_compare_without_guidance_are_unconditional(loaded, tmp_path):
 
 def test_inpaint_starts_from_the_shown_sample_with_and_without_guidance(loaded, tmp_path):
     model = loaded()
-    updates, shown = shown_image(model, SAMPLE, 3, None, OWN)
+    updates, shown = shown_image(model, SAMPLE, 3, None, DEFAULT)
     assert len(updates) >= 1
     assert np.array_equal(shown, drawn(model, ["3"], 1, 3)[0])
     known, fills = known_pixels(model), {}
@@ -187,7 +190,7 @@ def test_painted_mask_equals_the_named_one(loaded, tmp_path, name):
 
 def test_show_resizes_uploads(loaded, tmp_path):
     Image.new("RGB", (40, 30), (200, 200, 200)).save(tmp_path / "a.png")
-    updates, shown = shown_image(loaded(), UPLOAD, 0, {"path": str(tmp_path / "a.png")}, OWN)
+    updates, shown = shown_image(loaded(), UPLOAD, 0, {"path": str(tmp_path / "a.png")}, DEFAULT)
     assert updates == []
     assert shown.shape == (8, 8, 1)
     assert (shown == 200).all()
@@ -195,7 +198,7 @@ def test_show_resizes_uploads(loaded, tmp_path):
 
 def refuses_upload(model, path, match):
     with pytest.raises(InputError, match=match) as refused:
-        list(show(model, UPLOAD, 0, {"path": str(path)}, OWN))
+        list(show(model, UPLOAD, 0, {"path": str(path)}, DEFAULT))
     assert str(path.parent) not in str(refused.value)
 
 
@@ -221,7 +224,7 @@ def test_interpolate_ends_at_both_samples_or_test_images(loaded, tmp_path):
     with Image.open(made.files["film"]) as film:
         assert film.n_frames == 2 * len(images) - 2
         assert film.info["loop"] == 0
-    updates, made = run(interpolate, model, tmp_path, changed(WAY, _0=TEST, _4=OWN))
+    updates, made = run(interpolate, model, tmp_path, changed(WAY, _0=TEST, _4=DEFAULT))
     assert made.note.startswith("5 images by DDIM, 3 steps, ")
     assert np.array_equal(updates[-1].shown[0][1][[0, -1]], open_test()[1].images[[2, 7]])
 
@@ -273,7 +276,7 @@ def test_bad_value_is_refused_by_its_key_before_sampling(loaded, tmp_path, job, 
 
 
 def test_numbers_may_be_floats(loaded, tmp_path):
-    _, made = run(draw, loaded(), tmp_path, (EVERY, 4.0, "ddim", 3.0, 0, 1, 5.0))
+    _, made = run(draw, loaded(), tmp_path, (DEFAULT, 4.0, "ddim", 3.0, 0, 1, 5.0))
     assert "3 network evaluations" in made.note
 
 
@@ -363,10 +366,19 @@ def test_launch_refuses_unusable_addresses(host, port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = port or taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^{host}:{port}: cannot serve there .*; choose another --host or --port$"):
-            launch(Path("models/ddpm"), "final", torch.device("cpu"), host, port)
+            launch(Path("models/ddpm"), "final", "cpu", None, host, port)
 
 
-def test_launch_refuses_a_missing_model(workspace):
-    launch = page_module("app").launch
+def test_launch_opens_the_model_as_commands_do(workspace, monkeypatch):
+    app, given = page_module("app"), []
+    monkeypatch.setattr(app, "open_model", lambda *values: given.append(values) or open_model(*values))
     with pytest.raises(InputError, match=r"config\.json: not found"):
-        launch(Path("models/ddpm"), "final", torch.device("cpu"), port=free_port())
+        app.launch(Path("models/ddpm"), 0.1, "cpu", 1, port=free_port())
+    assert given == [(0.1, Path("models/ddpm"), "cpu", 1)]
+
+
+def test_job_without_memory_is_one_line(loaded, tmp_path, monkeypatch):
+    for job, failure in zip(VALID, (MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), ARRAY, ALLOCATOR), strict=True):
+        monkeypatch.setattr(jobs, "_track", lambda *_, failure=failure: (_ for _ in ()).throw(failure))
+        with input_error("number of images", match="the memory does not suffice"):
+            list(JOBS[job](loaded(), tmp_path, *VALID[job]))

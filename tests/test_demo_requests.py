@@ -14,7 +14,7 @@ from demo_server import DRAWING, FILLING, VALID, ask, changed, events, progress,
 from demo_server import server as server
 from PIL import Image
 
-from ddpm.demo.inputs import BRUSH, EVERY, OWN, SAMPLE, TEST, UPLOAD
+from ddpm.demo.inputs import BRUSH, DEFAULT, SAMPLE, TEST, UPLOAD
 
 pytestmark = pytest.mark.slow
 JOBS = {**VALID, "show": FILLING[:4]}
@@ -77,7 +77,7 @@ def test_files_of_the_server_cannot_be_read(server, web, path):
     for address in (path, str(server.log.parent / path)):
         assert web.get(f"{server.url}/gradio_api/file={address}").status_code in (403, 404)
     for upload in ({"path": path}, {"path": str(server.log.parent / path), "meta": {"_type": "gradio.FileData"}}):
-        kind, message = ask(web, server, "show", [UPLOAD, 0, upload, OWN])
+        kind, message = ask(web, server, "show", [UPLOAD, 0, upload, DEFAULT])
         assert kind == "error"
         assert message.startswith(("request: ", "upload: "))
 
@@ -102,7 +102,7 @@ def random_value(rng):
             "x" * 100_000, "1" * 64, "<script>alert(1)</script>", "é漢字🎲\u202e", "\ud800", "\0", "../../etc/passwd", "seed:1",
             [], [[]], [[[[["deep"]]]]], [1] * 1000, {}, {"path": path}, {"path": path, "meta": {"_type": "gradio.FileData"}},
             {"path": [1], "meta": {"_type": "gradio.FileData"}}, {"value": 3}, {"__type__": "update", "value": 1}, path,
-            "ddpm", "heun", EVERY, OWN, BRUSH, TEST, SAMPLE, UPLOAD, "left", rng.random() * 100, rng.randint(-5, 70),
+            "ddpm", "heun", DEFAULT, BRUSH, TEST, SAMPLE, UPLOAD, "left", rng.random() * 100, rng.randint(-5, 70),
         ]
     )  # fmt: skip
 

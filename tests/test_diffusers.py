@@ -216,7 +216,7 @@ def test_export_of_the_committed_model_at_all_levels(committed):
         ({}, ["--to", "onnx"], "--to: 'onnx' is unknown; valid: diffusers"),
         ({}, ["--out", "models"], "--out: models is there already and is no export; give another name"),
         ({}, ["--out", "models/ddpm/config.json"], "--out: models/ddpm/config.json is a file or a link that is there already"),
-        ({}, ["--out", "."], "--out: '.' is no name of a folder"),
+        ({}, ["--out", "."], "--out: '.' is no name of a file or folder"),
     ],
 )
 def test_export_refuses_by_key(changes, arguments, message, error):

@@ -31,7 +31,8 @@ from ddpm.networks.conditioning import CONDITIONINGS
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
 from ddpm.networks.unet import UNet
 from ddpm.sampling.generate import generate
-from ddpm.sampling.model import DiffusionModel, conditioning_for, from_config
+from ddpm.sampling.labels import conditioning_for
+from ddpm.sampling.model import DiffusionModel, from_config
 from ddpm.sampling.noise import image_noise, latent_of
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import SamplingProgress, collect_images, final_images

@@ -8,8 +8,10 @@ import typer
 
 from ddpm.cli import options
 from ddpm.core.files import InputError
-from ddpm.editing.names import EDIT_NAMES, MASK_NAMES
+from ddpm.core.limits import MAX_RESAMPLES, MAX_TIMESTEPS
+from ddpm.core.params import keys_of
 
+MASKS = keys_of("editing/inpaint.py", "MASKS")
 RECONSTRUCTED_IMAGES = 8  # test images that `reconstruct` uses without arguments
 
 
@@ -46,7 +48,7 @@ def interpolate(
     from ddpm.plots import image_grid
     from ddpm.plots.image_grid import rows_of, save, short, table
     from ddpm.plots.video import strip_film, write_film
-    from ddpm.sampling.model import split_labels
+    from ddpm.sampling.labels import split_labels
     from ddpm.sampling.progress import collect_images
 
     is_film = out.suffix.lower() != ".png"
@@ -69,32 +71,29 @@ def interpolate(
         rows = rows_of([""] * number, columns or min(number, image_grid.MAX_GRID_COLUMNS))
         save(out, table([list(images[row]) for _, row in rows], [""] * len(rows), [], tile, upscaling))
     names = " to ".join(short(end.title) for end in ends)
-    print(f"wrote {out}: {number:,} images from {names} by {made.label}, {clock}")
+    clock.report(out, f"{number:,} images from {names} by {made.label}")
 
 
 @options.with_option_groups
 def inpaint(
-    image: options.Image = "test:0",
     mask: options.option(
-        str, options.CONTENT, "NAME|FILE", f"Region to fill: {', '.join(MASK_NAMES)}, or an image file that is white there.",
+        str, options.CONTENT, "NAME|FILE", f"Region to fill: {', '.join(MASKS)}, or an image file that is white there.",
     ) = "middle",
     number: options.number(100, "Number of fills.") = 8,
-    label: options.Label = None,
-    text: options.Text = None,
-    seed: options.Seed = 0,
     jump: options.option(
         int | None, options.SAMPLING, "STEPS", "RePaint's jump length: steps that are re-noised and denoised again.",
-        min=1, max=1000, show_default="10, or fewer if the grid is short",
+        min=1, max=MAX_TIMESTEPS, show_default="10, or fewer if the grid is short",
     ) = None,
     resamples: options.option(
         int | None, options.SAMPLING, "NUMBER",
         "RePaint's number of resamplings: how often each step is denoised. The cost grows with it.",
-        min=1, max=100, show_default="10, or 1 for a model trained with masks",
+        min=1, max=MAX_RESAMPLES, show_default="10, or 1 for a model trained with masks",
     ) = None,
     out: options.out("A .png: the image, its known pixels, and the fills.", [".png"]) = Path("out/inpaint.png"),
     columns: options.Columns = None,
     tile: options.Tile = 64,
     *,
+    source: options.SourceOptions,
     plan: options.PlanOptions,
     machine: options.MachineOptions,
 ) -> None:  # fmt: skip
@@ -103,12 +102,12 @@ def inpaint(
     from ddpm.data.images import to_images
     from ddpm.editing import tasks
     from ddpm.editing.inpaint import with_repaint_jumps
-    from ddpm.editing.inputs import open_image, open_mask
+    from ddpm.editing.inputs import open_mask
     from ddpm.plots.image_grid import short, tinted
     from ddpm.sampling.progress import collect_images
 
     model = machine.load()
-    named, known = open_image(model, image, label, text, plan.guidance), open_mask(mask, model.shape)
+    named, known = source.open(model, plan.guidance), open_mask(mask, model.shape)
     longest_jump = len(plan.make(model).grid) - 2
     resamples = resamples or (1 if model.network.takes_mask or longest_jump < 1 else 10)
     change = partial(with_repaint_jumps, jump_length=jump or min(10, max(1, longest_jump)), jump_n_sample=resamples)
@@ -116,18 +115,16 @@ def inpaint(
     output.check_size(model.shape, tile, number + 2)
     x0 = tasks.source_image(model, named.source)
     labels = tasks.repeat_labels(named.source.labels, number)
-    fills = collect_images(made.label, tasks.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, labels, seed))
+    work = tasks.inpaint_images(model, made, x0.expand(number, -1, -1, -1), known, labels, source.seed)
+    fills = collect_images(made.label, work)
     whole = to_images(x0)[0]
     output.write_rows(out, [("image", whole), ("known", tinted(whole, known))], [("", fills)], columns, tile)
-    print(
-        f"wrote {out}: {short(named.title)}, {mask} filled in {number:,} ways by {made.label}, "
-        f"{made.nfe:,} network evaluations each, {clock}"
-    )
+    filled = f"{mask} filled in {number:,} ways by {made.label}, {made.nfe:,} network evaluations each"
+    clock.report(out, f"{short(named.title)}, {filled}")
 
 
 @options.with_option_groups
 def edit(
-    image: options.Image = "test:0",
     strength: options.option(
         list[float] | None, options.CONTENT, "NUMBER",
         "Distance from the image: 0 is the image itself, 1 an unrelated one. Repeat it for several.",
@@ -135,23 +132,20 @@ def edit(
     ) = None,
     number: options.number(100, "Number of variants of each strength.") = 8,
     method: options.one_of(
-        options.CONTENT, "Method", EDIT_NAMES,
+        options.CONTENT, "Method", keys_of("editing/tasks.py", "EDITS"),
         " sdedit adds noise to the image and denoises it, which keeps the outline; latent mixes noise into the image's latent.",
     ) = "sdedit",
-    label: options.Label = None,
-    text: options.Text = None,
-    seed: options.Seed = 0,
     out: options.out("A .png with rows for each strength.", [".png"]) = Path("out/edit.png"),
     columns: options.Columns = None,
     tile: options.Tile = 64,
     *,
+    source: options.SourceOptions,
     plan: options.PlanOptions,
     machine: options.MachineOptions,
 ) -> None:  # fmt: skip
     """Generate variants of an image, also of another class or text."""
     from ddpm.cli import output
     from ddpm.data.images import to_images
-    from ddpm.editing.inputs import open_image
     from ddpm.editing.tasks import EDITS, source_image
     from ddpm.plots.image_grid import short
     from ddpm.sampling.progress import collect_images
@@ -159,16 +153,16 @@ def edit(
     editor = EDITS[method]
     model, strengths = machine.load(), list(dict.fromkeys(strength or [0.2, 0.4, 0.6, 0.8]))
     output.check_size(model.shape, tile, (number + 1) * len(strengths))
-    made, named = plan.make(model), open_image(model, image, label, text, plan.guidance)
+    made, named = plan.make(model), source.open(model, plan.guidance)
     clock = output.Clock()
     whole = source_image(model, named.source, made if editor.uses_latent else None)
-    source = named.source if editor.uses_latent else named.source._replace(image=whole)
+    start = named.source if editor.uses_latent else named.source._replace(image=whole)
     rows = [
-        (f"{value:g}", collect_images(f"strength {value:g}", editor.apply(model, made, source, value, number, seed)))
+        (f"{value:g}", collect_images(f"strength {value:g}", editor.apply(model, made, start, value, number, source.seed)))
         for value in strengths
     ]
     output.write_rows(out, [("image", to_images(whole)[0])], rows, columns, tile)
-    print(f"wrote {out}: {short(named.title)}, {number:,} variants of each strength by {made.label}, {clock}")
+    clock.report(out, f"{short(named.title)}, {number:,} variants of each strength by {made.label}")
 
 
 @options.with_option_groups
@@ -179,7 +173,7 @@ def reconstruct(
     steps: options.option(
         list[int] | None, options.CONTENT, "NUMBER",
         "Number of DDIM steps in each direction: more of them reconstruct more exactly. Repeat it for several.",
-        min=1, max=options.MAX_STEPS, show_default="10, 20, 50, 100",
+        min=1, max=MAX_TIMESTEPS, show_default="10, 20, 50, 100",
     ) = None,
     spacing: options.Spacing = "trailing",
     label: options.Label = None,
@@ -219,4 +213,4 @@ def reconstruct(
         rows.append(list(to_images(decoded)))
         captions.append(f"{count:,} steps, {decibels.mean():.1f} dB")
     save(out, table(rows, captions, [one.caption or one.name for one in named], tile))
-    print(f"wrote {out}: {len(named):,} images, encoded and decoded by DDIM, {clock}")
+    clock.report(out, f"{len(named):,} images, encoded and decoded by DDIM")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddpm.cli.options import CONTENT, OUTPUT, flag, option
-from ddpm.core.files import InputError, printable
+from ddpm.core.files import InputError, print_line
 
 RECIPE = "A recipe's name, or the path of a recipe file (.yaml)"
 
@@ -25,16 +25,16 @@ def recipe(
     line = " ".join(recipes.options(chosen.content.overrides))
     recipes.full_params(chosen)
     if chosen.content.needs:
-        print(printable(f"{chosen.name} needs {chosen.content.needs}"), file=sys.stderr)
+        print_line(f"{chosen.name} needs {chosen.content.needs}", sys.stderr)
     for command in chosen.content.extra:
-        print(printable(f"afterwards: {command}"), file=sys.stderr)
-    print(printable(line))
+        print_line(f"afterwards: {command}", sys.stderr)
+    print_line(line)
 
 
 def record(
     name: Annotated[str | None, typer.Argument(metavar="RECIPE", help=f"{RECIPE}.")] = None,
     seed: option(
-        list[int] | None, CONTENT, "SEED", "Seed of the run. Repeat it for several runs.", min=0,
+        list[int] | None, CONTENT, "SEED", "Seed of the run. Repeat it for several runs.", min=0, max=2**63 - 1,
         show_default="the seed of params.yaml",
     ) = None,
     set_param: option(
@@ -53,7 +53,8 @@ def record(
     changes = recipes.read_changes(set_param or [])
     from ddpm.experiments import record as records
 
-    print(records.record(chosen, seed or [], changes, note, not without_dvc, set_param or []))
+    for line in records.record(chosen, seed or [], changes, note, not without_dvc, set_param or []).split("\n"):
+        print_line(line)
 
 
 def results(
@@ -66,4 +67,4 @@ def results(
     from ddpm.experiments.readme_table import update
     from ddpm.experiments.recipe import RECORDS, RESULTS_FILE, recipe_names
 
-    print(update(readme or RESULTS_FILE, RECORDS, recipe_names(), check))
+    print_line(update(readme or RESULTS_FILE, RECORDS, recipe_names(), check))

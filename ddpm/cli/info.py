@@ -1,19 +1,16 @@
-"""The description of a model folder, and the value of the option --device."""
+"""The description of a model folder."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddpm.core.device import DEVICES, Runtime, setup
-from ddpm.core.files import InputError, printable, read_json
-from ddpm.core.params import lookup, make
+from ddpm.core.files import printable, read_json
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
 from ddpm.networks.power_ema import list_snapshots, supported_range
 from ddpm.report.model_scores import scores_of
-from ddpm.sampling.model import DiffusionModel, load
+from ddpm.sampling.model import load
 
 MAX_NAMES = 40
 
@@ -90,31 +87,3 @@ def _score_text(row: dict[str, float]) -> str:
     floor = f" (real images {row['fid_floor']:.3f})" if "fid_floor" in row else ""
     fid = [f"FID {row['fid']:.3f}{floor}"] if "fid" in row else []
     return ", ".join(fid + ([f"accuracy {row['accuracy']:.1%}"] if "accuracy" in row else []))
-
-
-SMALL_NETWORK = 10**8  # parameters times pixels of an image
-
-
-def use_fitting_threads(model: DiffusionModel, threads: int | None = None) -> None:
-    """Lets a small network on the CPU use one thread, unless `threads` or OMP_NUM_THREADS asks for others.
-
-    The threads of a small network mostly wait for each other, and for other processes where the machine has other work.
-    """
-    height, width, _ = model.shape
-    work = height * width * sum(p.numel() for p in model.network.parameters())
-    if not threads and "OMP_NUM_THREADS" not in os.environ and model.device.type == "cpu" and work < SMALL_NETWORK:
-        torch.set_num_threads(1)
-
-
-def open_device(name: str, threads: int | None) -> torch.device:
-    """Returns a device by its key of DEVICES, and sets the number of CPU threads: `threads`, else OMP_NUM_THREADS, else the CPUs.
-
-    Raises InputError if the device is not available.
-    """
-    if not lookup(DEVICES, name, "device")():
-        raise InputError(f"{name!r} is not available to PyTorch; use 'auto' or 'cpu'", key="device")
-    auto = dict.fromkeys(("processes", "workers", "compile", "preload"), "auto")
-    # PyTorch has read OMP_NUM_THREADS when it was imported.
-    of_environment = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else "auto"
-    numbers = {"threads": threads or of_environment, "precision": "float32", "deterministic": True, "log_seconds": 10.0}
-    return setup(make(Runtime, device=name, **auto, **numbers))

@@ -15,17 +15,18 @@ from typing import Any
 
 import typer
 
-from ddpm.cli import animate, editing, models, sample
+from ddpm.cli import animate, editing, models, options, sample
 from ddpm.cli import experiments as experiment_commands
 from ddpm.cli.model_folder import locate
 from ddpm.cli.options import CONTENT, MachineOptions, flag, option, with_option_groups
-from ddpm.core.files import InputError, printable
+from ddpm.core.files import InputError, print_line
 from ddpm.core.memory import is_out_of_memory
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.signals import interruptible
 
 PROGRAM = "python -m ddpm"
 INTERRUPTED = 130
+MAX_COMMITS = 1_000_000
 # click's ClickException; some versions of typer contain a copy of click.
 UsageError = typer.BadParameter.__mro__[2]
 
@@ -57,11 +58,9 @@ def demo(
     """Serve a web page that generates, inpaints, interpolates and compares images."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError("needs gradio, which is not installed; run `pip install -r requirements-demo.txt`", key="demo")
-    from ddpm.cli.info import open_device
     from ddpm.demo.app import launch
 
-    device = open_device(machine.device, machine.threads)
-    launch(machine.model, machine.checkpoint, device, host, port, browser, root_path, share)
+    launch(machine.model, machine.checkpoint, machine.device, machine.threads, host, port, browser, root_path, share)
 
 
 def info(
@@ -81,16 +80,17 @@ def experiments(
         list[str] | None, None, "COMMIT", "Commit of the experiments. Repeat it for several.", show_default="HEAD"
     ) = None,
     num: option(
-        int | None, None, "NUMBER", "Number of commits, counted back from --rev.", "--num", "-n", show_default="1"
+        int | None, None, "NUMBER", "Number of commits, counted back from --rev.", "--num", "-n", min=1, max=MAX_COMMITS,
+        show_default="1",
     ) = None,
     all_commits: flag(None, "Experiments of all commits.", "--all-commits", "-A") = False,
-    out: option(Path, None, "FOLDER", "Folder to write.", "--out", "-o") = Path("reports/experiments"),
+    out: options.out("Folder to write.", metavar="FOLDER") = Path("reports/experiments"),
     force: flag(None, "Replace a table that Git does not have.", "--force") = False,
 ) -> None:  # fmt: skip
     """Compare experiments of `dvc exp run` in a table, with the spread over their seeds."""
     from ddpm.experiments.collect import report
 
-    print(printable(report(rev or [], num, all_commits, out, force)))
+    print_line(report(rev or [], num, all_commits, out, force))
 
 
 # Each command with an example, without `python -m ddpm`.
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _end(line: str, status: int = 1) -> int:
-    print(printable(line), file=sys.stderr)
+    print_line(line, sys.stderr)
     return status
 
 

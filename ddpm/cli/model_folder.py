@@ -27,7 +27,7 @@ def checkpoint_of(text: str) -> str | float:
 
 
 def locate(path: Path, checkpoint: str = "final") -> tuple[Path, str | float]:
-    """Returns (folder, checkpoint) of the options --model and --checkpoint.
+    """Returns (folder, checkpoint) of the options --model and --checkpoint; the checkpoint of a snapshot is its step.
 
     path: a model folder, or a file in one; its weights are then the checkpoint.
     Raises InputError, with the remedy that fits, for anything else, and for a file beside another --checkpoint.
@@ -35,8 +35,8 @@ def locate(path: Path, checkpoint: str = "final") -> tuple[Path, str | float]:
     wanted = checkpoint_of(checkpoint)
     if path.is_file():
         folder, of_file = path.parent, next((name for name, file in CHECKPOINTS.items() if file == path.name), None)
-        if folder.name == SNAPSHOTS:
-            raise InputError(f"is a snapshot; give --model {folder.parent}, and an EMA width as --checkpoint", key=path)
+        if folder.name == SNAPSHOTS and (step := re.fullmatch(r"step_(\d{7,15})\.safetensors", path.name)):
+            folder, of_file = folder.parent, int(step[1])
         if not (of_file or path.name == CONFIG):
             raise InputError(f"is no file of a model; give a model folder, or {', '.join(CHECKPOINTS.values())} in one", key=path)
         if of_file and wanted not in ("final", of_file):

@@ -7,7 +7,9 @@ import typer
 
 from ddpm.cli import options
 from ddpm.cli.options import CONTENT, MODEL, OUTPUT, SAMPLING, MachineOptions, option, with_option_groups
-from ddpm.sampling.names import VARIANCE_NAMES
+from ddpm.core.files import print_line
+from ddpm.core.limits import MAX_SIDE
+from ddpm.core.params import keys_of
 
 FORMAT = "diffusers"
 EXPORTED, IMPORTED = Path("out/diffusers"), Path("models/imported")
@@ -32,11 +34,11 @@ def export(
         "--keep-classes",
     ) = False,
     variance: options.one_of(
-        SAMPLING, "Variance of the steps of DDPMPipeline", VARIANCE_NAMES, " DDIMPipeline cannot load learned."
+        SAMPLING, "Variance of the steps of DDPMPipeline", options.VARIANCES, " DDIMPipeline cannot load learned."
     ) = "small",
     thresholding: options.Thresholding = "clip",
     timestep_spacing: options.one_of(
-        SAMPLING, "Spacing of the noise levels of a pipeline", ("trailing", "leading", "linspace")
+        SAMPLING, "Spacing of the noise levels of a pipeline", keys_of("diffusers_io/scheduler_config.py", "TIMESTEP_SPACINGS")
     ) = "trailing",
     license_name: option(
         str | None, OUTPUT, "NAME", "License in the model card, by the identifier that hubs use.", "--license",
@@ -58,12 +60,12 @@ def export(
     exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, str(machine.checkpoint))
     metrics, note = scores_of(machine.model)
     if note:
-        print(note)
+        print_line(note)
     scores = read_scores(metrics, exported.checkpoint, thresholding, variance)
     weights = export(model, config, out, exported, samples=samples, license=license_name, scores=scores)
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")
-    print(f"wrote {out}: {count:,} parameters, for diffusers' {'UNet2DModel with classes' if keep_classes else pipelines}")
+    print_line(f"wrote {out}: {count:,} parameters, for diffusers' {'UNet2DModel with classes' if keep_classes else pipelines}")
 
 
 def import_model(
@@ -72,7 +74,7 @@ def import_model(
     ] = EXPORTED,
     out: Folder = IMPORTED,
     size: option(
-        int | None, MODEL, "PIXELS", "Side of the images, for a model whose config.json has no sample_size.", min=1, max=4096,
+        int | None, MODEL, "PIXELS", "Side of the images, for a model whose config.json has no sample_size.", min=1, max=MAX_SIDE,
         show_default="as in its config.json",
     ) = None,
 ) -> None:  # fmt: skip
@@ -85,8 +87,8 @@ def import_model(
     height, width, _ = imported.config["data"]["shape"]
     count = sum(value.numel() for value in imported.weights.values())
     for note in imported.notes:
-        print(f"note: {note}")
-    print(f"wrote {out}: {count:,} parameters, for images of {height}x{width}; try `python -m ddpm sample --model {out}`")
+        print_line(f"note: {note}")
+    print_line(f"wrote {out}: {count:,} parameters, for images of {height}x{width}; try `python -m ddpm sample --model {out}`")
 
 
 # The name of the command is a keyword of Python.

@@ -12,21 +12,23 @@ import typer
 
 from ddpm.cli.model_folder import checkpoint_of, locate
 from ddpm.core.files import InputError
-from ddpm.core.outputs import check_out
-from ddpm.core.params import lookup
+from ddpm.core.limits import MAX_COLUMNS, MAX_GUIDANCE, MAX_SEED, MAX_THREADS, MAX_TILE, MAX_TIMESTEPS
+from ddpm.core.outputs import check_name, check_out
+from ddpm.core.params import keys_of, lookup
 from ddpm.core.paths import MODEL_DIR
 from ddpm.networks.names import CHECKPOINTS
-from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED, SAMPLER_NAMES, SPACING_NAMES, THRESHOLD_NAMES, VARIANCE_NAMES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm.editing.inputs import NamedImage
     from ddpm.sampling.model import DiffusionModel
     from ddpm.sampling.plan import SamplingPlan
 
 # Panels of the help.
 CONTENT, SAMPLING, OUTPUT, MODEL = "Content", "Sampling", "Output", "Model and machine"
-MAX_STEPS, MAX_TILE = 1_000_000, 512
-# The keys of DEVICES, UPSCALING and FILMS, whose modules import what takes long.
-DEVICE_NAMES, UPSCALING_NAMES, FILM_SUFFIXES = ("auto", "cpu", "cuda", "mps"), ("nearest", "smooth"), (".gif", ".mp4")
+SAMPLERS, VARIANCES = keys_of("sampling/samplers.py", "SAMPLERS"), keys_of("diffusion/variance.py", "VARIANCES")
+FILM_SUFFIXES = keys_of("plots/video.py", "FILMS")
 
 
 def option(kind: Any, panel: str | None, metavar: str, help: str, *names: str, **more: Any) -> Any:
@@ -60,7 +62,7 @@ def number(most: int, help: str, kind: Any = int, least: int = 1, **more: Any) -
 
 def out(help: str, suffixes: Iterable[str] | None = None, kind: Any = Path, metavar: str = "FILE", **more: Any) -> Any:
     """Returns the option --out, for a file with one of these suffixes ("" is a folder), or for what the command itself checks."""
-    callback = checked(lambda path: check_out(path, suffixes)) if suffixes else None
+    callback = checked(lambda path: check_out(path, suffixes) if suffixes else check_name(path))
     return option(kind, OUTPUT, metavar, help, "--out", "-o", callback=callback, **more)
 
 
@@ -75,15 +77,6 @@ def one_of(panel: str, help: str, names: Iterable[str], more_help: str = "", kin
     return option(kind, panel, "NAME", f"{help}: {', '.join(names)}.{more_help}", callback=callback, **more)
 
 
-Labels = option(
-    list[str] | None, CONTENT, "CLASS",
-    "Class of the images, by name or number; 'none' is no class. Repeat it, or write 3,7, for several classes in turn.",
-    show_default="all classes in turn",
-)  # fmt: skip
-Texts = option(
-    list[str] | None, CONTENT, "TEXT",
-    "Caption of the images, for text-conditional models (`info` lists their words). Repeat it for several in turn.",
-)  # fmt: skip
 Label = option(
     str | None, CONTENT, "CLASS", "Class of the image (conditioning), by name or number; 'none' is no class.",
     show_default="the image's own class",
@@ -92,22 +85,21 @@ Text = option(str | None, CONTENT, "TEXT", "Caption of the image, for text-condi
 Seed = option(int, CONTENT, "SEED", "Seed of the noise: the same seed gives the same images.", min=0, max=MAX_SEED)
 
 IMAGE_HELP = "An image file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
-Image = Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)]
 
 Tile = option(
     int, OUTPUT, "PIXELS", "Images are enlarged by a whole factor until their longer side is at least this.", min=1, max=MAX_TILE
 )
-Columns = option(int | None, OUTPUT, "NUMBER", "Images per row.", min=1, max=1000, show_default="by the number of images")
-Upscaling = one_of(OUTPUT, "Interpolation of enlarged images", UPSCALING_NAMES)
-Spacing = one_of(SAMPLING, "Spacing of the noise levels", SPACING_NAMES)
-Thresholding = one_of(SAMPLING, "How predicted images are kept in range", THRESHOLD_NAMES)
+Columns = option(int | None, OUTPUT, "NUMBER", "Images per row.", min=1, max=MAX_COLUMNS, show_default="by the number of images")
+Upscaling = one_of(OUTPUT, "Interpolation of enlarged images", keys_of("plots/image_grid.py", "UPSCALING"))
+Spacing = one_of(SAMPLING, "Spacing of the noise levels", keys_of("sampling/time_grid.py", "SPACINGS"))
+Thresholding = one_of(SAMPLING, "How predicted images are kept in range", keys_of("sampling/denoiser.py", "THRESHOLDS"))
 
 
 @dataclasses.dataclass
 class _SamplerOptions:
-    sampler: one_of(SAMPLING, "Sampler", SAMPLER_NAMES) = "ddim"
+    sampler: one_of(SAMPLING, "Sampler", SAMPLERS) = "ddim"
     steps: option(
-        int | None, SAMPLING, "NUMBER", "Number of sampling steps, up to the model's T.", min=1, max=MAX_STEPS,
+        int | None, SAMPLING, "NUMBER", "Number of sampling steps, up to the model's T.", min=1, max=MAX_TIMESTEPS,
         show_default="50; all T of the model for ddpm",
     ) = None  # fmt: skip
 
@@ -126,7 +118,7 @@ class StyleOptions:
         min=0, max=MAX_GUIDANCE,
     ) = 1.0  # fmt: skip
     thresholding: Thresholding = "clip"
-    variance: one_of(SAMPLING, "Variance of the steps of ddpm", VARIANCE_NAMES) = "small"
+    variance: one_of(SAMPLING, "Variance of the steps of ddpm", VARIANCES) = "small"
 
     def make(self, model: "DiffusionModel", **more: Any) -> "SamplingPlan":
         """Returns the plan of these options; `more` are further arguments of `make_plan`."""
@@ -141,6 +133,44 @@ class PlanOptions(StyleOptions, _SamplerOptions):
 
 
 @dataclasses.dataclass
+class ContentOptions:
+    """Classes or texts of new images, and their seed."""
+
+    label: option(
+        list[str] | None, CONTENT, "CLASS",
+        "Class of the images, by name or number; 'none' is no class. Repeat it, or write 3,7, for several classes in turn.",
+        show_default="all classes in turn",
+    ) = None  # fmt: skip
+    text: option(
+        list[str] | None, CONTENT, "TEXT",
+        "Caption of the images, for text-conditional models (`info` lists their words). Repeat it for several in turn.",
+    ) = None  # fmt: skip
+    seed: Seed = 0
+
+    def conditioning(self, model: "DiffusionModel", number: int, guidance: float) -> "tuple[Tensor | None, list[str]]":
+        """Returns the conditioning of images and a caption for each, as `conditioning_for` does."""
+        from ddpm.sampling.labels import conditioning_for
+
+        return conditioning_for(model, number, self.label or [], self.text or [], guidance)
+
+
+@dataclasses.dataclass
+class SourceOptions:
+    """An image to edit, its class or text, and the seed of the edits."""
+
+    image: Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)] = "test:0"
+    label: Label = None
+    text: Text = None
+    seed: Seed = 0
+
+    def open(self, model: "DiffusionModel", guidance: float) -> "NamedImage":
+        """Returns the image, as `open_image` does."""
+        from ddpm.editing.inputs import open_image
+
+        return open_image(model, self.image, self.label, self.text, guidance)
+
+
+@dataclasses.dataclass
 class MachineOptions:
     """The model folder, the checkpoint in it, and the device."""
 
@@ -150,9 +180,9 @@ class MachineOptions:
         f"Weights: {', '.join(CHECKPOINTS)}, or a relative EMA width such as 0.1, rebuilt from the snapshots.",
         callback=checked(checkpoint_of),
     ) = "final"  # fmt: skip
-    device: one_of(MODEL, "Device", DEVICE_NAMES) = "auto"
+    device: one_of(MODEL, "Device", keys_of("core/device.py", "DEVICES")) = "auto"
     threads: option(
-        int | None, MODEL, "NUMBER", "Number of CPU threads.", min=1, max=1024,
+        int | None, MODEL, "NUMBER", "Number of CPU threads.", min=1, max=MAX_THREADS,
         show_default="OMP_NUM_THREADS, else one for a small network and one per CPU for a large one",
     ) = None  # fmt: skip
 
@@ -161,12 +191,9 @@ class MachineOptions:
 
     def load(self) -> "DiffusionModel":
         """Loads the model on the device. Raises InputError if that is not possible."""
-        from ddpm.cli.info import open_device, use_fitting_threads
-        from ddpm.sampling.model import load
+        from ddpm.sampling.model import open_model
 
-        model = load(self.checkpoint, open_device(self.device, self.threads), self.model)
-        use_fitting_threads(model, self.threads)
-        return model
+        return open_model(self.checkpoint, self.model, self.device, self.threads)
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm.core.files import InputError, atomic_folder, write_npz, write_text
+from ddpm.core.files import InputError, atomic_folder, print_line, write_npz, write_text
 from ddpm.plots.image_grid import GAP, MAX_GRID_COLUMNS, save, save_grid, table
 
 MAX_PIXELS = 64_000_000
@@ -99,3 +99,7 @@ class Clock:
 
     def __str__(self) -> str:
         return f"{time.perf_counter() - self.start:.1f} s"
+
+    def report(self, path: Path, what: str) -> None:
+        """Prints the last line of a command: what it wrote to a path, and the seconds."""
+        print_line(f"wrote {path}: {what}, {self}")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.cli import options
-from ddpm.sampling.names import SAMPLER_NAMES
+from ddpm.core.limits import MAX_SAMPLES, MAX_TIMESTEPS
+from ddpm.core.params import keys_of, lookup
 
 # The pairs of sampler and steps that `compare` uses without options, and the lists where only one of both is an option.
 COMPARED = [("ddim", 10), ("ddim", 20), ("ddim", 50), ("dpmpp_2m", 10), ("ddpm", 100)]
@@ -15,17 +16,18 @@ COMPARED_SAMPLERS, COMPARED_STEPS = ["ddim", "dpmpp_2m", "ddpm"], [10, 20, 50]
 
 @options.with_option_groups
 def sample(
-    number: options.number(100_000, "Number of images.") = 100,
-    label: options.Labels = None,
-    text: options.Texts = None,
-    seed: options.Seed = 0,
+    number: options.number(MAX_SAMPLES, "Number of images.") = 100,
     out: options.out(
-        "The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.", [".png", ".npz", ""]
+        "The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.",
+        keys_of("cli/output.py", "WRITERS"),
     ) = Path("out/sample.png"),
     columns: options.Columns = None,
     tile: options.Tile = 48,
-    batch: options.option(int, options.OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=10000) = 100,
+    batch: options.option(
+        int, options.OUTPUT, "NUMBER", "Batch size; a smaller one needs less memory.", min=1, max=MAX_SAMPLES
+    ) = 100,
     *,
+    content: options.ContentOptions,
     plan: options.PlanOptions,
     machine: options.MachineOptions,
 ) -> None:  # fmt: skip
@@ -33,38 +35,34 @@ def sample(
     from ddpm.cli import output
     from ddpm.plots import image_grid
     from ddpm.sampling import generate
-    from ddpm.sampling.model import conditioning_for
     from ddpm.sampling.progress import collect_images
 
     suffix, model = out.suffix.lower(), machine.load()
     made = plan.make(model)
-    labels, captions = conditioning_for(model, number, label or [], text or [], plan.guidance)
+    labels, captions = content.conditioning(model, number, plan.guidance)
     if suffix == ".png":
         output.check_size(model.shape, tile, sum(len(row) for _, row in image_grid.rows_of(captions, columns)))
     clock = output.Clock()
-    images = collect_images(made.label, generate.generate(model, made, labels, number, seed, batch))
-    seconds = str(clock)
+    images = collect_images(made.label, generate.generate(model, made, labels, number, content.seed, batch))
     output.WRITERS[suffix](out, output.OutputSamples(images, captions, labels, made.label), columns, tile)
-    print(f"wrote {out}: {number:,} images by {made.label}, {made.nfe:,} network evaluations each, {seconds}")
+    clock.report(out, f"{number:,} images by {made.label}, {made.nfe:,} network evaluations each")
 
 
 @options.with_option_groups
 def compare(
     sampler: options.one_of(
-        options.CONTENT, "Sampler", SAMPLER_NAMES, " Repeat it for several.", list[str] | None,
+        options.CONTENT, "Sampler", options.SAMPLERS, " Repeat it for several.", list[str] | None,
         show_default=", ".join(COMPARED_SAMPLERS),
     ) = None,
     steps: options.option(
         list[int] | None, options.CONTENT, "NUMBER", "Number of sampling steps of each sampler. Repeat it for several.",
-        min=1, max=options.MAX_STEPS, show_default="10, 20, 50",
+        min=1, max=MAX_TIMESTEPS, show_default="10, 20, 50",
     ) = None,
     number: options.number(50, "Number of images of each sampler and number of steps.") = 10,
-    label: options.Labels = None,
-    text: options.Texts = None,
-    seed: options.Seed = 0,
     out: options.out("A .png with a row for each sampler and number of steps.", [".png"]) = Path("out/compare.png"),
     tile: options.Tile = 48,
     *,
+    content: options.ContentOptions,
     style: options.StyleOptions,
     machine: options.MachineOptions,
 ) -> None:  # fmt: skip
@@ -76,12 +74,11 @@ def compare(
     from ddpm.cli import output
     from ddpm.plots.image_grid import save, table
     from ddpm.sampling import generate
-    from ddpm.sampling.model import conditioning_for
     from ddpm.sampling.plan import make_plan
     from ddpm.sampling.progress import collect_images
 
     model = machine.load()
-    labels, captions = conditioning_for(model, number, label or [], text or [], style.guidance)
+    labels, captions = content.conditioning(model, number, style.guidance)
     pairs = [(name, count) for name in sampler or COMPARED_SAMPLERS for count in steps or COMPARED_STEPS]
     if not sampler and not steps:
         pairs = [(name, min(count, model.schedule.steps)) for name, count in COMPARED]
@@ -89,14 +86,14 @@ def compare(
     styles = _styles([name for name, _ in pairs], dataclasses.asdict(style))
     plans = [make_plan(model, sampler=name, steps=count, **styles[name]) for name, count in pairs]
     output.check_size(model.shape, tile, number * len(plans))
-    rows, names = [], []
+    rows, names, whole = [], [], output.Clock()
     for (_, count), plan in zip(pairs, plans, strict=True):
         name, clock = f"{plan.label}, {count:,} steps", output.Clock()
-        rows.append(collect_images(name, generate.generate(model, plan, labels, number, seed)))
+        rows.append(collect_images(name, generate.generate(model, plan, labels, number, content.seed)))
         names.append(name)
         print(f"{name:<34}{plan.nfe:>6,} network evaluations each{clock!s:>9}", flush=True)
     save(out, table(rows, names, captions, tile))
-    print(f"wrote {out}: {number:,} images by {len(rows)} samplings of the same noise")
+    whole.report(out, f"{number:,} images by {len(rows)} samplings of the same noise")
 
 
 def _styles(samplers: Sequence[str], style: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -104,7 +101,6 @@ def _styles(samplers: Sequence[str], style: dict[str, Any]) -> dict[str, dict[st
 
     An option that none of them takes is kept, so that `make_plan` refuses it. Raises InputError for an unknown sampler.
     """
-    from ddpm.core.params import lookup
     from ddpm.sampling.samplers import SAMPLERS
 
     own = {name: {*lookup(SAMPLERS, name, "sampler").options} for name in samplers}

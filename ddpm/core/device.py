@@ -13,7 +13,8 @@ from torch import nn
 
 from ddpm.core import processes
 from ddpm.core.files import InputError, first_line
-from ddpm.core.params import OneOf, OrWord, Section
+from ddpm.core.limits import MAX_THREADS
+from ddpm.core.params import OneOf, OrWord, Section, lookup, make
 from ddpm.core.progress import Progress
 
 DEVICES: dict[str, Callable[[], bool]] = {
@@ -31,8 +32,8 @@ class Runtime(Section):
 
     device: Annotated[str, OneOf(DEVICES)]
     processes: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, OrWord("auto")]
-    threads: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("auto")]
-    workers: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("auto")]
+    threads: Annotated[Annotated[int, Field(ge=1, le=MAX_THREADS)] | None, OrWord("auto")]
+    workers: Annotated[Annotated[int, Field(ge=1, le=MAX_THREADS)] | None, OrWord("auto")]
     precision: Annotated[str, OneOf(PRECISIONS)]
     compile: Annotated[bool | None, OrWord("auto")]
     preload: Annotated[bool | None, OrWord("auto")]
@@ -85,6 +86,20 @@ def device_kind(runtime: Runtime) -> str:
     if runtime.device != "auto":
         return runtime.device
     return next((name for name in ("cuda", "mps") if DEVICES[name]()), "cpu")
+
+
+def open_device(name: str, threads: int | None = None) -> torch.device:
+    """Returns a device by its key of DEVICES, outside of stages; sets the CPU threads: `threads`, else OMP_NUM_THREADS, else all.
+
+    Raises InputError if the device is not available.
+    """
+    if not lookup(DEVICES, name, "device")():
+        raise InputError(f"{name!r} is not available to PyTorch; use 'auto' or 'cpu'", key="device")
+    auto = dict.fromkeys(("processes", "workers", "compile", "preload"), "auto")
+    # PyTorch has read OMP_NUM_THREADS when it was imported.
+    of_environment = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else "auto"
+    numbers = {"threads": threads or of_environment, "precision": "float32", "deterministic": True, "log_seconds": 10.0}
+    return setup(make(Runtime, device=name, **auto, **numbers))
 
 
 def process_count(runtime: Runtime) -> int:

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -48,6 +49,11 @@ def printable(text: str) -> str:
         char if char.isprintable() or unicodedata.category(char) == "Zs" else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Prints one line, as `printable`, at once; file: sys.stdout by default."""
+    print(printable(text), file=file, flush=True)
 
 
 class InputError(Exception):

@@ -17,8 +17,10 @@ def check_writable(path: Path) -> None:
         raise InputError(f"no permission to write to {above}; give another name, or change its rights", key="out")
 
 
-def _refuse_stream(path: Path) -> None:
-    """Raises InputError, with the key `out`, for standard output and for what is there and is neither a file nor a folder."""
+def check_name(path: Path, advice: str = "; give a name") -> None:
+    """Raises InputError, with the key `out`, for a path without a name, standard output, a device, FIFO or socket."""
+    if "\0" in str(path) or not path.name or path.name.startswith("."):
+        raise InputError(f"{str(path)!r} is no name of a file or folder{advice}", key="out")
     with writing(path):
         is_special = path.exists() and not (path.is_file() or path.is_dir())
     if str(path) == "-" or str(path).startswith(("/dev/std", "/dev/fd/")) or is_special:
@@ -29,9 +31,7 @@ def check_out(path: Path, suffixes: Iterable[str]) -> str:
     """Returns the suffix of --out, one of `suffixes`; "" is a folder. Raises InputError if the path cannot be written."""
     suffix, suffixes = path.suffix.lower(), list(suffixes)
     valid = " or ".join(kind or "none, for a folder" for kind in suffixes)
-    if "\0" in str(path) or not path.name or path.name.startswith("."):
-        raise InputError(f"{str(path)!r} is not a file name; give one that ends in {valid}", key="out")
-    _refuse_stream(path)
+    check_name(path, f"; give one that ends in {valid}")
     if suffix not in suffixes:
         raise InputError(f"{str(path)!r} ends in {suffix or 'no suffix'!r}; valid: {valid}", key="out")
     with writing(path):
@@ -51,9 +51,7 @@ def check_folder(path: Path, files: Collection[str], is_ours: Callable[[Path], b
     is_ours: returns whether this command wrote an existing folder.
     kind: the name of the output in messages.
     """
-    if "\0" in str(path) or not path.name or path.name.startswith("."):
-        raise InputError(f"{str(path)!r} is no name of a folder; give one", key="out")
-    _refuse_stream(path)
+    check_name(path)
     with writing(path):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise InputError(f"{path} is a file or a link that is there already; give another name, or remove it", key="out")

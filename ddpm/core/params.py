@@ -4,6 +4,7 @@ This module knows no section by name. The model of each section is defined next 
 sections that it reads: `load(dataset=DatasetName, train=Train)`.
 """
 
+import ast
 import difflib
 import os
 from collections.abc import Mapping
@@ -44,6 +45,18 @@ def lookup(registry: Mapping[str, Any], name: str, key: str) -> Any:
     if name in registry:
         return registry[name]
     raise InputError(f"{_SHORT.repr(name)} is unknown{_choices(name, registry)}", key=key)
+
+
+def keys_of(path: str, registry: str) -> tuple[str, ...]:
+    """Returns the keys of a registry, a dict that a file below ddpm/ writes out, from the text of that file.
+
+    So help texts name them without importing PyTorch.
+    """
+    module = ast.parse((Path(__file__).parent.parent / path).read_text(encoding="utf-8"))
+    assigned = (node for node in module.body if isinstance(node, ast.Assign | ast.AnnAssign))
+    targets = ((node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value) for node in assigned)
+    (keys,) = (value.keys for target, value in targets if isinstance(target, ast.Name) and target.id == registry)
+    return tuple(ast.literal_eval(key) for key in keys)
 
 
 def OneOf(registry: Mapping[str, Any]) -> AfterValidator:  # noqa: N802 (reads as a type in annotations)

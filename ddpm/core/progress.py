@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from ddpm.core import processes
+from ddpm.core.files import printable
 
 
 class Progress:
@@ -20,12 +21,12 @@ class Progress:
     log_seconds = 10.0  # set from runtime.log_seconds
 
     def __init__(self, name: str, total: int, unit: str, done: int = 0):
-        self.name, self.total, self.unit = name, total, unit
+        self.name, self.total, self.unit = printable(name), total, unit
         self.count, self.first = done, done
         self.start = self.shown = time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and processes.is_main_process():
-            self.bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
+            self.bar = tqdm(total=total, initial=done, desc=self.name, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Counts further units, at most to `total`, and shows `note` at the end of the line."""

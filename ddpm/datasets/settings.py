@@ -5,6 +5,7 @@ from typing import Annotated
 from PIL import ImageColor
 from pydantic import AfterValidator, Field
 
+from ddpm.core.limits import MAX_SIDE
 from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.datasets.image_io import RESIZE_MODES, Color, Decoding, auto_range
 
@@ -43,7 +44,7 @@ class PrepareData(Section):
     value_range: the values that become 0 and 255 in pictures of more than 8 bits; None is `auto_range` of all pictures.
     """
 
-    image_size: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OrWord("native")]
+    image_size: Annotated[Annotated[int, Field(ge=1, le=MAX_SIDE)] | None, OrWord("native")]
     resize_mode: Annotated[str, OneOf(RESIZE_MODES)]
     channels: Annotated[str, OneOf(CHANNELS)]
     folder: str

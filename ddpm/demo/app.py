@@ -15,14 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import gradio as gr
-import torch
 from starlette.middleware import Middleware
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, print_line, printable, read_json
 from ddpm.demo.tabs import compare_tab, draw_tab, inpaint_tab, interpolate_tab
 from ddpm.demo.widgets import PAGE_SCRIPT, STYLE, Page, guarded
-from ddpm.networks.checkpoints import load_model
-from ddpm.sampling.model import DiffusionModel, from_config
+from ddpm.networks.names import CONFIG
+from ddpm.sampling.model import DiffusionModel, open_model
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 QUEUE = 20
@@ -33,7 +32,8 @@ CLEAN_EVERY, CLEAN_AFTER = 600, 3600  # seconds between deletions of old files, 
 def launch(
     folder: Path,
     checkpoint: str | float,
-    device: torch.device,
+    device: str = "auto",
+    threads: int | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     browser: bool = False,
@@ -42,27 +42,27 @@ def launch(
 ) -> None:
     """Serves the page of a model folder until Ctrl-C or SIGTERM.
 
+    device, threads: as in `open_model`.
     browser: open the page in the browser.
     root_path: the prefix of the page's address behind a proxy, which removes it from requests.
     share: serve the page at a public address too, through a tunnel of gradio.live.
     Raises InputError for a model that cannot be loaded, and for an address that is invalid or in use.
     """
     _check_address(host, port)
-    network, config = load_model(folder, checkpoint, device)
-    model = from_config(network, config)
+    model = open_model(checkpoint, folder, device, threads)
     with TemporaryDirectory(prefix="ddpm_demo_") as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache
-        page = build(model, about(model, config, f"{folder}, checkpoint {checkpoint}"))
+        page = build(model, about(model, read_json(folder / CONFIG, "train"), f"{folder}, checkpoint {checkpoint}"))
         page.launch(
             server_name=host, server_port=port, inbrowser=browser, share=share, root_path=root_path, quiet=True,
             prevent_thread_lock=True, max_file_size=MAX_UPLOAD, allowed_paths=[], run_history=False, enable_monitoring=False,
             mcp_server=False, ssr_mode=False, pwa=False, footer_links=["api"], theme=theme(), css=STYLE, js=PAGE_SCRIPT,
             app_kwargs={"middleware": [Middleware(guarded)]},
         )  # fmt: skip
-        print(f"{page.local_url} serves {folder}; press Ctrl-C to stop", flush=True)
+        print_line(f"{page.local_url} serves {folder}; press Ctrl-C to stop")
         if share:
             public = f"anyone who has the address {page.share_url} can use the page"
-            print(f"warning: {public if page.share_url else 'gradio.live gave no address'}", file=sys.stderr, flush=True)
+            print_line(f"warning: {public if page.share_url else 'gradio.live gave no address'}", sys.stderr)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
         # Otherwise the server waits for open pages. It logs its own cancellation as an error.
@@ -98,9 +98,10 @@ def build(model: DiffusionModel, footer: str) -> Page:
 
     The endpoints of its API are /draw, /inpaint, /interpolate, /compare, and /show for the image that /inpaint starts from.
     """
-    data = model.data.get("dataset", "images")
+    data = printable(model.data.get("dataset") or "images")
+    heading = f"# Images from noise: {html.escape(data)}"
     with Page(title=f"Diffusion: {data}", analytics_enabled=False, delete_cache=(CLEAN_EVERY, CLEAN_AFTER)) as page:
-        gr.Markdown(f"# Images from noise: {data}\nA diffusion model generates images by removing noise step by step.")
+        gr.Markdown(f"{heading}\nA diffusion model generates images by removing noise step by step.")
         with gr.Tab("Draw"):
             draw_tab(model)
         with gr.Tab("Inpaint"):
@@ -130,5 +131,5 @@ def about(model: DiffusionModel, config: dict, where: str) -> str:
         "noise": f"{config['diffusion']['schedule']} schedule, T = {model.schedule.steps:,}, prediction {model.prediction}",
         "training": f"{training['steps']:,} steps of {training['batch_size']} images" if "steps" in training else "unknown",
     }
-    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in rows.items())
+    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(printable(value))}</dd>" for name, value in rows.items())
     return f'<dl class="about">{listed}</dl>'

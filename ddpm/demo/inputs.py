@@ -10,21 +10,22 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_GUIDANCE, MAX_SEED, MAX_TIMESTEPS
 from ddpm.core.params import OneOf, Section, make
 from ddpm.editing.inpaint import MASKS, to_mask
 from ddpm.editing.inputs import open_image, open_mask
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.names import MAX_GUIDANCE, MAX_SEED
 from ddpm.sampling.samplers import SAMPLERS
 
 MAX_IMAGES, MAX_FILLS, MAX_BETWEEN, MAX_RESAMPLES = 64, 16, 32, 20
 MAX_PIXELS = 20_000_000  # of an uploaded picture; a small file can hold many more
-EVERY, OWN, BRUSH = "all in turn", "its own", "my brush"
+BRUSH = "my brush"
+DEFAULT = ""  # the content that nobody chose: all classes in turn, or the image's own class
 TEST, SAMPLE, UPLOAD = "test image", "sample of a seed", "my picture"
 # Some clients send integers as 20.0.
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Number = Annotated[int, Field(ge=1, le=MAX_IMAGES), Whole]
-Steps = Annotated[int, Field(ge=1), Whole]  # `make_plan` checks that it is at most T
+Steps = Annotated[int, Field(ge=1, le=MAX_TIMESTEPS), Whole]  # `make_plan` checks that it is at most T
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Whole]
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 Content = Annotated[str, Field(max_length=1000)]

@@ -6,6 +6,7 @@ Section of inputs.py; it validates them.
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import wraps
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.core.files import InputError, write_npz
+from ddpm.core.memory import out_of_memory_names
 from ddpm.data.images import to_images, to_model_range, to_tensor
 from ddpm.demo.inputs import (
-    EVERY,
-    OWN,
     SOURCES,
     CompareInputs,
     DrawInputs,
@@ -34,7 +34,8 @@ from ddpm.editing.tasks import inpaint_images, interpolate_images, repeat_labels
 from ddpm.plots.image_grid import rows_of, save, table, tinted
 from ddpm.plots.video import denoising_frames, strip_film, write_film
 from ddpm.sampling.generate import generate
-from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
+from ddpm.sampling.labels import NO_CLASS, conditioning_for
+from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import SamplingProgress, final_images
 from ddpm.sampling.settings import SamplingPlan
@@ -77,6 +78,18 @@ class JobResult(NamedTuple):
 Job = Generator[ProgressUpdate, None, JobResult]
 
 
+def job(work: Callable[..., Generator]) -> Callable[..., Generator]:
+    """Decorates a job: an allocation that fails becomes an InputError."""
+
+    @wraps(work)
+    def run(*arguments: Any) -> Generator:
+        with out_of_memory_names("number of images", where=""):
+            return (yield from work(*arguments))
+
+    return run
+
+
+@job
 def draw(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Generates images. values: those of DrawInputs."""
     inputs = validate(DrawInputs, values)
@@ -94,6 +107,7 @@ def draw(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     return JobResult(files, _cost(plan, len(images), seconds))
 
 
+@job
 def show(model: DiffusionModel, *values: Any) -> Generator[ProgressUpdate, None, np.ndarray]:
     """Returns the image uint8 (H, W, C) to paint a mask on. values: those of SourceInputs."""
     inputs = validate(SourceInputs, values)
@@ -101,6 +115,7 @@ def show(model: DiffusionModel, *values: Any) -> Generator[ProgressUpdate, None,
     return to_images(x0)[0]
 
 
+@job
 def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Fills the masked region of an image in several ways. values: those of InpaintInputs."""
     inputs = validate(InpaintInputs, values)
@@ -118,6 +133,7 @@ def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     return JobResult({"picture": picture}, _cost(plan, count, seconds))
 
 
+@job
 def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Interpolates between two images. values: those of InterpolateInputs."""
     inputs = validate(InterpolateInputs, values)
@@ -134,6 +150,7 @@ def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     return JobResult(files, f"{len(images)} images by {plan.label}, {inputs.steps:,} steps, {seconds:.1f} s")
 
 
+@job
 def compare(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     """Generates the same seed by two samplers. values: those of CompareInputs."""
     inputs = validate(CompareInputs, values)
@@ -144,10 +161,10 @@ def compare(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     files, notes, earlier = {}, [], []
     for k, plan in enumerate(plans):
         title = f"{plan.label}, {pairs[k][1]:,} steps"
-        for update in (job := WithReturnValue(_track(generate(model, plan, labels, inputs.number, inputs.seed)))):
+        for update in (kept := WithReturnValue(_track(generate(model, plan, labels, inputs.number, inputs.seed)))):
             current = (title, update.shown[1][1])
             yield ProgressUpdate(sum(work[:k]) + update.done, sum(work), update.seconds, [*earlier, current])
-        images, seconds = job.value
+        images, seconds = kept.value
         files["second" if k else "first"] = path = folder / f"sampler_{k + 1}.png"
         notes.append(_cost(plan, len(images), seconds))
         save(path, _rows(images, 5))
@@ -170,13 +187,12 @@ def _conditioning(model: DiffusionModel, count: int, content: str, guidance: flo
     """Returns labels and captions of a class, or of the lines of a text in turn."""
     if model.network.takes_text:
         return conditioning_for(model, count, (), [line for line in content.splitlines() if line.strip()], guidance)
-    return conditioning_for(model, count, [] if content in ("", EVERY) else [content], (), guidance)
+    return conditioning_for(model, count, [content] if content.strip() else [], (), guidance)
 
 
 def _named(model: DiffusionModel, name: str, content: str, guidance: float = 1.0) -> NamedImage:
-    own = not content.strip() or content == OWN
-    conditioning = {} if own else {"text": content} if model.network.takes_text and content != NO_CLASS else {"label": content}
-    return open_image(model, name, **conditioning, guidance=guidance)
+    key = "text" if model.network.takes_text and content != NO_CLASS else "label"
+    return open_image(model, name, **({key: content} if content.strip() else {}), guidance=guidance)
 
 
 def _open(model: DiffusionModel, inputs: SourceInputs, guidance: float = 1.0) -> NamedImage:

@@ -10,16 +10,17 @@ from typing import Any
 import gradio as gr
 import torch
 
+from ddpm.core.files import printable
+from ddpm.core.limits import MAX_SEED
 from ddpm.core.params import Section
 from ddpm.demo import jobs
 from ddpm.demo.inputs import (
     BRUSH,
-    EVERY,
+    DEFAULT,
     MAX_BETWEEN,
     MAX_FILLS,
     MAX_IMAGES,
     MAX_RESAMPLES,
-    OWN,
     SAMPLE,
     SOURCES,
     TEST,
@@ -34,11 +35,12 @@ from ddpm.demo.inputs import (
 )
 from ddpm.demo.widgets import JobQueue, Page, board, framed, image_url, progress_line, text_line
 from ddpm.editing.inpaint import MASKS
-from ddpm.sampling.model import NO_CLASS, DiffusionModel
-from ddpm.sampling.names import MAX_SEED
+from ddpm.sampling.labels import NO_CLASS, class_index
+from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import DEFAULT_STEPS
 from ddpm.sampling.samplers import SAMPLERS
 
+EVERY, OWN = "all in turn", "its own"  # what DEFAULT means
 Components = Sequence[gr.components.Component]
 NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
 SAMPLER_NAMES = [(sampler.label, name) for name, sampler in SAMPLERS.items()]
@@ -59,8 +61,9 @@ def _content(model: DiffusionModel, default: str, label: str = "") -> gr.compone
         return gr.Textbox("", label=label or "Text", lines=2, info=f"{info} Known words: {words}", max_length=1000)
     if not model.network.takes_labels:
         return gr.Textbox("", visible=False, label="Class")
-    nothing = [("no class", NO_CLASS)] if model.supports_cfg else []
-    return gr.Dropdown([default, *model.data["class_names"], *nothing], value=default, label=label or "Class")
+    classes = [(printable(name), name) for name in model.data["class_names"]]
+    nothing = [("no class", NO_CLASS)] if model.supports_cfg and class_index(model, NO_CLASS) is None else []
+    return gr.Dropdown([(default, DEFAULT), *classes, *nothing], value=DEFAULT, label=label or "Class")
 
 
 def _steps(model: DiffusionModel, label: str = "Steps", value: int = DEFAULT_STEPS) -> gr.Slider:

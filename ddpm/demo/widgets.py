@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from starlette.responses import JSONResponse
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, print_line
 from ddpm.demo.jobs import ProgressUpdate
 from ddpm.plots.image_grid import captioned, to_picture
 
@@ -63,7 +63,7 @@ def guarded(app: Callable) -> Callable:
         except Exception as error:  # an unknown endpoint, session or component
             if scope["type"] != "http":
                 raise
-            print(f"refused: {scope['method']} {scope['path']!r} ({type(error).__name__})", file=sys.stderr, flush=True)
+            print_line(f"refused: {scope['method']} {scope['path']!r} ({type(error).__name__})", sys.stderr)
             if started:
                 await send({"type": "http.response.body"})
             else:

@@ -23,7 +23,8 @@ from ddpm.networks.conditioning import ClassEmbedding
 from ddpm.networks.unet import CompatOptions, UNet, UNetSettings
 from ddpm.plots.image_grid import save_grid
 from ddpm.sampling.generate import generate
-from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
+from ddpm.sampling.labels import conditioning_for
+from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import collect_images
 
@@ -90,7 +91,7 @@ def check_options(model: DiffusionModel, options: ExportOptions) -> None:
 
 def conditioning_of(model: DiffusionModel, options: ExportOptions) -> tuple[Tensor | None, str]:
     """Returns the fixed conditioning, (1,) or (1, L) or None, and its caption. Raises InputError for an unknown class or word."""
-    unconditional = [NO_CLASS] if model.network.takes_labels and options.text is None else []
+    unconditional = [None] if model.network.takes_labels and options.text is None else []
     texts = [] if options.text is None else [options.text]
     labels, captions = conditioning_for(model, 1, [options.label] if options.label else unconditional, texts)
     return labels, captions[0]

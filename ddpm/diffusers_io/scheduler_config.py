@@ -10,6 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_TIMESTEPS
 from ddpm.core.params import Section, lookup, make
 from ddpm.diffusion.schedule import MAX_FINAL_ALPHA_BAR, SCHEDULES, Diffusion, NoiseSchedule, rescale_to_zero_terminal_snr
 
@@ -20,7 +21,7 @@ THRESHOLDS = {
     "clip": {"clip_sample": True, "thresholding": False},
     "dynamic": {"clip_sample": False, "thresholding": True},
 }
-TIMESTEP_SPACINGS = dict.fromkeys(("trailing", "leading", "linspace"))
+TIMESTEP_SPACINGS = {"trailing": None, "leading": None, "linspace": None}
 # The schedulers whose config holds betas, with the same defaults.
 _READ = ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep")
 READABLE = {f"{name}Scheduler": None for name in _READ}
@@ -33,7 +34,7 @@ class Scheduler(Section):
 
     model_config = ConfigDict(extra="ignore")
 
-    num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    num_train_timesteps: Annotated[int, Field(ge=2, le=MAX_TIMESTEPS)] = 1000
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     beta_schedule: str = "linear"

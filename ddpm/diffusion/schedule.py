@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_NOISE_RATIO, MAX_TIMESTEPS
 from ddpm.core.params import OneOf, Section, lookup
 
 # Sampling starts from pure noise. A schedule with more signal than this at its last level does not train the network for it.
@@ -175,7 +176,7 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
 
 ScheduleName = Annotated[str, OneOf(SCHEDULES)]
 Logit = Annotated[float, Field(ge=-30, le=30)]
-NoiseRatio = Annotated[float, Field(ge=1e-5, le=1e5)]  # sigma / alpha; float64 resolves the levels in this range
+NoiseRatio = Annotated[float, Field(ge=1 / MAX_NOISE_RATIO, le=MAX_NOISE_RATIO)]  # sigma / alpha
 
 
 class Cosine(Section):
@@ -216,7 +217,7 @@ class EDM(Section):
 class Diffusion(Section):
     """The `diffusion` section: the forward process, with the options of the schedules that have any."""
 
-    timesteps: Annotated[int, Field(ge=2, le=100_000)]
+    timesteps: Annotated[int, Field(ge=2, le=MAX_TIMESTEPS)]
     zero_terminal_snr: bool
     allow_nonzero_terminal_snr: bool
     learned_variance: bool

@@ -15,7 +15,8 @@ from ddpm.data.prepared import open_test
 from ddpm.datasets import image_io
 from ddpm.editing.inpaint import MASKS, named_mask, to_mask
 from ddpm.editing.tasks import ImageSource
-from ddpm.sampling.model import NO_CLASS, DiffusionModel, conditioning_for
+from ddpm.sampling.labels import Label, conditioning_for
+from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import latent_of
 
 
@@ -62,17 +63,18 @@ def open_image(
     kind, _, number = name.partition(":")
     classes = model.data["class_names"]
     if kind == "seed" and re.fullmatch(r"\d{1,12}", number):
-        default, image, latent = classes[int(number) % len(classes)], None, latent_of(model, int(number))
+        default, image, latent = int(number) % len(classes), None, latent_of(model, int(number))
     elif kind == "test" and re.fullmatch(r"\d{1,12}", number):
         array, index = _test_image(model, name, int(number))
-        default, image, latent = classes[index], _tensor(model, array), None
+        default, image, latent = index, _tensor(model, array), None
     else:
-        default, image, latent = NO_CLASS, _tensor(model, read_picture(Path(name), model.shape)), None
+        default, image, latent = None, _tensor(model, read_picture(Path(name), model.shape)), None
+    chosen: list[Label] = [label] if label else []
     if not label and not text and model.network.takes_labels and guidance != 0:
-        if default == NO_CLASS and not model.supports_cfg:
+        if default is None and not model.supports_cfg:
             raise InputError(f"this model needs the class of {name}; give one: {', '.join(classes[:20])}", key="label")
-        label = default
-    labels, captions = conditioning_for(model, 1, [label] if label else [], [text] if text else [], guidance)
+        chosen = [default]
+    labels, captions = conditioning_for(model, 1, chosen, [text] if text else [], guidance)
     return NamedImage(name, ImageSource(image, latent, labels), captions[0])
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_FRAMES, MAX_RESAMPLES
 from ddpm.core.params import Section
 from ddpm.data.images import to_images, to_model_range, to_tensor
 from ddpm.data.prepared import Split
@@ -24,7 +25,7 @@ from ddpm.sampling.model import DiffusionModel, at_snapshot
 from ddpm.sampling.noise import latent_of
 from ddpm.sampling.plan import make_plan
 from ddpm.sampling.progress import final_images
-from ddpm.sampling.settings import Count
+from ddpm.sampling.settings import Count, Steps
 
 STRENGTHS, AMOUNTS = (0.25, 0.5, 0.75), (0.2, 0.4)
 PAIRS = 3
@@ -37,10 +38,10 @@ class Edit(Section):
 
     images: Annotated[int, Field(ge=1, le=64)]
     scored_images: Count
-    steps: Count
-    repaint_jump_length: Count
-    repaint_resamples: Count
-    film_frames: Annotated[int, Field(ge=0, le=1_000)]
+    steps: Steps
+    repaint_jump_length: Steps
+    repaint_resamples: Annotated[int, Field(ge=1, le=MAX_RESAMPLES)]
+    film_frames: Annotated[int, Field(ge=0, le=MAX_FRAMES)]
     checkpoint: CheckpointName
 
     def fitted(self, model: DiffusionModel) -> "Edit":

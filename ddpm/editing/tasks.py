@@ -15,7 +15,6 @@ from ddpm.editing import interpolate
 from ddpm.editing.img2img import from_strength, image_to_image
 from ddpm.editing.inpaint import inpainting
 from ddpm.editing.interpolate import Encoded, blended
-from ddpm.editing.names import EDIT_NAMES
 from ddpm.networks.conditioning import masked_input
 from ddpm.sampling.denoiser import Denoiser
 from ddpm.sampling.inversion import decode, invert
@@ -222,4 +221,3 @@ class EditMethod(NamedTuple):
 
 
 EDITS: dict[str, EditMethod] = {"sdedit": EditMethod(_noise_and_denoise), "latent": EditMethod(vary_images, uses_latent=True)}
-assert tuple(EDITS) == EDIT_NAMES, "EDITS and EDIT_NAMES (editing/names.py) differ"

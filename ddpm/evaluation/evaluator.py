@@ -8,6 +8,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_TIMESTEPS
 from ddpm.core.params import OrWord
 from ddpm.core.paths import samples_file
 from ddpm.data.prepared import Prepared
@@ -56,7 +57,7 @@ class Evaluate(PretrainedSettings):
 
     reconstruction_images: Annotated[int, Field(ge=2, le=10**7)]
     likelihood_images: Annotated[int, Field(ge=2, le=10**7)]
-    likelihood_levels: Annotated[Annotated[int, Field(ge=1, le=100_000)] | None, OrWord("all")]
+    likelihood_levels: Annotated[Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] | None, OrWord("all")]
     round_trip_images: Annotated[int, Field(ge=1, le=10**7)]
     training_curve: Annotated[int, Field(ge=0, le=1_000)]
     training_curve_samples: Annotated[Count, Field(ge=2)]

@@ -6,13 +6,14 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from ddpm.core.limits import MAX_GUIDANCE
 from ddpm.core.params import Section
 from ddpm.evaluation.evaluator import CLASSIFIER, Evaluator
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
-from ddpm.sampling.settings import Count
+from ddpm.sampling.settings import Count, Steps
 
 # Values of the column `method`: how samples were conditioned.
 CLASSES, CAPTIONS, HELD_OUT_CAPTIONS = "classes", "captions", "captions never seen"
@@ -24,8 +25,8 @@ class Guidance(Section):
 
     samples: Annotated[Count, Field(ge=2)]
     batch_size: Count
-    steps: Count
-    scales: list[Annotated[float, Field(ge=0, le=50)]]
+    steps: Steps
+    scales: list[Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]]
     checkpoint: CheckpointName
 
 

@@ -21,7 +21,7 @@ from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.networks.captions import Vocabulary
 from ddpm.networks.conditioning import CONDITIONINGS
 from ddpm.networks.names import CHECKPOINTS, CONFIG, MAX_SIGMA_REL, MIN_SIGMA_REL, SNAPSHOTS
-from ddpm.networks.power_ema import list_snapshots, rebuild, snapshot_file
+from ddpm.networks.power_ema import TRACKED_SIGMA_REL, list_snapshots, read_snapshot, rebuild, snapshot_file
 from ddpm.networks.registry import Network, NetworkSettings, make_network
 from ddpm.networks.unet import CompatOptions, Size
 
@@ -106,7 +106,8 @@ def make_config(
 def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> tuple[Network, dict]:
     """Rebuilds the network of a model folder; returns (network in eval mode on the device, config).
 
-    checkpoint: a key of CHECKPOINTS, or the sigma_rel of an EMA (`power_ema.rebuild`).
+    checkpoint: a key of CHECKPOINTS, the sigma_rel of an EMA (`power_ema.rebuild`), or, as an int, the step of a snapshot, which
+        gives its narrowest EMA.
 
     Raises InputError for a missing or damaged file, for weights that do not fit the config, and for an EMA that the snapshots
     cannot give.
@@ -126,6 +127,8 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
         raise InputError(f"vocabulary differs from that of the caption templates; {remake(made_by)}", key=path)
     if isinstance(checkpoint, str):
         load_weights(folder / lookup(CHECKPOINTS, checkpoint, "checkpoint"), network, made_by)
+    elif isinstance(checkpoint, int):
+        put_weights(read_snapshot(folder, checkpoint)[TRACKED_SIGMA_REL[0]], network, snapshot_file(folder, checkpoint), made_by)
     else:
         steps, last = valid.training.steps, max(list_snapshots(folder), default=0)
         if steps and last > steps:

@@ -7,6 +7,7 @@ import pandas as pd
 from pydantic import Field
 
 from ddpm.core.files import read_json, read_npz, write_text
+from ddpm.core.limits import MAX_COLUMNS, MAX_TILE
 from ddpm.core.params import Section
 from ddpm.core.paths import EVALUATED_DIR, METRICS_FILE, PREPARED_DIR
 from ddpm.diffusion.schedule import NoiseSchedule
@@ -22,8 +23,8 @@ REPORTS = Path("reports")
 class Report(Section):
     """The `report` section: how pictures are drawn."""
 
-    tile: Annotated[int, Field(ge=8, le=1024)]
-    columns: Annotated[int, Field(ge=1, le=100)]
+    tile: Annotated[int, Field(ge=8, le=MAX_TILE)]
+    columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
     frame_ms: Annotated[int, Field(ge=20, le=10_000)]
 
 

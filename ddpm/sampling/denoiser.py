@@ -10,7 +10,6 @@ from ddpm.core.files import InputError
 from ddpm.core.params import OneOf
 from ddpm.diffusion.prediction import Prediction, to_prediction
 from ddpm.diffusion.schedule import Level
-from ddpm.sampling.names import THRESHOLD_NAMES
 
 Denoiser = Callable[[Tensor, Level], Prediction]
 
@@ -49,7 +48,6 @@ THRESHOLDS: dict[str, Callable[[Tensor, float], Tensor] | None] = {
     "clip": lambda x0, quantile: x0.clamp(-1, 1),
     "dynamic": dynamic,
 }
-assert tuple(THRESHOLDS) == THRESHOLD_NAMES, "THRESHOLDS and THRESHOLD_NAMES (sampling/names.py) differ"
 ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
 
 

@@ -17,7 +17,8 @@ from ddpm.core.paths import samples_file
 from ddpm.core.progress import Progress
 from ddpm.core.weights import weights_sha256
 from ddpm.data.images import to_images
-from ddpm.sampling.model import DiffusionModel, load_to_score, proportional_conditioning
+from ddpm.sampling.labels import proportional_conditioning
+from ddpm.sampling.model import DiffusionModel, load_to_score
 from ddpm.sampling.noise import Seed, image_noise
 from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.progress import SamplingProgress, with_progress

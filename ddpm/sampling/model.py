@@ -1,6 +1,6 @@
-"""A trained diffusion model and its conditioning: class labels and captions as tensors."""
+"""A trained diffusion model: how it is loaded, and what its conditioning looks like as tensors."""
 
-import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ddpm.core import processes
+from ddpm.core.device import open_device
 from ddpm.core.files import InputError
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.weights import put_weights
 from ddpm.diffusion.prediction import check_prediction
 from ddpm.diffusion.schedule import Diffusion, NoiseSchedule
-from ddpm.networks.captions import captions_of, split_words
+from ddpm.networks.captions import captions_of
 from ddpm.networks.checkpoints import load_model
 from ddpm.networks.power_ema import read_snapshot, snapshot_file
 from ddpm.networks.registry import Network
@@ -130,6 +131,29 @@ def at_snapshot(model: DiffusionModel, folder: Path, step: int, width: float) ->
     return model._replace(network=model.network.to(model.device, memory_format=torch.channels_last).eval())
 
 
+# Parameters times pixels of an image. On two busy cores, `generate` took 3 to 13 times as long with two threads as with one for
+# networks below it, and 2 to 3 times for those of 4 to 10 * 10**9; on idle cores a second thread saves half at most.
+SMALL_NETWORK = 10**9
+
+
+def open_model(
+    checkpoint: str | float = "final", folder: Path = MODEL_DIR, device: str = "auto", threads: int | None = None
+) -> DiffusionModel:
+    """Opens the device and loads a checkpoint on it, for the command line, the web page and programs; stages use `load`.
+
+    device: a key of DEVICES.
+    threads: the number of CPU threads. By default it is OMP_NUM_THREADS, else 1 for a small network and all CPUs for a large one.
+
+    Raises InputError if the device is not available, and as `load` does.
+    """
+    model = load(checkpoint, open_device(device, threads), folder)
+    height, width, _ = model.shape
+    work = height * width * sum(p.numel() for p in model.network.parameters())
+    if not threads and "OMP_NUM_THREADS" not in os.environ and model.device.type == "cpu" and work < SMALL_NETWORK:
+        torch.set_num_threads(1)
+    return model
+
+
 def load_to_score(checkpoint: str | float, device: torch.device) -> DiffusionModel:
     """Loads a checkpoint of models/ddpm whose samples are scored; prints a line if it records no class counts."""
     model = load(checkpoint, device)
@@ -155,107 +179,3 @@ def class_sequence(counts: Sequence[int], length: int) -> np.ndarray:
         order[n] = np.argmin(np.where(lags, deadlines, np.inf))
         used[order[n]] += 1
     return present[order]
-
-
-NO_CLASS = "none"
-
-
-MAX_LISTED = 20  # class names in a message
-
-
-def _named_class(names: Sequence[str], name: str) -> int | None:
-    """Returns the index of a class name, in any case if no other name has the same letters, or None."""
-    for form in (str, str.casefold):
-        if (text := form(name.strip())) in (forms := [form(each) for each in names]):
-            return forms.index(text)
-    return None
-
-
-def class_index(model: DiffusionModel, name: str) -> int:
-    """Returns the index of a class by its name, in any case, or by the index itself where no class is called by a number.
-
-    Raises InputError for an unknown class.
-    """
-    names, text = model.data["class_names"], name.strip()
-    if (index := _named_class(names, name)) is not None:
-        return index
-    has_numbers = any(each.strip().isdecimal() for each in names)
-    # Python refuses to read numbers of thousands of digits.
-    if text.isdecimal() and len(text) < 10 and int(text) < len(names) and not has_numbers:
-        return int(text)
-    near = difflib.get_close_matches(text, names, n=1) if not text.lstrip("-").isdecimal() else []
-    listed = ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else "")
-    or_number = "" if has_numbers else f", or a number from 0 to {len(names) - 1}"
-    guess = f" (did you mean {near[0]!r}?)" if near else ""
-    raise InputError(f"{text[:80]!r} is no class of this model{guess}; give one of {listed}{or_number}", key="label")
-
-
-def split_labels(model: DiffusionModel, labels: Sequence[str]) -> list[str]:
-    """Returns labels with each list such as `3,7` replaced by its parts, unless a class is called so."""
-    names = model.data["class_names"]
-    return [part for text in labels for part in ([text] if _named_class(names, text) is not None else text.split(","))]
-
-
-def proportional_conditioning(
-    model: DiffusionModel, count: int, held_out_captions: bool = False
-) -> tuple[Tensor | None, list[str] | None, Tensor | None]:
-    """Returns the conditioning of images whose scores count: (class ids (N,), captions, what the network receives).
-
-    Class ids are those of `proportional_labels`. Captions are those of a text network, which receives their word ids (N, L).
-    Each may be None.
-    """
-    labels = model.proportional_labels(count)
-    if labels is None or not model.network.takes_text:
-        return labels, None, labels
-    captions = model.captions(labels, held_out_captions)
-    return labels, captions, model.word_ids(captions)
-
-
-def conditioning_for(
-    model: DiffusionModel, count: int, labels: Sequence[str] = (), texts: Sequence[str] = (), guidance: float = 1.0
-) -> tuple[Tensor | None, list[str]]:
-    """Returns the conditioning of `count` images: (class ids (N,), word ids (N, L) or None; a caption for each image).
-
-    labels: class names or indices, or lists such as `3,7`, used in turn; `none` is no class.
-    texts: texts, used in turn; an empty one is no class. Without labels and texts the classes are used in turn.
-    guidance: 0 is no conditioning.
-
-    Raises InputError for what the model does not take or know, and for labels or texts that guidance 0 would ignore.
-    """
-    labels = split_labels(model, labels)
-    if count == 1 and len(labels) > 1:
-        raise InputError(f"{len(labels)} classes for one image; give one", key="label")
-    if labels and texts:
-        raise InputError("cannot be given together with label; give one of them", key="text")
-    if guidance == 0 and (texts or set(labels) - {NO_CLASS}):
-        raise InputError("0 draws without class or text; leave label and text out, or raise it", key="guidance")
-    if guidance == 0:
-        return None, [""] * count
-    if texts:
-        if not all(split_words(text) for text in texts):
-            _check_supports_no_class(model)
-        ids = model.word_ids(texts)
-        turns = torch.arange(count) % len(texts)
-        return ids[turns.to(ids.device)], [texts[k] for k in turns.tolist()]
-    names = model.data["class_names"]
-    if not labels:
-        indices = model.balanced_labels(count)
-        return indices, [""] * count if indices is None else [names[k] for k in indices.tolist()]
-    if not model.network.takes_labels:
-        raise InputError("this model takes no class (model.conditioning); leave it out", key="label")
-    if set(labels) == {NO_CLASS}:
-        _check_supports_no_class(model)
-        return None, [""] * count
-    if NO_CLASS in labels:
-        raise InputError(f"{NO_CLASS!r} cannot be mixed with classes; run the command twice", key="label")
-    indices = [class_index(model, name) for name in labels]
-    chosen = [indices[k % len(indices)] for k in range(count)]
-    return torch.tensor(chosen, device=model.device), [names[k] for k in chosen]
-
-
-def _check_supports_no_class(model: DiffusionModel) -> None:
-    """Raises InputError if the model was never trained without its labels."""
-    if not model.supports_cfg:
-        raise InputError(
-            "no class needs a model that was trained without its class too (train.condition_dropout above 0)", key="label"
-        )

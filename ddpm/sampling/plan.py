@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_GUIDANCE
 from ddpm.core.params import lookup
 from ddpm.diffusion.variance import VARIANCES
 from ddpm.sampling.denoiser import THRESHOLDS, Denoiser, inside, thresholded
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.names import MAX_GUIDANCE
 from ddpm.sampling.samplers import SAMPLERS, Sampler, StepRule, corrects
 from ddpm.sampling.time_grid import make_grid, with_churn
 

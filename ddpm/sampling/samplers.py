@@ -18,7 +18,6 @@ from ddpm.core.params import OneOf
 from ddpm.diffusion.schedule import Level, NoiseSchedule, add_more_noise, combine
 from ddpm.diffusion.variance import VARIANCES, small
 from ddpm.sampling.denoiser import Denoiser
-from ddpm.sampling.names import SAMPLER_NAMES, VARIANCE_NAMES
 
 Noise = Callable[[], Tensor]
 # step(denoiser, x at t, t, s, noise, state, **options) -> (x at s, the last prediction of x0). `noise` draws standard normal
@@ -142,8 +141,6 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": Sampler("DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=0.0), multistep=True),
     "dpmpp_2m_sde": Sampler("SDE-DPM-Solver++ 2M", partial(dpmpp_2m_step, eta=1.0), multistep=True, stochastic=True),
 }
-assert tuple(SAMPLERS) == SAMPLER_NAMES, "SAMPLERS and SAMPLER_NAMES (sampling/names.py) differ"
-assert tuple(VARIANCES) == VARIANCE_NAMES, "VARIANCES and VARIANCE_NAMES (sampling/names.py) differ"
 SamplerName = Annotated[str, OneOf(SAMPLERS)]
 
 

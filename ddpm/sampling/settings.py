@@ -4,19 +4,19 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ddpm.core.limits import MAX_CHURN_SETTING, MAX_GUIDANCE, MAX_NOISE_RATIO, MAX_SAMPLES, MAX_TIMESTEPS
 from ddpm.core.params import OrWord, Section
 from ddpm.diffusion.variance import VarianceName
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.denoiser import ThresholdName
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.names import MAX_CHURN_SETTING, MAX_GUIDANCE
 from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.samplers import SamplerName
 from ddpm.sampling.time_grid import SpacingName
 
-# Bounds are far above what is of use: numbers beyond 64 bits fail in many places.
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-Ratio = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+Steps = Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
+Ratio = Annotated[float, Field(ge=0, le=MAX_NOISE_RATIO)]  # sigma / alpha
 
 
 class Sampling(Section):
@@ -46,7 +46,7 @@ class SampleDDIM(Sampling):
     """The `sample_ddim` section: DDIM, or another sampler, over some of the levels."""
 
     sampler: SamplerName
-    steps: Annotated[Count | None, OrWord("all")]
+    steps: Annotated[Steps | None, OrWord("all")]
     eta: Annotated[float, Field(ge=0, le=1)]
     spacing: SpacingName
     churn: Annotated[float, Field(ge=0, le=MAX_CHURN_SETTING)]

@@ -13,7 +13,6 @@ import numpy as np
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, lookup
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.sampling.names import SPACING_NAMES
 
 
 def leading(schedule: NoiseSchedule, steps: int) -> np.ndarray:
@@ -66,7 +65,6 @@ SPACINGS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
     "log_snr": log_snr,
     "karras": karras,
 }
-assert tuple(SPACINGS) == SPACING_NAMES, "SPACINGS and SPACING_NAMES (sampling/names.py) differ"
 SpacingName = Annotated[str, OneOf(SPACINGS)]
 
 
