@@ -1,6 +1,10 @@
 """Raw pictures for tests."""
 
+import io
 import os
+import tarfile
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +66,41 @@ def colours(path: Path, count: int, first: int = 0, size: tuple[int, int] = (6, 
     path.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         Image.new("RGB", size, (first + i, 255 - i, first)).save(path / f"{i:02}{suffix}")
+
+
+def png(colour: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (2, 2), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
+    """Writes an archive of these members, in this order; its suffix sets its format. A name that ends with "/" is a folder."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, data in members:
+                file.writestr(name, data)
+    else:
+        compression = "" if archive.suffix == ".tar" else archive.suffix.lstrip(".t")
+        with tarfile.open(archive, f"w:{compression}") as file:
+            for name, data in members:
+                member = tarfile.TarInfo(name.rstrip("/"))
+                member.size = len(data)
+                member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+                file.addfile(member, io.BytesIO(data))
+    return archive
+
+
+def put(raw: Path, kind: str, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Writes files, and folders whose names end with "/", into raw/pictures, or into an archive of that kind beside it."""
+    if kind:
+        return pack(raw / f"pictures{kind}", list(members))
+    for name, data in members:
+        path = raw / "pictures" / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(data)
+    return raw / "pictures"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

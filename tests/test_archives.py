@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from raw_files import REAL, arrays, colours, contents, enter, load, real, refused, settings
+from raw_files import REAL, arrays, colours, contents, enter, load, pack, png, real, refused, settings
 
 from ddpm.core.files import printable
 from ddpm.datasets import archives, index
@@ -27,23 +26,6 @@ KINDS = list(ARCHIVES)
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Path:
     return enter(tmp_path, monkeypatch)
-
-
-def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
-    """Writes an archive of these members, in this order; its suffix sets its format. A name that ends with "/" is a folder."""
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-            for name, data in members:
-                file.writestr(name, data)
-    else:
-        compression = "" if archive.suffix == ".tar" else archive.suffix.lstrip(".t")
-        with tarfile.open(archive, f"w:{compression}") as file:
-            for name, data in members:
-                member = tarfile.TarInfo(name.rstrip("/"))
-                member.size = len(data)
-                member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-                file.addfile(member, io.BytesIO(data))
-    return archive
 
 
 def files_of(folder: Path) -> list[tuple[str, bytes]]:
@@ -73,48 +55,7 @@ def test_prepare_archive_equals_unpacked_folder(raw, folder, tmp_path, kind):
     assert not [path for path in tmp_path.rglob("*.png") if not path.is_relative_to(folder)]
 
 
-@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.xz"])
-def test_common_root_folder_with_splits(raw, tmp_path, kind):
-    for part, count in (("train", 4), ("val", 2)):
-        for name in ("cat", "dog"):
-            colours(raw / "folder" / part / name, count, first=10 * count + len(name))
-    prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
-    members = [(f"./photos/{name}", data) for name, data in files_of(raw / "folder")]
-    pack(
-        raw / f"photos{kind}", [("photos/", b""), ("photos/readme.txt", b"hello"), *members, ("__MACOSX/photos/._0.png", b"fork")]
-    )
-    assert prepare("image_folder", settings(folder=f"photos{kind}"), tmp_path / "found")["counts"] == {"train": 8, "test": 4}
-    assert contents(tmp_path / "found") == contents(tmp_path / "expected")
-
-
-def test_common_root_folder_is_not_a_single_class(raw, folder):
-    pack(raw / "one.zip", [(f"cat/{name}", data) for name, data in files_of(folder / "cat")])
-    assert load("image_folder", folder="one.zip").class_names == ["cat"]
-
-
-@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
-def test_layout_errors_as_for_folders(raw, kind):
-    def message(*names: str) -> str:
-        pack(raw / f"a{kind}", [(name, b"" if name.endswith("/") else png()) for name in names])
-        return refused(load, "image_folder", folder=f"a{kind}")
-
-    where = raw / f"a{kind}"
-    assert message("readme.txt") == f"{where}: holds no class folders; every class needs a folder with its images"
-    assert message("a.png", "b.png").startswith(f"{where}: holds no class folders")
-    assert message("cat/0.png", "cat/1.png", "dog/notes.txt").startswith(f"{where}/dog: holds no images; add some")
-    assert message("cat/0.png", "dog/").startswith(f"{where}/dog: holds no images; add some")
-    assert message("train/cat/0.png", "test/cow/0.png").startswith(f"{where}/test/cow: is no class of {where}/train")
-    assert message("train/cat/0.png", "test/cat/x.txt").startswith(f"{where}/test: holds no images")
-    assert "'cat' has only one image" in message("cat/0.png", "dog/0.png")
-
-
 # --- what must not be read
-
-
-def png(colour: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (2, 2), colour).save(file, "PNG")
-    return file.getvalue()
 
 
 GOOD = [(f"{name}/{i}.png", png(i)) for name in ("cat", "dog") for i in range(4)]

@@ -342,38 +342,8 @@ def test_image_folder_reads_picture(pictures):
     assert image[2, 4].tolist() == [3, 12, 0]
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
-def test_image_folder_with_splits(raw, test_name):
-    for split, count in (("train", 3), (test_name, 2)):
-        for name in ("b", "a", "a/deep"):
-            for i in range(count):
-                picture(raw / "pictures" / split / name / f"{i}.JPG")
-    source = load("image_folder")
-    assert source.class_names == ["a", "b"]
-    assert np.bincount(source.train.labels).tolist() == [6, 3]
-    assert np.bincount(source.test.labels).tolist() == [4, 2]
-    assert all(test_name in path.parts for path in paths(source.test.images))
-
-
-def test_image_folder_unknown_class_in_test(raw):
-    for name in ("train/cat/0.png", "test/cat/0.png", "test/cow/0.png"):
-        picture(raw / "pictures" / name)
-    assert refused(load, "image_folder").startswith(f"{raw}/pictures/test/cow: is no class of {raw}/pictures/train")
-
-
-def test_image_folder_missing_or_empty(raw):
-    folder = raw / "pictures"
-    assert refused(load, "image_folder").startswith(f"{folder}: no such folder; put class folders of images there")
-    folder.mkdir()
-    (folder / "readme.txt").write_text("nothing here")
-    assert refused(load, "image_folder").startswith(f"{folder}: holds no class folders")
-    (folder / "cat").mkdir()
-    (folder / "cat" / "notes.txt").write_text("no picture")
-    assert refused(load, "image_folder").startswith(f"{folder}: holds no images whose names end as those that Pillow reads")
-    picture(folder / "dog" / "0.png")
-    assert refused(load, "image_folder").startswith(f"{folder / 'cat'}: holds no images; add some, or remove the folder")
-    picture(folder / "cat" / "0.png")
-    assert "'cat' has only one image" in refused(load, "image_folder")
+def test_image_folder_missing(raw):
+    assert refused(load, "image_folder").startswith(f"{raw / 'pictures'}: no such folder; put class folders of images there")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no picture"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import error_of
 from PIL import Image, features
-from raw_files import colours, enter, load, paths, refused, settings
+from raw_files import colours, enter, load, paths, png, put, refused, settings
 
 from ddpm.datasets.image_folder import held_out
 from ddpm.datasets.image_io import EXTENSIONS, UPRIGHT, Decoding, Unreadable, decode, read_picture
@@ -137,7 +137,8 @@ def tiff(values: np.ndarray, photometric: int = 2, order: str = "<", **tags: int
     data = values.astype(f"{order}u{size}").tobytes()
     bits = struct.pack(f"{order}{channels}H", *[8 * size] * channels)
     entries = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, 8 + len(data) if channels > 1 else 8 * size), (259, 3, 1, 1), (262, 3, 1, photometric),
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, 8 + len(data) if channels > 1 else 8 * size),
+        (259, 3, 1, 1), (262, 3, 1, photometric),
         (273, 4, 1, 8), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
         *((int(tag[3:]), 3, 1, value) for tag, value in tags.items()),
     ]  # fmt: skip
@@ -249,9 +250,6 @@ def test_image_folder_ignores_other_files(raw, capsys):
     colours(raw / "pictures" / "cat", 4)
     (raw / "pictures" / "cat" / "._00.png").write_bytes(b"what macOS lays beside a file")
     (raw / "pictures" / "cat" / "notes.txt").write_text("no picture")
-    colours(raw / "pictures" / ".hidden", 1)
-    colours(raw / "pictures" / "__MACOSX", 1)
-    (raw / "pictures" / "loose.png").write_bytes(b"of no class")
     colours(raw / "elsewhere", 1)
     (raw / "pictures" / "cat" / "link").symlink_to(raw / "elsewhere", target_is_directory=True)
     (raw / "pictures" / "cat" / "folder.png").symlink_to(raw / "elsewhere", target_is_directory=True)
@@ -267,54 +265,135 @@ def test_image_folder_ignores_other_files(raw, capsys):
     }
 
 
+# --- layouts, in folders as in archives
+
+KINDS = ["", ".zip", ".tar.gz"]  # a folder is none of ARCHIVES
+
+
+def members(*folders: str, pictures: int = 4) -> list[tuple[str, bytes]]:
+    """Pictures in each of the folders; one whose name ends with "/" stays empty."""
+    files = [(f"{folder}/{i}.png".lstrip("/"), png(i)) for folder in folders if not folder.endswith("/") for i in range(pictures)]
+    return [*((folder, b"") for folder in folders if folder.endswith("/")), *files]
+
+
 @pytest.mark.parametrize("wrapper", ["", "photos/", "photos/inner/"])
 @pytest.mark.parametrize(
     ("train", "test"),
     [
+        ("train", "test"),
         ("Training", "Testing"),
         ("training_set", "test_set"),
         ("seg_train/seg_train", "seg_test/seg_test"),
         ("TRAIN", "valid"),
         ("trainset", "Val2017"),
+        ("trn", "tst"),
+        ("train_images", "dev"),
+        ("TrainData", "eval"),
+        ("my-train-1", "my-validate-1"),
     ],
 )
-def test_image_folder_spellings_of_splits(raw, wrapper, train, test):
-    for part, count in ((train, 3), (test, 2)):
-        for name in ("a", "b"):
-            colours(raw / "pictures" / wrapper / part / name, count)
-    source = load("image_folder")
-    assert (list(source.class_names), len(source.train.images), len(source.test.images)) == (["a", "b"], 6, 4)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layout_spellings_of_splits(raw, kind, wrapper, train, test):
+    files = [*members(*(f"{wrapper}{train}/{name}" for name in ("a", "b", "a/deep")), pictures=3)]
+    files += [*members(f"{wrapper}{test}/a", f"{wrapper}{test}/b", pictures=2), (f"{wrapper}notes.txt", b"no picture")]
+    path = put(raw, kind, files)
+    source = load("image_folder", folder=path.name)
+    assert list(source.class_names) == ["a", "b"]
+    assert np.bincount(source.train.labels).tolist() == [6, 3]
+    assert np.bincount(source.test.labels).tolist() == [2, 2]
+    assert all(path / wrapper / train in picture.parents for picture in paths(source.train.images))
 
 
-@pytest.mark.parametrize(
-    ("folders", "key"),
-    [
-        (["test/a", "val/a"], "test"),
-        (["train", "test"], "train"),
-        (["train", "test/a"], "train"),
-        (["train/a", "training/a", "test/a"], ""),
-        (["train/a", "bus"], "train"),
-        (["x/a", "x/b", "y/a", "y/b"], "x"),
-    ],
-)
-def test_image_folder_refuses_two_meanings(raw, folders, key):
-    for name in folders:
-        colours(raw / "pictures" / name, 4)
-    assert error_of(load, "image_folder").key == str(raw / "pictures" / key)
+LAYOUTS = {
+    # folders: (classes, pictures, what is named as left out)
+    ("cat", "dog"): (["cat", "dog"], 8, []),
+    ("photos/cat", "photos/dog"): (["cat", "dog"], 8, []),
+    ("a/b/c/cat", "a/b/c/dog", "a/.git/x", "__MACOSX/a/b/c/cat"): (["cat", "dog"], 8, []),
+    ("cat",): (["cat"], 4, []),
+    ("train/a", "train/b"): (["a", "b"], 8, []),
+    ("train/a", "test/a", "val/a", "unlabelled"): (["a"], 8, ["/unlabelled", "/val"]),
+    ("train/a", "train", "test/a", "test"): (["a"], 8, ["/train (pictures", "/test (pictures"]),
+    ("train/a", "test/"): (["a"], 4, ["/test"]),
+    ("train/a", "test"): (["a"], 4, ["/test"]),
+    ("train/a", "test/a", "eval/a", "dev/a"): (["a"], 8, ["/dev", "/eval"]),
+    ("cat", "dog", ""): (["cat", "dog"], 8, [" (pictures in no class folder)"]),
+    ("train", "bus", "car/images"): (["bus", "car", "train"], 12, []),
+    ("valid", "invalid"): (["invalid", "valid"], 8, []),
+    ("cat", "cat/.ipynb_checkpoints", "cat/__MACOSX", ".ipynb_checkpoints"): (["cat"], 4, []),
+    ("none", "all", "12", "7", "Cat", "cat", "null", "été", "-1"): (
+        ["-1", "12", "7", "Cat", "all", "cat", "none", "null", "été"], 36, [],
+    ),
+}  # fmt: skip
 
 
-def test_image_folder_names_what_is_left_out(raw, capsys):
-    for name in ("train/a", "train", "test/a", "val/a", "unlabelled"):
-        colours(raw / "pictures" / name, 4)
-    assert len(load("image_folder").train.images) == 4
-    said = capsys.readouterr().out
-    assert all(name in said for name in ("/val", "/unlabelled", "/train/ (pictures in no class folder)"))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("folders", LAYOUTS)
+def test_layout_is_read(raw, tmp_path, capsys, kind, folders):
+    class_names, count, left_out = LAYOUTS[folders]
+    path = put(raw, kind, members(*folders))
+    meta = prepare("image_folder", settings(folder=path.name), tmp_path / "out")
+    assert meta["class_names"] == class_names
+    assert sum(meta["counts"].values()) == count
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": left out: " in line]
+    assert len(lines) == bool(left_out)
+    assert all(name in lines[0] for name in left_out)
 
 
-def test_image_folder_class_called_like_a_split(raw):
-    for name in ("train", "bus", "car/images"):
-        colours(raw / "pictures" / name, 4)
-    assert load("image_folder").class_names == ["bus", "car", "train"]
+REFUSED = {
+    # folders: (the key below the folder, a part of the message)
+    ("test/a", "val/a"): ("test", "has no training split beside it"),
+    ("train", "test"): ("train", "needs class folders"),
+    ("train", "test/a"): ("train", "needs class folders"),
+    ("train/", "test/a"): ("train", "needs class folders"),
+    ("train/a", "training/a", "test/a"): ("", "are the same split"),
+    ("train/a", "bus"): ("train", "may be a split or a class beside bus"),
+    ("x/a", "x/b", "y/a", "y/b"): ("x", "holds only folders (a, b)"),
+    ("train/x/a", "train/x/b", "train/y", "test/x", "test/y"): ("train/x", "holds only folders (a, b)"),
+    ("cat/train", "cat/test", "dog/train", "dog/test"): ("cat", "holds only folders (test, train)"),
+    ("train/cat", "test/cat", "test/cow"): ("test/cow", "is no class of"),
+    ("train/cat", "test/cat/"): ("test", "holds no images"),
+    ("cat", "dog/"): ("dog", "holds no images; add some, or remove the folder"),
+    ("cat/", "dog/"): ("", "holds no images whose names end"),
+    ("",): ("", "holds no class folders"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("folders", REFUSED)
+def test_layout_is_refused(raw, tmp_path, kind, folders):
+    path = put(raw, kind, [*members(*folders), ("readme.txt", b"hello")])
+    error = error_of(load, "image_folder", folder=path.name)
+    key, message = REFUSED[folders]
+    assert (error.key.rstrip("/"), message in error.message) == (str(path / key), True)
+
+
+def test_layout_with_one_picture_in_a_class(raw):
+    put(raw, "", [*members("cat", pictures=1), *members("dog")])
+    assert "'cat' has only one image" in refused(load, "image_folder")
+
+
+def test_class_without_a_name_is_refused(raw, tmp_path):
+    put(raw, "", members("cat", " "))
+    assert "the class ' ' has no name" in refused(prepare, "image_folder", settings(), tmp_path)
+
+
+def test_layout_of_links_to_folders(raw):
+    put(raw, "", members("elsewhere/1/a", "elsewhere/1/b", "elsewhere/2/b"))
+    for name, target in {"train": "1", "test": "2", "test2/a": "1/a"}.items():
+        (raw / "linked" / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / "linked" / name).symlink_to(raw / "pictures" / "elsewhere" / target, target_is_directory=True)
+    (raw / "linked" / "gone").symlink_to(raw / "nowhere")
+    assert "are the same split" in refused(load, "image_folder", folder="linked")
+    (raw / "linked" / "test2" / "a").rename(raw / "pictures" / "elsewhere" / "2" / "a")
+    (raw / "linked" / "test2").rmdir()
+    source = load("image_folder", folder="linked")
+    assert (source.class_names, len(source.train.images), len(source.test.images)) == (["a", "b"], 8, 8)
+    (raw / "loop" / "x").mkdir(parents=True)
+    (raw / "loop" / "x" / "x").symlink_to(raw / "loop")
+    assert error_of(load, "image_folder", folder="loop").key.startswith(str(raw / "loop"))
+
+
+# --- names
 
 
 def test_image_folder_names_of_any_bytes(raw, tmp_path):

@@ -169,22 +169,23 @@ def check_split(source):
     assert (reds(source.test.images), source.test.labels.tolist()) == (list(range(100, 106)), [0, 1] * 3)
 
 
-@pytest.mark.parametrize("name", ["test", "validation"])
-def test_saved_data_set(hub, raw, capsys, name):
-    splits = {"train": rows(hub, 20), name: rows(hub, 6, 100), "extra": rows(hub, 5)}
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("train", "validation"), ("training", "dev"), ("trn", "Eval")])
+def test_saved_data_set(hub, raw, capsys, train, test):
+    splits = {train: rows(hub, 20), test: rows(hub, 6, 100), "extra": rows(hub, 5)}
     hub.DatasetDict(splits).save_to_disk(str(raw / "pictures"))
     check_split(load("huggingface"))
     assert f"{raw / 'pictures'}: splits that are left out: extra (5 rows)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("place", [".", "data"])
+@pytest.mark.parametrize("place", ["train-0000{}-of-00002-abc", "data/train-{}", "training/000{}"])
 def test_parquet_files(hub, raw, tmp_path, place):
-    folder = raw / "pictures" / place
-    folder.mkdir(parents=True)
+    train, test = (str(raw / "pictures" / f"{name}.parquet") for name in (place, place.replace("train", "test")))
+    for name in (train, test):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
     whole = rows(hub, 20)
     for i in range(2):
-        whole.select(range(10 * i, 10 * i + 10)).to_parquet(str(folder / f"train-0000{i}-of-00002-abc.parquet"), batch_size=4)
-    rows(hub, 6, 100).to_parquet(str(folder / "test-00000-of-00001.parquet"))
+        whole.select(range(10 * i, 10 * i + 10)).to_parquet(train.format(i), batch_size=4)
+    rows(hub, 6, 100).to_parquet(test.format(0))
     check_split(load("huggingface"))
     prepare("huggingface", settings(), tmp_path / "parquet")
     hub.DatasetDict({"train": whole, "test": rows(hub, 6, 100)}).save_to_disk(str(raw / "saved"))

@@ -23,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 from ddpm.core.files import InputError, first_line, printable
 from ddpm.core.progress import Progress
 from ddpm.datasets.image_io import EXTENSIONS, Unreadable
-from ddpm.datasets.index import MAX_STAMP, FoundFile, ImageIndex, Load, Picture, Store, check_size, random_access
+from ddpm.datasets.index import MAX_STAMP, FoundFile, ImageIndex, Load, Picture, Store, check_size, is_hidden, random_access
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 MEGABYTE = 1 << 20
@@ -195,6 +195,8 @@ def list_archive(path: Path, index: ImageIndex) -> set[str]:
             is_file = not is_folder and bool(parts)
             if OUTSIDE.match(member.name):
                 reason = "leads out of the archive"
+            elif any(map(is_hidden, parts if is_folder else parts[:-1])):
+                continue
             if not reason:
                 above = parts if is_folder else parts[:-1]
                 folders.update("".join(f"{part}/" for part in above[:end]) for end in range(1, len(above) + 1))

@@ -5,7 +5,6 @@ a cache and without the network.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,12 +17,13 @@ import numpy as np
 
 from ddpm.core.files import InputError, first_line
 from ddpm.datasets.archives import stamp_of
-from ddpm.datasets.image_folder import TEST_NAMES, TRAIN_NAMES, held_out
 from ddpm.datasets.image_io import Unreadable
 from ddpm.datasets.index import Assignment, Files, FoundFile, ImageIndex, Load, Picture, Store, check_size
+from ddpm.datasets.splits import held_out, pick_splits, split_of
 
 SAVED = ("dataset_dict.json", "dataset_info.json")  # save_to_disk writes one of them
 PARQUET = ("*.parquet", "data/*.parquet")
+PLAIN = ("train", "test", "val", "validation")
 PICTURES_AT_ONCE, LABELS_AT_ONCE = 16, 10_000
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
 MAX_CLASSES = 10_000
@@ -95,16 +95,19 @@ def open_rows(datasets: ModuleType, path: Path) -> list[Rows]:
     opener = _open_saved if any((path / name).is_file() for name in SAVED) else _open_parquet
     with _undamaged(path):
         splits = opener(datasets, path)
-    train = next((splits[name] for name in (*TRAIN_NAMES, "") if name in splits), None)
-    if train is None or not train.count:
+    splits = {name: rows for name, rows in splits.items() if rows.count}
+    # Beside "train" itself another spelling is no second training split, but a part of the data.
+    first, second = pick_splits([name for name in splits if name in PLAIN] if "train" in splits else splits, path)
+    train = splits.get(first or "")
+    if train is None:
         raise InputError(
-            "holds no training split; name a folder of save_to_disk, or one with train-*.parquet, in prepare_data.folder",
+            "holds no training split; name a folder of save_to_disk, or one with train-*.parquet or train/*.parquet, in "
+            "prepare_data.folder",
             key=path,
         )
-    tests = [splits[name] for name in TEST_NAMES if name in splits and splits[name].count]
-    if tests and set(tests[0].features) != set(train.features):
-        raise InputError(f"{train.name} and {tests[0].name} have different columns; prepare them with the same", key=path)
-    used = [train, *tests[:1]]
+    used = [train, *([splits[second]] if second else [])]
+    if set(used[-1].features) != set(train.features):
+        raise InputError(f"{train.name} and {used[-1].name} have different columns; prepare them with the same", key=path)
     if unused := [f"{rows.name} ({rows.count:,} rows)" for rows in splits.values() if rows not in used]:
         print(f"{path}: splits that are left out: {', '.join(unused)}", flush=True)
     return [rows._replace(read=partial(_checked, path, rows.read)) for rows in used]
@@ -140,11 +143,12 @@ def _open_parquet(datasets: ModuleType, path: Path) -> dict[str, Rows]:
     # Not load_dataset, which either copies the rows to a cache or reads whole row groups, all from the first row on.
     from pyarrow import dataset as arrow
 
-    files = next((paths for pattern in PARQUET if (paths := sorted(path.glob(pattern)))), [])
+    found = {pattern: sorted(path.glob(pattern)) for pattern in PARQUET}
+    found["*/*.parquet"] = [file for file in sorted(path.glob("*/*.parquet")) if split_of(file.parent.name)]
+    files = next(filter(None, found.values()), [])
     by_split: dict[str, list[str]] = {}
     for file in files:
-        word = re.split(r"[-_.]", file.name.lower())[0]
-        by_split.setdefault(word if word in TRAIN_NAMES + TEST_NAMES else "", []).append(str(file))
+        by_split.setdefault(split_of(file.relative_to(path).as_posix()) or "", []).append(str(file))
 
     def read(table: Any, column: str, at_once: int, skip: Skip) -> Parts:
         first = 0

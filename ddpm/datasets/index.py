@@ -65,6 +65,11 @@ def is_picture_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._")
 
 
+def is_hidden(folder: str) -> bool:
+    """Returns whether a folder is none of the data set by its name: .ipynb_checkpoints, or what systems lay beside files."""
+    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+
+
 class ImageIndex:
     """The pictures of both splits in order: `add` the files, then `assign` them once.
 

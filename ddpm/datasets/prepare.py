@@ -35,6 +35,8 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
     Raises InputError, with the file or the setting as key, for anything wrong with the images.
     """
     source = lookup(DATASETS, dataset, "dataset").load(settings)
+    if blank := [name for name in source.class_names if not name.strip()]:
+        raise InputError(f"the class {blank[0]!r} has no name that can be read; rename it", key=dataset)
     # An old meta.json would make new, incomplete arrays look valid.
     for name in (META, LEFT_OUT):
         remove(folder / name)

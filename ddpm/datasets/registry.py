@@ -13,9 +13,10 @@ from ddpm.datasets.celeba import read_celeba
 from ddpm.datasets.cifar import ARCHIVE, UNPACKED, download_cifar10, find_cifar10, read_cifar10
 from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
-from ddpm.datasets.image_folder import held_out, read_image_folder
+from ddpm.datasets.image_folder import read_image_folder
 from ddpm.datasets.index import Files, Pictures
 from ddpm.datasets.settings import PrepareData
+from ddpm.datasets.splits import held_out
 
 DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST = 500
