@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import vl_convert
 import yaml
@@ -51,17 +50,28 @@ def test_samplers_template_has_a_panel_per_score():
     assert len(dashed) == 5 * 2, "a line in each panel for each revision"
 
 
-@pytest.mark.parametrize("plot", PIPELINE["plots"], ids=lambda plot: next(iter(plot)))
-def test_pipeline_plots_join_plots_of_stages(plot):
-    ((_, options),) = plot.items()
-    declared = {next(iter(entry)) for stage in PIPELINE["stages"].values() for entry in stage.get("plots", [])}
-    assert (ROOT / ".dvc/plots" / f"{options['template']}.json").is_file()
-    assert len(options["y"]) > 1, "a plot of one file belongs to its stage"
-    for file, column in options["y"].items():
-        assert any(file == path or file.startswith(path + "/") for path in declared)
-        if (ROOT / file).exists():
-            columns = pd.read_csv(ROOT / file, sep=None, engine="python").columns
-            assert {column, options["x"]} <= set(columns)
+def test_no_file_stands_in_two_charts():
+    """DVC draws each plot of a stage, files in folders too; a chart in a section `plots` would draw their values once more."""
+    paths = [Path(next(iter(entry))) for stage in PIPELINE["stages"].values() for entry in stage.get("plots", [])]
+    assert len(paths) == len(set(paths))
+    assert not any(path in other.parents for path in paths for other in paths)
+    assert "plots" not in PIPELINE
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("loss", "Training: loss of the training images (lower is better)"),
+        ("validation_loss", "Training: loss of test images, with the EMA weights (lower is better)"),
+        ("25_50", "Training: loss at t / T from 0.25 to 0.5 (lower is better)"),
+        ("accuracy", "Training: accuracy on test images (higher is better)"),
+        ("another", "Training: another"),
+    ],
+)
+def test_curve_of_a_training_is_named_in_words(column, words):
+    rows = [{"step": str(step), column: "0.5", "rev": "workspace"} for step in (1, 2)]
+    svg = vl_convert.vegalite_to_svg(chart("training_curves", rows, x="step", y=column) | {"width": 900})
+    assert words in svg.replace("a title", "Training")
 
 
 def test_stage_plots_name_existing_templates():

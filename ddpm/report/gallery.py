@@ -163,7 +163,9 @@ def draw_curves(arrays: dict[str, np.ndarray]) -> None:
     figures.loss_curve(
         FIGURES / "loss.png", *(read_table(f"{folder}/{name}.tsv", "train") for name in ("loss", "validation_loss"))
     )
-    quarters = {title: read_table(f"{folder}/loss_t/{name}.tsv", "train") for name, title in QUARTERS.items()}
+    # With few timesteps a quarter of t may hold none.
+    files = {title: f"{folder}/loss_t/{name}.tsv" for name, title in QUARTERS.items()}
+    quarters = {title: read_table(file, "train") for title, file in files.items() if Path(file).exists()}
     figures.loss_by_time(FIGURES / "loss_t.png", quarters)
     curves = {name.removeprefix("bits_"): values for name, values in arrays.items() if name.startswith("bits_")}
     figures.bits_over_t(FIGURES / "bits.png", curves.pop("level"), curves)
