@@ -6,7 +6,8 @@ from ddpm.core import params
 from ddpm.core.files import InputError
 from ddpm.core.stage import run_stage
 from ddpm.diffusion.schedule import SCHEDULES, Diffusion, ScheduleName
-from ddpm.report.page import Report, write_report
+from ddpm.report.page import write_report
+from ddpm.report.settings import Report
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ddpm.core.files import write_json, write_npz, write_text
 from ddpm.evaluation.evaluator import describe_metrics
-from ddpm.report.page import Report, render_page, write_report
+from ddpm.report.page import render_page, write_report
+from ddpm.report.settings import Report
 from ddpm.report.summary import copying_signs, differ, summarize
 
 SPACE = {

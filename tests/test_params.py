@@ -270,6 +270,7 @@ TOGETHER = [
     ("sample_ddim.steps", {"diffusion.timesteps": 40}),
     ("edit.checkpoint", {"edit.checkpoint": 0.005, "train.snapshots": 2}),
     ("evaluate.checkpoint", {"evaluate.checkpoint": 0.1, "train.snapshots": 0}),
+    ("sweep.checkpoint", {"sweep.checkpoint": 0.005, "train.snapshots": 2}),
     ("model.channel_mults", {"prepare_data.image_size": 10, "model.channel_mults": [1, 2, 2]}),
     ("model.attention_levels", {"model.attention_levels": [2]}),
     ("prediction", {"prediction": "eps", "diffusion.zero_terminal_snr": True}),

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-from dvclive import Live
-
 from ddpm.core.files import InputError, first_line, writing
 
 
@@ -16,6 +14,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path):
+        from dvclive import Live  # late: it takes a second, which other stages and the check of params.yaml need not wait
+
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         try:

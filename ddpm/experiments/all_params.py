@@ -25,7 +25,7 @@ from ddpm.evaluation.sweep import Sweep
 from ddpm.features.classifier import TrainClassifier
 from ddpm.networks.power_ema import TOLERANCE, from_snapshots, supported_range
 from ddpm.networks.registry import NetworkSettings, make_network
-from ddpm.report.page import Report
+from ddpm.report.settings import Report
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.settings import SampleDDIM, SampleDDPM
 from ddpm.training.artifacts import kept_snapshots
@@ -103,7 +103,7 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
             getattr(p, name).plan(model)
         except InputError as error:
             raise error.within(PARAMS_FILE, f"{name}.") from None
-    for name in ("sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate"):
+    for name in ("sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate", "sweep"):
         width = getattr(p, name).checkpoint
         if isinstance(width, float) and p.train.steps <= MAX_CHECKED_STEPS:
             _check_width(width, p.train, f"{name}.checkpoint")

@@ -1,31 +1,21 @@
 """Writes reports/index.md from the numbers of the other stages; its text is page.md.j2, and gallery.py draws its pictures."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-from pydantic import Field
 
 from ddpm.core.files import read_json, read_npz, write_text
-from ddpm.core.limits import MAX_COLUMNS, MAX_TILE
-from ddpm.core.params import Section
 from ddpm.core.paths import EVALUATED_DIR, METRICS_FILE, PREPARED_DIR
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.plots.markdown import render
 from ddpm.plots.sample_figures import REAL
 from ddpm.report import gallery
 from ddpm.report.score_tables import cells_of, rows_of
+from ddpm.report.settings import Report
 from ddpm.report.summary import SAMPLES, summarize
 
 REPORTS = Path("reports")
-
-
-class Report(Section):
-    """The `report` section: how pictures are drawn."""
-
-    tile: Annotated[int, Field(ge=8, le=MAX_TILE)]
-    columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
-    frame_ms: Annotated[int, Field(ge=20, le=10_000)]
 
 
 def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule: str) -> None:
