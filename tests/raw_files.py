@@ -1,7 +1,11 @@
 """Raw pictures for tests."""
 
+import gzip
+import hashlib
 import io
 import os
+import pickle
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterable
@@ -11,7 +15,9 @@ import numpy as np
 import pytest
 from conftest import error_of
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
+from ddpm.datasets.idx import IDX_FILES
 from ddpm.datasets.index import Pictures
 from ddpm.datasets.registry import DATASETS, Source
 from ddpm.datasets.settings import PrepareData
@@ -91,16 +97,66 @@ def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
     return archive
 
 
-def put(raw: Path, kind: str, members: Iterable[tuple[str, bytes]]) -> Path:
-    """Writes files, and folders whose names end with "/", into raw/pictures, or into an archive of that kind beside it."""
-    if kind:
-        return pack(raw / f"pictures{kind}", list(members))
+def write_members(folder: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Writes files, and folders whose names end with "/"."""
     for name, data in members:
-        path = raw / "pictures" / name
+        path = folder / name
         (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
         if not name.endswith("/"):
             path.write_bytes(data)
+
+
+def put(raw: Path, kind: str, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Writes members into raw/pictures, or into an archive of that kind beside it; returns its path."""
+    if kind:
+        return pack(raw / f"pictures{kind}", list(members))
+    write_members(raw / "pictures", members)
     return raw / "pictures"
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The idx file of a uint8 array."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+RANDOM = np.random.default_rng(0)
+IDX_ARRAYS = {
+    ("train", "images"): RANDOM.integers(0, 256, (7, 6, 5), np.uint8),
+    ("train", "labels"): np.array([3, 1, 4, 1, 5, 9, 2], np.uint8),
+    ("test", "images"): RANDOM.integers(0, 256, (3, 6, 5), np.uint8),
+    ("test", "labels"): np.array([6, 5, 0], np.uint8),
+}
+
+
+def put_idx_files(folder: Path, zipped: bool = False, **changes: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, name in IDX_FILES.items():
+        content = changes.get("_".join(key), idx(IDX_ARRAYS[key]))
+        path = folder / (f"{name}.gz" if zipped else name)
+        path.write_bytes(gzip.compress(content) if zipped else content)
+
+
+CIFAR_ROWS = np.random.default_rng(0).integers(0, 256, (12, 3 * 32 * 32), np.uint8)
+
+
+def write_cifar10(folder: Path, monkeypatch, archived: bool, published: bool = True) -> Path:
+    """Writes CIFAR-10's files, two images each, into a folder or an archive in it; `published`: as if these were published."""
+    files = {
+        name: pickle.dumps({"data": CIFAR_ROWS[2 * i : 2 * i + 2], "labels": [i, 9 - i]})
+        for i, (name, _) in enumerate([*CIFAR10.train_list, *CIFAR10.test_list])
+    }
+    files["batches.meta"] = pickle.dumps({"label_names": [f"class {i}" for i in range(10)]})
+    if published:
+        checksum = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
+        for attribute in ("train_list", "test_list"):
+            monkeypatch.setattr(CIFAR10, attribute, [[name, checksum[name]] for name, _ in getattr(CIFAR10, attribute)])
+        monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksum["batches.meta"]})
+    members = [(f"cifar-10-batches-py/{name}", data) for name, data in files.items()]
+    if archived:
+        folder.mkdir(exist_ok=True)
+        return pack(folder / "cifar-10-python.tar.gz", members)
+    write_members(folder, members)
+    return folder / "cifar-10-batches-py"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

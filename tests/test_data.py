@@ -1,12 +1,8 @@
 """Data sets in their layouts, damaged files, resizing, and the prepared arrays."""
 
-import gzip
 import hashlib
 import json
-import pickle
 import re
-import struct
-import tarfile
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -18,9 +14,8 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from raw_files import REAL, enter, load, paths, real, refused, settings
+from raw_files import CIFAR_ROWS, IDX_ARRAYS, REAL, enter, idx, load, paths, put_idx_files, real, refused, settings, write_cifar10
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10
 
 from ddpm.core.scratch import scratch_root
 from ddpm.data.prepared import open_prepared
@@ -106,28 +101,6 @@ def test_digits_split_is_fixed():
 
 
 # --- MNIST and its like: idx files
-
-
-def idx(array: np.ndarray) -> bytes:
-    """The idx file of a uint8 array."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-RANDOM = np.random.default_rng(0)
-IDX_ARRAYS = {
-    ("train", "images"): RANDOM.integers(0, 256, (7, 6, 5), np.uint8),
-    ("train", "labels"): np.array([3, 1, 4, 1, 5, 9, 2], np.uint8),
-    ("test", "images"): RANDOM.integers(0, 256, (3, 6, 5), np.uint8),
-    ("test", "labels"): np.array([6, 5, 0], np.uint8),
-}
-
-
-def put_idx_files(folder: Path, zipped: bool = False, **changes: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for key, name in IDX_FILES.items():
-        content = changes.get("_".join(key), idx(IDX_ARRAYS[key]))
-        path = folder / (f"{name}.gz" if zipped else name)
-        path.write_bytes(gzip.compress(content) if zipped else content)
 
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
@@ -243,37 +216,18 @@ def test_download_with_three_of_four_files(raw, offline):
 # --- CIFAR-10
 
 
-@pytest.fixture
-def cifar_files(tmp_path) -> Path:
-    """A folder cifar-10-batches-py of two images per file, in the published format."""
-    folder = tmp_path / "made" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    rows = np.random.default_rng(0).integers(0, 256, (12, 3 * 32 * 32), np.uint8)
-    for i, (name, _) in enumerate([*CIFAR10.train_list, *CIFAR10.test_list]):
-        content = {"data": rows[2 * i : 2 * i + 2], "labels": [i, 9 - i]}
-        (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
-    return folder
-
-
 @pytest.fixture(params=["folder", "archive"])
-def put_cifar(raw, cifar_files, request):
-    """Puts these files into a folder, as they are or as the published archive."""
+def put_cifar(raw, tmp_path, monkeypatch, request):
+    """Puts two images per file in the published format into a folder, as they are or in an archive."""
 
-    def put(place: str) -> Path:
-        folder = raw / place
-        folder.mkdir(exist_ok=True)
-        if request.param == "folder":
-            return cifar_files.rename(folder / cifar_files.name)
-        with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
-            archive.add(cifar_files, cifar_files.name)
-        return folder / "cifar-10-python.tar.gz"
+    def put(place: str, published: bool = True) -> Path:
+        return write_cifar10(raw / place, monkeypatch, request.param == "archive", published)
 
     return put
 
 
 def test_cifar10_wrong_checksum(raw, put_cifar):
-    path = put_cifar(".")
+    path = put_cifar(".", published=False)
     message = refused(load, "cifar10")
     assert message.startswith(f"{path}: damaged (data_batch_1 is not the published file)")
     assert message.endswith(f"put cifar-10-python.tar.gz into {raw}")
@@ -285,20 +239,11 @@ def test_cifar10_wrong_checksum(raw, put_cifar):
 
 
 @pytest.mark.parametrize("place", [".", "cifar10"])
-def test_cifar10_is_read_in_place(raw, offline, cifar_files, put_cifar, monkeypatch, place):
-    def checksum(name: str) -> str:
-        return hashlib.md5((cifar_files / name).read_bytes()).hexdigest()
-
-    for attribute in ("train_list", "test_list"):
-        monkeypatch.setattr(CIFAR10, attribute, [[name, checksum(name)] for name, _ in getattr(CIFAR10, attribute)])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksum("batches.meta")})
-    planes = pickle.loads((cifar_files / "test_batch").read_bytes())["data"].reshape(2, 3, 32, 32)
+def test_cifar10_images_and_labels(offline, put_cifar, place):
     put_cifar(place)
-    there = sorted(raw.rglob("*"))
     source = load("cifar10")
-    assert sorted(raw.rglob("*")) == there  # the raw folder may be read-only
     assert (source.train.images.shape, source.train.images.dtype) == ((10, 32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(source.test.images.transpose(0, 3, 1, 2), planes)
+    np.testing.assert_array_equal(source.test.images.transpose(0, 3, 1, 2), CIFAR_ROWS[10:].reshape(2, 3, 32, 32))
     assert source.train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
     assert source.class_names[3] == "class 3"
 

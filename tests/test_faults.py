@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, TINY, Checkout, edit, edit_params, the_error
-from test_kills import at_call, die, in_fork
+from processes import at_call, die, in_fork
 
 from ddpm.core.params import read_yaml
 from ddpm.core.stage import run_stage

@@ -8,14 +8,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, edit_params, prepared
+from processes import at_call, die, in_fork
 
 import stages.train
 from ddpm.core.stage import run_stage
@@ -31,26 +30,6 @@ SETTINGS = {
     "train.checkpoint_every": 7, "train.snapshot_every": 40, "train.snapshots": 3, "train.timestep_sampling": "importance",
     "train.flip": True, "model.dropout": 0.1, "diffusion.timesteps": 20, "diffusion.learned_variance": True,
 }  # fmt: skip
-
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def at_call(count, owner, name, action, before=True):
-    """Replaces a function: its count-th call runs `action(*arguments)` before, or after, the real one."""
-    real, calls = getattr(owner, name), [0]
-
-    def replaced(*arguments, **keywords):
-        calls[0] += 1
-        if calls[0] == count and before:
-            action(*arguments)
-        result = real(*arguments, **keywords)
-        if calls[0] == count and not before:
-            action(*arguments)
-        return result
-
-    setattr(owner, name, replaced)
 
 
 def die_writing(path, data):
@@ -88,29 +67,6 @@ POINTS = {
     "by SIGTERM": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGTERM)),
     "by SIGINT": lambda n: at_call(n, Trainer, "_update", lambda *_: os.kill(os.getpid(), signal.SIGINT)),
 }
-
-
-def in_fork(work):
-    """Calls `work` in a fork of this process; returns its exit status, -N for signal N, and its output."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        # Not a file: a limit of file sizes would apply to it.
-        sys.stdout = sys.stderr = os.fdopen(writer, "w", buffering=1)
-        status = 1
-        try:
-            work()
-            status = 0
-        except SystemExit as stopped:
-            status = stopped.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        output = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output
 
 
 def attempt(point=None, count=1):

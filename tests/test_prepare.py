@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import edit_params, error_of
 from PIL import Image
+from processes import at_call, die, in_fork
 from raw_files import arrays, colours, contents, enter, load, paths, refused, settings
 
 import stages.prepare_data
@@ -53,29 +54,12 @@ def uninterrupted(tmp_path) -> dict[str, bytes]:
 
 def killed(owner, name: str, count: int, before: bool, **changes) -> None:
     """Prepares in a fork, which is killed before or after the count-th call of owner.name."""
-    if not hasattr(os, "fork"):
-        pytest.skip("this system cannot fork")
-    child = os.fork()
-    if child == 0:
-        calls, real = [0], getattr(owner, name)
 
-        def dies(*arguments, **options):
-            calls[0] += 1
-            if calls[0] == count and before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*arguments, **options)
-            if calls[0] == count:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+    def work():
+        at_call(count, owner, name, die, before)
+        prepare("image_folder", settings(**{**FIT, **changes}))
 
-        setattr(owner, name, dies)
-        try:
-            prepare("image_folder", settings(**{**FIT, **changes}))
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "it ended before that call"
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert in_fork(work)[0] == -signal.SIGKILL
 
 
 KILL_POINTS = {

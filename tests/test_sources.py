@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from raw_files import contents, enter, load, refused, settings
+from processes import in_fork, read_only
+from raw_files import arrays, contents, enter, load, put, put_idx_files, refused, settings, write_cifar10
 
 from ddpm.data.prepared import open_prepared
 from ddpm.datasets.huggingface import library
 from ddpm.datasets.prepare import prepare
+from ddpm.datasets.registry import DATASETS
 
 
 @pytest.fixture
@@ -56,6 +58,42 @@ def zipped(celeba: Path) -> None:
             archive.write(path, f"img_align_celeba/{path.name}")
             path.unlink()
     (celeba / "img_align_celeba").rmdir()
+
+
+NO_MOUNT = 77
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize("name", DATASETS)
+def test_read_only_raw_folder(raw, tmp_path, monkeypatch, request, name):
+    """Archives and compressed files are read in place, and nothing is written beside them."""
+    if name == "celeba":
+        zipped(request.getfixturevalue("celeba"))
+    elif name == "cifar10":
+        write_cifar10(raw, monkeypatch, archived=True)
+    elif name == "huggingface":
+        rows(request.getfixturevalue("hub"), 20).save_to_disk(str(raw / "pictures.tar.gz"))
+    elif name == "image_folder":
+        put(raw, ".tar.gz", [(f"{kind}/{i}.png", png(i)) for kind in ("cat", "dog") for i in range(8)])
+    elif name != "digits":
+        put_idx_files(raw / name, zipped=True)
+
+    source = load(name, folder="pictures.tar.gz")  # imports libraries once, not in each fork
+
+    def work():
+        try:
+            read_only(raw)
+        except OSError:
+            sys.exit(NO_MOUNT)
+        with pytest.raises(OSError, match=r"Read-only|Permission"):
+            (raw / "new").mkdir()
+        assert prepare(name, settings(folder="pictures.tar.gz"), tmp_path / "out")["class_names"] == source.class_names
+
+    status, said = in_fork(work)
+    if status == NO_MOUNT:
+        pytest.skip("this user may not mount")
+    assert status == 0, said
+    assert len(arrays(tmp_path / "out")) == 4
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["folder", "zip"])
