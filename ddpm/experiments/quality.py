@@ -29,7 +29,8 @@ def quality_figure(
     """
     keys = [key for key in PANELS if any(f[f"{name}.{key}"].notna().any() for f in scores for name in samplers)]
     lines = max(label.count(", ") for label in labels) + 1
-    with figure(path, len(keys), 9, 1.7 + max(0.5, 0.2 * lines) * len(labels)) as axes:
+    names = plain(labels)
+    with figure(path, len(keys), 9, 1.7 + max(0.5, 0.2 * lines) * len(labels), names) as axes:
         for ax, key in zip(axes, keys, strict=True):
             title, real = PANELS[key]
             for (name, sampler), colour, offset in zip(samplers.items(), (BLUE, ORANGE), (-0.14, 0.14), strict=True):
@@ -38,7 +39,7 @@ def quality_figure(
                 ax.axvline(real, color=GRAY, linewidth=1.5, linestyle=":", label="real test images")
             ax.set_title(title.format(n=n))
             ax.set_ylim(len(labels) - 0.5, -0.5)
-            ax.set_yticks(range(len(labels)), [label.replace(", ", "\n") for label in plain(labels)] if ax is axes[0] else [])
+            ax.set_yticks(range(len(labels)), [name.replace(", ", "\n") for name in names] if ax is axes[0] else [])
             ax.grid(axis="y", visible=False)
             _scale(ax, np.concatenate([f[f"{name}.{key}"].dropna() for f in scores for name in samplers]), key)
         handles, names = axes[0].get_legend_handles_labels()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ddpm.core.files import atomic
 from ddpm.core.params import lookup
+from ddpm.plots.fonts import FONT_SIZE, drawable, font_of
 
 GAP = 3
 MARGIN = 8
-FONT_SIZE = 14
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 MAX_CLASSES = 10
 STRIP_IMAGES, STRIP_FRAMES = 3, 10
@@ -37,24 +37,23 @@ def captioned(
     tile: int,
     enlarge: Callable[[np.ndarray, int], Image.Image] = to_picture,
 ) -> Image.Image:
-    """Returns a table of images, with a caption before each row and above each column ("" for none).
+    """Returns a table of images, with a caption before each row and above each column ("" for none), `drawable` and `short`.
 
     tile: smallest side of an image, in pixels. enlarge: function (image, tile) -> RGB picture, see UPSCALING.
     """
-    font = ImageFont.load_default(FONT_SIZE)
+    rows, columns = ([short(drawable(text)) for text in texts] for texts in (rows, columns))
     pictures = [[enlarge(image, tile) for image in row] for row in tiles]
     width, height = pictures[0][0].size
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left = max((int(measure.textlength(text, font)) + MARGIN for text in rows if text), default=0) + MARGIN
+    left = max((int(font_of(text).getlength(text)) + MARGIN for text in rows if text), default=0) + MARGIN
     top = MARGIN + (FONT_SIZE + MARGIN if any(columns) else 0)
     across = max(len(row) for row in pictures)
     canvas = Image.new("RGB", (left + across * (width + GAP) + MARGIN, top + len(pictures) * (height + GAP) + MARGIN), PAPER)
     draw = ImageDraw.Draw(canvas)
     for j, text in enumerate(columns):
-        draw.text((left + j * (width + GAP) + width / 2, MARGIN), text, INK, font, anchor="ma")
+        draw.text((left + j * (width + GAP) + width / 2, MARGIN), text, INK, font_of(text), anchor="ma")
     for i, (text, row) in enumerate(zip(rows, pictures, strict=True)):
         y = top + i * (height + GAP)
-        draw.text((MARGIN, y + height / 2), text, INK, font, anchor="lm")
+        draw.text((MARGIN, y + height / 2), text, INK, font_of(text), anchor="lm")
         for j, picture in enumerate(row):
             canvas.paste(picture, (left + j * (width + GAP), y))
     return canvas
@@ -138,10 +137,10 @@ def rows_of(captions: Sequence[str], columns: int | None) -> list[tuple[str, lis
 def table(
     tiles: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str], tile: int, upscaling: str = "nearest"
 ) -> Image.Image:
-    """Returns `captioned` with shortened captions: MAX_CAPTION characters before rows, the width of an image above columns."""
+    """Returns `captioned` with captions above columns that are at most as wide as an image."""
     enlarge = lookup(UPSCALING, upscaling, "upscaling")
     width = enlarge(tiles[0][0], tile).width
-    return captioned(tiles, [short(text) for text in rows], [fitting(text, width) for text in columns], tile, enlarge)
+    return captioned(tiles, rows, [fitting(text, width) for text in columns], tile, enlarge)
 
 
 def tinted(image: np.ndarray, known: torch.Tensor) -> np.ndarray:
@@ -157,9 +156,9 @@ def short(text: str, length: int = MAX_CAPTION) -> str:
 
 def fitting(text: str, width: int) -> str:
     """Returns a text in one line, shortened to at most `width` pixels, but never to less than its first letter."""
-    line, width_of = short(text), ImageFont.load_default(FONT_SIZE).getlength
+    line = short(drawable(text))
     shorter = (line[:end].rstrip() + "..." for end in range(len(line) - 1, 0, -1))
-    return next((text for text in (line, *shorter, line[:2]) if width_of(text) <= width), line[:1])
+    return next((text for text in (line, *shorter, line[:2]) if font_of(text).getlength(text) <= width), line[:1])
 
 
 def smooth(image: np.ndarray, tile: int) -> Image.Image:

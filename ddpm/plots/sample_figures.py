@@ -1,5 +1,6 @@
 """Draws figures that compare sets of samples with real images: coverage, classes and confusion matrices."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ddpm.plots.fonts import drawable
+from ddpm.plots.image_grid import short
 from ddpm.plots.style import BLUE, GRAY, ORANGE, PALETTE, figure, plain, with_styles
 
 REAL = "real test images"
 COLOURS = (BLUE, ORANGE, GRAY, *PALETTE[2:])
 # Limits of a figure as wide as a README: class names on an axis, classes with a number in each cell, letters side by side.
 MAX_NAMES, MAX_NUMBERS, MAX_LETTERS = 30, 12, 90
+MAX_NAME = 24  # letters of a class name
 
 
 def coverage_bars(path: Path, scores: dict[str, dict[str, float]], n: int) -> None:
@@ -33,7 +37,8 @@ def coverage_bars(path: Path, scores: dict[str, dict[str, float]], n: int) -> No
 
 def class_histogram(path: Path, predicted: dict[str, np.ndarray], names: Sequence[str]) -> None:
     """Draws the share of images by predicted class. predicted: title -> class (N,), real images last."""
-    with figure(path, 1, 9, 3.4) as (ax,):
+    names = _short(names)
+    with figure(path, 1, 9, 3.4 + _extra_height(names, MAX_LETTERS), names) as (ax,):
         shares = {title: np.bincount(classes, minlength=len(names)) / len(classes) for title, classes in predicted.items()}
         if len(names) > MAX_NAMES:
             for (title, values), colour in with_styles(shares.items(), COLOURS):
@@ -50,9 +55,8 @@ def class_histogram(path: Path, predicted: dict[str, np.ndarray], names: Sequenc
 
 def confusion(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> None:
     """Draws a confusion matrix in percent for each set. panels: title -> (requested class (N,), predicted class (N,))."""
-    room = MAX_LETTERS // 3
-    height = 3.6 + (0.09 * max(map(len, names)) if _stand_upright(names, room) else 0)
-    with figure(path, len(panels), 3 * len(panels), height) as axes:
+    names, room = _short(names), MAX_LETTERS // 3
+    with figure(path, len(panels), 3 * len(panels), 3.6 + _extra_height(names, room), names) as axes:
         for ax, (title, (requested, predicted)) in zip(axes, panels.items(), strict=True):
             counts = np.zeros((len(names), len(names)))
             np.add.at(counts, (requested, predicted), 1)
@@ -63,7 +67,7 @@ def confusion(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], name
             _name_classes(ax, names, room)
             if len(names) <= MAX_NAMES:
                 # The first panel names the rows of all panels.
-                ax.set_yticks(range(len(names)), plain(names) if ax is axes[0] else [""] * len(names))
+                ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
             if len(names) <= MAX_NUMBERS:
                 for i, j in zip(*np.nonzero(counts), strict=True):
                     ink = "white" if shares[i, j] > 50 else "black"
@@ -87,8 +91,22 @@ def _name_classes(ax: Axes, names: Sequence[str], letters: int) -> None:
     if len(names) > MAX_NAMES:
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         return
-    ax.set_xticks(range(len(names)), plain(names), rotation=90 if _stand_upright(names, letters) else 0)
+    ax.set_xticks(range(len(names)), names, rotation=90 if _stand_upright(names, letters) else 0)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return plain(short(drawable(name), MAX_NAME) for name in names)
+
+
+def _width(name: str) -> int:
+    """Returns the width of a name in letters; Chinese, Japanese and Korean ones are twice as wide as others."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name)
+
+
+def _extra_height(names: Sequence[str], letters: int) -> float:
+    """Returns the inches that upright names need below an axis."""
+    return 0.09 * max(map(_width, names)) if _stand_upright(names, letters) else 0
 
 
 def _stand_upright(names: Sequence[str], letters: int) -> bool:
-    return len(names) <= MAX_NAMES and len(names) * (max(map(len, names)) + 1) > letters
+    return len(names) <= MAX_NAMES and len(names) * (max(map(_width, names)) + 1) > letters

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddpm.core.files import atomic
+from ddpm.plots.fonts import drawable, families
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GRAY = "#0072B2", "#E69F00", "#666666"
@@ -29,8 +30,8 @@ STYLE = {
 
 
 def plain(names: Iterable[str]) -> list[str]:
-    """Returns names from files as Matplotlib draws them, without formulas between dollar signs."""
-    return [name.replace("$", r"\$") for name in names]
+    """Returns names from files as Matplotlib can draw them, `drawable` and without formulas between dollar signs."""
+    return [drawable(name).replace("$", r"\$") for name in names]
 
 
 def with_styles(series: Iterable[Any], *styles: Sequence[str]) -> Iterator[tuple]:
@@ -40,9 +41,12 @@ def with_styles(series: Iterable[Any], *styles: Sequence[str]) -> Iterator[tuple
 
 
 @contextmanager
-def figure(path: Path, panels: int, width: float, height: float) -> Iterator[list[Axes]]:
-    """Yields the axes of a figure with panels side by side, then writes it as a PNG, atomically. Sizes are in inches."""
-    with matplotlib.rc_context(STYLE):
+def figure(path: Path, panels: int, width: float, height: float, names: Iterable[str] = ()) -> Iterator[list[Axes]]:
+    """Yields the axes of a figure with panels side by side, then writes it as a PNG, atomically. Sizes are in inches.
+
+    names: texts from files that it shows, as `plain` returns them; the figure uses fonts that have their characters.
+    """
+    with matplotlib.rc_context({**STYLE, "font.family": families(names)}):
         canvas = Figure(figsize=(width, height), dpi=120, layout="constrained")
         yield list(canvas.subplots(1, panels, squeeze=False)[0])
         with atomic(path) as temporary:

@@ -13,11 +13,12 @@ from typing import TypeVar
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ddpm.core.files import InputError, atomic
 from ddpm.core.params import lookup
-from ddpm.plots.image_grid import FONT_SIZE, INK, MARGIN, PAPER, UPSCALING, captioned, save_gif
+from ddpm.plots.fonts import font_of
+from ddpm.plots.image_grid import INK, MARGIN, PAPER, UPSCALING, captioned, save_gif
 
 Frame = TypeVar("Frame")
 MIN_FPS, MAX_FPS = 0.01, 60
@@ -186,18 +187,16 @@ def _check(images: np.ndarray, name: str) -> None:
 
 
 def _width(texts: Sequence[str]) -> int:
-    font = ImageFont.load_default(FONT_SIZE)
-    return math.ceil(max(font.getlength(text) for text in texts)) + MARGIN
+    return math.ceil(max(font_of(text).getlength(text) for text in texts)) + MARGIN
 
 
 def _titled(tables: Sequence[Image.Image], titles: Sequence[str]) -> list[Image.Image]:
     """Puts a title above each table; all frames are as wide as the longest title."""
-    font = ImageFont.load_default(FONT_SIZE)
-    size = (_width(titles) + MARGIN, MARGIN + sum(font.getmetrics()))
+    size = (_width(titles) + MARGIN, MARGIN + sum(font_of("").getmetrics()))
     frames = []
     for table, title in zip(tables, titles, strict=True):
         head = Image.new("RGB", size, PAPER)
-        ImageDraw.Draw(head).text((MARGIN, MARGIN), title, INK, font)
+        ImageDraw.Draw(head).text((MARGIN, MARGIN), title, INK, font_of(title))
         frames.append(_stacked([head, table]))
     return frames
 
