@@ -5,7 +5,7 @@ This file sets up the process before a stage imports PyTorch.
 
 import sys
 
-from ddpm.core.signals import end_at_signals
+from ddpm.core.signals import CHILD, end_at_signals
 
 # The name of the program while Python looks for the module of `-m`; others, such as tests, keep their handlers.
 if sys.argv[0] == "-m":
@@ -29,8 +29,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
     for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):
         ctypes.CDLL(None).mallopt(option, value)
-
-CHILD = "DDPM_CHILD"  # set for the processes that a stage starts (ddpm/core/launch.py)
 
 
 def end_with_parent(stage: str | None) -> None:

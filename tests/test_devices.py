@@ -1,9 +1,13 @@
 """Training, sampling, likelihood and round trips on every device of this machine; all tensors stay on it."""
 
+import os
+import runpy
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, input_error
+from conftest import ROOT, input_error, the_error
 from test_training import SETTINGS, make_split
 from test_unet import settings as unet_settings
 
@@ -72,3 +76,27 @@ def test_failed_allocation_names_the_settings(size, device):
 
 def test_stage_without_memory_ends_with_one_line(refused):
     assert refused(lambda: torch.empty(2**50)).startswith("params.yaml: batch_size: ")
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        ("train", ["train.batch_size", "train.gradient_accumulation", "model.channels"]),
+        ("sample_ddpm", ["sample_ddpm.batch_size"]),
+        ("sample_ddim", ["sample_ddim.batch_size"]),
+    ],
+)
+def test_stage_without_gpu_memory_names_the_settings(model, monkeypatch, capsys, stage, settings):
+    def forward(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has 10 GiB.")
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    for name in ("ddpm", "stages"):  # the fingerprint includes the code
+        os.symlink(ROOT / name, name)
+    capsys.readouterr()
+    monkeypatch.delitem(sys.modules, f"stages.{stage}", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"stages.{stage}", run_name="__main__")
+    line = the_error(stopped.value.code, *capsys.readouterr())
+    assert "the memory does not suffice (CUDA out of memory. Tried to allocate 20.00 GiB.)" in line
+    assert all(setting in line for setting in settings)

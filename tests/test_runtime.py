@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, edit_params
+from conftest import ROOT, edit_params, error_of
 from test_training import make_trainer, run
 from torch import nn
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from ddpm.core import params
+from ddpm.core import launch, params
 from ddpm.core.device import Precision, Runtime, compiled, process_count
 from ddpm.core.stage import Interrupted, run_stage
 
@@ -59,6 +62,15 @@ class TestCompile:
         assert compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2))) is layer
         assert "ninja not found" in capsys.readouterr().err
 
+    def test_probe_without_memory_is_no_error_of_the_compiler(self, monkeypatch):
+        monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+
+        def probe(network):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        with pytest.raises(torch.OutOfMemoryError):
+            compiled(nn.Linear(2, 2), True, CPU, probe)
+
     def test_the_probe_leaves_no_gradient(self, monkeypatch):
         monkeypatch.setattr(torch, "compile", lambda network, **_: network)
         layer = nn.Linear(2, 2)
@@ -94,6 +106,39 @@ class TestProcesses:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
         assert process_count(runtime(processes="auto", device="cuda")) == 4
         assert process_count(runtime(device="auto")) == 4
+
+    @pytest.mark.parametrize("printed", [True, False])
+    def test_launch_prints_one_line_after_a_signal(self, monkeypatch, capsys, printed):
+        def ended_by_sigterm(*_):
+            if printed:
+                launch.mark_saved()
+            raise SignalException("", signal.SIGTERM)
+
+        monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: ended_by_sigterm)
+        with pytest.raises(SystemExit) as stopped:
+            launch.launch(2, "stages.train", "train.batch_size")
+        assert stopped.value.code == 143
+        assert capsys.readouterr().err == ("" if printed else "interrupted\n")
+
+    @pytest.mark.parametrize(
+        ("status", "message"),
+        [
+            (-signal.SIGKILL, "was killed by SIGKILL, and the others were stopped; run the same command again; if the memory "),
+            (-signal.SIGSEGV, "was killed by SIGSEGV, and the others were stopped; run the same command again"),
+            (255, "ended with exit status 255, and the others were stopped"),
+        ],
+    )
+    def test_launch_explains_how_a_process_ended(self, tmp_path, monkeypatch, status, message):
+        (tmp_path / "error.json").write_text('{"input": false, "lost": true, "message": "", "timestamp": 0}')
+
+        def fails(*_):
+            lost = ProcessFailure(0, 1, 1, str(tmp_path / "error.json"))
+            raise ChildFailedError("", {0: lost, 1: ProcessFailure(1, 7, status, "<none>")})
+
+        monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: fails)
+        error = error_of(launch.launch, 2, "stages.train", "train.batch_size")
+        assert error.message.startswith(f"process 1 of 2 (pid 7) {message}")
+        assert error.message.endswith("lower train.batch_size") == (status == -signal.SIGKILL)
 
     @pytest.mark.slow
     def test_error_of_several_processes_is_printed_once(self, workspace):

@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PROGRESS, ROOT, edit_params
 
 from ddpm.core.files import atomic
 from ddpm.core.signals import interruptible
@@ -48,6 +49,29 @@ def test_signal_during_an_import_ends_with_one_line(tmp_path, command, number):
     process.send_signal(number)
     assert process.communicate(timeout=30)[0] == b"interrupted\n"
     assert process.returncode == 128 + number
+
+
+@pytest.mark.slow
+@SIGNALS
+@pytest.mark.parametrize("moment", ["imports", "training"])
+def test_signal_to_a_stage_of_two_processes_prints_one_line(data, number, moment):
+    """The signal goes to the parent alone, as `kill` sends it."""
+    every = dict.fromkeys(("train.steps", "train.checkpoint_every", "train.preview_every"), 10**6)
+    edit_params(**{"runtime.processes": 2, "runtime.log_seconds": 0.1} | every)
+    for name in ("ddpm", "stages"):
+        os.symlink(ROOT / name, name)
+    with subprocess.Popen([sys.executable, "-m", "stages.train"], stderr=subprocess.PIPE, text=True) as process:
+        if moment == "training":
+            assert PROGRESS.match(process.stderr.readline())
+        else:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            while len(children.read_text().split()) < 2:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
+        process.send_signal(number)
+        (line,) = [line for line in process.communicate(timeout=60)[1].splitlines() if not PROGRESS.match(line)]
+    assert process.returncode == 128 + number
+    assert line == "interrupted" if moment == "imports" else "its state is saved" in line
 
 
 @SIGNALS

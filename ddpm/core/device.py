@@ -14,6 +14,7 @@ from torch import nn
 from ddpm.core import processes
 from ddpm.core.files import InputError, first_line
 from ddpm.core.limits import MAX_THREADS
+from ddpm.core.memory import is_out_of_memory
 from ddpm.core.params import OneOf, OrWord, Section, lookup, make
 from ddpm.core.progress import Progress
 
@@ -137,7 +138,7 @@ def compiled(network: nn.Module, enable: bool | None, device: torch.device, prob
     """Returns torch.compile(network), or the network unchanged if a trial call `probe(compiled)` fails in any process.
 
     enable: False never compiles; None compiles on CUDA if Triton is installed, which torch.compile needs there.
-    probe: must not communicate with other processes.
+    probe: must not communicate with other processes. Raises its error if the memory does not suffice.
     """
     if enable is False or (enable is None and not (device.type == "cuda" and importlib.util.find_spec("triton"))):
         return network
@@ -146,6 +147,8 @@ def compiled(network: nn.Module, enable: bool | None, device: torch.device, prob
         fast = torch.compile(network, dynamic=False)
         probe(fast)
     except Exception as error:  # compilers raise many types, and the stage can run without them
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
     reasons = processes.map_over_ranks(range(processes.world_size()), lambda _: reason)
     if any(reasons):

@@ -9,20 +9,21 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
 
 from ddpm.core.files import InputError
 from ddpm.core.processes import is_main_process, store
+from ddpm.core.signals import CHILD
 
-# Set for the processes that a stage starts: their parent prints the error, once. stages/__init__.py reads it too.
-CHILD = "DDPM_CHILD"
 _SAVED = "saved"
 # Below the 30 seconds after which torchrun kills its processes.
 GRACE_SECONDS = 20
@@ -66,15 +67,18 @@ def _end_after_first(reader: int) -> None:
 
 
 def mark_saved() -> None:
-    """Tells the other processes that process 0 has saved, so that they may end."""
+    """Tells the other processes that process 0 has saved and has printed that, so that they may end."""
+    if path := os.environ.get(CHILD):
+        Path(path).touch()
     if store() is not None:
         store().set(_SAVED, "1")
 
 
-def launch(processes: int, module: str) -> None:
+def launch(processes: int, module: str, memory: str) -> None:
     """Runs `python -m module` in several processes on this machine, and waits for them.
 
-    Raises InputError with the first failure, and SystemExit after a signal.
+    memory: the settings to lower where the memory does not suffice.
+    Raises InputError with the first failure, and SystemExit, after one line, after a signal.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -82,20 +86,31 @@ def launch(processes: int, module: str) -> None:
 
     # The launcher would log the error below in thirty lines.
     logging.disable(logging.CRITICAL)
-    os.environ[CHILD] = "1"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store logs every lost connection
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=module, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0,
     )  # fmt: skip
-    try:
-        elastic_launch(config, sys.executable)("-m", module)
-    except SignalException as stopped:
-        sys.exit(128 + int(stopped.sigval))
-    except ChildFailedError as error:
-        raise _first_failure(error.failures, processes) from None
-    finally:
-        del os.environ[CHILD]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CHILD] = os.path.join(folder, "printed")
+        try:
+            elastic_launch(config, sys.executable)("-m", module)
+        except SignalException as stopped:
+            _end(int(stopped.sigval))
+        except ChildFailedError as error:
+            number, failure = min(error.failures.items(), key=_rank_of_cause)
+            if number == 0 and failure.exitcode > 128 and "input" not in failure.error_file_data:
+                _end(failure.exitcode - 128)  # a signal to process 0 alone
+            raise _explain(f"process {number} of {processes}", failure, memory) from None
+        finally:
+            del os.environ[CHILD]
+
+
+def _end(number: int) -> NoReturn:
+    """Ends the parent after a signal, with a line if process 0 has printed none."""
+    if not Path(os.environ[CHILD]).exists():
+        print("interrupted", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def report(error: Exception) -> NoReturn:
@@ -115,26 +130,26 @@ def report(error: Exception) -> NoReturn:
     os._exit(1)
 
 
-def _first_failure(failures: dict[int, object], processes: int) -> InputError:
-    """Returns the error of the process that failed first: the loss of a process makes the others fail too."""
+def _rank_of_cause(item: tuple[int, object]) -> int:
+    """Orders failures by process: the loss of a process makes the others fail too, so that loss comes last."""
+    note = item[1].error_file_data
+    return 0 if note.get("input") else 2 if note.get("lost") else 1
 
-    def rank_of_cause(item: tuple[int, object]) -> int:
-        note = item[1].error_file_data
-        return 0 if note.get("input") else 2 if note.get("lost") else 1
 
-    number, failure = min(failures.items(), key=rank_of_cause)
-    note = failure.error_file_data
+def _explain(name: str, failure: object, memory: str) -> InputError:
+    """Returns the error of the process that failed first."""
+    note, status = failure.error_file_data, failure.exitcode
     if note.get("input"):
         return InputError(note["message"], key=note["key"], where=note["where"])
+    killed_by = {number.value: number.name for number in signal.Signals}.get(-status if status < 0 else status - 128)
     if "input" in note:
         print(note["message"], file=sys.stderr)
         reason = "failed with the error above"
-    elif number == 0 and failure.exitcode > 128:
-        sys.exit(failure.exitcode)  # a signal ended it after it saved
-    elif failure.exitcode < 0 or failure.exitcode > 128:
-        reason = f"was killed by {signal.Signals(-failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128).name}"
+    elif killed_by:
+        reason = f"was killed by {killed_by}"
     else:
-        reason = f"ended with exit status {failure.exitcode}"
-    return InputError(
-        f"process {number} of {processes} (pid {failure.pid}) {reason}, and the others were stopped; run the same command again"
-    )
+        reason = f"ended with exit status {status}"
+    # The kernel kills so when memory runs out.
+    advice = f"; if the memory did not suffice, lower {memory}" if killed_by == "SIGKILL" else ""
+    message = f"{name} (pid {failure.pid}) {reason}, and the others were stopped; run the same command again{advice}"
+    return InputError(message)

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+# Names a file, in the processes that a stage starts. Their parent prints the line about their end, unless process 0 made the file
+# to say that it printed one.
+CHILD = "DDPM_CHILD"
+
 
 class Stop:
     """number: the signal that ended the work, SIGINT before there is one. time: when it came, in seconds, None before."""
@@ -27,7 +31,7 @@ def _numbers() -> list[int]:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and CHILD not in os.environ:
         with suppress(OSError):
             os.write(2, b"interrupted\n")  # print may be interrupted within its own lock
     os._exit(128 + number)

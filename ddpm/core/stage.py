@@ -8,7 +8,7 @@ from ddpm.core import launch, params, processes
 from ddpm.core.device import Runtime, process_count
 from ddpm.core.files import InputError
 from ddpm.core.memory import out_of_memory_names
-from ddpm.core.signals import interruptible
+from ddpm.core.signals import CHILD, interruptible
 
 
 class Interrupted(Exception):  # noqa: N818 (a signal is no error)
@@ -42,7 +42,7 @@ def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str
             if parallel and not processes.is_started():
                 count = process_count(params.load(runtime=Runtime).runtime)
                 if count > 1:
-                    launch.launch(count, parallel)
+                    launch.launch(count, parallel, memory)
                     return
             with out_of_memory_names(memory):
                 main()
@@ -58,15 +58,15 @@ def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str
         # Not sys.exit, which would wait for the other processes.
         os._exit(128 + stopped.number)
     except InputError as error:
-        if launch.CHILD in os.environ:
+        if CHILD in os.environ:
             launch.report(error)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        if processes.is_main_process():
+        if processes.is_main_process() and CHILD not in os.environ:
             print("interrupted", file=sys.stderr)
         sys.exit(128 + stop.number)
     except Exception as error:
-        if launch.CHILD in os.environ:
+        if CHILD in os.environ:
             launch.report(error)
         raise

@@ -383,7 +383,8 @@ def test_several_processes(project):
         process.wait(TIMEOUT)
         wait_for(lambda: not any(p.is_running() for p in started), output, timeout=30)
     assert re.findall(r"^error: .*", output(), re.M) == [
-        f"error: process 1 of 2 (pid {chosen.pid}) was killed by SIGKILL, and the others were stopped; run the same command again"
+        f"error: process 1 of 2 (pid {chosen.pid}) was killed by SIGKILL, and the others were stopped; run the same command "
+        "again; if the memory did not suffice, lower train.batch_size, model.channels (or raise train.gradient_accumulation)"
     ]
     assert "Traceback" not in output()
     project.git("checkout", "-f", BRANCH)
