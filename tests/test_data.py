@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,7 +13,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from raw_files import CIFAR_ROWS, IDX_ARRAYS, REAL, enter, idx, load, paths, put_idx_files, real, refused, settings, write_cifar10
+from raw_files import CIFAR_ROWS, IDX_ARRAYS, enter, idx, load, paths, put_idx_files, real, refused, settings, write_cifar10
 from sklearn.datasets import load_digits
 
 from ddpm.core.scratch import scratch_root
@@ -277,29 +276,12 @@ def test_image_folder_split_is_stratified_and_fixed(pictures):
     for split in source[:2]:
         assert [path.parent.name for path in paths(split.images)] == [source.class_names[label] for label in split.labels]
     assert paths(load("image_folder").test.images) == paths(source.test.images)
-
-
-def test_image_folder_reads_picture(pictures):
-    source = load("image_folder")
-    position = paths(source.train.images).index(pictures / "dog" / "03.png")
-    image = source.train.images[position]
-    assert (image.shape, image.dtype) == ((6, 6, 3), np.uint8)
-    assert image[2, 4].tolist() == [3, 12, 0]
+    image = source.train.images[paths(source.train.images).index(pictures / "dog" / "03.png")]
+    np.testing.assert_array_equal(image, np.full((6, 6, 3), [3, 12, 0], np.uint8), strict=True)
 
 
 def test_image_folder_missing(raw):
     assert refused(load, "image_folder").startswith(f"{raw / 'pictures'}: no such folder; put class folders of images there")
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no picture"])
-def test_prepare_unreadable_picture(pictures, tmp_path, damage):
-    bad = pictures / "cat" / "05.png"
-    bad.write_bytes(damage(bad.read_bytes()))
-    message = refused(prepare, "image_folder", settings(), tmp_path / "prepared")
-    assert message.startswith(f"{bad}: cannot be read as an image (")
-    assert message.endswith("prepare_data.skip_bad: true")
-    assert not (tmp_path / "prepared" / "meta.json").exists()
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] in ([], ["train_images.npy", "train_labels.npy"])
 
 
 def test_prepare_mixed_channels(pictures, tmp_path):
@@ -321,9 +303,6 @@ def test_prepare_mixed_sizes(pictures, tmp_path):
         assert prepare("image_folder", settings(image_size=size, resize_mode=how), tmp_path / how)["shape"] == [size, size, 3]
     message = refused(prepare, "image_folder", settings(image_size=8), tmp_path / "small")
     assert "prepare_data.image_size: 8 is smaller than an image of 7x9" in message
-
-
-GRADIENT = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
 
 
 # --- fitting
@@ -398,13 +377,6 @@ def test_prepare_is_reproducible(tmp_path):
     assert padded["mean"][0] == pytest.approx(first["mean"][0] * 64 / 144, abs=1e-5)
 
 
-def test_prepare_mean_per_channel(raw, tmp_path):
-    for split, count in (("train", 4), ("test", 2)):
-        for i in range(count):
-            picture(raw / "pictures" / split / "a" / f"{i}.png", colour=(10, 20 * i, 255))
-    assert prepare("image_folder", settings(), tmp_path / "p")["mean"] == pytest.approx([10 / 255, 30 / 255, 1], abs=1e-6)
-
-
 def test_open_prepared_other_params(tmp_path):
     prepare("digits", settings(), tmp_path)
     message = refused(open_prepared, "mnist", settings().as_written(), tmp_path)
@@ -459,24 +431,3 @@ def test_real_mnist():
         assert hashlib.md5(idx(found.images[..., 0])).hexdigest() == published[split]
     assert np.bincount(source.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(source.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-
-
-@pytest.mark.slow
-@real("imagenet_sample.zip")
-def test_real_image_folder(raw, tmp_path):
-    with zipfile.ZipFile(Path(REAL) / "imagenet_sample.zip") as archive:
-        archive.extractall(raw / "pictures")
-    fitted = {"image_size": 32, "resize_mode": "resize"}
-    assert "give all one size with prepare_data.image_size" in refused(prepare, "image_folder", settings(), tmp_path / "native")
-    message = refused(prepare, "image_folder", settings(**fitted), tmp_path / "native")
-    assert re.search(r"\.JPEG: has 1 channels, the first image 3; convert all with prepare_data\.channels: gray or rgb$", message)
-    assert not (tmp_path / "native" / "meta.json").exists()
-
-    meta = prepare("image_folder", settings(channels="rgb", **fitted), tmp_path / "rgb")
-    assert meta["counts"] == {"train": 900, "test": 100}
-    assert meta["shape"] == [32, 32, 3]
-    assert all(0.3 < mean < 0.6 for mean in meta["mean"])
-    data = open_prepared("image_folder", settings(channels="rgb", **fitted).as_written(), tmp_path / "rgb")
-    assert data.train.images.std() > 40
-    assert sorted(data.class_names) == data.class_names
-    assert set(data.test.labels.tolist()) <= set(data.train.labels.tolist())

@@ -255,6 +255,8 @@ def test_skip_bad_keeps_all_other_pictures(raw, tmp_path, decoded, capsys, monke
     assert meta["mean"] == pytest.approx((expected[0][kept[0]].mean((0, 1, 2)) / 255).tolist(), abs=1e-6)
     data = open_prepared("image_folder", settings(**FIT, skip_bad=True).as_written(), tmp_path / "out")
     assert len(data.train.images) == meta["counts"]["train"]
+    other = refused(open_prepared, "image_folder", settings(**FIT).as_written(), tmp_path / "out")
+    assert "was made with skip_bad = True, but params.yaml has False" in other
     out = capsys.readouterr().out
     assert f"image_folder: 3 unreadable images are left out; {tmp_path / 'out' / 'left_out.txt'} names them" in out
     # Data without bad pictures has no such list.
@@ -262,12 +264,6 @@ def test_skip_bad_keeps_all_other_pictures(raw, tmp_path, decoded, capsys, monke
         Image.new("RGB", (6, 5)).save(path)
     assert "left_out" not in prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
     assert not (tmp_path / "out" / "left_out.txt").exists()
-
-
-def test_open_prepared_refuses_other_skip_bad(raw, tmp_path):
-    prepare("image_folder", settings(**FIT, skip_bad=True), tmp_path / "out")
-    message = refused(open_prepared, "image_folder", settings(**FIT).as_written(), tmp_path / "out")
-    assert "was made with skip_bad = True, but params.yaml has False" in message
 
 
 def test_skip_bad_without_remaining_pictures(raw, tmp_path):

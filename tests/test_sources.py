@@ -13,7 +13,6 @@ from PIL import Image
 from processes import in_fork, read_only
 from raw_files import arrays, contents, enter, load, put, put_idx_files, refused, settings, write_cifar10
 
-from ddpm.data.prepared import open_prepared
 from ddpm.datasets.huggingface import library
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DATASETS
@@ -110,16 +109,6 @@ def test_celeba_partition_and_classes(celeba, archived):
     smiling = load("celeba", label="Smiling")
     assert (smiling.class_names, smiling.train.labels.tolist()) == (["not smiling", "smiling"], [0, 1, 1])
     assert load("celeba", label="5_o_Clock_Shadow").class_names == ["not 5 o clock shadow", "5 o clock shadow"]
-
-
-def test_celeba_zip_equals_folder(celeba, tmp_path):
-    fitted = {"image_size": 4, "resize_mode": "resize"}
-    assert prepare("celeba", settings(**fitted), tmp_path / "folder")["shape"] == [4, 4, 3]
-    zipped(celeba)
-    prepare("celeba", settings(**fitted), tmp_path / "zip")
-    assert contents(tmp_path / "zip") == contents(tmp_path / "folder")
-    message = refused(open_prepared, "celeba", settings(**fitted, label="Smiling").as_written(), tmp_path / "zip")
-    assert "was made with label = 'auto', but params.yaml has 'Smiling'" in message
 
 
 def test_celeba_missing(raw, celeba):

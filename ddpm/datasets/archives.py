@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ddpm.core.files import InputError, first_line, printable
+from ddpm.core.files import InputError, first_line, print_line
 from ddpm.core.progress import Progress
 from ddpm.datasets.image_io import EXTENSIONS, Unreadable
 from ddpm.datasets.index import MAX_STAMP, FoundFile, ImageIndex, Load, Picture, Store, check_size, is_hidden, random_access
@@ -212,5 +212,5 @@ def list_archive(path: Path, index: ImageIndex) -> set[str]:
         raise InputError(f"is damaged, or no {kind} archive ({first_line(error)}); replace it", key=path) from None
     if skipped:
         more = f" and {len(skipped) - MAX_NAMED:,} others" if len(skipped) > MAX_NAMED else ""
-        print(printable(f"{path}: skipped: {', '.join(skipped[:MAX_NAMED])}{more}"), flush=True)
+        print_line(f"{path}: skipped: {', '.join(skipped[:MAX_NAMED])}{more}")
     return folders

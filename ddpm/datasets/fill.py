@@ -5,12 +5,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from ddpm.core.files import InputError, writing
+from ddpm.core.files import InputError, write_text
 from ddpm.core.progress import Progress
 from ddpm.datasets.image_io import RESIZE_MODES, Decoding, Extent, RangeUnknown, Unreadable, auto_range, decode
 from ddpm.datasets.index import Files, Load, Picture
@@ -60,35 +61,15 @@ def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> Input
     return InputError(message, key=name)
 
 
-class FailedImages:
-    """Collects the pictures that could not be read: a file names all of them, a message the first ones.
-
-    path: that file.
-    total: the number of all pictures.
-    """
-
-    def __init__(self, path: Path, total: int):
-        self.path, self.total = path, total
-        self.count, self.first = 0, []
-
-    def add(self, name: str, reason: str) -> None:
-        """Records a picture and why it could not be read."""
-        if self.count < MAX_NAMED:
-            self.first.append((name, reason))
-        with writing(self.path), open(self.path, "a" if self.count else "w", encoding="utf-8") as file:
-            file.write(f"{name}: {reason}\n")
-        self.count += 1
-
-    def error(self) -> InputError:
-        """Returns the error that names them."""
-        advice = "repair or remove what cannot be read, or leave it out by prepare_data.skip_bad: true"
-        if self.count == 1:
-            ((name, reason),) = self.first
-            return InputError(f"cannot be read as an image ({reason}); {advice}", key=name)
-        named = ", ".join(f"{name} ({reason})" for name, reason in self.first)
-        more = f", and {self.count - MAX_NAMED:,} others" if self.count > MAX_NAMED else ""
-        counts = f"{self.count:,} of {self.total:,}"
-        return InputError(f"{counts} images cannot be read: {named}{more}, all named in {self.path}; {advice}")
+def unreadable(failed: dict[str, str], total: int, listed: Path) -> InputError:
+    """Returns the error for `failed` of `total` pictures, each with the reason; it names the first ones, a file all of them."""
+    advice = "repair or remove what cannot be read, or leave it out by prepare_data.skip_bad: true"
+    if len(failed) == 1:
+        ((name, reason),) = failed.items()
+        return InputError(f"cannot be read as an image ({reason}); {advice}", key=name)
+    named = ", ".join(f"{name} ({reason})" for name, reason in islice(failed.items(), MAX_NAMED))
+    more = f", and {len(failed) - MAX_NAMED:,} others" if len(failed) > MAX_NAMED else ""
+    return InputError(f"{len(failed):,} of {total:,} images cannot be read: {named}{more}, all named in {listed}; {advice}")
 
 
 def _unknown(low: float, high: float) -> Extent:
@@ -117,8 +98,8 @@ def measure(files: Files, how: Decoding, workers: int) -> dict[str, list[float]]
     return {kind: list(auto_range(*extent)) for kind, extent in sorted(extents.items())}
 
 
-def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> FailedImages:
-    """Fills the arrays with the pictures whose rows are missing. Returns those that cannot be read.
+def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str, workers: int) -> dict[str, str]:
+    """Fills the arrays with the pictures whose rows are missing. Returns those that cannot be read, each with the reason.
 
     Raises InputError for a picture of another size or number of channels than the first one.
     """
@@ -135,7 +116,7 @@ def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str,
         return _fill(partial, files, settings, how, name, workers)
 
 
-def _fill(partial: PartialArrays, files: Files, settings: PrepareData, how: Decoding, name: str, workers: int) -> FailedImages:
+def _fill(partial: PartialArrays, files: Files, settings: PrepareData, how: Decoding, name: str, workers: int) -> dict[str, str]:
     def work(item: tuple[Picture, Load]) -> tuple[Picture, np.ndarray | None, str]:
         picture, load = item
         try:
@@ -145,18 +126,20 @@ def _fill(partial: PartialArrays, files: Files, settings: PrepareData, how: Deco
 
     store, total, several = files.store, sum(partial.counts), []
     how = how._replace(several_frames=lambda: several.append(1))
-    failed = FailedImages(partial.unreadable, total)
+    failed: dict[str, str] = {}
     missing = store.fetch(partial.missing(files.index.pictures(store.by_offset)))
     with Progress(name, total, "images", partial.written()) as progress:
         for picture, image, reason in in_threads(work, missing, workers):
             if image is None:
-                failed.add(store.shown(picture), reason)
+                failed[store.shown(picture)] = reason
             else:
                 partial.begin(image.shape)
                 if image.shape != partial.shape:
                     raise mismatch(image, partial.shape, store.shown(picture))
                 partial.write(picture, image)
             progress.advance()
+    if failed:
+        write_text(partial.unreadable, "".join(f"{name}: {reason}\n" for name, reason in failed.items()))
     if several:
         print(f"{name}: {len(several):,} images have several frames; the first of each is taken", flush=True)
     return failed

@@ -59,22 +59,29 @@ def read_huggingface(path: Path, label: str | None, test_share: float) -> tuple[
     datasets = library()
     splits = open_rows(datasets, path)
     image, label = _image_column(datasets, splits[0], path), _label_column(datasets, splits[0], path, label)
-    values = _class_values(splits[0], label, path)
+    if label is None:
+        print(f"{path}: no column of classes; all images are of one class", flush=True)
+    values = [_labels(rows, label, path) for rows in splits]
+    classes = sorted(set(values[0]))
+    if len(classes) > MAX_CLASSES:
+        raise InputError(f"column {label} has more than {MAX_CLASSES:,} values; name another in prepare_data.label", key=path)
+    if unknown := set(values[-1]).difference(classes):
+        raise InputError(f"{splits[-1].name} has the class {unknown.pop()!r}, {splits[0].name} has not; leave it out", key=path)
     feature = splits[0].features.get(label)
-    names = [feature.int2str(value) if isinstance(feature, datasets.ClassLabel) else str(value) for value in values]
-    names = names if label else [ONLY_CLASS]
-    index = ImageIndex()
+    names = [feature.int2str(value) if isinstance(feature, datasets.ClassLabel) else str(value) for value in classes]
+    label_of = {value: number for number, value in enumerate(classes)}
+    index, assignments = ImageIndex(), []
     firsts = [0, splits[0].count][: len(splits)]
-    for rows, first in zip(splits, firsts, strict=True):
-        index.add(FoundFile(_row_name(rows, i), first + i, 0, 1) for i in range(rows.count))
+    for part, (rows, first) in enumerate(zip(splits, firsts, strict=True)):
+        for i, value in enumerate(values[part]):
+            name = f"{rows.name} row {i}"
+            index.add([FoundFile(name, first + i, 0, 1)])
+            assignments.append(Assignment(name, part, label_of[value], i.to_bytes(8, "big")))
 
     def split(labels: np.ndarray) -> np.ndarray:
         return held_out(labels, test_share, names, path, "add rows, change prepare_data.test_share, or add a test split")
 
-    assignments = _assignments(splits, label, {value: number for number, value in enumerate(values)}, path)
     index.assign(assignments, split if len(splits) == 1 else None)
-    if label is None:
-        print(f"{path}: no column of classes; all images are of one class", flush=True)
     store = Store(path, partial(fetch, splits, firsts, image), by_offset=True)
     return Files(index, store, _stamp(path)), names
 
@@ -220,20 +227,11 @@ def _label_column(datasets: ModuleType, rows: Rows, path: Path, label: str | Non
     return columns[0] if columns else None
 
 
-def _class_values(rows: Rows, label: str | None, path: Path) -> list:
-    """Returns the values of the label column of the training split, sorted; [None] without a column."""
+def _labels(rows: Rows, label: str | None, path: Path) -> list:
+    """Returns the values of the label column, ONLY_CLASS for each row without a column. Raises InputError for one of no class."""
     if label is None:
-        return [None]
-    values = set()
-    for _, part in rows.read(label, LABELS_AT_ONCE):
-        values.update(_check_labels(part, rows, label, path))
-        if len(values) > MAX_CLASSES:
-            raise InputError(f"column {label} has more than {MAX_CLASSES:,} values; name another in prepare_data.label", key=path)
-    return sorted(values)
-
-
-def _check_labels(values: list, rows: Rows, label: str, path: Path) -> list:
-    """Returns the values. Raises InputError unless each is a class."""
+        return [ONLY_CLASS] * rows.count
+    values = [value for _, part in rows.read(label, LABELS_AT_ONCE) for value in part]
     for value in values:
         if not isinstance(value, int | str) or value == -1:  # `datasets` writes -1 for an unknown class
             raise InputError(
@@ -242,20 +240,6 @@ def _check_labels(values: list, rows: Rows, label: str, path: Path) -> list:
                 key=path,
             )
     return values
-
-
-def _assignments(splits: list[Rows], label: str | None, numbers: dict, path: Path) -> Iterator[Assignment]:
-    for part, rows in enumerate(splits):
-        parts = rows.read(label, LABELS_AT_ONCE) if label else [(0, [None] * rows.count)]
-        for first, values in parts:
-            for i, value in enumerate(values if label is None else _check_labels(values, rows, label, path), first):
-                if value not in numbers:
-                    raise InputError(f"{rows.name} has the class {value!r}, {splits[0].name} has not; leave it out", key=path)
-                yield Assignment(_row_name(rows, i), part, numbers[value], i.to_bytes(8, "big"))
-
-
-def _row_name(rows: Rows, i: int) -> str:
-    return f"{rows.name} row {i}"
 
 
 def _stamp(path: Path) -> str:

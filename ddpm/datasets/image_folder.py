@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm.core.files import InputError, printable
+from ddpm.core.files import InputError, print_line
 from ddpm.datasets.archives import ARCHIVES, kind_of, list_archive, stamp_of
 from ddpm.datasets.index import MAX_STAMP, Assignment, Files, FoundFile, ImageIndex, is_hidden, is_picture_name, on_disk
 from ddpm.datasets.splits import held_out, pick_splits, split_of
@@ -108,12 +108,12 @@ def find_layout(tree: Tree) -> Layout:
         raise InputError(message, key=tree.where / roots[1] / unknown[0])
     if train:
         share = tree.where / roots[1] if test else "a share of it"
-        print(printable(f"{here}: training split {tree.where / roots[0]}, test split {share}"), flush=True)
+        print_line(f"{here}: training split {tree.where / roots[0]}, test split {share}")
     left_out = [str(here / name) for name in names if train and name not in used]
     loose = [place for place in dict.fromkeys((root, *roots)) if tree.loose(place)]
     left_out += [f"{tree.where / place} (pictures in no class folder)" for place in loose]
     if left_out:
-        print(printable(f"{here}: left out: {', '.join(left_out)}"), flush=True)
+        print_line(f"{here}: left out: {', '.join(left_out)}")
     return Layout(roots, classes[0])
 
 

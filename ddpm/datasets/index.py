@@ -150,8 +150,7 @@ class Store(NamedTuple):
 
     def shown(self, picture: Picture) -> str:
         """Returns the path for a message of one line, with unprintable characters escaped."""
-        path = str(self.where / picture.name)
-        return printable(path)
+        return printable(str(self.where / picture.name))
 
 
 class Files(NamedTuple):

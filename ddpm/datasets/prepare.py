@@ -17,7 +17,7 @@ from ddpm.core.params import lookup
 from ddpm.core.paths import PREPARED_DIR
 from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
-from ddpm.datasets.fill import fill, in_threads, mismatch, resized
+from ddpm.datasets.fill import fill, in_threads, mismatch, resized, unreadable
 from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Images, Source
 from ddpm.datasets.resume import PartialArrays, write_header
 from ddpm.datasets.settings import PrepareData
@@ -113,8 +113,8 @@ def _write_from_files(
 ) -> tuple[int, dict]:
     """Writes the arrays of a data set of files. Returns the number of those left out, and the ranges of `measure`."""
     failed = fill(partial, source.files, settings, dataset, workers)
-    if failed.count and not (settings.skip_bad and partial.shape):
-        raise failed.error()
+    if failed and not (settings.skip_bad and partial.shape):
+        raise unreadable(failed, sum(partial.counts), partial.unreadable)
     partial.save()
     kept = [partial.present(split) for split in range(len(SPLITS))]
     labels = [raw.labels[present] for raw, present in zip((source.train, source.test), kept, strict=True)]
@@ -122,15 +122,15 @@ def _write_from_files(
         counts = np.bincount(values, minlength=len(source.class_names))
         if not counts.any() or (split == "train" and not counts.all()):
             name = f"class {source.class_names[int(counts.argmin())]!r}" if split == "train" else "the test split"
-            raise InputError(f"no image of {name} can be read; repair some of those that {failed.path} names", key=dataset)
+            raise InputError(f"no image of {name} can be read; repair some of those that {partial.unreadable} names", key=dataset)
     for split, values, present, path in zip(SPLITS, labels, kept, partial.paths, strict=True):
         _publish(path, folder / path.name, present)
         _write_labels(folder / f"{split}_labels.npy", values)
-    if failed.count:
+    if failed:
         with atomic(folder / LEFT_OUT) as temporary:
-            shutil.copyfile(failed.path, temporary)
-        print(f"{dataset}: {failed.count:,} unreadable images are left out; {folder / LEFT_OUT} names them", flush=True)
-    return failed.count, partial.scaled_by()
+            shutil.copyfile(partial.unreadable, temporary)
+        print(f"{dataset}: {len(failed):,} unreadable images are left out; {folder / LEFT_OUT} names them", flush=True)
+    return len(failed), partial.scaled_by()
 
 
 def _publish(path: Path, target: Path, present: np.ndarray) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 
-from ddpm.core.files import InputError, printable
+from ddpm.core.files import InputError, print_line
 from ddpm.core.params import OneOf
 from ddpm.core.paths import folder_of
 from ddpm.datasets.celeba import read_celeba
@@ -121,10 +121,7 @@ def _of_files(files: Files, class_names: Sequence[str], settings: PrepareData) -
     if skipped := files.index.skipped:
         count = sum(number for number, _ in skipped.values())
         kinds = ", ".join(f"{number:,} {ending or 'without an ending'} ({first})" for ending, (number, first) in skipped.items())
-        print(
-            printable(f"{files.store.where}: {count:,} left out, since their names do not end as those of pictures: {kinds}"),
-            flush=True,
-        )
+        print_line(f"{files.store.where}: {count:,} left out, since their names do not end as those of pictures: {kinds}")
     train, test = (Raw(Pictures(files, split, settings.decoding()), files.index.labels(split)) for split in (0, 1))
     return Source(train, test, class_names, files)
 
