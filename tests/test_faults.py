@@ -4,6 +4,7 @@ Each attempt is a fork of this process, which has loaded PyTorch, so it starts a
 """
 
 import errno
+import hashlib
 import os
 import random
 import resource
@@ -35,7 +36,7 @@ STAGES = {
 # Of these files only the times in seconds differ from run to run.
 TIMED = (
     "reports/train/speed.csv", "reports/train/training.png", "reports/sample_ddpm/metrics.json",
-    "reports/sample_ddim/metrics.json",
+    "reports/sample_ddim/metrics.json", "reports/evaluate/metrics.json",
 )  # fmt: skip
 
 
@@ -165,16 +166,22 @@ def test_full_disk_ends_a_stage_with_one_line(finished, before, stage, share):
 LONG = {"train.steps": 1500} | {f"train.{kind}_every": 500 for kind in ("log", "validate", "preview", "checkpoint")}
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    """A checkout of the project with the tiny profile, a training of about 10 s and prepared data."""
-    checkout = Checkout(tmp_path / "checkout")
+def new_checkout(folder, **settings):
+    """Returns a checkout of the project with the tiny profile and these settings."""
+    checkout = Checkout(folder)
     for name in ("ddpm", "stages", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, checkout.folder / name)
-    params = checkout.folder / "params.yaml"
-    params.write_text(yaml.safe_dump(edit(read_yaml(params), **TINY | LONG), sort_keys=False))
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
+    params = folder / "params.yaml"
+    params.write_text(yaml.safe_dump(edit(read_yaml(params), **TINY | settings), sort_keys=False))
     checkout.python("dvc", "init", "-q")
     checkout.commit()  # DVCLive needs one
+    return checkout
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with a training of about 10 s and prepared data."""
+    checkout = new_checkout(tmp_path / "checkout", **LONG)
     checkout.python("dvc", "repro", "prepare_data")
     return checkout
 
@@ -189,37 +196,87 @@ def lock_of(checkout):
     return (checkout.folder / "dvc.lock").read_text()
 
 
-def test_killed_repro_and_two_at_once_end_with_the_same_lock(checkout):
-    lock, files = lock_of(checkout), contents(checkout.folder / "data")
-    for seconds in (1.0, 2.0, 3.0):
-        process = started(checkout, "dvc", "repro", "-f", "prepare_data")
-        time.sleep(seconds)
+def written(folder):
+    """Returns the `contents` of what the stages write."""
+    names = ("data/", "models/", "samples/", "reports/")
+    return {name: data for name, data in contents(folder).items() if name.startswith(names)}
+
+
+def test_repro_killed_in_each_stage_ends_with_equal_files(finished, tmp_path):
+    checkout = new_checkout(tmp_path / "checkout")
+    chance, killed, seconds = random.Random(0), set(), 5.0
+    while killed < set(STAGES):
+        process, starts = started(checkout, "dvc", "repro", "report"), {}
+        while not set(starts) - killed:
+            line = process.stdout.readline()
+            assert line, f"no stage but {killed} ran"
+            if line.startswith("Running stage"):
+                starts[line.split("'")[1]] = time.monotonic()
+        if len(starts) > 1:  # the killed stage ran again, and so long
+            first, second, *_ = starts.values()
+            seconds = second - first
+        time.sleep(chance.uniform(0, seconds))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        killed |= set(starts)
+    checkout.python("dvc", "repro", "report")
+    assert written(checkout.folder) == written(finished[0])
+    assert "up to date" in checkout.python("dvc", "status", "report", "--with-deps").stdout
+    assert checkout.run("git", "status", "--porcelain").stdout.split() == ["??", "dvc.lock", "??", "reports/"]
+    assert_sound(checkout.folder / ".dvc/cache/files/md5")
+
+
+def assert_sound(cache):
+    """DVC trusts the names in its cache: each file's is the MD5 of its content."""
+    for path in cache.rglob("*"):
+        if path.is_file():
+            assert hashlib.md5(path.read_bytes()).hexdigest() == path.parent.name + path.stem, path
+
+
+def test_two_repro_at_once_end_with_the_same_lock(checkout):
+    lock, files = lock_of(checkout), written(checkout.folder)
     both = [started(checkout, "dvc", "repro", "-f", "prepare_data") for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]
     # The second one is refused, unless it begins when the first has ended.
     assert 0 in [process.returncode for process in both], outputs
     assert all(process.returncode == 0 or "is busy" in output for process, output in zip(both, outputs, strict=True)), outputs
     checkout.python("dvc", "repro", "prepare_data")
-    assert lock_of(checkout) == lock
-    assert contents(checkout.folder / "data") == files
+    assert (lock_of(checkout), written(checkout.folder)) == (lock, files)
 
 
-def test_repro_replaces_a_damaged_object_of_the_cache_and_survives_a_cache_that_cannot_be_written(checkout):
-    lock, files = lock_of(checkout), contents(checkout.folder / "data")
+def test_repro_replaces_a_damaged_object_of_the_cache(checkout):
+    lock, files = lock_of(checkout), written(checkout.folder)
     largest = max((checkout.folder / ".dvc/cache/files").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     largest.chmod(0o644)
     largest.write_bytes(b"damaged")
     shutil.rmtree(checkout.folder / "data")
     checkout.python("dvc", "repro", "prepare_data")
-    assert (lock_of(checkout), contents(checkout.folder / "data")) == (lock, files)
+    assert (lock_of(checkout), written(checkout.folder)) == (lock, files)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_cache_that_cannot_be_written_ends_repro_with_one_line(checkout, readable):
+    """A mode does not bind root: one cache is mounted read-only, for the one process, and one lies where nobody can write."""
+    lock, files, cache = lock_of(checkout), written(checkout.folder), str(checkout.folder / ".dvc/cache")
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    inside = ["unshare", "-rm", "sh", "-c", mount, cache] if readable else []
+    if readable and (not shutil.which("unshare") or subprocess.run([*inside, "true"], check=False).returncode):
+        pytest.skip("this system mounts nothing without root")
+    if not readable:
+        checkout.python("dvc", "cache", "dir", "--local", "/proc/cache")
+    params = checkout.folder / "params.yaml"
+    before = params.read_text()
     shutil.rmtree(checkout.folder / "data")
-    checkout.python("dvc", "cache", "dir", "--local", "/proc/cache")  # where not even root can write
-    checkout.python("dvc", "repro", "prepare_data", status=255)
-    checkout.python("dvc", "cache", "dir", "--local", "--unset")
+    for image_size in ("native", "12"):  # the first is in the cache
+        params.write_text(before.replace("image_size: native", f"image_size: {image_size}"))
+        refused = checkout.run(*inside, sys.executable, "-m", "dvc", "repro", "prepare_data", status=255)
+        (line,) = [line for line in refused.stderr.splitlines() if "ERROR" in line or "Traceback" in line]
+        assert line.startswith("ERROR: failed to reproduce 'prepare_data': [Errno ")
+    params.write_text(before)
+    if not readable:
+        checkout.python("dvc", "cache", "dir", "--local", "--unset")
     checkout.python("dvc", "repro", "prepare_data")
-    assert (lock_of(checkout), contents(checkout.folder / "data")) == (lock, files)
+    assert (lock_of(checkout), written(checkout.folder)) == (lock, files)
 
 
 def test_training_beside_repro_is_refused_and_both_end_equal(checkout):
@@ -234,9 +291,6 @@ def test_training_beside_repro_is_refused_and_both_end_equal(checkout):
     output = alone.communicate()[0]
     assert alone.returncode == 0, output
 
-    def written():
-        return {name: data for name, data in contents(checkout.folder).items() if name.startswith(("models", "reports/train/"))}
-
-    expected = written()
+    expected = written(checkout.folder)
     checkout.python("dvc", "repro", "-s", "train")
-    assert written() == expected
+    assert written(checkout.folder) == expected
