@@ -5,6 +5,7 @@ from ddpm.core.device import Runtime, setup
 from ddpm.core.files import write_json, write_npz
 from ddpm.core.paths import EDITS_FILE, MODEL_DIR
 from ddpm.core.stage import run_stage
+from ddpm.core.weights import weights_id
 from ddpm.data.prepared import open_prepared
 from ddpm.editing.score import score_inpainting
 from ddpm.editing.stage_images import Edit, make_edits, make_training_film
@@ -22,7 +23,8 @@ def main() -> None:
     check_data(model.data, data.identity())
     settings = p.edit.fitted(model)
     jumps = settings.steps, settings.repaint_jump_length, settings.repaint_resamples
-    scores = {"inpaint": score_inpainting(model, data, classifier, settings.scored_images, *jumps, p.seed)}
+    scores = {"model": weights_id(p.edit.checkpoint, model.network)}
+    scores["inpaint"] = score_inpainting(model, data, classifier, settings.scored_images, *jumps, p.seed)
     if not processes.is_main_process():
         return
     arrays = make_edits(model, data.test, settings, p.seed)

@@ -28,6 +28,7 @@ def main() -> None:
     evaluator = run.evaluator(min(len(arrays["arr_0"]) for arrays in samples.values()))
     scores = {
         **evaluator.sizes._asdict(),
+        "model": run.weights,
         "classifier": {key: run.classifier_config[key] for key in CLASSIFIER_KEYS if key in run.classifier_config},
     }
     arrays = {"real_seen": evaluator.real_predicted_class, "real_labels": run.data.test.labels}

@@ -36,7 +36,7 @@ def main() -> None:
     }
     reason = why_skipped(run.model, evaluator, p.guidance)
     metrics = {"n": evaluator.sizes.n, "fid_floor": evaluator.fid_floor, "best": best, "status": reason or "ok"}
-    write_json(REPORT / "metrics.json", metrics)
+    write_json(REPORT / "metrics.json", {"model": run.weights, **metrics})
     if reason:
         print(f"no scales of guidance are compared: {reason}", flush=True)
 

@@ -28,7 +28,7 @@ def main() -> None:
         return
     if note:
         print(note, flush=True)
-    write_sweep(rows, widths, note, evaluator.fid_floor, evaluator.sizes.n, p.dataset)
+    write_sweep(rows, widths, note, evaluator.fid_floor, evaluator.sizes.n, p.dataset, run.weights)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import edit_params, input_error
 
 from ddpm.core import params
 from ddpm.core.files import read_json, write_json
+from ddpm.core.weights import weights_id
 from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, HELD_OUT_CAPTIONS, Guidance
+from ddpm.sampling.model import load
 
 CSV = Path("reports/guidance/guidance.csv")
 
@@ -45,6 +48,7 @@ def test_guidance_scores_each_scale_at_its_cost(model, classifier):
     assert frame.accuracy[1:].between(0, 1).all()
     assert frame[["fid", "precision", "recall"]].notna().all().all()
     assert metrics["status"] == "ok"
+    assert metrics["model"] == weights_id("final", load("final", torch.device("cpu")).network)
     best = metrics["best"][CLASSES]
     assert best["fid"] == pytest.approx(frame.fid[1:].min(), abs=1e-5)
     assert best["scale"] == frame.scale[frame.fid[1:].idxmin()]

@@ -104,6 +104,7 @@ def write_inputs(scored, conditional=True):
     write_json("samples/judged/scores.json", scored)
     write_json("samples/judged/metrics.json", describe_metrics())
     write_json("reports/evaluate/metrics.json", {**scored, **{name: {**scored[name], "cost": COST[name]} for name in COST}})
+    write_json("reports/train/metrics.json", {"final_sha256": "aa"})
     write_json("data/prepared/meta.json", META)
     curve = [{"fraction": f, "method": m, "psnr": 20 - 10 * f} for f in (0.1, 0.5) for m in ("network", "wiener", "zero")]
     write_text("reports/evaluate/plots/psnr.csv", pd.DataFrame(curve).to_csv(index=False))
@@ -158,7 +159,8 @@ def report():
 def page(scored=SCORES, descriptions=None, **values):
     """The text of a page, without its pictures."""
     values = {"guidance": guidance(["classes"]), "has_training_curve": True, "has_snapshots": True, "inpaint": INPAINT,
-              "meta": META, "schedule": "linear", "conditional": True, "has_sweep": False, **values}  # fmt: skip
+              "meta": META, "schedule": "linear", "conditional": True, "has_sweep": False,
+              "other_weights": [], **values}  # fmt: skip
     return render_page(scored, descriptions or describe_metrics(), COST, **values)
 
 
@@ -236,6 +238,19 @@ def test_page_shows_guidance_inpainting_and_an_existing_sweep():
     assert "templates that were left out of the training" in text
     assert "(sweep/fid.png)" in text
     assert "(sweep/index.md)" in text
+
+
+def test_report_names_scores_of_other_weights(here):
+    """Those of an edit and a sweep that are older than the training; without a hash they are not compared."""
+    for stage, sha256 in (("edit", "bb"), ("guidance", "aa"), ("sweep", "bb")):
+        file = Path(f"reports/{stage}/metrics.json")
+        write_json(file, {"inpaint": INPAINT, "model": {"checkpoint": "final", "sha256": sha256}})
+    write_text("reports/sweep/index.md", "")
+    text = report()
+    assert "those of `edit` are of others; run `dvc repro`" in text.split("\n\n")[1]
+    assert "Results of **other weights**: those on which `sweep` was last run" in text
+    names = ["ddpm", "evaluate", "sweep"]
+    assert "those of DDPM and `evaluate` are of others" in page(other_weights=names)
 
 
 def rows_of(text):

@@ -12,6 +12,7 @@ from test_sweep import snapshots  # noqa: F401 (a fixture)
 
 from ddpm.core import params
 from ddpm.core.files import read_npz
+from ddpm.core.weights import weights_id
 from ddpm.data.prepared import Split
 from ddpm.editing import score
 from ddpm.editing.score import score_inpainting
@@ -50,6 +51,8 @@ def test_edit_keeps_what_must_stay(snapshots, data, classifier):  # noqa: F811
     assert arrays["training_step"].tolist() == [700, 1000], "two of three snapshots, the last one among them"
     assert arrays["training_images"].shape == (2, 20, 8, 8, 1)
     assert not np.array_equal(*arrays["training_images"])
+    metrics = json.loads(Path("reports/edit/metrics.json").read_text())
+    assert metrics["model"] == weights_id("final", load("final", CPU).network), "not the last frame of the film"
     assert scores["n"] == 10
     assert set(scores) == {"n", "told", "accuracy_real", "replacement", "RePaint"}
     assert (scores["replacement"]["nfe"], scores["RePaint"]["nfe"]) == (5, 9), (

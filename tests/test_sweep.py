@@ -14,12 +14,13 @@ from PIL import Image
 
 from ddpm.core import params
 from ddpm.core.device import Runtime
-from ddpm.core.weights import read_weights, save_weights
+from ddpm.core.weights import read_weights, save_weights, weights_id
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.evaluator import Evaluate
 from ddpm.evaluation.run import open_run
 from ddpm.evaluation.sweep import METHODS, Sweep, plan_method
 from ddpm.evaluation.training_curve import COLUMNS, REAL_IMAGES, spread_steps, training_curve
+from ddpm.networks.checkpoints import load_model
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot, snapshot_file, supported_range
 from ddpm.report.sweep import write_sweep
 from ddpm.sampling.model import DiffusionModel
@@ -50,6 +51,8 @@ def test_sweep_writes_all_methods_and_budgets(model, classifier, capsys):
     metrics, page = run()
     assert NO_SNAPSHOTS in capsys.readouterr().out.splitlines()
     assert metrics["n"] == 60
+    network, _ = load_model(Path("models/ddpm"), "final", torch.device("cpu"))
+    assert metrics["model"] == weights_id("final", network)
     assert set(METHODS) <= set(metrics)
     assert set(metrics["DDIM, eta 0"]) == {"nfe_3", "nfe_4", "nfe_50"}
     assert set(metrics["Heun"]) == {"nfe_3"}
@@ -203,14 +206,14 @@ CURVES = {
     ],
 )
 def test_page_states_the_results(workspace, sd, said):
-    write_sweep(rows_of(CURVES, sd), widths_of({}), "", 0.08, 500, "digits")
+    write_sweep(rows_of(CURVES, sd), widths_of({}), "", 0.08, 500, "digits", {})
     page = Path("reports/sweep/index.md").read_text()
     assert "eta 0 is better than eta 1 at 2 of 3 budgets" in page
     assert "DDIM, eta 0 has an FID of 0.100 with 50 evaluations; DPM-Solver++ 2M " + said[0] in page
     assert all(sentence in page for sentence in said)
     assert ("Both solve the same ODE" in page) == (len(said) == 2)
     assert ("± 0.012" in page) == (sd == 0.012)
-    write_sweep(rows_of({**CURVES, "DPM-Solver++ 2M": {10: 5.0}}, sd), widths_of({}), "", 0.08, 500, "digits")
+    write_sweep(rows_of({**CURVES, "DPM-Solver++ 2M": {10: 5.0}}, sd), widths_of({}), "", 0.08, 500, "digits", {})
     assert "DPM-Solver++ 2M does not reach it" in Path("reports/sweep/index.md").read_text()
 
 
@@ -242,7 +245,7 @@ def test_page_states_the_results(workspace, sd, said):
 )
 def test_page_names_the_best_width(workspace, curve, sd, said, unsaid):
     rows = widths_of(curve, sd)
-    write_sweep(rows_of(CURVES, np.nan), rows, "Left out: 0.01.", 0.08, 500, "digits")
+    write_sweep(rows_of(CURVES, np.nan), rows, "Left out: 0.01.", 0.08, 500, "digits", {})
     section = Path("reports/sweep/index.md").read_text().split("## FID by EMA width")[1]
     assert all(text in section for text in [*said, "Left out: 0.01."]), section
     assert not any(text in section for text in unsaid), section

@@ -23,6 +23,11 @@ def weights_sha256(network: nn.Module) -> str:
     return hashlib.sha256(_serialize(network.state_dict())).hexdigest()
 
 
+def weights_id(checkpoint: str | float, network: nn.Module) -> dict[str, str | float]:
+    """Returns what a metrics.json says of the weights that its scores are of: the checkpoint, and its `weights_sha256`."""
+    return {"checkpoint": checkpoint, "sha256": weights_sha256(network)}
+
+
 def _serialize(weights: dict[str, Tensor]) -> bytes:
     return save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
 

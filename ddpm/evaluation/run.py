@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ddpm.core.device import setup
+from ddpm.core.weights import weights_id
 from ddpm.data.prepared import Prepared, open_prepared
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.features.classifier import Classifier, load_classifier
@@ -17,12 +18,14 @@ class Run(NamedTuple):
     """The inputs of a stage that scores samples of one model.
 
     classifier_config: the content of models/classifier/config.json: test accuracy, SHA-256, number of threads and so on.
+    weights: `weights_id` of the model.
     """
 
     data: Prepared
     classifier: Classifier
     classifier_config: dict
     model: DiffusionModel
+    weights: dict
     seed: int
     device: torch.device
 
@@ -41,4 +44,4 @@ def open_run(p: SimpleNamespace, checkpoint: CheckpointName) -> Run:
     classifier, config = load_classifier(data, device)
     model = load_to_score(checkpoint, device)
     check_data(model.data, data.identity())
-    return Run(data, classifier, config, model, p.seed, device)
+    return Run(data, classifier, config, model, weights_id(checkpoint, model.network), p.seed, device)

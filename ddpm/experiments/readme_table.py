@@ -10,10 +10,10 @@ import pandas as pd
 
 from ddpm.core.files import InputError, write_text
 from ddpm.experiments.significance import format_mean
-from ddpm.experiments.weights import of_other_weights
 from ddpm.plots.markdown import literal
 from ddpm.plots.numbers import table
 from ddpm.report.summary import SAMPLES
+from ddpm.report.weights import of_other_weights
 
 RUN = "run.json"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"

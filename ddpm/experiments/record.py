@@ -29,10 +29,9 @@ from ddpm.core.scratch import scratch_root
 from ddpm.experiments.git import check_clean, has_git
 from ddpm.experiments.recipe import FOLDER, RECORDS, RESULTS_FILE, Recipe, full_params, options
 from ddpm.experiments.runner import ON_DEMAND, RunSpec, run_with_dvc, run_without_dvc
-from ddpm.experiments.weights import of_other_weights
 from ddpm.report.summary import SAMPLES
+from ddpm.report.weights import STAGES, TRAINED, scores_of_other_weights
 
-TRAINED = "reports/train/metrics.json"
 _FIGURES = ("ddpm_grid", "ddim_grid", "comparison", "psnr", "guidance", "inpainting")
 # By their name in the record, what is copied if it exists.
 KEPT = {
@@ -126,19 +125,14 @@ def summary(folder: Path, params: Mapping[str, Any], seconds: float) -> dict[str
 
 
 def stages_of_other_weights(folder: Path) -> list[str]:
-    """Returns which of OF_STAGES have scores of other weights than those that the run in `folder` trained.
+    """Returns which of STAGES have scores of other weights than those that the run in `folder` trained.
 
     Raises InputError if the scores of `evaluate` are such ones.
     """
-    metrics = read_json(folder / METRICS_FILE, "evaluate")
-    models = {name: metrics[name].get("model", {}) for name in SAMPLES}
-    for stage in OF_STAGES:
-        if (path := folder / f"reports/{stage}/metrics.json").is_file():
-            models[stage] = read_json(path, stage).get("model", {})
-    others = of_other_weights(read_json(folder / TRAINED, "train").get("final_sha256", ""), models)
-    if not set(SAMPLES).isdisjoint(others):
+    others = scores_of_other_weights(folder)
+    if not {*SAMPLES, "evaluate"}.isdisjoint(others):
         raise InputError("has the scores of other weights; run `dvc repro evaluate`", key=folder / METRICS_FILE)
-    return others
+    return [stage for stage in STAGES if stage in others]
 
 
 def training_seconds(speeds: Path, batch_size: int) -> float:
@@ -162,7 +156,7 @@ def write_record(
 ) -> None:
     """Adds the last of `runs`, whose results are in `folder`, to a record; the first run replaces an older record.
 
-    left_out: the keys of OF_STAGES whose files are not kept.
+    left_out: the keys of STAGES whose files are not kept.
     """
     first, seed = len(runs) == 1, runs[-1]["seed"]
     runs[-1]["metrics"] = name = "metrics.json" if first else f"metrics-seed-{seed}.json"
@@ -178,7 +172,7 @@ def write_record(
 
 
 def to_keep(folder: Path, left_out: Sequence[str] = ()) -> dict[str, Path]:
-    """Returns {name in the record: file of a run}: KEPT without the files of some of OF_STAGES, and the pictures in out/."""
+    """Returns {name in the record: file of a run}: KEPT without the files of some of STAGES, and the pictures in out/."""
     dropped = {name for stage in left_out for name in OF_STAGES[stage]}
     files = {name: folder / path for name, path in KEPT.items() if name not in dropped}
     files |= {path.name: path for path in sorted((folder / "out").glob("*.png"))}

@@ -14,6 +14,7 @@ from ddpm.report import gallery
 from ddpm.report.score_tables import cells_of, rows_of
 from ddpm.report.settings import Report
 from ddpm.report.summary import SAMPLES, summarize
+from ddpm.report.weights import scores_of_other_weights
 
 REPORTS = Path("reports")
 
@@ -47,6 +48,8 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
         has_training_curve=gallery.draw_training_curve(),
         has_snapshots=gallery.draw_edits(settings.tile, settings.frame_ms),
         inpaint=read_json(REPORTS / "edit/metrics.json", "edit")["inpaint"],
+        # Not deps: within `dvc repro` all are of the weights that `train` wrote.
+        other_weights=scores_of_other_weights(),
         meta=meta,
         schedule=schedule,
         conditional=any(f"{name}_asked" in arrays for name in SAMPLES),

@@ -19,15 +19,15 @@ BASE, NOISY, RIVAL, BASE_BUDGET = "DDIM, eta 0", "DDIM, eta 1", "DPM-Solver++ 2M
 WIDTH_RANGE = (0.01, 0.25)
 
 
-def write_sweep(rows: list[dict], widths: list[dict], note: str, floor: float, n: int, dataset: str) -> None:
+def write_sweep(rows: list[dict], widths: list[dict], note: str, floor: float, n: int, dataset: str, model: dict) -> None:
     """Writes index.md, metrics.json, and a figure and a CSV for each of both comparisons.
 
     rows: {method, spacing, budget, nfe, fid, fid_sd, seconds} of each sampler and budget.
     widths: {checkpoint, width, residual, nfe, fid, fid_sd, accuracy} of each EMA, first `final`, whose width is NaN.
-    note: states which widths are missing and why; "" if none are. floor: FID of n real images.
+    note: states which widths are missing and why; "" if none are. floor: FID of n real images. model: checkpoint and SHA-256.
     """
     frame, averages = pd.DataFrame(rows), pd.DataFrame(widths)
-    metrics: dict = {"n": n, "fid_floor": floor}
+    metrics: dict = {"model": model, "n": n, "fid_floor": floor}
     for name, part in frame.groupby("method", sort=False):
         metrics[name] = {f"nfe_{row.nfe}": {"fid": row.fid, "seconds": row.seconds} for row in part.itertuples()}
     metrics["ema"] = {

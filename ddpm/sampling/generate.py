@@ -15,7 +15,7 @@ from ddpm.core.device import Precision, Runtime, compiled, setup
 from ddpm.core.files import InputError, write_json, write_npz
 from ddpm.core.paths import samples_file
 from ddpm.core.progress import Progress
-from ddpm.core.weights import weights_sha256
+from ddpm.core.weights import weights_id
 from ddpm.data.images import to_images
 from ddpm.sampling.labels import proportional_conditioning
 from ddpm.sampling.model import DiffusionModel, load_to_score
@@ -133,7 +133,7 @@ def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runti
     """
     device = setup(runtime)
     model, precision = load_to_score(settings.checkpoint, device), Precision(runtime, device)
-    weights = {"checkpoint": settings.checkpoint, "sha256": weights_sha256(model.network)}  # before it is compiled
+    weights = weights_id(settings.checkpoint, model.network)  # before it is compiled
     written = settings.as_written()
     options = {key: value for key, value in written.items() if key not in ("samples", "batch_size", "checkpoint")}
     try:
