@@ -8,7 +8,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from ddpm.datasets.idx import IDX_FILES
-from ddpm.datasets.index import Pictures
+from ddpm.datasets.image_io import decode
+from ddpm.datasets.index import Files
 from ddpm.datasets.registry import DATASETS, Source
 from ddpm.datasets.settings import PrepareData
 
@@ -51,8 +52,27 @@ def settings(**changes) -> PrepareData:
     return PrepareData(**{**defaults, **changes})
 
 
+class Pictures(Sequence):
+    """The pictures of one split, decoded on access."""
+
+    def __init__(self, files: Files, split: int):
+        self.files, self.listed = files, files.index.splits[split]
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        ((_, load_one),) = self.files.store.fetch([self.listed[position]])
+        return decode(load_one())
+
+
 def load(dataset: str, **changes) -> Source:
-    return DATASETS[dataset].load(settings(**changes))
+    """Loads a data set; the images of picture files are Pictures."""
+    source = DATASETS[dataset].load(settings(**changes))
+    if source.files is None:
+        return source
+    train, test = (raw._replace(images=Pictures(source.files, split)) for split, raw in enumerate(source[:2]))
+    return source._replace(train=train, test=test)
 
 
 def refused(call, *arguments, **options) -> str:
@@ -64,7 +84,7 @@ def refused(call, *arguments, **options) -> str:
 
 def paths(images: Pictures) -> list[Path]:
     """Returns the path of every picture of a split, in order."""
-    return [images.files.store.where / picture.name for picture in images.files.index.splits[images.split]]
+    return [images.files.store.where / picture.name for picture in images.listed]
 
 
 def colours(path: Path, count: int, first: int = 0, size: tuple[int, int] = (6, 5), suffix: str = ".png") -> None:

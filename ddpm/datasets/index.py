@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm.core.files import InputError, printable
-from ddpm.datasets.image_io import EXTENSIONS, Decoding, Unreadable, decode
+from ddpm.core.files import printable
+from ddpm.datasets.image_io import EXTENSIONS, Unreadable
 
 MAX_STAMP = (1 << 62) - 1  # fits in int64
 MAX_BYTES = 256 << 20  # more than any encoded picture; larger files are not read into memory
@@ -164,25 +164,6 @@ class Files(NamedTuple):
     index: ImageIndex
     store: Store
     stamp: str = ""
-
-
-class Pictures(Sequence):
-    """The pictures of one split (0 train, 1 test) as uint8 (H, W, C) arrays, decoded on access."""
-
-    def __init__(self, files: Files, split: int, how: Decoding):
-        self.files, self.split, self.how = files, split, how
-
-    def __len__(self) -> int:
-        return self.files.index.counts[self.split]
-
-    def __getitem__(self, position: int) -> np.ndarray:
-        picture = self.files.index.splits[self.split][position]
-        ((_, load),) = self.files.store.fetch([picture])
-        try:
-            return decode(load(), self.how)
-        except Unreadable as error:
-            shown = self.files.store.shown(picture)
-            raise InputError(f"cannot be read as an image ({error}); repair or remove it", key=shown) from None
 
 
 def random_access(where: Path, load: Callable[[Picture], Path | BytesIO]) -> Store:

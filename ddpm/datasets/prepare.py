@@ -18,7 +18,7 @@ from ddpm.core.paths import PREPARED_DIR
 from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
 from ddpm.datasets.fill import fill, in_threads, mismatch, resized, unreadable
-from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Images, Source
+from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Source
 from ddpm.datasets.resume import PartialArrays, write_header
 from ddpm.datasets.settings import PrepareData
 from ddpm.datasets.statistics import blocks, statistics
@@ -85,7 +85,7 @@ def _describe(folder: Path, dataset: str, recorded: dict, class_names: Sequence[
 
 
 def _write_images(
-    path: Path, images: Images, shape: tuple[int, int, int], settings: PrepareData, name: str, workers: int
+    path: Path, images: np.ndarray, shape: tuple[int, int, int], settings: PrepareData, name: str, workers: int
 ) -> None:
     """Writes an array of images one by one."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ddpm.datasets.cifar import ARCHIVE, UNPACKED, download_cifar10, find_cifar1
 from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
 from ddpm.datasets.image_folder import read_image_folder
-from ddpm.datasets.index import Files, Pictures
+from ddpm.datasets.index import Files
 from ddpm.datasets.settings import PrepareData
 from ddpm.datasets.splits import held_out
 
@@ -22,17 +22,10 @@ DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST = 500
 
 
-class Images(Protocol):
-    """A sequence of uint8 (H, W, C) images: an array (N, H, W, C), or pictures that are decoded on access."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> np.ndarray: ...
-
-
 class Raw(NamedTuple):
-    """One split before preparation. images: N images; labels: int64 (N,), from 0."""
+    """One split before preparation. images: uint8 (N, H, W, C), None for picture files; labels: int64 (N,), from 0."""
 
-    images: Images
+    images: np.ndarray | None
     labels: np.ndarray
 
 
@@ -41,7 +34,7 @@ class Source(NamedTuple):
 
     train, test: its splits.
     class_names: the name of each label.
-    files: the picture files of both splits, from which preparation can resume; None for images in memory.
+    files: the picture files of both splits; None for images in memory.
     """
 
     train: Raw
@@ -104,26 +97,25 @@ def cifar10(settings: PrepareData) -> Source:
 
 def image_folder(settings: PrepareData) -> Source:
     """Loads a folder or an archive of class folders, at prepare_data.folder below the raw folder."""
-    return _of_files(*read_image_folder(raw_root() / settings.folder, settings.test_share), settings)
+    return _of_files(*read_image_folder(raw_root() / settings.folder, settings.test_share))
 
 
 def celeba(settings: PrepareData) -> Source:
     """Loads CelebA's aligned faces from the folder celeba of the raw folder; prepare_data.label names the attribute."""
-    return _of_files(*read_celeba(raw_root(), settings.label), settings)
+    return _of_files(*read_celeba(raw_root(), settings.label))
 
 
 def huggingface(settings: PrepareData) -> Source:
     """Loads a data set of Hugging Face's `datasets`, at prepare_data.folder below the raw folder."""
-    return _of_files(*read_huggingface(raw_root() / settings.folder, settings.label, settings.test_share), settings)
+    return _of_files(*read_huggingface(raw_root() / settings.folder, settings.label, settings.test_share))
 
 
-def _of_files(files: Files, class_names: Sequence[str], settings: PrepareData) -> Source:
+def _of_files(files: Files, class_names: Sequence[str]) -> Source:
     if skipped := files.index.skipped:
         count = sum(number for number, _ in skipped.values())
         kinds = ", ".join(f"{number:,} {ending or 'without an ending'} ({first})" for ending, (number, first) in skipped.items())
         print_line(f"{files.store.where}: {count:,} left out, since their names do not end as those of pictures: {kinds}")
-    train, test = (Raw(Pictures(files, split, settings.decoding()), files.index.labels(split)) for split in (0, 1))
-    return Source(train, test, class_names, files)
+    return Source(Raw(None, files.index.labels(0)), Raw(None, files.index.labels(1)), class_names, files)
 
 
 def _download(name: str, files: str, download: Callable[[], object]) -> None:
