@@ -13,6 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["DVC_TEST"] = "1"  # no process in the background that looks for a newer DVC
 
+# Now: its log would write to what captures the output of the first test that imports it, and that is closed after the test.
+import dvc.logger  # noqa: F401
 import hypothesis
 import pytest
 import torch
@@ -100,8 +102,8 @@ class Checkout:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "DDPM_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        dvc = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder.parent / "site")}
-        self.env = {**kept, **dvc, "PATH": path, "PYTHONPATH": str(ROOT)}
+        settings = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder.parent / "site")}
+        self.env = {**kept, **settings, "PATH": path, "PYTHONPATH": str(ROOT)}
         folder.mkdir()
         self.run("git", "init", "-q")
         for setting in ("user.name=t", "user.email=t@example.org", "commit.gpgSign=false"):
@@ -165,18 +167,28 @@ def workspace(tmp_path, monkeypatch) -> Path:
 
 
 def the_error(status: int, stdout: str, stderr: str) -> str:
-    """Returns the one error line of a stage that failed; lines of progress may precede it."""
+    """Returns the one error line of a stage or command that failed; lines of progress may precede it.
+
+    The status must be 1, or 2 where a command says how to use it.
+    """
     lines = [line for line in stderr.splitlines() if not PROGRESS.match(line)]
-    assert status in (1, 2), stdout + stderr
+    assert status == (2 if "; see `python -m ddpm" in stderr else 1), stdout + stderr
     assert "Traceback" not in stdout + stderr
     assert len(lines) == 1, stderr
     assert lines[0].startswith("error: ")
     return lines[0].removeprefix("error: ")
 
 
-def input_error(key: str, match: str | None = None):
-    """Returns a context that an InputError of that key must leave."""
-    return pytest.raises(InputError, match=match, check=lambda error: error.key == key)
+def input_error(key: str | None = None, match: str | None = None):
+    """Returns a context that an InputError, of that key, must leave."""
+    return pytest.raises(InputError, match=match, check=lambda error: key in (None, error.key))
+
+
+def error_of(call, *arguments, **options) -> InputError:
+    """Calls a function, which must raise InputError; returns the error."""
+    with input_error() as error:
+        call(*arguments, **options)
+    return error.value
 
 
 @pytest.fixture
@@ -190,13 +202,6 @@ def refused(capsys):
         return the_error(stopped.value.code, *capsys.readouterr())
 
     return run
-
-
-def error_of(call, *arguments, **options) -> InputError:
-    """Calls a function, which must raise InputError; returns the error."""
-    with pytest.raises(InputError) as error:
-        call(*arguments, **options)
-    return error.value
 
 
 @pytest.fixture
