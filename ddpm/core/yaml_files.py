@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, check_regular
 
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 # The plain scalars that are no text: type, pattern, first characters, and how they are read.
@@ -80,6 +80,7 @@ def parse_yaml(text: str, key: str | os.PathLike) -> Any:
 
 def read_yaml(path: str | os.PathLike) -> dict:
     """Reads a YAML mapping. Raises InputError, with the line of a mistake."""
+    check_regular(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from ddpm.core.files import InputError, write_text
+from ddpm.core.files import InputError, check_regular, write_text
 from ddpm.experiments.significance import format_mean
 from ddpm.plots.markdown import literal
 from ddpm.plots.numbers import table
@@ -30,6 +30,7 @@ def update(readme: Path, records: Path, recipes: Sequence[str], check: bool = Fa
     recipes: names of all recipes. check: do not write. Raises InputError for a file without the comments, for a damaged record
     and, with `check`, if the file would change.
     """
+    check_regular(readme)
     try:
         before = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
