@@ -1,6 +1,6 @@
 """Figures, image grids and numbers: drawings show their data."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddpm.plots import figures, image_grid, sample_figures
+from ddpm.plots import figures, image_grid, sample_figures, style
 from ddpm.plots.numbers import measured, number, percent, share_error, share_of, supported, table
 from ddpm.plots.style import with_styles
 
@@ -71,6 +71,23 @@ def test_comparison_leaves_out_missing_accuracy(tmp_path):
         shapes.append(read(tmp_path / "a.png").shape)
     assert min(shapes[0][:2]) > 200
     assert shapes[1][1] > 900
+
+
+@pytest.mark.parametrize("sd", [None, 0.001, 0.05, 0.3])
+def test_comparison_labels_are_below_the_title(tmp_path, monkeypatch, sd):
+    kept = []
+
+    @contextmanager
+    def kept_figure(*arguments):
+        with style.figure(*arguments) as axes:
+            kept.extend(axes)
+            yield axes
+
+    monkeypatch.setattr(figures, "figure", kept_figure)
+    rows = [{"sampler": name, "nfe": 50, "fid": 0.1, "fid_sd": sd, "accuracy": 0.9} for name in ("DDPM", "DDIM")]
+    figures.comparison(tmp_path / "a.png", rows, 0.08, 500)
+    for ax in kept:
+        assert max(label.get_window_extent().y1 for label in ax.texts) < ax.title.get_window_extent().y0
 
 
 def blue(picture):

@@ -11,8 +11,9 @@ import pytest
 from conftest import diffusion, edit, input_error
 from PIL import Image
 
-from ddpm.core.files import write_json, write_npz, write_text
+from ddpm.core.files import read_npz, write_json, write_npz, write_text
 from ddpm.evaluation.evaluator import describe_metrics
+from ddpm.report import gallery
 from ddpm.report.page import render_page, write_report
 from ddpm.report.settings import Report
 from ddpm.report.summary import copying_signs, differ, summarize
@@ -183,6 +184,17 @@ def test_report_draws_every_picture_of_the_page(written):
             assert picture.width >= 800
     assert text == page()
     assert not re.search(r"\{[{%]|\n\n\n| \n", text)
+
+
+def test_denoising_shows_the_classes_in_turn(here, monkeypatch):
+    arrays = read_npz("samples/ddpm.npz", "")
+    x = np.zeros((2, 6, 8, 8, 1), np.uint8) + np.arange(6, dtype=np.uint8)[:, None, None, None]
+    labels = np.array([0, 0, 0, 4, 0, 7] + [0] * 54)
+    write_npz("samples/ddpm.npz", {**arrays, "arr_1": labels, "trajectory_x": x, "trajectory_x0": x, "trajectory_level": [1, 0]})
+    shown = []
+    monkeypatch.setattr(gallery.image_grid, "denoising_strip", lambda path, x, *_: shown.append(x[0, :, 0, 0, 0].tolist()))
+    gallery.draw_samples("ddpm", META["class_names"], 4, 16, 100)
+    assert shown == [[0, 3, 5, 1, 2, 4]]
 
 
 def test_report_repeats_its_bytes(written, here):

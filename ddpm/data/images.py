@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MAX_PSNR = 100.0  # dB, also of equal images
+
 
 def to_model_range(images: Tensor) -> Tensor:
     """Maps uint8 0..255 to float32 [-1, 1]."""
@@ -23,3 +25,8 @@ def to_images(images: Tensor) -> np.ndarray:
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Copies uint8 (N, H, W, C) to a uint8 tensor (N, C, H, W) on the device."""
     return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).contiguous()
+
+
+def psnr_of(mse: Tensor) -> Tensor:
+    """Returns the peak signal-to-noise ratio in dB, at most 100, for mean squared errors of images in [-1, 1], whose peak is 2."""
+    return (10 * torch.log10(4 / mse)).clamp(max=MAX_PSNR)

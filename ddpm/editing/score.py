@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm.core import processes
-from ddpm.data.images import to_images
+from ddpm.data.images import psnr_of, to_images
 from ddpm.data.prepared import Prepared, held_out
 from ddpm.editing.inpaint import named_mask, with_repaint_jumps
 from ddpm.editing.tasks import inpaint_images
@@ -16,7 +16,6 @@ from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.progress import final_images
 
 BATCH = 100
-MAX_PSNR = 100.0  # dB, as in `evaluate`
 MASK = "right"
 
 
@@ -67,7 +66,7 @@ def score_inpainting(
         scores[name] = {"nfe": plan.nfe}
         if classifier.predicts_classes:
             scores[name]["accuracy"] = _accuracy(classifier, filled, labels)
-        scores[name]["psnr"] = float((10 * torch.log10(4 / error)).clamp(max=MAX_PSNR))
+        scores[name]["psnr"] = float(psnr_of(error))
     return scores
 
 

@@ -18,7 +18,6 @@ from ddpm.sampling.inversion import round_trip
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.time_grid import make_grid
 
-MAX_PSNR = 100.0
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of T
 HEADLINE = 0.25
 EXAMPLES = 8
@@ -61,8 +60,7 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
     if image.shape != reference.shape:
         raise ValueError(f"shapes differ: {tuple(image.shape)} and {tuple(reference.shape)}")
     mse = (image.cpu().double() - reference.cpu().double()).square().flatten(1).mean(1)
-    # The peak of [-1, 1] is 2.
-    return (10 * torch.log10(4 / mse)).clamp(max=MAX_PSNR)
+    return psnr_of(mse)
 
 
 def reconstruct(model: DiffusionModel, data: Prepared, classifier: Classifier, count: int, seed: int) -> Reconstruction:

@@ -45,7 +45,8 @@ def comparison(path: Path, rows: Sequence[dict], floor: float | None, n: int) ->
             # A value and its standard deviation in one line are wider than a bar.
             ax.bar_label(drawn, [text.replace(" ± ", "\n± ") for text in texts], padding=2)
             ax.set_title(title)
-            ax.set_ylim(0, max(values) * (1.35 if error else 1.15))
+            # Labels stand on the error bars; those with a standard deviation have two lines.
+            ax.set_ylim(0, max(np.add(values, error or 0)) * (1.3 if error else 1.15))
             ax.grid(axis="x", visible=False)
             ax.yaxis.set_major_formatter(PercentFormatter(1) if key == "accuracy" else StrMethodFormatter(form))
 

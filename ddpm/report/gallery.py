@@ -35,7 +35,12 @@ def draw_samples(name: str, class_names: list[str], columns: int, tile: int, fra
         image_grid.class_grid(grid, arrays["arr_0"], arrays["arr_1"], class_names, columns, tile)
     else:
         image_grid.plain_grid(grid, arrays["arr_0"][: 10 * columns], columns, tile)
-    path = (arrays["trajectory_x"], arrays["trajectory_x0"], arrays["trajectory_level"])
+    x, x0 = arrays["trajectory_x"], arrays["trajectory_x0"]
+    if "arr_1" in arrays:  # the classes in turn: those of unequal data are mostly the large ones
+        labels = pd.Series(arrays["arr_1"][: x.shape[1]])
+        turns = np.argsort(labels.groupby(labels).cumcount(), kind="stable")
+        x, x0 = x[:, turns], x0[:, turns]
+    path = (x, x0, arrays["trajectory_level"])
     image_grid.denoising_strip(FIGURES / f"{name}_denoising.png", *path, tile)
     image_grid.denoising_gif(FIGURES / f"{name}_denoising.gif", *path, tile, frame_ms)
 
