@@ -28,5 +28,5 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def psnr_of(mse: Tensor) -> Tensor:
-    """Returns the peak signal-to-noise ratio in dB, at most 100, for mean squared errors of images in [-1, 1], whose peak is 2."""
+    """Returns the peak signal-to-noise ratio in dB, at most 100, of mean squared errors of images in [-1, 1] (peak 2)."""
     return (10 * torch.log10(4 / mse)).clamp(max=MAX_PSNR)

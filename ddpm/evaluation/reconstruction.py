@@ -9,6 +9,7 @@ from torch import Tensor
 from ddpm.core import processes
 from ddpm.core.progress import Progress
 from ddpm.core.seeds import seeded
+from ddpm.data.images import psnr_of
 from ddpm.data.prepared import Prepared, held_out
 from ddpm.diffusion.schedule import Level, NoiseSchedule, add_noise
 from ddpm.evaluation.lpips import Perceptual, by_batches
