@@ -151,6 +151,17 @@ def edit_params(**dotted) -> None:
 
 
 @pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    """An empty raw folder in the current folder, which has a scratch folder too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for variable, name in {"DDPM_SCRATCH": "scratch", "DDPM_DATA_ROOT": "raw"}.items():
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    (tmp_path / "raw").mkdir()
+    return tmp_path / "raw"
+
+
+@pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Path:
     """A new current folder with dvc.yaml, the tiny profile of params.yaml, and folders for raw files and unfinished work."""
     folder = tmp_path / "workspace"

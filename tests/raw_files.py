@@ -33,16 +33,6 @@ def real(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not there, reason=f"DDPM_DATA_ROOT does not name a folder with {name}")
 
 
-def enter(folder: Path, monkeypatch) -> Path:
-    """Makes an empty raw folder in `folder`, which becomes the current and the scratch folder."""
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setenv("DDPM_SCRATCH", str(folder / "scratch"))
-    monkeypatch.setenv("DDPM_DATA_ROOT", str(folder / "raw"))
-    (folder / "raw").mkdir()
-    return folder / "raw"
-
-
 def settings(**changes) -> PrepareData:
     """Returns the section prepare_data with changes."""
     defaults = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw_files import REAL, arrays, colours, contents, enter, load, pack, png, real, refused, settings
+from raw_files import REAL, arrays, colours, contents, load, pack, png, real, refused, settings
 
 from ddpm.core.files import printable
 from ddpm.datasets import archives, index
@@ -21,11 +21,6 @@ from ddpm.datasets.index import Picture
 from ddpm.datasets.prepare import prepare
 
 KINDS = list(ARCHIVES)
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return enter(tmp_path, monkeypatch)
 
 
 def files_of(folder: Path) -> list[tuple[str, bytes]]:

@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
-from raw_files import CIFAR_ROWS, IDX_ARRAYS, enter, idx, load, paths, put_idx_files, real, refused, settings, write_cifar10
+from raw_files import CIFAR_ROWS, IDX_ARRAYS, idx, load, paths, put_idx_files, real, refused, settings, write_cifar10
 from sklearn.datasets import load_digits
 
 from ddpm.core.scratch import scratch_root
 from ddpm.data.prepared import open_prepared
-from ddpm.datasets import image_io
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import OPTIONAL_SETTINGS, raw_root
@@ -26,11 +23,6 @@ from ddpm.datasets.settings import PrepareData
 from ddpm.features.pretrained import weights_folder
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return enter(tmp_path, monkeypatch)
 
 
 @pytest.fixture(
@@ -303,43 +295,6 @@ def test_prepare_mixed_sizes(pictures, tmp_path):
         assert prepare("image_folder", settings(image_size=size, resize_mode=how), tmp_path / how)["shape"] == [size, size, 3]
     message = refused(prepare, "image_folder", settings(image_size=8), tmp_path / "small")
     assert "prepare_data.image_size: 8 is smaller than an image of 7x9" in message
-
-
-# --- fitting
-
-
-@pytest.mark.parametrize(
-    ("channels", "background", "border"), [(1, (0, 0, 0), 0), (3, (0, 0, 0), 0), (3, (9, 5, 1), (9, 5, 1)), (1, (9, 9, 9), 9)]
-)
-def test_pad_centers_on_the_background(channels, background, border):
-    image = np.full((3, 4, channels), 7, np.uint8)
-    expected = np.broadcast_to(np.array(border, np.uint8), (8, 8, channels)).copy()
-    expected[2:5, 2:6] = 7
-    np.testing.assert_array_equal(image_io.pad(image, 8, background), expected)
-    assert refused(image_io.pad, image, 3).startswith("params.yaml: prepare_data.image_size: 3 is smaller than an image of 3x4")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resize_scales_and_crops_center(channels):
-    image = np.zeros((16, 48, channels), np.uint8)
-    image[:, 16:32] = 200
-    np.testing.assert_array_equal(image_io.resize(image, 16), np.full((16, 16, channels), 200))
-    small = image_io.resize(image.transpose(1, 0, 2), 8)
-    assert (small.shape, small.dtype) == ((8, 8, channels), np.uint8)
-    assert small[2:6].min() == 200
-    assert image_io.resize(image[:, :16], 16).tolist() == image[:, :16].tolist()
-
-
-def test_resize_is_antialiased():
-    stripes = np.zeros((32, 32, 1), np.uint8)
-    stripes[:, ::2] = 255
-    inner = image_io.resize(stripes, 8)[:, 2:-2]
-    assert np.abs(inner.astype(int) - 128).max() < 16
-
-
-@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 20))
-def test_resize_between_all_sizes(height, width, size):
-    assert image_io.resize(np.full((height, width, 3), 90, np.uint8), size).tolist() == np.full((size, size, 3), 90).tolist()
 
 
 # --- the prepared arrays

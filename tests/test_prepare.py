@@ -10,7 +10,7 @@ import pytest
 from conftest import edit_params, error_of
 from PIL import Image
 from processes import at_call, die, in_fork
-from raw_files import arrays, colours, contents, enter, load, paths, refused, settings
+from raw_files import arrays, colours, contents, load, paths, refused, settings
 
 import stages.prepare_data
 from ddpm.core import params
@@ -28,9 +28,8 @@ FIT = {"image_size": 4, "resize_mode": "resize", "channels": "rgb"}
 
 
 @pytest.fixture
-def raw(tmp_path, monkeypatch):
+def raw(raw, monkeypatch):
     """16 pictures in two classes; every row is saved at once, without fsync."""
-    raw = enter(tmp_path, monkeypatch)
     colours(raw / "pictures" / "cat", 6)
     colours(raw / "pictures" / "dog", 10, first=60)
     monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
@@ -158,8 +157,7 @@ def test_second_preparation_is_refused(raw, tmp_path, monkeypatch):
     prepare("image_folder", settings(**FIT))
 
 
-def test_prepare_digits_without_scratch_folder(tmp_path, monkeypatch):
-    enter(tmp_path, monkeypatch)
+def test_prepare_digits_without_scratch_folder(raw, tmp_path):
     prepare("digits", settings())
     assert not (tmp_path / "scratch").exists()
 

@@ -11,16 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from processes import in_fork, read_only
-from raw_files import arrays, contents, enter, load, put, put_idx_files, refused, settings, write_cifar10
+from raw_files import arrays, contents, load, put, put_idx_files, refused, settings, write_cifar10
 
 from ddpm.datasets.huggingface import library
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DATASETS
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return enter(tmp_path, monkeypatch)
 
 
 def png(colour: int, size=(4, 4)) -> bytes:
