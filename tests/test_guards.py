@@ -89,7 +89,7 @@ class TestMetricsFile:
 
     def write(self, scores, seconds=1.0):
         results = Reconstruction({}, [{"psnr": 1.0}], {}), Likelihood({}, np.zeros(2), {}), RoundTrips({}, {})
-        write_results(scores, {name: {"seconds": seconds} for name in ("ddpm", "ddim")}, *results, {})
+        write_results(scores, {name: {"seconds": seconds} for name in ("ddpm", "ddim")}, *results, {}, [])
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_it_takes_no_nan_and_no_infinity(self, workspace, value):
