@@ -45,7 +45,7 @@ PROFILE = {
     "sample_ddim": {"samples": 40, "batch_size": 20, "steps": 5},
     "guidance": {"samples": 40, "steps": 3},
     "edit": {"scored_images": 20, "steps": 5, "repaint_jump_length": 2, "repaint_resamples": 2, "film_frames": 2},
-    "evaluate": {"reconstruction_images": 50},
+    "evaluate": {"reconstruction_images": 50, "training_curve_samples": 100},
     "report": {"columns": 4},
     "runtime": {"threads": 1},
 }  # fmt: skip
