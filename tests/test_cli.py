@@ -480,7 +480,7 @@ for command in COMMANDS:
     assert main([name, "--nonsense"]) == 2
     if "model" in parameters:
         assert main([name, "--model", "nowhere"]) == 1, name
-assert main(["sample", "--out", "a.jpg"]) == 2
+assert main(["sample", "--out", "a.jpg"]) == main(["reconstruct", "seed:1", "nowhere.png"]) == 2
 assert main([]) == main(["recipe"]) == 0
 slow = {"torch", "torchvision", "sklearn", "matplotlib", "pandas", "gradio", "av"} & set(sys.modules)
 sys.exit(f"imported: {slow}" if slow else 0)
@@ -611,7 +611,7 @@ MISTAKES = [
     ("recipe fifo.yaml", "fifo.yaml: is a FIFO"),
     ("results --readme fifo.yaml", "fifo.yaml: is a FIFO"),
     ("sample --model fifo.yaml", "fifo.yaml: is neither a folder nor a file"),
-    ("inpaint fifo.yaml", "fifo.yaml: no such picture"),
+    ("inpaint fifo.yaml", "[IMAGE]: fifo.yaml: no such picture"),
     ("inpaint --mask fifo.yaml", "--mask: "),
     ("import fifo.yaml", "fifo.yaml: holds no unet/config.json"),
 ]  # fmt: skip

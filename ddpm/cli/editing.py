@@ -2,14 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from ddpm.cli import options
 from ddpm.core.files import InputError
 from ddpm.core.limits import MAX_RESAMPLES, MAX_TIMESTEPS
 from ddpm.core.params import keys_of
+from ddpm.editing.names import check_mask
 
 MASKS = keys_of("editing/inpaint.py", "MASKS")
 RECONSTRUCTED_IMAGES = 8  # test images that `reconstruct` uses without arguments
@@ -17,8 +15,8 @@ RECONSTRUCTED_IMAGES = 8  # test images that `reconstruct` uses without argument
 
 @options.with_option_groups
 def interpolate(
-    a: Annotated[str, typer.Argument(metavar="[A]", help=options.IMAGE_HELP)] = "seed:2",
-    b: Annotated[str, typer.Argument(metavar="[B]", help="The other image, in the same notation.")] = "seed:7",
+    a: options.image_argument("[A]") = "seed:2",
+    b: options.image_argument("[B]", help="The other image, in the same notation.") = "seed:7",
     number: options.number(
         1000, "Number of images, including both ends.", int | None, least=2, show_default="12, in a film 48"
     ) = None,
@@ -78,6 +76,7 @@ def interpolate(
 def inpaint(
     mask: options.option(
         str, options.CONTENT, "NAME|FILE", f"Region to fill: {', '.join(MASKS)}, or an image file that is white there.",
+        callback=options.checked(lambda name: check_mask(name, MASKS)),
     ) = "middle",
     number: options.number(100, "Number of fills.") = 8,
     jump: options.option(
@@ -167,9 +166,7 @@ def edit(
 
 @options.with_option_groups
 def reconstruct(
-    image: Annotated[
-        list[str] | None, typer.Argument(metavar="[IMAGE]...", help=options.IMAGE_HELP, show_default="test:0 to test:7")
-    ] = None,
+    image: options.image_argument("[IMAGE]...", list[str] | None, show_default="test:0 to test:7") = None,
     steps: options.option(
         list[int] | None, options.CONTENT, "NUMBER",
         "Number of DDIM steps in each direction: more of them reconstruct more exactly. Repeat it for several.",

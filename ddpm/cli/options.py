@@ -16,6 +16,7 @@ from ddpm.core.limits import MAX_COLUMNS, MAX_GUIDANCE, MAX_SEED, MAX_THREADS, M
 from ddpm.core.outputs import check_name, check_out
 from ddpm.core.params import keys_of, lookup
 from ddpm.core.paths import MODEL_DIR
+from ddpm.editing.names import image_name
 from ddpm.networks.names import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def checked(check: Callable[[Any], object]) -> Callable[[Any], Any]:
             for one in value if isinstance(value, list) else [] if value is None else [value]:
                 check(one)
         except InputError as error:
-            raise typer.BadParameter(error.message) from None
+            # The key is the value itself, or else the option's name, which typer adds.
+            raise typer.BadParameter(str(error) if error.key == str(one) else error.message) from None
         return value
 
     return callback
@@ -84,7 +86,12 @@ Label = option(
 Text = option(str | None, CONTENT, "TEXT", "Caption of the image, for text-conditional models, instead of a class.")
 Seed = option(int, CONTENT, "SEED", "Seed of the noise: the same seed gives the same images.", min=0, max=MAX_SEED)
 
-IMAGE_HELP = "An image file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
+
+def image_argument(metavar: str, kind: Any = str, help: str = "", **more: Any) -> Any:
+    """Returns the annotation of an argument that names an image, or several."""
+    help = help or "An image file, `test:3` for test image 3, or `seed:7` for the sample of seed 7."
+    return Annotated[kind, typer.Argument(metavar=metavar, help=help, callback=checked(image_name), **more)]
+
 
 Tile = option(
     int, OUTPUT, "PIXELS", "Images are enlarged by a whole factor until their longer side is at least this.", min=1, max=MAX_TILE
@@ -158,7 +165,7 @@ class ContentOptions:
 class SourceOptions:
     """An image to edit, its class or text, and the seed of the edits."""
 
-    image: Annotated[str, typer.Argument(metavar="[IMAGE]", help=IMAGE_HELP)] = "test:0"
+    image: image_argument("[IMAGE]") = "test:0"
     label: Label = None
     text: Text = None
     seed: Seed = 0

@@ -1,7 +1,5 @@
 """Input images and masks by name: files, test images, samples of a seed, and named masks."""
 
-import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +12,7 @@ from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import open_test
 from ddpm.datasets import image_io
 from ddpm.editing.inpaint import MASKS, named_mask, to_mask
+from ddpm.editing.names import check_mask, image_name
 from ddpm.editing.tasks import ImageSource
 from ddpm.sampling.labels import Label, conditioning_for
 from ddpm.sampling.model import DiffusionModel
@@ -25,8 +24,6 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
 
     Raises InputError if it cannot be read.
     """
-    if not os.path.isfile(path):
-        raise InputError("no such picture; give a file, a test image such as 'test:3', or a sample such as 'seed:7'", key=path)
     height, width, channels = shape
     array = image_io.read_picture(path, "L" if channels == 1 else "RGB")
     picture = Image.fromarray(array[..., 0] if channels == 1 else array)
@@ -60,13 +57,13 @@ def open_image(
 
     Raises InputError for an unknown name, label or text.
     """
-    kind, _, number = name.partition(":")
+    kind, number = image_name(name) or ("picture", 0)
     classes = model.data["class_names"]
-    if kind == "seed" and re.fullmatch(r"\d{1,12}", number):
-        default, image, latent = int(number) % len(classes), None, latent_of(model, int(number))
-    elif kind == "test" and re.fullmatch(r"\d{1,12}", number):
-        array, index = _test_image(model, name, int(number))
-        default, image, latent = index, _tensor(model, array), None
+    if kind == "seed":
+        default, image, latent = number % len(classes), None, latent_of(model, number)
+    elif kind == "test":
+        array, default = _test_image(model, name, number)
+        image, latent = _tensor(model, array), None
     else:
         default, image, latent = None, _tensor(model, read_picture(Path(name), model.shape)), None
     chosen: list[Label] = [label] if label else []
@@ -101,8 +98,7 @@ def open_mask(name: str, shape: tuple[int, int, int]) -> Tensor:
     """
     if name in MASKS:
         return named_mask(name, shape)
-    if not os.path.isfile(name):
-        raise InputError(f"{name!r} is neither a picture nor one of {', '.join(MASKS)}", key="mask")
+    check_mask(name, MASKS)
     filled = read_picture(Path(name), (*shape[:2], 1))[..., 0] >= 128
     if not filled.any():
         raise InputError(f"{name} has no white pixels; paint it white where the image is to be filled", key="mask")
