@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -461,12 +460,18 @@ def test_export_of_an_import_equals_the_first_export():
         ({"sample_size": 18}, "sides must be multiples of 4, but they are 18x18"),
         ({"something_new": 1}, "something_new: unknown key"),
         ({"_class_name": "UNet2DConditionModel"}, "_class_name: 'UNet2DConditionModel' is unknown"),
+        ({"_class_name": ["UNet2DModel"]}, "_class_name: ['UNet2DModel'] is unknown"),
+        ({"block_out_channels": None}, "block_out_channels: None must be a list"),
+        ({"layers_per_block": "2"}, "layers_per_block: '2' must be an integer"),
+        ({"sample_size": 10**30}, "sample_size.0: 10"),
+        ({"norm_eps": 1e300}, "norm_eps: 1e+300 must be"),
+        ({"in_channels": 10**9}, "out_channels: 3 must be in_channels"),
+        ({"\x1b[2J": 1}, "\\x1b[2J: unknown key"),
     ],
 )
 def test_import_refuses_config_by_key(changes, message, error):
     random_unet().save_pretrained("theirs")
-    config = json.loads(Path("theirs/config.json").read_text())
-    write_json("theirs/config.json", config | changes)
+    edit_json("theirs/config.json", **changes)
     line = error("import", "theirs")
     assert line.startswith("theirs/config.json: ")
     assert message in line
@@ -479,31 +484,62 @@ def test_read_config_has_the_defaults_of_diffusers():
     assert read_config({"sample_size": 32}) == read_config(given)
 
 
-def damage(change):
-    path = Path("theirs") / WEIGHTS
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
+def edit_json(path, **changes):
+    write_json(path, json.loads(Path(path).read_text()) | changes)
+
+
+CLASS_ROWS = "class_embedding.weight"
+CONFIG = "theirs/unet/config.json"
 
 
 @pytest.mark.parametrize(
-    ("break_it", "message"),
+    ("name", "tensor", "message"),
     [
-        (lambda: damage(lambda w: w.pop("conv_in.bias")), "conv_in.bias: is missing, according to config.json (1 such tensors)"),
-        (lambda: damage(lambda w: w.update(extra=torch.ones(1))), "extra: is not a tensor of this network"),
-        (lambda: damage(lambda w: w.update({"conv_in.bias": torch.ones(3)})), "conv_in.bias: shape (3,) must be (16,)"),
-        (lambda: damage(lambda w: w.update({"class_embedding.weight": torch.ones(3, 64)})), "class_embedding.weight has 3 rows"),
-        (lambda: (Path("theirs") / WEIGHTS).write_bytes(b"x"), "cannot be read as weights"),
-        (lambda: (Path("theirs") / WEIGHTS).unlink(), "theirs/unet: holds no diffusion_pytorch_model.safetensors or .bin"),
-        (lambda: Path("theirs/unet/config.json").write_text("{"), "theirs/unet/config.json: cannot be read"),
-        (lambda: write_json(SCHEDULER, {"num_train_timesteps": 50}), "beta_schedule: no schedule has these noise levels"),
-        (lambda: shutil.rmtree("theirs/unet"), "theirs: holds no unet/config.json"),
+        ("conv_in.bias", None, "conv_in.bias: is missing, according to config.json (1 such tensors)"),
+        ("extra", torch.ones(1), "extra: is not a tensor of this network"),
+        ("conv_in.bias", torch.ones(3), "conv_in.bias: shape (3,) must be (16,)"),
+        ("conv_in.bias", torch.ones(16, dtype=torch.int8), "conv_in.bias is torch.int8, not floating point"),
+        (CLASS_ROWS, torch.ones(3, 64), f"{CLASS_ROWS}: shape (3, 64) does not fit num_class_embeds None"),
+        (CLASS_ROWS, torch.ones(()), f"{CLASS_ROWS}: shape () does not fit num_class_embeds None"),
     ],
 )
-def test_import_refuses_damaged_folders(break_it, message, error):
+def test_import_refuses_other_weights_by_name(name, tensor, message, error):
     save_pipeline()
-    break_it()
+    path = Path("theirs") / WEIGHTS
+    weights = load_file(path) | {name: tensor}
+    save_file({name: value for name, value in weights.items() if value is not None}, path)
     assert message in error("import", "theirs")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        (f"theirs/{WEIGHTS}", "x", "cannot be read as weights"),
+        (f"theirs/{WEIGHTS}", None, "theirs/unet: holds no diffusion_pytorch_model.safetensors or .bin"),
+        (CONFIG, "{", f"{CONFIG}: cannot be read"),
+        (CONFIG, "[" * 200_000, f"{CONFIG}: cannot be read (nested too deep)"),
+        (CONFIG, None, "theirs: holds no unet/config.json"),
+        (SCHEDULER, '{"a":' * 200_000, f"{SCHEDULER}: cannot be read (nested too deep)"),
+        (SCHEDULER, "[]", f"{SCHEDULER}: holds no JSON object"),
+        (SCHEDULER, '{"num_train_timesteps": 50}', f"{SCHEDULER}: beta_schedule: no schedule has these noise levels"),
+    ],
+)
+def test_import_refuses_damaged_folders(path, text, message, error):
+    save_pipeline()
+    Path(path).unlink()
+    if text is not None:
+        Path(path).write_text(text)
+    assert message in error("import", "theirs")
+
+
+def test_import_refuses_files_that_are_none_and_classes_without_weights(error):
+    save_pipeline()
+    edit_json(CONFIG, num_class_embeds=10**9)
+    assert f"{CLASS_ROWS}: shape None does not fit num_class_embeds 1000000000" in error("import", "theirs")
+    for path in (f"theirs/{WEIGHTS}", SCHEDULER, CONFIG):
+        Path(path).unlink()
+        os.mkfifo(path)
+        assert error("import", "theirs").startswith(f"{path}: is a FIFO, not a file")
 
 
 def test_import_refuses_a_pickle_that_runs_code(error):
@@ -524,8 +560,15 @@ def test_import_replaces_only_imports_and_ignores_a_damaged_record(error):
     assert "--out: models/ddpm is there already and is no imported model" in error("import", "-o", "models/ddpm")
     run("import")
     run("import")
-    Path("out/diffusers/ddpm.json").write_text('{"data": {"class_names": 3}, "training": []}')
-    assert import_.read_folder(Path("out/diffusers")).config["data"]["class_names"][-1] == "class 10"
+    record = Path("out/diffusers/ddpm.json")
+    good = json.loads(record.read_text())
+    for damaged in (
+        {"data": {"class_names": 3}},
+        {"data": {"class_names": "0123456789"}},
+        {"training": {"condition_dropout": 7}},
+    ):
+        write_json(record, good | damaged)
+        assert import_.read_folder(Path("out/diffusers")).config["data"]["class_names"][-1] == "class 10"
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -570,6 +613,10 @@ def test_read_scheduler_matches_schedulers_of_diffusers(config, name):
         ({"prediction_type": "flow_prediction"}, "prediction_type: 'flow_prediction' must be"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas: has 2 entries; num_train_timesteps is 1000"),
         ({"trained_betas": [0.1, 1.2], "num_train_timesteps": 2}, "trained_betas.1: 1.2 must be"),
+        ({"trained_betas": {}}, "trained_betas: {} must be a list"),
+        ({"num_train_timesteps": 10**20}, "num_train_timesteps: 10"),
+        ({"beta_start": None}, "beta_start: None must be a number"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule: "),
         ({"rescale_betas_zero_snr": True}, "prediction_type: 'epsilon' does not determine the image"),
     ],
 )

@@ -1,5 +1,6 @@
 """The model card of an export: what hubs read, code that runs, and scores that are what they say."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from test_unet import IDENTITY, awake, settings
 from ddpm.cli.main import main
 from ddpm.core.files import sha256, write_json
 from ddpm.core.weights import read_weights, save_weights
-from ddpm.diffusers_io.model_card import ACCURACY_NAME, FID_NAME, CardInfo, steps_of, write_card
+from ddpm.diffusers_io.model_card import ACCURACY_NAME, FID_NAME, CardInfo, ExportOptions, steps_of, write_card
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import make_network
 
@@ -137,6 +138,17 @@ def test_card_has_the_scores_of_its_weights_alone(capsys):
     assert "## Scores" in Path("other/README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"accuracy": "x"}, {"cost": []}, {"classifier": {"fid": [1]}}, {"classifier": {"fid_sd": -1}}]
+)
+def test_card_refuses_damaged_scores(changes, error):
+    card(scores=METRICS)
+    metrics = json.loads(Path("reports/evaluate/metrics.json").read_text())
+    metrics["ddim"] |= changes
+    write_json("reports/evaluate/metrics.json", metrics)
+    assert error("export", "--samples", "0").startswith(f"reports/evaluate/metrics.json: ddim.{next(iter(changes))}")
+
+
 def run_code(text, monkeypatch):
     """Run the card's block of Python where it stands; what it leaves."""
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -192,7 +204,7 @@ def test_card_names_the_conditioning(arguments, conditioning, said):
 
 def test_card_offers_no_class_after_condition_dropout_only():
     config = config_of()
-    facts = CardInfo("final", True, False, True, "small", "mit", [])
+    facts = CardInfo(ExportOptions(keep_classes=True), True, False, "mit")
     assert "10 means no class" in write_card(config, facts)
     assert "For classifier-free guidance" in write_card(config, facts)
     config["training"]["condition_dropout"] = 0.0
@@ -222,7 +234,7 @@ def test_card_escapes_class_names():
 def test_card_license():
     assert ModelCard(card("--license", "cc-by-4.0")).data.license == "cc-by-4.0"
     foreign = config_of(dataset="imported", conditioning="none", names=["image"])
-    facts = CardInfo("final", False, False, False, "small", None, [])
+    facts = CardInfo(ExportOptions(), False, False, None)
     text = write_card(foreign, facts)
     assert ModelCard(text).data.license is None
     assert "Their license is that of their source" in text

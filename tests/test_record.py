@@ -217,6 +217,15 @@ def test_record_runs_each_seed_once(calls, capsys):
     assert not list(Path(".scratch/record").iterdir()), "copies of experiments are removed"
 
 
+def test_escape_sequences_in_names_are_shown_as_text(calls, capsys):
+    name, text = "\x1b[2Jmine.yaml", "about: mine\nparameters: 1\noverrides: {}\n"
+    write_files(Path(), {name: text, "README.md": f"{BEGIN}\n{END}\n"})
+    Path("README.md").rename("\x1b[2J.md")
+    for out in (said(capsys, "record", name), said(capsys, "results", "--readme", "\x1b[2J.md")):
+        assert "\\x1b[2J" in out
+        assert "\x1b" not in out
+
+
 def test_record_takes_the_seed_of_the_settings_and_keeps_runs_before_a_failure(calls, capsys):
     said(capsys, "record", "digits")
     said(capsys, "record", "digits", "-S", "seed=7", "--without-dvc")

@@ -9,7 +9,7 @@ import torch
 from ddpm.core.files import printable, read_json
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
 from ddpm.networks.power_ema import list_snapshots, supported_range
-from ddpm.report.model_scores import scores_of
+from ddpm.report.model_scores import Scores, scores_of
 from ddpm.sampling.model import load
 
 MAX_NAMES = 40
@@ -44,12 +44,11 @@ def describe(folder: Path) -> dict[str, Any]:
     return description | scores | ({"scores_left_out": note} if note else {})
 
 
-def _scores(metrics: dict[str, dict]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, scores in metrics.items():
-        values = {key: (scores.get("classifier") or {}).get(key) for key in ("fid", "fid_floor")}
-        row = {key: value for key, value in {**values, "accuracy": scores.get("accuracy")}.items() if value is not None}
-        if row:
-            yield str(scores.get("sampler", name)), row
+def _scores(metrics: list[Scores]) -> Iterator[tuple[str, dict[str, float]]]:
+    for scores in metrics:
+        values = {"fid": scores.classifier.fid, "fid_floor": scores.classifier.fid_floor, "accuracy": scores.accuracy}
+        if row := {key: value for key, value in values.items() if value is not None}:
+            yield scores.sampler, row
 
 
 def as_text(description: dict[str, Any]) -> str:

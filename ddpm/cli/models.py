@@ -51,17 +51,15 @@ def export(
     """Write the trained model as a folder that diffusers loads, with a model card."""
     from ddpm.core.files import read_json
     from ddpm.diffusers_io.export import ExportOptions, check_out, export
-    from ddpm.diffusers_io.model_card import read_scores
     from ddpm.networks.checkpoints import CONFIG
     from ddpm.report.model_scores import scores_of
 
     check_out(out)
     model, config = machine.load(), read_json(machine.model / CONFIG, "train")
     exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, str(machine.checkpoint))
-    metrics, note = scores_of(machine.model)
+    scores, note = scores_of(machine.model)
     if note:
         print_line(note)
-    scores = read_scores(metrics, exported.checkpoint, thresholding, variance)
     weights = export(model, config, out, exported, samples=samples, license=license_name, scores=scores)
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")

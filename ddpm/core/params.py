@@ -42,7 +42,7 @@ class Section(BaseModel):
 
 def lookup(registry: Mapping[str, Any], name: str, key: str) -> Any:
     """Returns registry[name]. Raises InputError of this key, with the valid names, for an unknown name."""
-    if name in registry:
+    if isinstance(name, str) and name in registry:  # a list from a JSON file cannot be looked up
         return registry[name]
     raise InputError(f"{_SHORT.repr(name)} is unknown{_choices(name, registry)}", key=key)
 

@@ -4,8 +4,9 @@ These unconditional pipelines pass only the time to the network. A fixed class o
 bias of the time embedding, and the input channels of masks are dropped.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ddpm.core.files import InputError, atomic, atomic_folder, read_json, write_json, write_text
 from ddpm.core.outputs import check_folder
-from ddpm.diffusers_io.model_card import IMPORTED, LICENSE, CardInfo, Score, write_card
+from ddpm.diffusers_io.model_card import IMPORTED, LICENSE, CardInfo, ExportOptions, write_card
 from ddpm.diffusers_io.scheduler_config import write_scheduler
 from ddpm.diffusers_io.state_dict_map import CLASSES, LINEAR_OUT, to_diffusers
 from ddpm.diffusers_io.unet_config import write_config
@@ -22,6 +23,7 @@ from ddpm.editing.tasks import repeat_labels
 from ddpm.networks.conditioning import ClassEmbedding
 from ddpm.networks.unet import CompatOptions, UNet, UNetSettings
 from ddpm.plots.image_grid import save_grid
+from ddpm.report.model_scores import Scores
 from ddpm.sampling.generate import generate
 from ddpm.sampling.labels import conditioning_for
 from ddpm.sampling.model import DiffusionModel
@@ -35,24 +37,6 @@ UNET, SCHEDULER, INDEX, CARD, PICTURE, RECORD = "unet", "scheduler", "model_inde
 FILES = (UNET, SCHEDULER, INDEX, CARD, PICTURE, RECORD)
 QUANTILE = 0.995
 PICTURE_TILE = 48
-
-
-class ExportOptions(NamedTuple):
-    """How to export a model.
-
-    label, text: the fixed class or caption; without both, the export is unconditional.
-    keep_classes: export a class-conditional network instead.
-    variance, thresholding, timestep_spacing: options of the scheduler.
-    checkpoint: the checkpoint that is exported, for the record.
-    """
-
-    label: str | None = None
-    text: str | None = None
-    keep_classes: bool = False
-    variance: str = "small"
-    thresholding: str = "clip"
-    timestep_spacing: str = "trailing"
-    checkpoint: str = "final"
 
 
 def check_out(path: Path) -> None:
@@ -137,7 +121,7 @@ def export(
     *,
     samples: int = 0,
     license: str | None = None,
-    scores: list[Score] | None = None,
+    scores: Sequence[Scores] = (),
 ) -> dict[str, Tensor]:
     """Writes a model to the folder `out`; returns the exported weights.
 
@@ -158,13 +142,11 @@ def export(
     )
     images, captions, steps = draw_picture(model, labels, options, samples) if samples else (None, [], 0)
     card = CardInfo(
-        checkpoint=options.checkpoint,
+        options=options,
         takes_labels=model.network.takes_labels,
         takes_mask=model.network.takes_mask,
-        keep_classes=options.keep_classes,
-        variance=options.variance,
         license=license or (LICENSE if config["data"].get("dataset") != IMPORTED else None),
-        scores=scores or [],
+        scores=scores,
         caption=caption,
         parameters=sum(value.numel() for value in weights.values()),
         picture_steps=steps,

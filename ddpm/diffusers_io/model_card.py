@@ -1,6 +1,6 @@
 """The model card of an export: a README.md with the metadata that model hubs read. Its text is model_card.md.j2."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import yaml
 from ddpm.core.files import printable
 from ddpm.plots.markdown import render
 from ddpm.plots.numbers import number, supported
+from ddpm.report.model_scores import Scores
 
 # Names of metrics that are comparable within this project only.
 FID_NAME = "FID in the features of the project's own classifier, not comparable with papers"
@@ -42,35 +43,29 @@ TRAINING = {
 }
 
 
-class Score(NamedTuple):
-    """The scores of a set of samples; each but `sampler` and `is_comparable` may be None.
+class ExportOptions(NamedTuple):
+    """How to export a model.
 
-    sampler: label of the sampler.
-    nfe: network evaluations per image.
-    fid, fid_sd: FID in the features of the project's classifier, and its standard deviation.
-    fid_floor: FID of the same number of real images.
-    inception_fid: FID in the features of Inception.
-    accuracy: share of the samples whose predicted class is the requested class.
-    is_comparable: whether the samples are of the exported checkpoint, with its thresholding and variance, and without guidance.
+    label, text: the fixed class or caption; without both, the export is unconditional.
+    keep_classes: export a class-conditional network instead.
+    variance, thresholding, timestep_spacing: options of the scheduler.
+    checkpoint: the checkpoint that is exported, for the record.
     """
 
-    sampler: str
-    nfe: int | None
-    fid: float | None
-    fid_sd: float | None
-    fid_floor: float | None
-    inception_fid: float | None
-    accuracy: float | None
-    is_comparable: bool
+    label: str | None = None
+    text: str | None = None
+    keep_classes: bool = False
+    variance: str = "small"
+    thresholding: str = "clip"
+    timestep_spacing: str = "trailing"
+    checkpoint: str = "final"
 
 
 class CardInfo(NamedTuple):
     """What the card says in addition to config.json.
 
-    checkpoint: the exported checkpoint.
+    options: those of the export.
     takes_labels, takes_mask: whether the trained network takes a class or text, and masks.
-    keep_classes: whether the export takes a class.
-    variance: the variance of the scheduler.
     license: identifier of the license, or None if it is unknown.
     scores: scores of the trained model.
     caption: the fixed class or text of the export, or "".
@@ -78,43 +73,14 @@ class CardInfo(NamedTuple):
     picture_steps: DDIM steps of the picture's samples; 0 if there is no picture.
     """
 
-    checkpoint: str
+    options: ExportOptions
     takes_labels: bool
     takes_mask: bool
-    keep_classes: bool
-    variance: str
     license: str | None
-    scores: list[Score]
+    scores: Sequence[Scores] = ()
     caption: str = ""
     parameters: int = 0
     picture_steps: int = 0
-
-
-def read_scores(metrics: dict[str, dict], checkpoint: str, thresholding: str, variance: str) -> list[Score]:
-    """Returns the scores for the card. metrics: those of the exported model, see `report.model_scores.scores_of`.
-
-    The other arguments are those of the export. Samples of which it is not recorded how they were drawn are not comparable.
-    """
-    exported = {"checkpoint": checkpoint, "thresholding": thresholding, "guidance": 1.0, "variance": variance}
-    scores = []
-    for name, row in metrics.items():
-        classifier, settings = _dict(row, "classifier"), _dict(row, "settings")
-        # Fast samplers have no variance.
-        sampled = {**settings, "checkpoint": str(row["model"]["checkpoint"]), "variance": settings.get("variance", variance)}
-        if classifier or "accuracy" in row:
-            is_comparable = all(sampled.get(key) == value for key, value in exported.items())
-            scores.append(
-                Score(
-                    str(row.get("sampler", name)), _dict(row, "cost").get("nfe"), classifier.get("fid"), classifier.get("fid_sd"),
-                    classifier.get("fid_floor"), _dict(row, "inception").get("fid"), row.get("accuracy"), is_comparable,
-                )
-            )  # fmt: skip
-    return scores
-
-
-def _dict(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    value = tree.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def write_card(config: dict[str, Any], card: CardInfo) -> str:
@@ -145,7 +111,7 @@ def _metadata(config: dict[str, Any], card: CardInfo) -> dict[str, Any]:
     dataset = config["data"].get("dataset")
     title, hub = DATASETS.get(dataset, (dataset or "images", None))
     # With a fixed class the export generates other samples than the scored ones.
-    metrics = list(_metrics(card)) if card.keep_classes or not card.takes_labels else []
+    metrics = list(_metrics(card)) if card.options.keep_classes or not card.takes_labels else []
     results = {
         "task": {"type": TASK},
         "dataset": {"type": hub or dataset or "images", "name": title},
@@ -163,16 +129,23 @@ def _metadata(config: dict[str, Any], card: CardInfo) -> dict[str, Any]:
 
 def _metrics(card: CardInfo) -> Iterator[dict[str, Any]]:
     for score in card.scores:
-        if not score.is_comparable:
+        if not _is_comparable(score, card.options):
             continue
-        how = f"{score.sampler}, {number(score.nfe)} steps"
-        if score.inception_fid is not None:
-            yield {"type": "fid", "name": f"FID ({how})", "value": round(score.inception_fid, 3)}
-        if score.fid is not None:
-            value = float(supported(score.fid, score.fid_sd).replace(",", ""))
+        how = f"{score.sampler}, {number(score.cost.nfe)} steps"
+        if score.inception.fid is not None:
+            yield {"type": "fid", "name": f"FID ({how})", "value": round(score.inception.fid, 3)}
+        if score.classifier.fid is not None:
+            value = float(supported(score.classifier.fid, score.classifier.fid_sd).replace(",", ""))
             yield {"type": "fid-own-classifier", "name": f"{FID_NAME} ({how})", "value": value}
-        if score.accuracy is not None and card.keep_classes:
+        if score.accuracy is not None and card.options.keep_classes:
             yield {"type": "accuracy", "name": f"{ACCURACY_NAME} ({how})", "value": round(score.accuracy, 4)}
+
+
+def _is_comparable(score: Scores, options: ExportOptions) -> bool:
+    """Whether samples are of the exported checkpoint, with its thresholding and variance, and without guidance, by the record."""
+    wanted = {"thresholding": options.thresholding, "guidance": 1.0, "variance": options.variance}
+    sampled = {"variance": options.variance, **score.settings}  # a fast sampler has no variance
+    return str(score.model.checkpoint) == options.checkpoint and all(sampled.get(key) == value for key, value in wanted.items())
 
 
 def _code(name: str) -> str:
@@ -196,6 +169,6 @@ def _training_rows(config: dict[str, Any], card: CardInfo) -> dict[str, Any]:
         "channels": ", ".join(str(model["channels"] * mult) for mult in model["channel_mults"]),
         "blocks per level": model["blocks_per_level"],
         "attention": ", ".join(attention) or "none",
-        "checkpoint": card.checkpoint,
+        "checkpoint": card.options.checkpoint,
         **{title: training[key] for key, title in TRAINING.items() if training.get(key) is not None},
     }

@@ -92,23 +92,25 @@ def to_diffusers(network: UNet) -> dict[str, Tensor]:
 
 
 def from_diffusers(theirs: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
-    """Returns our network's state dict with the tensors of a UNet2DModel; tensors that it lacks keep the network's values.
+    """Returns the state dict of our network, which may be on the meta device, with the tensors of a UNet2DModel.
 
-    Accepts the old names of attention layers. Raises InputError for tensors that are missing, unknown, or of another shape.
+    A class embedding keeps its place, without values. Accepts the old names of attention layers. Raises InputError for tensors
+    that are missing, unknown, or of another shape.
     """
-    ours = {name: value.clone() for name, value in network.state_dict().items()}
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
     theirs, expected = {_current_name(name): value for name, value in theirs.items()}, tensor_map(network)
     odd = sorted(theirs.keys() ^ expected.keys())
     if odd:
         problem = "is missing" if odd[0] in expected else "is not a tensor of this network"
         raise InputError(f"{problem}, according to config.json ({len(odd)} such tensors)", key=odd[0])
     for name, place in expected.items():
+        shape = (place.rows, *shapes[place.name][1:])
+        flat = shape[:2] if place.flat else shape
+        if tuple(theirs[name].shape) not in (shape, flat):
+            raise InputError(f"shape {tuple(theirs[name].shape)} must be {flat}, according to config.json", key=name)
+    ours = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for name, place in expected.items():
         rows = ours[place.name][place.first : place.first + place.rows]
-        flat = tuple(rows.shape[:2]) if place.flat else ()
-        if tuple(theirs[name].shape) not in (tuple(rows.shape), flat):
-            raise InputError(
-                f"shape {tuple(theirs[name].shape)} must be {flat or tuple(rows.shape)}, according to config.json", key=name
-            )
         rows.copy_(theirs[name].reshape(rows.shape))
     return ours
 

@@ -11,6 +11,7 @@ from ddpm.networks.layers import norm_groups
 from ddpm.networks.unet import CompatOptions, Size, UNetSettings
 
 CLASS = "UNet2DModel"
+Side = Annotated[Size, Field(le=4096)]  # of an image, in pixels
 DownBlock, UpBlock = Literal["DownBlock2D", "AttnDownBlock2D"], Literal["UpBlock2D", "AttnUpBlock2D"]
 
 
@@ -23,7 +24,7 @@ class UNet2D(Section):
 
     model_config = ConfigDict(validate_default=True)
 
-    sample_size: Annotated[list[Size] | None, Field(min_length=2, max_length=2), BeforeValidator(_both_sides)] = None
+    sample_size: Annotated[list[Side] | None, Field(min_length=2, max_length=2), BeforeValidator(_both_sides)] = None
     in_channels: Size = 3
     out_channels: Size = 3
     center_input_sample: Literal[False] = False
@@ -45,7 +46,7 @@ class UNet2D(Section):
     attention_head_dim: Size | None = 8
     norm_num_groups: Size = 32
     attn_norm_num_groups: Size | None = None
-    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-5
     resnet_time_scale_shift: Literal["default"] = "default"
     add_attention: bool = True
     class_embed_type: Literal[None] = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddpm.core.files import InputError, printable, remove, write_text
+from ddpm.core.files import InputError, print_line, remove, write_text
 from ddpm.experiments.git import first_of, is_committed
 from ddpm.experiments.quality import quality_figure
 from ddpm.experiments.significance import difference, format_difference, format_mean
@@ -71,8 +71,7 @@ def _check_replaced(folder: Path, text: str) -> None:
         named = first_of(names)
         if not (is_ours and is_committed(folder)):
             raise InputError(f"holds {named}, which would be lost; commit the folder, give another --out, or --force", key=folder)
-        line = f"{folder}: replaces the committed table, which has {named}; `git restore {folder}` brings it back"
-        print(printable(line), flush=True)
+        print_line(f"{folder}: replaces the committed table, which has {named}; `git restore {folder}` brings it back")
 
 
 def _rows(text: str) -> set[tuple]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ddpm.core.files import InputError, printable, write_text, writing
+from ddpm.core.files import InputError, print_line, write_text, writing
 from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
 from ddpm.core.scratch import scratch_root
 from ddpm.core.yaml_files import read_yaml
@@ -96,7 +96,7 @@ def run_without_dvc(spec: RunSpec, seed: int, folder: Path, extra: Sequence[str]
     stages = read_yaml(folder / PIPELINE_FILE)["stages"]
     start = time.monotonic()
     for name in active_stages(stages):
-        print(f"Running stage {name!r}", flush=True)
+        print_line(f"Running stage {name!r}")
         _run(_words(stages[name]["cmd"]), folder, f"stage {name}")
     seconds = time.monotonic() - start
     _run_extra(extra, folder)
@@ -136,7 +136,7 @@ def _copy(folder: Path) -> None:
 
 def _run_extra(extra: Sequence[str], folder: Path) -> None:
     for command in extra:
-        print(printable(f"> {command}"), flush=True)
+        print_line(f"> {command}")
         _run(_words(command), folder, command)
 
 
