@@ -118,12 +118,15 @@ def test_read_leaves_out_unfinished_experiments(tmp_path):
 
 def test_read_leaves_out_scores_of_other_weights():
     header, *lines = shown(*SEEDS).splitlines()
-    columns = ",final_sha256,ddpm.model.checkpoint,ddpm.model.sha256"
-    added = [",aa,final,aa", ",aa,best,bb", ",aa,final,bb"][-len(lines) :]
+    columns = ",final_sha256,ddpm.model.checkpoint,ddpm.model.sha256,reports/evaluate/metrics.json:model.sha256"
+    columns += ",reports/evaluate/metrics.json:model.checkpoint"
+    added = [",aa,final,aa,aa,final", ",aa,best,bb,bb,final", ",aa,best,bb,bb,best"]
     text = "\n".join([header + columns, *(line + end for line, end in zip(lines, added, strict=True))])
     found = collect.read_experiments(text, PARAMS)
-    assert list(found.left_out) == ["b"]
-    assert "scores of other weights" in found.left_out["b"]
+    assert list(found.left_out) == ["a"]
+    assert "scores of other weights" in found.left_out["a"]
+    of_samples = text.replace(",aa,best,bb,bb,best", ",aa,final,bb,aa,final")
+    assert list(collect.read_experiments(of_samples.replace("bb,bb,final", "bb,aa,final"), PARAMS).left_out) == ["b"]
 
 
 def test_read_refuses_fewer_than_two_experiments():

@@ -24,7 +24,7 @@ from ddpm.experiments.git import CHECKOUT
 from ddpm.experiments.recipe import flatten
 from ddpm.experiments.tables import CODE, SCORES, Experiments
 from ddpm.report.summary import SAMPLES
-from ddpm.report.weights import of_other_weights
+from ddpm.report.weights import TRAINED, of_other_weights
 
 HEADER = "Experiment,rev,typ,"
 SEED, SUCCESS = "seed", "Success"
@@ -109,12 +109,12 @@ def _left_out(shown: pd.DataFrame, scores: pd.DataFrame) -> Iterator[tuple[str, 
 
 
 def _of_other_weights(row: pd.DataFrame) -> bool:
-    """Whether a set of samples is of other weights than those that the experiment trained."""
+    """Whether scores are of other weights than those that the experiment trained."""
     models = {
-        name: {key: _column(row, str(METRICS_FILE), f"{name}.model.{key}").iloc[0] for key in ("checkpoint", "sha256")}
-        for name in SAMPLES
+        name: {key: _column(row, str(METRICS_FILE), f"{name}model.{key}").iloc[0] for key in ("checkpoint", "sha256")}
+        for name in ("", *(f"{samples}." for samples in SAMPLES))  # of `evaluate` itself, and of each set of samples
     }
-    return bool(of_other_weights(_column(row, "reports/train/metrics.json", "final_sha256").iloc[0], models))
+    return bool(of_other_weights(_column(row, str(TRAINED), "final_sha256").iloc[0], models))
 
 
 def _code(shown: pd.DataFrame) -> list[str]:
