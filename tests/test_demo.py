@@ -87,7 +87,7 @@ def test_draw_writes_picture_arrays_and_film(loaded, tmp_path):
     assert "4 images by DDIM, 3 network evaluations each" in made.note
 
 
-@pytest.mark.parametrize(("content", "labels"), [("7", [7, 7, 7, 7]), (DEFAULT, [0, 1, 2, 3]), ("none", None)])
+@pytest.mark.parametrize(("content", "labels"), [("7", [7, 7, 7, 7]), ("none", None)])
 def test_draw_uses_the_requested_class(loaded, tmp_path, content, labels):
     model = loaded()
     _, made = run(draw, model, tmp_path, changed(DRAWING, _0=content))

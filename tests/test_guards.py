@@ -9,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torchmetrics.image import PeakSignalNoiseRatio
 
 from ddpm.core.files import InputError, write_json, write_npz
 from ddpm.core.paths import METRICS_FILE
@@ -20,7 +17,7 @@ from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.fid import check_features, inception_score, kernel_distance
 from ddpm.evaluation.likelihood import Likelihood
 from ddpm.evaluation.lpips import lpips_alex
-from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips, psnr
+from ddpm.evaluation.reconstruction import Reconstruction, RoundTrips
 from ddpm.evaluation.results import write_results
 from ddpm.features.classifier import Classifier, load_classifier, predict, save_classifier
 from ddpm.features.extractors import Inception
@@ -159,32 +156,14 @@ class TestExtractors:
         torch.manual_seed(0)
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         a, b = torch.rand(2, 3, 1, 28, 28) * 2 - 1
-        with pytest.raises(RuntimeError, match="too small"):
-            network(a.expand(-1, 3, -1, -1), b.expand(-1, 3, -1, -1))
         found = lpips_alex(network, a, b)
         assert found.shape == (3,)
         assert (found > 0).all()
         torch.testing.assert_close(lpips_alex(network, a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1)), found)
 
 
-def test_psnr_is_the_mean_over_images_not_pooled():
-    reference = torch.zeros(2, 1, 8, 8)
-    image = torch.stack([torch.full((1, 8, 8), 0.001), torch.full((1, 8, 8), 0.5)])
-    pooled = float(PeakSignalNoiseRatio(data_range=2.0)(image, reference))
-    each = [20 * np.log10(2 / 0.001), 20 * np.log10(2 / 0.5)]
-    assert float(psnr(image, reference).mean()) == pytest.approx(np.mean(each), rel=1e-5)
-    assert abs(pooled - np.mean(each)) > 7
-
-
-class TestFewImages:
+def test_sets_of_two_images_have_a_distance_and_an_inception_score():
+    """Where torch-fidelity refuses subsets of 1,000 images, and gives NaN for empty splits."""
     features = np.random.default_rng(0).standard_normal((8, 4))
-
-    def test_no_subset_can_be_larger_than_the_sets(self):
-        with pytest.raises(ValueError, match="KID subset size 1000 cannot be smaller"):
-            kid_features_to_metric(*[torch.from_numpy(self.features)] * 2, kid_subset_size=1000, verbose=False)
-        assert np.isfinite(kernel_distance(self.features, self.features[:2]))
-
-    def test_no_split_can_be_empty(self):
-        probabilities = np.full((2, 10), 0.1)
-        assert np.isnan(isc_features_to_metric(torch.zeros(2, 10), splits=10, shuffle=False)["inception_score_mean"])
-        assert inception_score(probabilities) == pytest.approx(1)
+    assert np.isfinite(kernel_distance(features, features[:2]))
+    assert inception_score(np.full((2, 10), 0.1)) == pytest.approx(1)
