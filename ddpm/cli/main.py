@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
             return _end("error: out of memory; generate fewer images at once (--number, or --batch of sample)")
         raise
     # Versions of typer differ in the status after an interruption.
-    return _end("interrupted", 128 + stop.number) if status == INTERRUPTED else 0
+    return _end("interrupted", stop.status) if status == INTERRUPTED else 0
 
 
 def _end(line: str, status: int = 1) -> int:

@@ -21,8 +21,8 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from ddpm.core.files import InputError
-from ddpm.core.processes import is_main_process, store
-from ddpm.core.signals import CHILD
+from ddpm.core.processes import store
+from ddpm.core.signals import CHILD, handling
 
 _SAVED = "saved"
 # Below the 30 seconds after which torchrun kills its processes.
@@ -31,27 +31,22 @@ GRACE_SECONDS = 20
 
 @contextmanager
 def defer_signals_until_saved() -> Iterator[None]:
-    """Delays SIGTERM and SIGINT in all processes but 0 until process 0 has saved, for at most GRACE_SECONDS.
+    """Delays SIGTERM and SIGINT, in a process other than 0, until process 0 has saved, for at most GRACE_SECONDS.
 
     Process 0 finishes a training step before it saves, which needs the other processes.
     """
-    if is_main_process():
-        yield
-        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     # Python runs signal handlers between its own instructions, so not during a collective operation. The wakeup file descriptor
     # is written at once, and a thread reads it.
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_end_after_first, args=[reader], daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(former)
-        os.close(writer)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with handling(lambda *_: None):
+        former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=_end_after_first, args=[reader], daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(former)
+            os.close(writer)
 
 
 def _end_after_first(reader: int) -> None:

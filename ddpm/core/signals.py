@@ -7,27 +7,46 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 # Names a file, in the processes that a stage starts. Their parent prints the line about their end, unless process 0 made the file
 # to say that it printed one.
 CHILD = "DDPM_CHILD"
+Handler = Callable[[int, FrameType | None], None]
 
 
 class Stop:
-    """number: the signal that ended the work, SIGINT before there is one. time: when it came, in seconds, None before."""
+    """number: the first signal that came, None before. time: when it came, in seconds."""
 
-    number: int = signal.SIGINT
-    time: float | None = None
+    number: int | None = None
+    time: float = 0.0
+
+    @property
+    def status(self) -> int:
+        """The exit status after the signal."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal: records the first, and ends the process at once after another one more than 1 s later; earlier ones
+        are duplicates forwarded by parent processes."""
+        if self.number is None:
+            self.number, self.time = number, time.monotonic()
+        elif time.monotonic() - self.time > 1:
+            _end(number, frame)
 
 
 def _numbers() -> list[int]:
     """Returns the signals to handle. A process that torchrun started keeps the default of SIGTERM: it may wait for a process that
-    is gone, outside of Python. A signal that is ignored, as under nohup, stays so."""
-    numbers = [signal.SIGINT] if "RANK" in os.environ else [signal.SIGINT, signal.SIGTERM]
-    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    is gone, outside of Python."""
+    return [signal.SIGINT] if "RANK" in os.environ else [signal.SIGINT, signal.SIGTERM]
+
+
+def _set(numbers: Iterable[int], handle: Handler) -> dict[int, Handler]:
+    """Sets a handler; returns the former ones. A signal that is ignored, as in the background of a script, stays so."""
+    chosen = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in chosen}
 
 
 def _end(number: int, _: FrameType | None) -> None:
@@ -45,30 +64,36 @@ def _importing(frame: FrameType | None) -> bool:
 
 def end_at_signals() -> None:
     """Makes Ctrl-C and SIGTERM end this process at once, with one line; to call before the first import that takes long."""
-    for number in _numbers():
-        signal.signal(number, _end)
+    _set(_numbers(), _end)
+
+
+@contextmanager
+def handling(handle: Handler, numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+    """Within this context, in the main thread, these signals call `handle(number, frame)`."""
+    former = _set(numbers, handle) if threading.current_thread() is threading.main_thread() else {}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def interruptible() -> Iterator[Stop]:
     """Within this context, in the main thread, Ctrl-C and SIGTERM raise KeyboardInterrupt, so that temporary files are removed.
 
-    During an import they end the process at once: C code that imports may lose the exception. So does a second signal more than
-    1 s later; earlier ones are duplicates forwarded by parent processes.
+    During an import they end the process at once: C code that imports may lose the exception. So does a second signal, see
+    `Stop.note`.
     """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if _importing(frame) or (stop.time is not None and time.monotonic() - stop.time > 1):
+        if _importing(frame):
             _end(number, frame)
-        if stop.time is None:
-            stop.number, stop.time = number, time.monotonic()
+        is_first = stop.number is None
+        stop.note(number, frame)
+        if is_first:
             raise KeyboardInterrupt
 
-    numbers = _numbers() if threading.current_thread() is threading.main_thread() else []
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
+    with handling(handle, _numbers()):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -65,7 +65,7 @@ def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str
     except KeyboardInterrupt:
         if processes.is_main_process() and CHILD not in os.environ:
             print("interrupted", file=sys.stderr)
-        sys.exit(128 + stop.number)
+        sys.exit(stop.status)
     except Exception as error:
         if CHILD in os.environ:
             launch.report(error)

@@ -46,7 +46,7 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
         while trainer.step < s.steps:
             trainer.train_step()
             logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every)
-            if logging or validating or saving or stop.received or trainer.device.type == "cpu":
+            if logging or validating or saving or stop.number or trainer.device.type == "cpu":
                 trainer.guard.check()
             row = {}
             if logging:
@@ -64,7 +64,7 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
             # The rest concerns process 0 only: it needs no other process, and it alone handles a signal.
             if processes.is_main_process():
                 _write(trainer, hooks, bool(row), logging, due(s.preview_every))
-                stopping = stop.received
+                stopping = stop.number
                 if saving or stopping:
                     trainer.phases.enter("checkpoints")
                     hooks.checkpoint(trainer)

@@ -1,8 +1,5 @@
 """Monitors of a training: non-finite gradients, the time by phase, and signals. None of them makes a step wait."""
 
-import os
-import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from ddpm.core import launch, processes
 from ddpm.core.files import InputError
+from ddpm.core.signals import Stop, handling
 
 # GradScaler finds the scale of float16 by trial: it may halve the scale from 2^16 this often before a gradient counts as wrong.
 FLOAT16_TRIALS = 24
@@ -82,38 +80,9 @@ class PhaseTimer:
         return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares if seconds / total >= 0.005)
 
 
-class StopSignal:
-    """Records SIGTERM and SIGINT; `received` is the number of the signal, None before it.
-
-    A second signal more than 1 s later kills at once; earlier ones are duplicates forwarded by parent processes.
-    """
-
-    def __init__(self):
-        self.received: int | None = None
-        self.time = 0.0
-
-    def note(self, number: int, _: object) -> None:
-        if self.received is None:
-            self.received, self.time = number, time.monotonic()
-        elif time.monotonic() - self.time > 1:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-
 @contextmanager
-def stop_signals() -> Iterator[StopSignal]:
+def stop_signals() -> Iterator[Stop]:
     """Records stop signals within this context, in process 0; in the others they wait until process 0 has saved."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
+    stop = Stop()
+    with handling(stop.note) if processes.is_main_process() else launch.defer_signals_until_saved():
         yield stop
-        return
-    if not processes.is_main_process():
-        with launch.defer_signals_until_saved():
-            yield stop
-        return
-    previous = {number: signal.signal(number, stop.note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
