@@ -39,18 +39,6 @@ def test_to_picture_enlarges_by_a_whole_factor():
     assert np.asarray(image_grid.to_picture(np.zeros((64, 64, 3), np.uint8), tile=48)).shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_denoising_gif_has_a_frame_per_level(tmp_path, channels):
-    x, x0 = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 8, 8, channels), np.uint8)
-    path = tmp_path / "a.gif"
-    image_grid.denoising_gif(path, x, x0, np.array([100, 80, 60, 40, 20, 0]), tile=16, frame_ms=120)
-    with Image.open(path) as gif:
-        durations = [(gif.seek(frame), gif.info["duration"])[1] for frame in range(gif.n_frames)]
-        assert durations == [120] * 4 + [image_grid.HOLD_MS]
-        assert gif.info["loop"] == 0
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_denoising_strip_runs_from_noise_to_image(tmp_path):
     x = np.zeros((5, 2, 8, 8, 1), np.uint8)
     x[-1] = 77

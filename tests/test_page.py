@@ -193,7 +193,7 @@ def test_denoising_shows_the_classes_in_turn(here, monkeypatch):
     write_npz("samples/ddpm.npz", {**arrays, "arr_1": labels, "trajectory_x": x, "trajectory_x0": x, "trajectory_level": [1, 0]})
     shown = []
     monkeypatch.setattr(gallery.image_grid, "denoising_strip", lambda path, x, *_: shown.append(x[0, :, 0, 0, 0].tolist()))
-    gallery.draw_samples("ddpm", META["class_names"], 4, 16, 100)
+    gallery.draw_samples(Path(), "ddpm", META["class_names"], 4, 16, 100)
     assert shown == [[0, 3, 5, 1, 2, 4]]
 
 

@@ -230,14 +230,6 @@ class TestGIF:
         with pytest.raises(InputError, match=r"film\.gif: a GIF is at most 655 seconds long; .* or \.mp4"):
             write_film(tmp_path / "film.gif", grays(8), fps=0.01)
 
-    def test_denoising_gif_equals_write_film(self, tmp_path):
-        x, x0 = noise(2, 6, 4, 8, 8, 1)
-        image_grid.denoising_gif(tmp_path / "a.gif", x, x0, np.arange(6)[::-1], 16, 120)
-        frames, milliseconds = read_gif(tmp_path / "a.gif")
-        assert milliseconds == [120] * 4 + [2000]
-        write_film(tmp_path / "b.gif", [Image.fromarray(frame) for frame in frames], 1000 / 120)
-        assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
-
 
 class TestChoice:
     @given(total=st.integers(1, 2000), count=st.integers(1, 2500))

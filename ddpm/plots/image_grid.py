@@ -1,4 +1,4 @@
-"""Draws uint8 images (..., H, W, C) as labelled grids, denoising strips and GIFs."""
+"""Draws uint8 images (..., H, W, C) as labelled grids and denoising strips."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,6 @@ MARGIN = 8
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 MAX_CLASSES = 10
 STRIP_IMAGES, STRIP_FRAMES = 3, 10
-HOLD_MS = 2_000  # duration of the last frame of a GIF
 MAX_CAPTION = 60  # characters
 MAX_GRID_COLUMNS = 20
 TINT = (120, 150, 210)
@@ -96,27 +95,6 @@ def denoising_strip(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarra
         # There is no prediction at the first level.
         rows += [[x[f, k] for f in chosen], [x0[f, k] if f else np.full_like(x[f, k], 255) for f in chosen]]
     save(path, captioned(rows, ["x_t", "x0"] * (len(rows) // 2), [f"t={levels[f]:.4g}" for f in chosen], tile))
-
-
-def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: Sequence[int]) -> None:
-    """Writes RGB frames as a GIF that repeats forever, atomically. milliseconds: durations, multiples of 10.
-
-    Gray frames keep all their values; coloured frames have 256 colours each. Consecutive equal frames become one frame with the
-    sum of their durations.
-    """
-    colour = any(np.ptp(np.asarray(frame), axis=-1).any() for frame in frames)
-    frames = [frame.quantize(256) if colour else frame.convert("L") for frame in frames]
-    with atomic(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=list(milliseconds), loop=0)
-
-
-def denoising_gif(path: Path, x: np.ndarray, x0: np.ndarray, levels: np.ndarray, tile: int, frame_ms: int) -> None:
-    """Writes all trajectories side by side, x_t above the prediction of x0, one frame for each kept level."""
-    frames = []
-    for f in range(1, len(levels)):
-        columns = [f"t = {levels[f]:.4g}"] + [""] * (x.shape[1] - 1)
-        frames.append(captioned([list(x[f]), list(x0[f])], ["x_t", "x0"], columns, tile))
-    save_gif(path, frames, [frame_ms] * (len(frames) - 1) + [HOLD_MS])
 
 
 def rows_of(captions: Sequence[str], columns: int | None) -> list[tuple[str, list[int]]]:

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from ddpm.core.files import InputError, atomic
 from ddpm.core.params import lookup
 from ddpm.plots.fonts import font_of
-from ddpm.plots.image_grid import INK, MARGIN, PAPER, UPSCALING, captioned, save_gif
+from ddpm.plots.image_grid import INK, MARGIN, PAPER, UPSCALING, captioned
 
 Frame = TypeVar("Frame")
 MIN_FPS, MAX_FPS = 0.01, 60
@@ -62,7 +62,11 @@ def _write_gif(path: Path, frames: list[Image.Image], fps: float, hold: float) -
     hundredths[-1] = max(hundredths[-1], round(100 * hold))
     if hundredths.sum() > 100 * MAX_SECONDS_GIF:
         raise InputError(f"a GIF is at most {MAX_SECONDS_GIF} seconds long; choose more fps, fewer frames or .mp4", key=path)
-    save_gif(path, frames, (10 * hundredths).tolist())
+    # Gray frames keep all their values; coloured ones have 256 colours each. Consecutive equal frames become one.
+    colour = any(np.ptp(np.asarray(frame), axis=-1).any() for frame in frames)
+    first, *others = [frame.quantize(256) if colour else frame.convert("L") for frame in frames]
+    with atomic(path) as temporary:
+        first.save(temporary, save_all=True, append_images=others, duration=(10 * hundredths).tolist(), loop=0)
 
 
 def _write_mp4(path: Path, frames: list[Image.Image], fps: float, hold: float) -> None:
@@ -71,7 +75,8 @@ def _write_mp4(path: Path, frames: list[Image.Image], fps: float, hold: float) -
         av.Codec("libx264", "w")
     except ValueError:
         raise InputError("this PyAV has no libx264 encoder, which .mp4 needs; choose .gif", key=path) from None
-    frames = [_even(frame) for frame in frames]
+    # 4:2:0 colour subsampling needs even sides.
+    frames = [ImageOps.expand(frame, (0, 0, frame.width % 2, frame.height % 2), PAPER) for frame in frames]
     frames += frames[-1:] * (round(hold * fps) - 1)
     # With several threads the bytes of the file would depend on their number.
     options = {"crf": str(QUALITY), "threads": "1", "colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
@@ -98,13 +103,6 @@ def _write_mp4(path: Path, frames: list[Image.Image], fps: float, hold: float) -
 
 
 FILMS: dict[str, Callable[[Path, list[Image.Image], float, float], None]] = {".gif": _write_gif, ".mp4": _write_mp4}
-
-
-def _even(frame: Image.Image) -> Image.Image:
-    """Pads a frame to even sides, which 4:2:0 colour subsampling needs."""
-    canvas = Image.new("RGB", (frame.width + frame.width % 2, frame.height + frame.height % 2), PAPER)
-    canvas.paste(frame)
-    return canvas
 
 
 def ping_pong(frames: Sequence[Frame]) -> list[Frame]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddpm.core.files import read_json, read_npz, write_text
+from ddpm.core.files import atomic_folder, read_json, read_npz, write_text
 from ddpm.core.paths import EVALUATED_DIR, METRICS_FILE, PREPARED_DIR
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.plots.markdown import render
@@ -33,29 +33,31 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
     cost = {name: metrics[name]["cost"] for name in SAMPLES}
     titles = {name: scores[name]["sampler"] for name in SAMPLES}
     arrays = read_npz(EVALUATED_DIR / "arrays.npz", "evaluate")
-    gallery.draw_curves(arrays)
-    for name in SAMPLES:
-        gallery.draw_samples(name, meta["class_names"], settings.columns, settings.tile, settings.frame_ms)
-    gallery.draw_pairs(arrays, settings.tile)
-    gallery.draw_schedules(schedules, schedule, arrays["reconstruction_clean"][0], settings.tile)
-    gallery.draw_scores(scores, cost)
-    gallery.draw_classes(arrays, titles, meta["class_names"])
-    page = render_page(
-        scores,
-        descriptions,
-        cost,
-        guidance=gallery.draw_guidance(),
-        has_training_curve=gallery.draw_training_curve(),
-        has_snapshots=gallery.draw_edits(settings.tile, settings.frame_ms),
-        inpaint=read_json(REPORTS / "edit/metrics.json", "edit")["inpaint"],
-        # Not deps: within `dvc repro` all are of the weights that `train` wrote.
-        other_weights=scores_of_other_weights(),
-        meta=meta,
-        schedule=schedule,
-        conditional=any(f"{name}_asked" in arrays for name in SAMPLES),
-        # Not a dep: the sweep is run on demand.
-        has_sweep=(REPORTS / "sweep/index.md").exists(),
-    )
+    # A new folder: figures of an earlier run that this one does not have are gone.
+    with atomic_folder(REPORTS / "report", replace=True) as folder:
+        gallery.draw_curves(folder, arrays)
+        for name in SAMPLES:
+            gallery.draw_samples(folder, name, meta["class_names"], settings.columns, settings.tile, settings.frame_ms)
+        gallery.draw_pairs(folder, arrays, settings.tile)
+        gallery.draw_schedules(folder, schedules, schedule, arrays["reconstruction_clean"][0], settings.tile)
+        gallery.draw_scores(folder, scores, cost)
+        gallery.draw_classes(folder, arrays, titles, meta["class_names"])
+        page = render_page(
+            scores,
+            descriptions,
+            cost,
+            guidance=gallery.draw_guidance(folder),
+            has_training_curve=gallery.draw_training_curve(folder),
+            has_snapshots=gallery.draw_edits(folder, settings.tile, settings.frame_ms),
+            inpaint=read_json(REPORTS / "edit/metrics.json", "edit")["inpaint"],
+            # Not deps: within `dvc repro` all are of the weights that `train` wrote.
+            other_weights=scores_of_other_weights(),
+            meta=meta,
+            schedule=schedule,
+            conditional=any(f"{name}_asked" in arrays for name in SAMPLES),
+            # Not a dep: the sweep is run on demand.
+            has_sweep=(REPORTS / "sweep/index.md").exists(),
+        )
     write_text(REPORTS / "index.md", page)
 
 
