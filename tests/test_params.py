@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from conftest import ROOT, edit, edit_params, error_of
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ddpm.core import params
 from ddpm.core.files import InputError
 from ddpm.experiments import all_params
 from ddpm.experiments.all_params import KINDS, check_params
+from ddpm.networks.unet import UNetSettings
 from ddpm.training.settings import Train
 
 
@@ -181,6 +182,30 @@ def test_load_names_the_wrong_key(tmp_path, monkeypatch, rows):
         tree = edit(deepcopy(good), **edits)
         monkeypatch.setattr(params, "read_yaml", lambda path: tree)  # noqa: B023
         assert error_of(params.load, tmp_path / "params.yaml", **KINDS).key == next(iter(edits))
+
+
+def unbounded(schema, definitions, path):
+    """Yields the paths of numbers in a JSON schema that lack a bound."""
+    if isinstance(schema, list):
+        schema = dict(enumerate(schema))
+    if isinstance(schema, dict):
+        schema = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        words = " ".join(map(str, schema))
+        if schema.get("type") in ("integer", "number") and ("inimum" not in words or "aximum" not in words):
+            yield path
+        for key, value in schema.items():
+            if key != "$defs":
+                yield from unbounded(value, definitions, path if key in ("properties", "anyOf", "items") else f"{path}.{key}")
+
+
+def test_every_number_has_bounds():
+    found = []
+    for name, kind in KINDS.items():
+        if name != "model":  # whose class depends on its type
+            schema = TypeAdapter(kind).json_schema()
+            found += unbounded(schema, schema.get("$defs", {}), name)
+    schema = UNetSettings.model_json_schema()
+    assert [*found, *unbounded(schema, schema.get("$defs", {}), "model")] == ["prepare_data.value_range.0"]  # any pixel value
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ddpm.core.files import InputError
-from ddpm.core.limits import MAX_GUIDANCE
+from ddpm.core.limits import MAX_CHURN_SETTING, MAX_GUIDANCE
 from ddpm.core.params import lookup
 from ddpm.diffusion.variance import VARIANCES
 from ddpm.sampling.denoiser import THRESHOLDS, Denoiser, inside, thresholded
@@ -72,6 +72,10 @@ def make_plan(
     chosen, total = lookup(SAMPLERS, sampler, "sampler"), model.schedule.steps
     lookup(VARIANCES, variance, "variance")
     lookup(THRESHOLDS, thresholding, "thresholding")
+    limits = {"eta": (eta, 1), "churn": (churn, MAX_CHURN_SETTING), "threshold_quantile": (threshold_quantile, 1)}
+    for key, (value, most) in {**limits, "guidance": (guidance, MAX_GUIDANCE)}.items():
+        if not 0 <= value <= most:
+            raise InputError(f"{value} is out of range; give 0 to {most:g}", key=key)
     options = _options(sampler, chosen, eta=eta, variance=variance)
     if variance == "learned" and not model.learns_variance:
         raise InputError(
@@ -104,8 +108,6 @@ def make_plan(
 
 def _options(name: str, sampler: Sampler, *, eta: float, variance: str) -> dict[str, Any]:
     """Returns the options of a sampler's rule. Raises InputError for one that it does not take."""
-    if not 0 <= eta <= 1:
-        raise InputError(f"{eta} is out of range; give 0 to 1", key="eta")
     values = {"eta": (eta, 0.0), "variance": (variance, "small")}
     for option, (value, default) in values.items():
         if option not in sampler.options and value != default:
@@ -117,8 +119,6 @@ def _options(name: str, sampler: Sampler, *, eta: float, variance: str) -> dict[
 
 
 def _check_guidance(model: DiffusionModel, guidance: float, interval: tuple[float, float] | None) -> None:
-    if not 0 <= guidance <= MAX_GUIDANCE:
-        raise InputError(f"{guidance} is out of range; give 0 to {MAX_GUIDANCE:g}", key="guidance")
     if guidance != 1 and not model.network.takes_labels:
         raise InputError(
             f"{guidance} needs a model that takes a class or a text (model.conditioning); set it to 1.0", key="guidance"
