@@ -498,7 +498,10 @@ def test_table_ignores_records_of_an_older_format(tmp_path):
 
 
 def test_table_refuses_a_damaged_record(tmp_path):
-    for name, text in (("run.json", "{"), ("run.json", "[]"), ("run.json", '{"runs": []}'), ("metrics.json", "{}")):
+    for name, text in (
+        ("run.json", "{"), ("run.json", "[]"), ("run.json", '{"runs": []}'), ("run.json", "[" * 200_000), ("metrics.json", "{}"),
+        ("metrics.json", json.dumps(scores(fid=10**400))),
+    ):  # fmt: skip
         folder = put_record(tmp_path)
         (folder / name).write_text(text)
         with input_error(str(folder / "run.json"), match=r"is not a valid record \([^\n]*\); record the run again, or"):

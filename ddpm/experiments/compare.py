@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddpm.core.files import InputError, print_line, remove, write_text
+from ddpm.core.files import InputError, check_regular, print_line, remove, write_text
 from ddpm.experiments.git import first_of, is_committed
 from ddpm.experiments.quality import quality_figure
 from ddpm.experiments.significance import difference, format_difference, format_mean
@@ -62,6 +62,7 @@ def _check_replaced(folder: Path, text: str) -> None:
     """Prints or raises what `write_experiments` says of a folder. text: the new table."""
     if not any((folder / name).exists() for name in (TABLE, PAGE)):
         return
+    check_regular(folder / TABLE)
     try:
         lost, is_ours = _rows((folder / TABLE).read_text(encoding="utf-8")) - _rows(text), True
     except (OSError, ValueError, KeyError):

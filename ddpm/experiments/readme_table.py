@@ -80,12 +80,13 @@ def _rows(path: Path, relative_to: Path) -> Iterator[list[str]]:
                 raise ValueError(f"{run['metrics']} has the scores of other weights")
         for name in SAMPLES:
             yield _row(record, metrics, name, path.parent, relative_to)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"is not a valid record ({reason}); record the run again, or remove the folder", key=path) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_regular(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -40,7 +40,7 @@ def decimals(value: float, sd: float | None = None, digits: int = UNKNOWN_SPREAD
     It is rounded to the first digit of its standard deviation, and to one more where that digit is a 1. Without a standard
     deviation (None or 0), it has `digits` significant digits.
     """
-    if sd:
+    if sd and math.isfinite(sd):
         exponent = math.floor(math.log10(sd))
         return -exponent + (sd / 10**exponent < 2)
     return digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
