@@ -1,12 +1,13 @@
 """The jobs of the web page; nothing here depends on Gradio.
 
-A job is a generator that yields ProgressUpdates, writes files into a folder, and returns its result. Its values are those of a
-Section of inputs.py; it validates them.
+A job is a generator that yields ProgressUpdates, writes files into a folder, and returns its result. It is called with the values
+of a button, in the order of a Section of inputs.py, and validates them.
 """
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import wraps
+from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ddpm.core.files import InputError, write_npz
 from ddpm.core.memory import out_of_memory_names
+from ddpm.core.params import Section
 from ddpm.data.images import to_images, to_model_range, to_tensor
 from ddpm.demo.inputs import (
     SOURCES,
@@ -78,21 +80,29 @@ class JobResult(NamedTuple):
 Job = Generator[ProgressUpdate, None, JobResult]
 
 
-def job(work: Callable[..., Generator]) -> Callable[..., Generator]:
-    """Decorates a job: an allocation that fails becomes an InputError."""
+def job(kind: type[Section]) -> Callable[[Callable[..., Generator]], Callable[..., Generator]]:
+    """Decorates a job, which receives the values as a Section `kind` behind its other arguments.
 
-    @wraps(work)
-    def run(*arguments: Any) -> Generator:
-        with out_of_memory_names("number of images", where=""):
-            return (yield from work(*arguments))
+    It raises InputError for invalid values, and for an allocation that fails.
+    """
 
-    return run
+    def decorate(work: Callable[..., Generator]) -> Callable[..., Generator]:
+        others = len(signature(work).parameters) - 1
+
+        @wraps(work)
+        def run(*arguments: Any) -> Generator:
+            with out_of_memory_names("number of images", where=""):
+                return (yield from work(*arguments[:others], validate(kind, arguments[others:])))
+
+        run.kind = kind
+        return run
+
+    return decorate
 
 
-@job
-def draw(model: DiffusionModel, folder: Path, *values: Any) -> Job:
-    """Generates images. values: those of DrawInputs."""
-    inputs = validate(DrawInputs, values)
+@job(DrawInputs)
+def draw(model: DiffusionModel, folder: Path, inputs: DrawInputs) -> Job:
+    """Generates images."""
     plan = make_plan(model, sampler=inputs.sampler, steps=inputs.steps, eta=inputs.eta, guidance=inputs.guidance)
     labels, captions = _conditioning(model, inputs.number, inputs.content, inputs.guidance)
     record = TrajectoryRecorder(denoising_steps(plan.grid), FILM_FRAMES, FILM_IMAGES)
@@ -107,18 +117,16 @@ def draw(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     return JobResult(files, _cost(plan, len(images), seconds))
 
 
-@job
-def show(model: DiffusionModel, *values: Any) -> Generator[ProgressUpdate, None, np.ndarray]:
-    """Returns the image uint8 (H, W, C) to paint a mask on. values: those of SourceInputs."""
-    inputs = validate(SourceInputs, values)
+@job(SourceInputs)
+def show(model: DiffusionModel, inputs: SourceInputs) -> Generator[ProgressUpdate, None, np.ndarray]:
+    """Returns the image uint8 (H, W, C) to paint a mask on."""
     x0 = yield from _image(model, inputs, _open(model, inputs))
     return to_images(x0)[0]
 
 
-@job
-def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Job:
-    """Fills the masked region of an image in several ways. values: those of InpaintInputs."""
-    inputs = validate(InpaintInputs, values)
+@job(InpaintInputs)
+def inpaint(model: DiffusionModel, folder: Path, inputs: InpaintInputs) -> Job:
+    """Fills the masked region of an image in several ways."""
     known, count = mask_of(model, inputs.mask, inputs.painted), inputs.number_of_fills
     jump = min(JUMP, inputs.steps - 1)
     change = (lambda grid: with_repaint_jumps(grid, jump, inputs.resamples)) if jump and inputs.resamples > 1 else None
@@ -133,10 +141,9 @@ def inpaint(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     return JobResult({"picture": picture}, _cost(plan, count, seconds))
 
 
-@job
-def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Job:
-    """Interpolates between two images. values: those of InterpolateInputs."""
-    inputs = validate(InterpolateInputs, values)
+@job(InterpolateInputs)
+def interpolate(model: DiffusionModel, folder: Path, inputs: InterpolateInputs) -> Job:
+    """Interpolates between two images."""
     plan = make_plan(model, sampler=inputs.sampler, steps=inputs.steps)
     ends = [
         _named(model, SOURCES[inputs.ends](number, None), content)
@@ -150,10 +157,9 @@ def interpolate(model: DiffusionModel, folder: Path, *values: Any) -> Job:
     return JobResult(files, f"{len(images)} images by {plan.label}, {inputs.steps:,} steps, {seconds:.1f} s")
 
 
-@job
-def compare(model: DiffusionModel, folder: Path, *values: Any) -> Job:
-    """Generates the same seed by two samplers. values: those of CompareInputs."""
-    inputs = validate(CompareInputs, values)
+@job(CompareInputs)
+def compare(model: DiffusionModel, folder: Path, inputs: CompareInputs) -> Job:
+    """Generates the same seed by two samplers."""
     pairs = ((inputs.first_sampler, inputs.first_steps), (inputs.second_sampler, inputs.second_steps))
     plans = [make_plan(model, sampler=sampler, steps=steps, guidance=inputs.guidance) for sampler, steps in pairs]
     labels, _ = _conditioning(model, inputs.number, inputs.content, inputs.guidance)

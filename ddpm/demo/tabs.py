@@ -25,11 +25,6 @@ from ddpm.demo.inputs import (
     SOURCES,
     TEST,
     UPLOAD,
-    CompareInputs,
-    DrawInputs,
-    InpaintInputs,
-    InterpolateInputs,
-    SourceInputs,
     has_test_images,
     painted_mask,
 )
@@ -96,12 +91,12 @@ def _columns(button: str) -> tuple[gr.Column, gr.Column, gr.HTML]:
 
 
 def _buttons(
-    label: str, model: DiffusionModel, job: Callable[..., jobs.Job], kind: type[Section], inputs: Components, status: gr.HTML,
+    label: str, model: DiffusionModel, job: Callable[..., jobs.Job], inputs: Components, status: gr.HTML,
     outputs: Sequence[tuple[gr.components.Component, str]],
 ) -> gr.events.Dependency:  # fmt: skip
     """Adds the buttons that start and stop a job; returns the event.
 
-    inputs: the values of a Section, in the order of its fields.
+    inputs: the values of the job, in the order of its Section.
     outputs: components, and the names of the job's files that they show.
     """
 
@@ -118,7 +113,7 @@ def _buttons(
             yield [progress_line(last, note), *(str(files[name]) for _, name in outputs)]
 
     # The API documentation shows these.
-    run.__signature__, run.__doc__ = _signature(kind), job.__doc__
+    run.__signature__, run.__doc__ = _signature(job.kind), job.__doc__
     with gr.Row(elem_classes="actions"):
         start = gr.Button(label, variant="primary", scale=3)
         stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
@@ -153,7 +148,7 @@ def draw_tab(model: DiffusionModel) -> None:
         eta = gr.Slider(0, 1, value=0, step=0.05, label="Eta", info="Noise of DDIM: 0 is deterministic, 1 is DDPM's amount")
         inputs = [content, count, sampler, steps, eta, _guidance(model), _seed()]
         outputs = list(zip([result, *files], ("picture", "picture", "arrays", "film"), strict=True))
-        drawn = _buttons("Draw", model, jobs.draw, DrawInputs, inputs, status, outputs)
+        drawn = _buttons("Draw", model, jobs.draw, inputs, status, outputs)
     drawn.success(lambda: [gr.update(interactive=True)] * 3, None, files, queue=False, api_visibility="private")
     sampler.change(_eta_of, sampler, eta, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
 
@@ -186,7 +181,7 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
             guidance = _guidance(model)
         shown_inputs = [source, number, upload, content]
         inputs = [*shown_inputs, mask, painted, fills, steps, resamples, guidance, _seed()]
-        _buttons("Fill", model, jobs.inpaint, InpaintInputs, inputs, status, [(result, "picture")])
+        _buttons("Fill", model, jobs.inpaint, inputs, status, [(result, "picture")])
 
     def show(*values: Any) -> dict:
         if values[1] is None or (values[0] == UPLOAD and values[2] is None):
@@ -195,7 +190,7 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
         list(updates)
         return gr.update(picture=image_url(updates.value))
 
-    show.__signature__, show.__doc__ = _signature(SourceInputs), jobs.show.__doc__
+    show.__signature__, show.__doc__ = _signature(jobs.show.kind), jobs.show.__doc__
     shown = {"preprocess": False, "show_progress": "hidden", "trigger_mode": "always_last"}
     source.change(lambda name: gr.update(visible=name == UPLOAD), source, upload, queue=False, api_visibility="private", **shown)
     gr.on(
@@ -224,7 +219,7 @@ def interpolate_tab(model: DiffusionModel) -> None:
         count = gr.Slider(2, MAX_BETWEEN, value=16, step=1, label="Number of images")
         sampler = gr.Dropdown(DETERMINISTIC, value="ddim", label="Sampler")
         inputs = [ends, *numbers, *contents, count, sampler, _steps(model)]
-        _buttons("Interpolate", model, jobs.interpolate, InterpolateInputs, inputs, status, outputs)
+        _buttons("Interpolate", model, jobs.interpolate, inputs, status, outputs)
     ends.change(_sampler_of, ends, sampler, preprocess=False, queue=False, show_progress="hidden", api_visibility="private")
 
 
@@ -247,4 +242,4 @@ def compare_tab(model: DiffusionModel) -> None:
         count = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Number of images")
         guidance, seed = _guidance(model), _seed()
         inputs = [content, count, seed, guidance, *pairs]
-        _buttons("Compare", model, jobs.compare, CompareInputs, inputs, status, outputs)
+        _buttons("Compare", model, jobs.compare, inputs, status, outputs)
