@@ -15,6 +15,7 @@ import torch
 from conftest import input_error
 from demo_server import COMPARISON, DRAWING, FILLING, MISSING, VALID, WAY, changed, environment, free_port, untrained_model
 from PIL import Image
+from test_params import unbounded
 
 from ddpm.core.files import InputError
 from ddpm.data.images import to_images
@@ -273,6 +274,10 @@ def test_bad_value_is_refused_by_its_key_before_sampling(loaded, tmp_path, job, 
     assert str(refused.value).startswith(f"{key}: ")
     assert "\n" not in str(refused.value)
     assert list(tmp_path.glob("*.png")) == []
+
+
+def test_every_number_has_bounds():
+    assert [path for job in (*JOBS.values(), show) for path in unbounded(job.kind.model_json_schema(), {}, job.__name__)] == []
 
 
 def test_numbers_may_be_floats(loaded, tmp_path):
