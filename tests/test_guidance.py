@@ -10,10 +10,9 @@ import pytest
 import torch
 from conftest import edit_params, input_error
 
-from ddpm.core import params
 from ddpm.core.files import read_json, write_json
 from ddpm.core.weights import weights_id
-from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, HELD_OUT_CAPTIONS, Guidance
+from ddpm.evaluation.guidance import CAPTIONS, CLASSES, COLUMNS, HELD_OUT_CAPTIONS
 from ddpm.sampling.model import load
 
 CSV = Path("reports/guidance/guidance.csv")
@@ -88,17 +87,3 @@ def test_guidance_refuses_too_few_samples_before_sampling(model, classifier):
     edit_params(**{"guidance.samples": 5})
     with input_error("guidance", match=r"at least 6 samples \(guidance.samples\)"):
         run()
-
-
-@pytest.mark.parametrize(
-    ("edits", "key"),
-    [
-        ({"guidance.scales": [-1.0]}, "guidance.scales.0"),
-        ({"guidance.scales": [51.0]}, "guidance.scales.0"),
-        ({"guidance.steps": 0}, "guidance.steps"),
-    ],
-)
-def test_guidance_settings_name_the_wrong_key(workspace, edits, key):
-    edit_params(**edits)
-    with input_error(key):
-        params.load(guidance=Guidance)

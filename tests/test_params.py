@@ -171,7 +171,11 @@ OUT_OF_RANGE = [
     {"sample_ddpm.samples": 0}, {"sample_ddpm.batch_size": 0}, {"sample_ddpm.threshold_quantile": 1.5},
     {"sample_ddim.samples": -5}, {"sample_ddim.steps": 0}, {"sample_ddim.eta": 1.5}, {"sample_ddim.eta": -0.1},
     {"sample_ddim.churn": -1.0}, {"sample_ddim.guidance": -0.5}, {"sample_ddim.guidance_interval": [1.0]},
-    {"evaluate.reconstruction_images": 0}, {"report.tile": 0}, {"runtime.log_seconds": 0},
+    {"evaluate.reconstruction_images": 0}, {"evaluate.training_curve": -1}, {"evaluate.training_curve_samples": 1},
+    {"sweep.ema_widths": 0.1}, {"sweep.ema_steps": 0}, {"guidance.steps": 0},
+    *({f"edit.{key}": 0} for key in ("steps", "repaint_jump_length", "repaint_resamples", "scored_images")),
+    {"edit.images": 65}, {"edit.film_frames": -1},
+    {"report.tile": 0}, {"runtime.log_seconds": 0},
 ]  # fmt: skip
 
 
@@ -213,6 +217,10 @@ def test_every_number_has_bounds():
     [
         ("model.channel_mults.1", {"model.channel_mults": [1, 0]}),
         ("model.attention_levels.0", {"model.attention_levels": ["a"]}),
+        ("sweep.ema_widths.1", {"sweep.ema_widths": [0.1, 0.3]}),
+        ("sweep.ema_widths.0", {"sweep.ema_widths": [0.001]}),
+        ("guidance.scales.0", {"guidance.scales": [-1.0]}),
+        ("guidance.scales.0", {"guidance.scales": [51.0]}),
         ("sample_ddim.guidance_interval.0", {"sample_ddim.guidance_interval": [-1.0, 2.0]}),
         ("diffusion.sigmoid", {"diffusion.sigmoid.end": -4.0}),  # below its start
         ("diffusion.edm", {"diffusion.edm.sigma_max": 0.001}),  # below sigma_min

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import edit_params, input_error
+from conftest import edit_params
 from test_sweep import snapshots  # noqa: F401 (a fixture)
 
 from ddpm.core import params
@@ -123,17 +123,3 @@ def test_edit_fitted_limits_steps_and_jumps(model, requested, fitted):
     settings = params.load(edit=Edit).edit.model_copy(update=dict(zip(keys, requested, strict=True)))
     section = settings.fitted(load("final", CPU))
     assert tuple(getattr(section, key) for key in keys) == fitted
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *((key, 0) for key in ("steps", "repaint_jump_length", "repaint_resamples", "scored_images")),
-        ("images", 65),
-        ("film_frames", -1),
-    ],
-)
-def test_edit_section_refuses_values_out_of_range(workspace, key, value):
-    edit_params(**{f"edit.{key}": value})
-    with input_error(f"edit.{key}"):
-        params.load(edit=Edit)

@@ -18,7 +18,7 @@ from ddpm.core.weights import read_weights, save_weights, weights_id
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.evaluation.evaluator import Evaluate
 from ddpm.evaluation.run import open_run
-from ddpm.evaluation.sweep import METHODS, Sweep, plan_method
+from ddpm.evaluation.sweep import METHODS, plan_method
 from ddpm.evaluation.training_curve import COLUMNS, REAL_IMAGES, spread_steps, training_curve
 from ddpm.networks.checkpoints import load_model
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot, snapshot_file, supported_range
@@ -144,23 +144,6 @@ def test_training_curve_says_why_it_is_empty(model, classifier, edits, setting):
 )
 def test_spread_steps_divide_the_training_evenly(steps, count, chosen):
     assert spread_steps(steps, count) == chosen
-
-
-@pytest.mark.parametrize(
-    ("edits", "key"),
-    [
-        ({"evaluate.training_curve": -1}, "evaluate.training_curve"),
-        ({"evaluate.training_curve_samples": 1}, "evaluate.training_curve_samples"),
-        ({"sweep.ema_widths": [0.1, 0.3]}, "sweep.ema_widths.1"),
-        ({"sweep.ema_widths": [0.001]}, "sweep.ema_widths.0"),
-        ({"sweep.ema_widths": 0.1}, "sweep.ema_widths"),
-        ({"sweep.ema_steps": 0}, "sweep.ema_steps"),
-    ],
-)
-def test_settings_name_the_wrong_key(workspace, edits, key):
-    edit_params(**edits)
-    with input_error(key):
-        params.load(sweep=Sweep, evaluate=Evaluate)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7, 50])
