@@ -177,6 +177,12 @@ def workspace(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def link_code(folder: Path = Path()) -> None:
+    """Puts the code into a workspace: the fingerprint of a training includes it, and `python -m stages.NAME` imports it."""
+    for name in ("ddpm", "stages"):
+        (folder / name).symlink_to(ROOT / name)
+
+
 def the_error(status: int, stdout: str, stderr: str) -> str:
     """Returns the one error line of a stage or command that failed; lines of progress may precede it.
 

@@ -1,13 +1,12 @@
 """Training, sampling, likelihood and round trips on every device of this machine; all tensors stay on it."""
 
-import os
 import runpy
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, input_error, the_error
+from conftest import ROOT, input_error, link_code, the_error
 from test_training import SETTINGS, make_split
 from test_unet import settings as unet_settings
 
@@ -91,8 +90,7 @@ def test_stage_without_gpu_memory_names_the_settings(model, monkeypatch, capsys,
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has 10 GiB.")
 
     monkeypatch.setattr(UNet, "forward", forward)
-    for name in ("ddpm", "stages"):  # the fingerprint includes the code
-        os.symlink(ROOT / name, name)
+    link_code()
     capsys.readouterr()
     monkeypatch.delitem(sys.modules, f"stages.{stage}", raising=False)
     with pytest.raises(SystemExit) as stopped:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, Checkout, edit, edit_params, the_error
+from conftest import ROOT, TINY, Checkout, edit, edit_params, link_code, the_error
 from processes import at_call, die, in_fork
 
 from ddpm.core.params import read_yaml
@@ -72,8 +72,9 @@ def finished(tmp_path_factory):
         patch.setenv("DDPM_SCRATCH", ".scratch")
         for name in ("DVC_ROOT", "DVC_STAGE"):
             patch.delenv(name, raising=False)
-        for name in ("params.yaml", "dvc.yaml", "ddpm", "stages"):
-            (folder / name).symlink_to(ROOT / name) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, folder)
+        for name in ("params.yaml", "dvc.yaml"):
+            shutil.copy(ROOT / name, folder)
+        link_code()
         edit_params(**TINY)
         seconds, renames = {}, {}
         for stage in STAGES:

@@ -7,13 +7,12 @@ import errno
 import os
 import random
 import signal
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, edit_params, prepared
+from conftest import edit_params, link_code, prepared
 from processes import at_call, die, in_fork
 
 import stages.train
@@ -117,11 +116,7 @@ UNINTERRUPTED = []
 @pytest.fixture
 def straight(workspace):
     """A workspace with data, and the results of an uninterrupted training, which runs once."""
-    for name in ("ddpm", "stages"):  # the fingerprint includes the code
-        (workspace / name).symlink_to(ROOT / name)
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run(["git", *command], check=True)
+    link_code()
     edit_params(**SETTINGS)
     prepared()
     if not UNINTERRUPTED:

@@ -1,12 +1,11 @@
 """NETWORKS: a new architecture is one class, its settings and one row; everything else finds it by `model.type`."""
 
-import os
 from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, edit_params, error_of
+from conftest import edit_params, error_of, link_code
 from test_bad_input import main_of
 from torch import nn
 
@@ -46,8 +45,7 @@ class Tiny(nn.Module):
 def tiny(data, monkeypatch):
     """A workspace whose params.yaml asks for a network that is registered for this test alone."""
     monkeypatch.setitem(NETWORKS, "tiny", NetworkType(TinySettings, Tiny))
-    for name in ("ddpm", "stages"):
-        os.symlink(ROOT / name, name)
+    link_code()
     edit_params(model={"type": "tiny", "width": 8, "conditioning": "class"})
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROGRESS, ROOT, edit_params
+from conftest import PROGRESS, ROOT, edit_params, link_code
 
 from ddpm.core.files import atomic
 from ddpm.core.signals import interruptible
@@ -58,8 +58,7 @@ def test_signal_to_a_stage_of_two_processes_prints_one_line(data, number, moment
     """The signal goes to the parent alone, as `kill` sends it."""
     every = dict.fromkeys(("train.steps", "train.checkpoint_every", "train.preview_every"), 10**6)
     edit_params(**{"runtime.processes": 2, "runtime.log_seconds": 0.1} | every)
-    for name in ("ddpm", "stages"):
-        os.symlink(ROOT / name, name)
+    link_code()
     with subprocess.Popen([sys.executable, "-m", "stages.train"], stderr=subprocess.PIPE, text=True) as process:
         if moment == "training":
             assert PROGRESS.match(process.stderr.readline())

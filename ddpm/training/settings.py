@@ -33,7 +33,7 @@ class Train(Section):
     max_nonfinite_skips: Annotated[int, Field(ge=0, le=10**6)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
-    loss_gamma: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, OrWord("auto")]
+    loss_gamma: Annotated[Annotated[float, Field(ge=1e-6, le=1e6)] | None, OrWord("auto")]
     timestep_sampling: TimestepSamplerName
     condition_dropout: Annotated[float, Field(ge=0, lt=1)]
     flip: bool
