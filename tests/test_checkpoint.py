@@ -1,6 +1,7 @@
 """Which states and snapshots are kept, and when a training starts from step 0."""
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_training import SETTINGS
 
+from ddpm.core.files import InputError
 from ddpm.core.scratch import fresh_start
 from ddpm.networks.power_ema import supported_range
 from ddpm.training import checkpoint
@@ -38,14 +40,34 @@ class TestFreshStart:
 
 
 class TestState:
-    def test_state_of_another_format_is_not_used(self, tmp_path, monkeypatch, capsys):
+    @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda path: os.truncate(path, 500), ""),
+            (lambda path: os.truncate(path, 0), ""),
+            (lambda path: torch.save({"fingerprint": "other"}, path), "it belongs to another training"),
+            (lambda path: torch.save({"fingerprint": "abc", "format": 1}, path), f"its format is 1, not {checkpoint.FORMAT}"),
+        ],
+        ids=["truncated", "empty", "foreign", "format"],
+    )
+    def test_state_that_cannot_be_used_is_renamed_with_a_warning(self, tmp_path, capsys, damage, reason):
         state = ResumeState("abc", WHERE, tmp_path)
-        monkeypatch.setattr(checkpoint, "FORMAT", 1)
-        state.save({"step": 1})
-        monkeypatch.undo()
+        state.save({"step": 1, "weights": torch.zeros(1000)})
+        damage(state.path)
         assert state.load() is None
-        expected = f"not usable (its format is 1, not {checkpoint.FORMAT}); kept as abc.damaged, starting afresh"
-        assert expected in capsys.readouterr().err
+        assert not state.path.exists()
+        assert state.folder.with_suffix(".damaged").exists()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"warning: {state.path}: not usable ({reason}")
+        assert line.endswith("); kept as abc.damaged, starting afresh")
+
+    def test_failed_write_keeps_the_old_state(self, tmp_path):
+        state = ResumeState("abc", WHERE, tmp_path)
+        state.save({"step": 1})
+        with pytest.raises(Exception, match="pickle"):
+            state.save({"step": lambda: None})
+        assert state.load()["step"] == 1
+        assert [path.name for path in state.folder.iterdir()] == [checkpoint.STATE]
 
     def test_resuming_in_another_environment_warns(self, tmp_path, capsys):
         ResumeState("abc", WHERE, tmp_path).save({"step": 3})
@@ -63,12 +85,17 @@ class TestState:
         assert [path.name for path in again.folder.iterdir()] == [checkpoint.STATE]
         assert again.load()["step"] == 1
 
-    def test_lock_file_outlives_the_folder(self, tmp_path):
-        """A process that opened the lock file before the first training ended must not run next to a third."""
+    def test_state_is_locked_until_it_is_discarded(self, tmp_path):
+        """The lock file stays: a process that opened it before the first training ended must not run next to a third."""
         state = ResumeState("abc", WHERE, tmp_path)
+        with pytest.raises(InputError, match="another training with the same params, data and code is running"):
+            ResumeState("abc", WHERE, tmp_path)
+        ResumeState("other", WHERE, tmp_path)
+        state.save({"step": 1})
         state.discard()
         assert (tmp_path / "train" / "abc.lock").exists()
         assert not state.folder.exists()
+        assert ResumeState("abc", WHERE, tmp_path).load() is None
 
 
 class TestSnapshots:

@@ -522,41 +522,6 @@ def test_averaged_restores_weights_and_mode(straight):
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
 
 
-class TestResumeState:
-    def test_state_is_locked_and_released(self, tmp_path):
-        state = ResumeState("abc", WHERE, tmp_path)
-        with pytest.raises(InputError, match="another training with the same params, data and code is running"):
-            ResumeState("abc", WHERE, tmp_path)
-        ResumeState("other", WHERE, tmp_path)
-        state.save({"step": 1})
-        state.discard()
-        assert not (tmp_path / "train" / "abc").exists()
-        assert ResumeState("abc", WHERE, tmp_path).load() is None
-
-    @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
-    def test_damaged_state_is_renamed_with_a_warning(self, tmp_path, capsys, damage):
-        state = ResumeState("abc", WHERE, tmp_path)
-        state.save({"step": 1, "weights": torch.zeros(1000)})
-        if damage == "foreign":
-            torch.save({"step": 1, "fingerprint": "other"}, state.path)
-        else:
-            os.truncate(state.path, {"truncated": 500, "empty": 0}[damage])
-        assert state.load() is None
-        assert not state.path.exists()
-        assert state.folder.with_suffix(".damaged").exists()
-        err = capsys.readouterr().err
-        assert err.startswith(f"warning: {state.path}: not usable (")
-        assert len(err.splitlines()) == 1
-
-    def test_failed_write_keeps_the_old_state(self, tmp_path):
-        state = ResumeState("abc", WHERE, tmp_path)
-        state.save({"step": 1})
-        with pytest.raises(Exception, match="pickle"):
-            state.save({"step": lambda: None})
-        assert state.load()["step"] == 1
-        assert [path.name for path in state.folder.iterdir()] == ["state.pt"]
-
-
 def test_fingerprint_depends_on_params_data_and_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {train: {params: [train, seed], deps: [code, data.bin]}}")

@@ -26,7 +26,7 @@ class Guidance(Section):
     samples: Annotated[Count, Field(ge=2)]
     batch_size: Count
     steps: Steps
-    scales: list[Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]]
+    scales: Annotated[list[Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]], Field(max_length=100)]
     checkpoint: CheckpointName
 
 

@@ -24,10 +24,10 @@ class Sweep(Section):
 
     samples: Annotated[Count, Field(ge=2)]
     batch_size: Count
-    evaluations: Annotated[list[Count], Field(min_length=1)]
+    evaluations: Annotated[list[Count], Field(min_length=1, max_length=100)]
     full_length: bool
     checkpoint: CheckpointName
-    ema_widths: list[Annotated[float, Field(ge=MIN_SIGMA_REL, le=MAX_SIGMA_REL)]]
+    ema_widths: Annotated[list[Annotated[float, Field(ge=MIN_SIGMA_REL, le=MAX_SIGMA_REL)]], Field(max_length=100)]
     ema_steps: Count
 
 
