@@ -3,14 +3,12 @@
 import importlib.util
 import io
 import json
-import math
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +17,12 @@ import numpy as np
 import pytest
 import torch
 import typer
-from conftest import PROGRESS, ROOT, diffusion, input_error
+from conftest import PROGRESS, ROOT, diffusion
 from PIL import Image, ImageFont
 from test_unet import awake, settings
 
-from ddpm.cli import animations, options, output
+from ddpm.cli import animations, output
 from ddpm.cli.main import COMMANDS, app, main
-from ddpm.cli.model_folder import checkpoint_of
 from ddpm.core import device
 from ddpm.core.device import DEVICES
 from ddpm.core.files import InputError, read_npz, sha256, write_json
@@ -468,7 +465,7 @@ for command in COMMANDS:
     assert main([name, "--help"]) == 0
     for key, parameter in parameters.items():
         kind, about = typing.get_args(parameter.annotation)
-        wrong = {"out": ["-", "/dev/stdout", "/dev/null", "."], "checkpoint": ["0.5", "x"]}.get(key, [])
+        wrong = {"out": ["-", "/dev/stdout", "/dev/null", "."], "checkpoint": ["0.5", "x", ""]}.get(key, [])
         if re.search(r"int|float", str(kind)):
             assert None not in (about.min, about.max), (name, key)
             wrong = [about.min - 1, about.max + 1, "x", 10**400]
@@ -569,6 +566,7 @@ MISTAKES = [
     ("sample --steps 51", "--steps: "),
     ("sample --sampler ddmi", "--sampler: 'ddmi' is unknown; did you mean 'ddpm'?"),
     ("sample --eta nan", "--eta: "),
+    ("edit --strength 0.5 --strength nan", "--strength: "),
     ("sample --eta 0.5 --sampler heun", "--eta: "),
     ("sample --guidance 2 -m models/plain", "--guidance: "),
     ("sample --guidance 0 --label 3", "--guidance: "),
@@ -617,29 +615,6 @@ def test_check_size_bounds_the_pixels(tile, side):
     output.check_size((8, 8, 1), tile, most)
     with pytest.raises(InputError, match=rf"^tile: {most + 1:,} images of {side} pixels are too large"):
         output.check_size((8, 8, 1), tile, most + 1)
-
-
-def test_option_groups_refuse_nan():
-    """Whether or not typer refuses it."""
-
-    @dataclass
-    class Group:
-        width: float = 1.0
-
-    calls = []
-
-    @options.with_option_groups
-    def command(strength: list[float] | None = None, *, group: Group):
-        calls.append((group.width, strength))
-
-    command(width=2.0, strength=[0.5])
-    for key, values in (
-        ("width", {"width": math.nan, "strength": None}),
-        ("strength", {"width": 1.0, "strength": [0.5, math.nan]}),
-    ):
-        with input_error(key):
-            command(**values)
-    assert calls == [(2.0, [0.5])]
 
 
 @pytest.mark.parametrize("out", ["a\0b.png", "x" * 300 + ".png", "/proc/nowhere/a.png", "/dev/null/a.png", "", ".", ".."])
@@ -809,7 +784,7 @@ class TestDemo:
         calls = []
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
         monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: calls.append(given)))
-        assert main(["demo", "-m", "models/text", "--checkpoint", "0.1", "--port", "81", "--browser", *MACHINE]) == 0
+        assert main(["demo", "-m", "models/text", "--checkpoint", "1e-1", "--port", "81", "--browser", *MACHINE]) == 0
         assert main(["demo", "--host", "0.0.0.0", "--root-path", "/page", "--share", *MACHINE]) == 0
         assert calls == [
             (Path("models/text"), 0.1, "cpu", 1, "127.0.0.1", 81, True, None, False),
@@ -819,12 +794,6 @@ class TestDemo:
     def test_demo_without_gradio_is_refused(self, error, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert error("demo").endswith("is not installed; run `pip install -r requirements-demo.txt`")
-
-
-def test_checkpoint_of_reads_names_and_widths():
-    assert [checkpoint_of(text) for text in ("best", "0.1", "5e-3")] == ["best", 0.1, 0.005]
-    with pytest.raises(InputError, match=r"^checkpoint: '' is unknown"):
-        checkpoint_of("")
 
 
 VALUES = [
