@@ -107,11 +107,14 @@ def test_edit_by_dvc_changes_one_line_and_is_read(committed):
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     assert len(changed) == 1
     assert "1e-06" in changed[0][1]
+    assert "#" in changed[0][1]
     assert params.load(train=Train).train.learning_rate == 1e-6
 
-    apply_overrides("params.yaml", ["model.channel_mults=[1,2,2]", "schedule=cosine", "train.ema_decay=0", "train.flip=true"])
+    apply_overrides(
+        "params.yaml", ["model.channel_mults=[1,2,2]", "schedule=cosine", "train.ema_decay=0", "sample_ddim.checkpoint=0.1"]
+    )
     p = params.load(**KINDS)
-    assert (p.model.channel_mults, p.schedule, p.train.ema_decay, p.train.flip) == ([1, 2, 2], "cosine", 0, True)
+    assert (p.model.channel_mults, p.schedule, p.train.ema_decay, p.sample_ddim.checkpoint) == ([1, 2, 2], "cosine", 0, 0.1)
 
 
 PINNED = [

@@ -331,11 +331,3 @@ class TestCheckpoints:
         file = tmp_path / "params.yaml"
         file.write_text(f"checkpoint: {text}\n")
         assert params.load(file, checkpoint=CheckpointName).checkpoint == value
-
-    def test_checkpoint_setting_can_be_changed_by_dvc(self, workspace):
-        from dvc.utils.hydra import apply_overrides
-
-        from ddpm.sampling.settings import SampleDDIM
-
-        apply_overrides("params.yaml", ["sample_ddim.checkpoint=0.1"])
-        assert params.load(sample_ddim=SampleDDIM).sample_ddim.checkpoint == 0.1
