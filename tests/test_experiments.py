@@ -105,7 +105,7 @@ def test_read_leaves_out_unfinished_experiments(tmp_path):
     others = [row(state.lower(), schedule="cosine", State=state) for state in ("Failed", "Queued", "Running")]
     others += [
         row("half", schedule="cosine", ddim__classifier__fid=""),
-        row("broken", schedule="cosine") | {f"{name}.classifier.fid": "!" for name in COST},
+        row("broken", schedule="cosine") | {"ddpm.classifier.fid": "!", "ddim.classifier.fid": "1" + "0" * 400},
     ]
     found = read(*SEEDS, *others, row("done", 0.9, schedule="cosine", State="Success"))
     assert list(found.about.index) == ["main", "a", "b", "done"]

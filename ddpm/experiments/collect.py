@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ddpm.core.files import InputError
@@ -58,6 +59,7 @@ def read_experiments(text: str, params: Sequence[str]) -> Experiments:
     shown.index = names.where(~names.duplicated(keep=False), names + " (" + shown["rev"] + ")")
     texts = {key: _column(shown, str(METRICS_FILE), key) for key in SCORES}
     scores = pd.DataFrame({key: pd.to_numeric(text, errors="coerce") for key, text in texts.items()}, index=shown.index)
+    scores = scores.where(np.isfinite(scores))
     left_out = dict(_left_out(shown, scores))
     settings = {key: _column(shown, PARAMS_FILE, key) for key in params if key.split(".")[0] not in IDLE and key != SEED}
     about = pd.DataFrame(
