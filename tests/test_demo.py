@@ -365,6 +365,14 @@ def test_interpolate_tab_allows_ddim_only_for_test_images():
     assert "value" not in _sampler_of(["nonsense"])
 
 
+@pytest.mark.parametrize(("name", "rest"), [("a", [("no class", "none")]), ("none", [])])
+def test_page_offers_classes_as_text_and_no_class_unless_one_is_called_so(loaded, name, rest):
+    model = loaded()
+    model.data["class_names"][:] = [name, "\x1b[2Jb"]
+    choices = page_module("tabs")._content(model, "its own").choices
+    assert choices == [("its own", DEFAULT), (name, name), ("\\x1b[2Jb", "\x1b[2Jb"), *rest]
+
+
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", None), ("no such host", 7860), ("127.0.0.1", 70_000), ("a" * 99, 1)])
 def test_launch_refuses_unusable_addresses(host, port):
     launch = page_module("app").launch
