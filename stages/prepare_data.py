@@ -34,7 +34,7 @@ def main() -> None:
         warning = "all images are of one class; the features for scores are trained on their orientations instead"
         print(f"warning: {warning}", file=sys.stderr)
     counts = [np.bincount(split.labels, minlength=len(data.class_names)) for split in (data.train, data.test)]
-    classes = [f"{name!a} {a:,} + {b:,}" for name, a, b in zip(data.class_names, *counts, strict=True)]
+    classes = [f"{name!r} {a:,} + {b:,}" for name, a, b in zip(data.class_names, *counts, strict=True)]
     more = ", ..." if len(classes) > MAX_CLASSES else ""
     print(
         f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}; "

@@ -41,7 +41,9 @@ def folder(raw) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_prepare_archive_equals_unpacked_folder(raw, folder, tmp_path, kind):
     expected = prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
-    pack(raw / f"archive{kind}", files_of(folder))
+    archive = pack(raw / f"archive{kind}", files_of(folder))
+    if kind == ".zip":  # after a self-extracting program
+        archive.write_bytes(b"#!/bin/sh\nexit\n" + archive.read_bytes())
     found = prepare("image_folder", settings(folder=f"archive{kind}"), tmp_path / "found", workers=2)
     assert contents(tmp_path / "found") == contents(tmp_path / "expected")
     assert found["sha256"] == expected["sha256"]
@@ -191,14 +193,6 @@ def test_zip_bomb_is_not_inflated_beyond_its_listed_size(raw, tmp_path):
         tracemalloc.stop()
 
 
-def test_zip_after_a_self_extracting_program(raw, folder, tmp_path):
-    prepare("image_folder", settings(folder="folder"), tmp_path / "expected")
-    archive = pack(raw / "a.zip", files_of(folder))
-    archive.write_bytes(b"#!/bin/sh\nexit\n" + archive.read_bytes())
-    prepare("image_folder", settings(folder="a.zip"), tmp_path / "found")
-    assert contents(tmp_path / "found") == contents(tmp_path / "expected")
-
-
 # --- damage
 
 
@@ -214,11 +208,12 @@ def test_archive_cut_off_is_named_before_the_work(raw, tmp_path, kind, share):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != ".tar"])  # which has no checksum of what is in it
-def test_archive_with_wrong_bytes_is_named(raw, tmp_path, kind):
+# All but TAR, which has no checksum of what is in it; and the checksum of GZIP itself.
+@pytest.mark.parametrize(("kind", "wrong"), [*((kind, 600) for kind in KINDS if kind != ".tar"), (".tar.gz", -6)])
+def test_archive_with_wrong_bytes_is_named(raw, tmp_path, kind, wrong):
     archive = pack(raw / f"a{kind}", [(name, data + os.urandom(3000)) for name, data in GOOD])
     data = bytearray(archive.read_bytes())
-    for i in range(len(data) // 2, len(data) // 2 + 600):
+    for i in [wrong] if wrong < 0 else range(len(data) // 2, len(data) // 2 + wrong):
         data[i] ^= 0x5A
     archive.write_bytes(data)
     message = refused(prepare, "image_folder", settings(folder=archive.name), tmp_path / "out")
@@ -239,14 +234,6 @@ def test_tar_with_a_wrong_header_is_named(raw):
         assert len(file.getnames()) == 5
     message = refused(load, "image_folder", folder="a.tar")
     assert message.startswith(f"{archive}: is damaged, or no TAR archive (it ends too early: ")
-
-
-def test_compressed_tar_with_a_wrong_checksum_is_named(raw, tmp_path):
-    archive = pack(raw / "a.tar.gz", GOOD)
-    data = bytearray(archive.read_bytes())
-    data[-6] ^= 1  # of the checksum
-    archive.write_bytes(data)
-    assert "is damaged" in refused(load, "image_folder", folder="a.tar.gz")
 
 
 def test_compressed_tar_changed_while_read_is_named(raw, tmp_path, monkeypatch):
