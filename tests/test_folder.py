@@ -81,7 +81,7 @@ def members(*folders: str, pictures: int = 4) -> list[tuple[str, bytes]]:
         ("trn", "tst"),
         ("train_images", "dev"),
         ("TrainData", "eval"),
-        ("my-train-1", "my-validate-1"),
+        ("trainval", "my-test-1"),
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,9 +139,12 @@ REFUSED = {
     ("train/", "test/a"): ("train", "needs class folders"),
     ("train/a", "training/a", "test/a"): ("", "are the same split"),
     ("train/a", "bus"): ("train", "may be a split or a class beside bus"),
-    ("x/a", "x/b", "y/a", "y/b"): ("x", "holds only folders (a, b)"),
-    ("train/x/a", "train/x/b", "train/y", "test/x", "test/y"): ("train/x", "holds only folders (a, b)"),
-    ("cat/train", "cat/test", "dog/train", "dog/test"): ("cat", "holds only folders (test, train)"),
+    ("x/a", "x/b", "y/a", "y/b"): ("x", "holds folders (a, b)"),
+    ("train/x/a", "train/x/b", "train/y", "test/x", "test/y"): ("train/x", "holds folders (a, b)"),
+    ("w", "w/train/a", "w/test/a"): ("w", "holds folders (test, train)"),
+    ("train/train", "test/test"): ("train", "needs class folders"),
+    ("train/a", "train/b", "test/test"): ("test", "needs class folders"),
+    ("cat/train", "cat/test", "dog/train", "dog/test"): ("cat", "holds folders (test, train)"),
     ("train/cat", "test/cat", "test/cow"): ("test/cow", "is no class of"),
     ("train/cat", "test/cat/"): ("test", "holds no images"),
     ("cat", "dog/"): ("dog", "holds no images; add some, or remove the folder"),
@@ -174,7 +177,9 @@ def test_layout_of_links_to_folders(raw):
     for name, target in {"train": "1", "test": "2", "test2/a": "1/a"}.items():
         (raw / "linked" / name).parent.mkdir(parents=True, exist_ok=True)
         (raw / "linked" / name).symlink_to(raw / "pictures" / "elsewhere" / target, target_is_directory=True)
-    (raw / "linked" / "gone").symlink_to(raw / "nowhere")
+    (raw / "linked" / "val").symlink_to(raw / "nowhere")
+    assert error_of(load, "image_folder", folder="linked").key == str(raw / "linked" / "val")
+    (raw / "linked" / "val").unlink()
     assert "are the same split" in refused(load, "image_folder", folder="linked")
     (raw / "linked" / "test2" / "a").rename(raw / "pictures" / "elsewhere" / "2" / "a")
     (raw / "linked" / "test2").rmdir()

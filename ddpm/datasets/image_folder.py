@@ -128,14 +128,17 @@ def _split_root(tree: Tree, root: str) -> str:
 
 
 def _check_classes(tree: Tree, root: str, names: list[str]) -> None:
-    """Raises InputError without class folders, and for one that holds several folders and no pictures: a group of classes."""
+    """Raises InputError without class folders, and for one that seems to be a group of classes, or to hold splits."""
     if not names:
         raise InputError("holds no class folders; every class needs a folder with its images", key=tree.where / root)
+    if split_of(Path(root).name) and all(map(split_of, names)):
+        raise InputError(f"is called like a split, and needs class folders; {names[0]} is none", key=tree.where / root)
     for name in names:
-        inner = f"{root}{name}/"
-        if not tree.loose(inner) and len(below := tree.below(inner)) > 1:
+        below = tree.below(inner := f"{root}{name}/")
+        splits = {split_of(folder) for folder in below} - {None}
+        if (len(below) > 1 and not tree.loose(inner)) or (len(splits) > 1 and "train" in splits):
             raise InputError(
-                f"holds only folders ({', '.join(below[:3])}), which may be classes; name one folder of class folders in "
+                f"holds folders ({', '.join(below[:3])}), which may be classes or splits; name one folder of class folders in "
                 "prepare_data.folder, or put its pictures into it",
                 key=tree.where / inner,
             )
@@ -144,9 +147,14 @@ def _check_classes(tree: Tree, root: str, names: list[str]) -> None:
 def _folders(path: Path, folder: str) -> list[str]:
     try:
         with os.scandir(path / folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+            shown = [entry for entry in entries if not is_hidden(entry.name)]
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); change its rights", key=path / folder) from None
+    for entry in shown:
+        # It may be a split. Links to pictures are named when they are read.
+        if entry.is_symlink() and not os.path.exists(entry) and not is_picture_name(entry.name):
+            raise InputError("is a link to nothing; mend or remove it", key=entry.path)
+    return sorted(entry.name for entry in shown if entry.is_dir())
 
 
 def _holds_pictures(path: Path, folder: str) -> bool:

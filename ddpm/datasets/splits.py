@@ -10,7 +10,7 @@ from ddpm.core.files import InputError, first_line
 
 # The spellings of the splits, as regular expressions of a word; of several test splits the first kind is taken.
 SPLITS = {
-    "train": "trn|train(ing)?",
+    "train": "trn|train(ing|val)?",
     "test": "tst|test(ing)?",
     "eval": "eval(uation)?",
     "val": "val|valid(at(e|ion|ing))?|dev(el|elopment)?",
