@@ -109,7 +109,8 @@ def fill(partial: PartialArrays, files: Files, settings: PrepareData, name: str,
     try:
         return _fill(partial, files, settings, how._replace(scale=_unknown), name, workers)
     except RangeUnknown:
-        ranges = partial.scaled_by(measure(files, how, workers))
+        ranges = measure(files, how, workers)
+        partial.scale_by(ranges)
         shown = ", ".join(f"{kind} from {low:,} to {high:,}" for kind, (low, high) in ranges.items())
         print(f"{name}: images of more than 8 bits are scaled: {shown} (prepare_data.value_range)", flush=True)
         how = how._replace(scale=lambda low, high: tuple(ranges[type(high).__name__]))

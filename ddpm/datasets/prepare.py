@@ -17,7 +17,7 @@ from ddpm.core.params import lookup
 from ddpm.core.paths import PREPARED_DIR
 from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
-from ddpm.datasets.fill import fill, in_threads, mismatch, resized, unreadable
+from ddpm.datasets.fill import fill, resized, unreadable
 from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Source
 from ddpm.datasets.resume import PartialArrays, write_header
 from ddpm.datasets.settings import PrepareData
@@ -51,10 +51,9 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
         if partial:
             left_out, ranges = _write_from_files(partial, source, settings, folder, dataset, workers)
         else:
-            height, width, channels = source.train.images[0].shape
-            shape = (settings.image_size or height, settings.image_size or width, channels)
+            shape = resized(source.train.images[0], settings).shape
             for split, raw in zip(SPLITS, (source.train, source.test), strict=True):
-                _write_images(folder / f"{split}_images.npy", raw.images, shape, settings, f"{dataset} {split}", workers)
+                _write_images(folder / f"{split}_images.npy", raw.images, shape, settings, f"{dataset} {split}")
                 _write_labels(folder / f"{split}_labels.npy", raw.labels)
         meta = _describe(folder, dataset, recorded, source.class_names)
         meta |= ({"left_out": left_out} if left_out else {}) | ({"value_range": ranges} if ranges else {})
@@ -84,22 +83,12 @@ def _describe(folder: Path, dataset: str, recorded: dict, class_names: Sequence[
     }
 
 
-def _write_images(
-    path: Path, images: np.ndarray, shape: tuple[int, int, int], settings: PrepareData, name: str, workers: int
-) -> None:
-    """Writes an array of images one by one."""
-
-    def load(index: int) -> np.ndarray:
-        image = resized(images[index], settings)
-        if image.shape != shape:
-            raise mismatch(image, shape, f"image {index}")
-        return image
-
+def _write_images(path: Path, images: np.ndarray, shape: tuple[int, int, int], settings: PrepareData, name: str) -> None:
     # As a stream: writing to a memory map on a full disk kills the process.
     with atomic(path) as temporary, open(temporary, "wb") as file, Progress(name, len(images), "images") as progress:
         write_header(file, len(images), shape)
-        for image in in_threads(load, range(len(images)), workers):
-            file.write(image.tobytes())
+        for image in images:
+            file.write(resized(image, settings).tobytes())
             progress.advance()
 
 
@@ -130,7 +119,7 @@ def _write_from_files(
         with atomic(folder / LEFT_OUT) as temporary:
             shutil.copyfile(partial.unreadable, temporary)
         print(f"{dataset}: {len(failed):,} unreadable images are left out; {folder / LEFT_OUT} names them", flush=True)
-    return len(failed), partial.scaled_by()
+    return len(failed), partial.ranges
 
 
 def _publish(path: Path, target: Path, present: np.ndarray) -> None:

@@ -2,8 +2,7 @@
 
     <scratch>/prepare_data/<job>/train_images.npy    the final file with rows still missing; the same for test_
     <scratch>/prepare_data/<job>/done.npy            int64, for each image the stamp of the file whose row is written, or 0
-    <scratch>/prepare_data/<job>/state.json          fingerprint and shape; written last, the others do not count without it
-    <scratch>/prepare_data/<job>/range.json          the values that become 0 and 255 in pictures of more than 8 bits
+    <scratch>/prepare_data/<job>/state.json          fingerprint, shape, ranges; written last, the others do not count without it
     <scratch>/prepare_data/<job>/unreadable.txt      pictures that could not be read, with the reason
     <scratch>/prepare_data/<job>.lock                held by the one process that may use the folder
 
@@ -28,7 +27,7 @@ from ddpm.core.files import InputError, read_json, remove, sha256, write_json, w
 from ddpm.core.scratch import hold, scratch_root
 from ddpm.datasets.index import Files, ImageIndex, Picture
 
-STATE, DONE, RANGE, UNREADABLE = "state.json", "done.npy", "range.json", "unreadable.txt"
+STATE, DONE, UNREADABLE = "state.json", "done.npy", "unreadable.txt"
 SAVE_SECONDS = 5.0
 
 
@@ -44,6 +43,8 @@ class PartialArrays:
     names: the file names of the arrays of both splits.
     made_with: the settings that decide the content.
     fresh: discard rows that were written before.
+
+    `ranges` are the values that become 0 and 255 in pictures of more than 8 bits, by the type of the values; {} for none.
     Raises InputError if another process prepares the same.
     """
 
@@ -58,6 +59,7 @@ class PartialArrays:
         self.paths = [self.folder / name for name in names]
         self.unreadable = self.folder / UNREADABLE
         self.shape: tuple[int, int, int] | None = None
+        self.ranges: dict[str, list[float]] = {}
         self.arrays, self.starts, self.ends = [], [], []
         self.unsaved = array("q")  # index and stamp of each row written since the last save
         self.lock = hold(self.folder, "another preparation of the same images with the same settings")
@@ -88,7 +90,7 @@ class PartialArrays:
     def _fits(self) -> bool:
         try:
             state = read_json(self.folder / STATE, "prepare_data")
-            self.shape = tuple(state["shape"])
+            self.shape, self.ranges = tuple(state["shape"]), state["ranges"]
             done = np.load(self.folder / DONE, mmap_mode="r")
             same = state["fingerprint"] == self.fingerprint and done.shape == (sum(self.counts),)
             return same and all(path.exists() for path in self.paths)
@@ -107,7 +109,7 @@ class PartialArrays:
         with writing(self.folder / DONE):
             # In full: writing to a memory map on a full disk kills the process.
             np.save(self.folder / DONE, np.zeros(sum(self.counts), np.int64))
-        write_json(self.folder / STATE, {"fingerprint": self.fingerprint, "shape": shape})
+        self._write_state()
         self._map()
 
     def _map(self) -> None:
@@ -122,16 +124,16 @@ class PartialArrays:
         self.ends = list(self.starts)
         self.saved = time.monotonic()
 
-    def scaled_by(self, ranges: dict[str, list[float]] | None = None) -> dict[str, list[float]]:
-        """Returns the ranges by which rows are scaled, {} for none. New ones replace them, and discard rows of other ones."""
-        path = self.folder / RANGE
-        before = read_json(path, "prepare_data") if path.exists() else {}
-        if ranges is None or ranges == before:
-            return before
-        if before:
+    def scale_by(self, ranges: dict[str, list[float]]) -> None:
+        """Sets the ranges by which rows are scaled, and discards the rows of other ones."""
+        if self.ranges and ranges != self.ranges:
             self.clear()
-        write_json(path, ranges)
-        return ranges
+        self.ranges = ranges
+        if self.arrays:
+            self._write_state()
+
+    def _write_state(self) -> None:
+        write_json(self.folder / STATE, {"fingerprint": self.fingerprint, "shape": self.shape, "ranges": self.ranges})
 
     def missing(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
         """Yields the pictures whose rows are not written."""
@@ -180,8 +182,8 @@ class PartialArrays:
     def clear(self) -> None:
         """Removes everything that was written."""
         self._close()
-        self.shape = None
-        for path in (self.folder / STATE, self.folder / DONE, self.folder / RANGE, *self.paths):
+        self.shape, self.ranges = None, {}
+        for path in (self.folder / STATE, self.folder / DONE, *self.paths):
             remove(path)
 
     def discard(self) -> None:
