@@ -39,9 +39,7 @@ def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str
         with interruptible() as stop:
             if not processes.is_started():
                 _check_params()
-            if parallel and not processes.is_started():
-                count = process_count(params.load(runtime=Runtime).runtime)
-                if count > 1:
+                if parallel and (count := process_count(params.load(runtime=Runtime).runtime)) > 1:
                     launch.launch(count, parallel, memory)
                     return
             with out_of_memory_names(memory):
@@ -57,11 +55,6 @@ def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str
         launch.mark_saved()
         # Not sys.exit, which would wait for the other processes.
         os._exit(128 + stopped.number)
-    except InputError as error:
-        if CHILD in os.environ:
-            launch.report(error)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         if processes.is_main_process() and CHILD not in os.environ:
             print("interrupted", file=sys.stderr)
@@ -69,4 +62,7 @@ def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str
     except Exception as error:
         if CHILD in os.environ:
             launch.report(error)
-        raise
+        if not isinstance(error, InputError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
