@@ -5,7 +5,7 @@ This file sets up the process before a stage imports PyTorch.
 
 import sys
 
-from ddpm.core.signals import CHILD, end_at_signals
+from ddpm.core.signals import CHILD, end_at_signals, end_with_parent
 
 # The name of the program while Python looks for the module of `-m`; others, such as tests, keep their handlers.
 if sys.argv[0] == "-m":
@@ -31,17 +31,12 @@ if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(option, value)
 
 
-def end_with_parent(stage: str | None) -> None:
-    """Makes Linux send SIGTERM to this process when its parent dies, so that no orphan trains at the same time as the next run.
-
-    The parent is dvc, or the stage that started this process as one of several. stage: the name in dvc.yaml, None without dvc.
-    """
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def end_with_dvc(stage: str) -> None:
+    """Makes this process end with dvc, also where the parent is a shell between them. stage: the name in dvc.yaml."""
     # dvc runs a command in $SHELL. bash and zsh replace themselves with it; dash, which is /bin/sh on Debian, stays as the parent
     # and outlives dvc. Such a shell has the environment of the stage, and its own parent is the process to watch.
     shell = Path("/proc", str(os.getppid()))
-    if stage and f"DVC_STAGE={stage}".encode() in (shell / "environ").read_bytes().split(b"\0"):
+    if f"DVC_STAGE={stage}".encode() in (shell / "environ").read_bytes().split(b"\0"):
         dvc = os.pidfd_open(int((shell / "stat").read_text().rpartition(")")[2].split()[1]))
         threading.Thread(target=_end_after, args=[dvc], daemon=True).start()
 
@@ -54,7 +49,9 @@ def _end_after(process: int) -> None:
 # At import, not in main(): dvc may be killed while its stage still imports.
 if sys.platform == "linux" and ("DVC_STAGE" in os.environ or CHILD in os.environ):
     try:
+        end_with_parent()
         # The parent of a process that a stage started is that stage, which itself ends with dvc.
-        end_with_parent(None if CHILD in os.environ else os.environ["DVC_STAGE"])
+        if CHILD not in os.environ:
+            end_with_dvc(os.environ["DVC_STAGE"])
     except (OSError, AttributeError):  # no /proc, or a Python without pidfd_open; the lock still prevents a second trainer
         pass

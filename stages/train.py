@@ -57,4 +57,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     memory = "train.batch_size, model.channels (or raise train.gradient_accumulation)"
-    run_stage(main, parallel="stages.train", memory=memory)
+    run_stage(main, parallel="stages.train", memory=memory, independent=False)

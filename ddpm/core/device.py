@@ -25,6 +25,8 @@ DEVICES: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
 }
 
+MAX_CPU_PROCESSES = 16  # each has its own batches in memory
+
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,9 +105,19 @@ def open_device(name: str, threads: int | None = None) -> torch.device:
     return setup(make(Runtime, device=name, **auto, **numbers))
 
 
-def process_count(runtime: Runtime) -> int:
-    """Returns the number of processes that a stage starts: `runtime.processes`, by default one for each GPU."""
-    return runtime.processes or (torch.cuda.device_count() if device_kind(runtime) == "cuda" else 1)
+def process_count(runtime: Runtime, independent: bool = False) -> int:
+    """Returns the number of processes that a stage starts: `runtime.processes`, by default one for each GPU.
+
+    independent: the stage divides its work among processes that need not wait for each other. Then the default on a CPU is one
+        process per CPU, at most MAX_CPU_PROCESSES: threads lose more time waiting for each other. Linux alone can start them at
+        no cost (`launch`).
+    """
+    if runtime.processes:
+        return runtime.processes
+    kind = device_kind(runtime)
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    return min(usable_cpus(), MAX_CPU_PROCESSES) if independent and kind == "cpu" and sys.platform == "linux" else 1
 
 
 def usable_cpus() -> int:

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from ddpm.core.files import InputError
 from ddpm.core.processes import store
-from ddpm.core.signals import CHILD, handling
+from ddpm.core.signals import CHILD, end_with_parent, handling
 
 _SAVED = "saved"
 # Below the 30 seconds after which torchrun kills its processes.
@@ -69,10 +69,13 @@ def mark_saved() -> None:
         store().set(_SAVED, "1")
 
 
-def launch(processes: int, module: str, memory: str) -> None:
+def launch(processes: int, module: str, memory: str, run: Callable[[], None] | None = None) -> None:
     """Runs `python -m module` in several processes on this machine, and waits for them.
 
     memory: the settings to lower where the memory does not suffice.
+    run: does the work of the module in a process forked from this one, which needs no second import of PyTorch. Linux alone, and
+        not on a GPU, whose driver does not survive a fork.
+
     Raises InputError with the first failure, and SystemExit, after one line, after a signal.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -84,12 +87,15 @@ def launch(processes: int, module: str, memory: str) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store logs every lost connection
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=module, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=0, start_method="fork" if run else "spawn",
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         os.environ[CHILD] = os.path.join(folder, "printed")
         try:
-            elastic_launch(config, sys.executable)("-m", module)
+            if run:
+                elastic_launch(config, _forked)(run)
+            else:
+                elastic_launch(config, sys.executable)("-m", module)
         except SignalException as stopped:
             _end(int(stopped.sigval))
         except ChildFailedError as error:
@@ -108,6 +114,13 @@ def _end(number: int) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _forked(run: Callable[[], None]) -> None:
+    """Runs in a forked process, which has the signal handlers of its parent but does not end with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+    run()
+
+
 def report(error: Exception) -> NoReturn:
     """Passes the error of a process that a stage started to its parent, and ends the process."""
     is_input = isinstance(error, InputError)
@@ -122,6 +135,8 @@ def report(error: Exception) -> NoReturn:
     # Not sys.exit, which would wait for processes that may be gone.
     sys.stdout.flush()
     sys.stderr.flush()
+    if lost:
+        time.sleep(1)  # so that the launcher sees the process first that caused this
     os._exit(1)
 
 

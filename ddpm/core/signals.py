@@ -3,6 +3,7 @@
 This module imports little: `python -m` loads it before everything that takes long.
 """
 
+import ctypes
 import os
 import signal
 import threading
@@ -76,6 +77,12 @@ def handling(handle: Handler, numbers: Iterable[int] = (signal.SIGINT, signal.SI
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Makes Linux send SIGTERM to this process when its parent dies, so that no orphan computes beside the next run."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 @contextmanager

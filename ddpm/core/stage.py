@@ -1,11 +1,15 @@
 """Runs a stage and ends its process: exit statuses, one-line errors, and several processes."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+
+import torch
 
 from ddpm.core import launch, params, processes
-from ddpm.core.device import Runtime, process_count
+from ddpm.core.device import Runtime, device_kind, process_count
 from ddpm.core.files import InputError
 from ddpm.core.memory import out_of_memory_names
 from ddpm.core.signals import CHILD, interruptible
@@ -26,7 +30,9 @@ def _check_params() -> None:
     check_params()
 
 
-def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str = "batch_size") -> None:
+def run_stage(
+    main: Callable[[], None], parallel: str | None = None, memory: str = "batch_size", independent: bool = True
+) -> None:
     """Checks all of params.yaml, then runs a stage.
 
     An InputError becomes one line and exit status 1; any other exception is a defect and keeps its traceback.
@@ -34,17 +40,24 @@ def run_stage(main: Callable[[], None], parallel: str | None = None, memory: str
     main: the stage's function.
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
     memory: the settings to lower where an allocation fails, which is an InputError too.
+    independent: see `process_count`.
     """
     try:
         with interruptible() as stop:
             if not processes.is_started():
+                # Before a fork, no threads may start: the forked process would wait for them.
+                torch.set_num_threads(1)
                 _check_params()
-                if parallel and (count := process_count(params.load(runtime=Runtime).runtime)) > 1:
-                    launch.launch(count, parallel, memory)
+                runtime = params.load(runtime=Runtime).runtime
+                if parallel and (count := process_count(runtime, independent)) > 1:
+                    if runtime.processes is None:
+                        print(f"{count} processes (runtime.processes: auto)", file=sys.stderr, flush=True)
+                    fork = sys.platform == "linux" and device_kind(runtime) == "cpu"
+                    launch.launch(count, parallel, memory, partial(run_stage, main, memory=memory) if fork else None)
                     return
             with out_of_memory_names(memory):
                 main()
-        if not processes.is_main_process():
+        if not processes.is_main_process() and multiprocessing.parent_process() is None:
             # Not a normal exit: now and then PyTorch's threads abort the process when the interpreter ends before process 0 does.
             sys.stdout.flush()
             sys.stderr.flush()
