@@ -148,6 +148,19 @@ def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
     return Contestant(name, _count(network), run, lambda: network(x, t, None))
 
 
+def unet2d_arguments(case: Case) -> dict[str, Any]:
+    """Returns the arguments of diffusers' UNet2DModel for the network of a case."""
+    attended = [index in case.attention for index in range(len(case.mults))]
+    return {
+        "sample_size": case.shape[0], "in_channels": case.shape[2], "out_channels": case.shape[2],
+        "layers_per_block": case.blocks, "block_out_channels": case.widths, "add_attention": True,
+        "attention_head_dim": case.widths[-1] // case.heads,
+        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attended],
+        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attended)],
+        "norm_num_groups": math.gcd(32, case.channels),
+    }  # fmt: skip
+
+
 def diffusers(case: Case, setting: Setting, parameters: int) -> Contestant:
     """Returns UNet2DModel with the schedulers of the library's unconditional training example."""
     from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
@@ -155,14 +168,7 @@ def diffusers(case: Case, setting: Setting, parameters: int) -> Contestant:
 
     device, precision, _ = setting
     torch.manual_seed(0)
-    attended = [index in case.attention for index in range(len(case.mults))]
-    network = UNet2DModel(
-        sample_size=case.shape[0], in_channels=case.shape[2], out_channels=case.shape[2], layers_per_block=case.blocks,
-        block_out_channels=case.widths, add_attention=True, attention_head_dim=case.widths[-1] // case.heads,
-        down_block_types=["AttnDownBlock2D" if here else "DownBlock2D" for here in attended],
-        up_block_types=["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attended)],
-        norm_num_groups=math.gcd(32, case.channels),
-    ).to(device).train(not case.steps)  # fmt: skip
+    network = UNet2DModel(**unet2d_arguments(case)).to(device).train(not case.steps)
     height, width, channels = case.shape
     x, t = torch.randn(case.batch, channels, height, width, device=device), torch.ones(case.batch, device=device)
     if case.steps:

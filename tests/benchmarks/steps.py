@@ -61,20 +61,26 @@ def git(*arguments: str) -> bytes:
     return run.stdout
 
 
-def checkout(revision: str, folder: Path, changes: dict[str, str]) -> None:
-    """Writes the commit's files into the folder, changes its params.yaml and prepares its data."""
+def checkout(revision: str, folder: Path, changes: dict[str, str], always: dict[str, object]) -> None:
+    """Writes the commit's files into the folder, changes its params.yaml and prepares its data.
+
+    changes: values in YAML, of settings that the commit must have. always: values of settings that it may lack.
+    """
     folder.mkdir()
     subprocess.run(["tar", "-x", "-C", folder], input=git("archive", revision), check=True)
     path = folder / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for name, value in {**SETTINGS, **changes}.items():
-        section, _, key = name.partition(".")
-        if key in params.get(section, {}):
-            params[section][key] = yaml.safe_load(str(value))
+    for name, value in {**always, **changes}.items():
+        section, _, key = name.rpartition(".")
+        where = params.get(section, {}) if section else params
+        if key in where:
+            where[key] = yaml.safe_load(str(value))
         elif name in changes:
             sys.exit(f"error: --set {name}: {revision} has no such setting of a section in its params.yaml; leave it out")
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "stages.prepare_data"], cwd=folder, check=True, capture_output=True)
+    run = subprocess.run([sys.executable, "-m", "stages.prepare_data"], cwd=folder, capture_output=True, text=True, check=False)
+    if run.returncode:
+        sys.exit(f"error: preparing the data of {revision} failed: {(run.stderr.strip().splitlines() or ['?'])[-1]}")
 
 
 def turn(folder: Path) -> dict:
@@ -124,7 +130,7 @@ def main() -> None:
     titles = {side: git("log", "-1", "--format=%h, %s", revision).decode().strip() for side, revision in sides.items()}
     with tempfile.TemporaryDirectory() as temporary:
         for side, revision in sides.items():
-            checkout(revision, Path(temporary, side), changes)
+            checkout(revision, Path(temporary, side), changes, SETTINGS)
         turns: dict[str, list[dict]] = {side: [] for side in sides}
         for r in range(options.rounds):
             for side in sides:
