@@ -80,6 +80,7 @@ TINY = {
     "sweep.evaluations": [3, 4],
     "runtime.device": "cpu",
     "runtime.threads": 1,
+    "runtime.processes": 1,
 }
 
 

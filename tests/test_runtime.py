@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,11 +102,29 @@ def test_compiled_training_equals_eager():
 class TestProcesses:
     def test_process_count(self, runtime, monkeypatch):
         assert process_count(runtime()) == 1
-        assert process_count(runtime(processes=3)) == 3
+        assert process_count(runtime(processes=3), independent=True) == 3
         monkeypatch.setattr("ddpm.core.device.DEVICES", {"cuda": lambda: True, "auto": lambda: True, "mps": lambda: False})
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
         assert process_count(runtime(processes="auto", device="cuda")) == 4
-        assert process_count(runtime(device="auto")) == 4
+        assert process_count(runtime(processes="auto", device="auto"), independent=True) == 4
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+    def test_process_count_of_independent_work_on_a_cpu(self, runtime, monkeypatch):
+        for cpus, expected in ((1, 1), (2, 2), (64, 16)):
+            monkeypatch.setattr("ddpm.core.device.usable_cpus", lambda cpus=cpus: cpus)
+            assert process_count(runtime(processes="auto"), independent=True) == expected
+            assert process_count(runtime(processes="auto")) == 1
+
+    @pytest.mark.slow
+    def test_sampling_is_equal_in_forked_and_in_started_processes(self, model, workspace):
+        edit_params(**{"sample_ddim.samples": 21, "sample_ddim.batch_size": 4})
+        started = "from ddpm.core.launch import launch; launch(2, 'stages.sample_ddim', '')"
+        digests = set()
+        for processes, command in ((1, ["-m", "stages.sample_ddim"]), (3, ["-m", "stages.sample_ddim"]), (2, ["-c", started])):
+            edit_params(**{"runtime.processes": processes})
+            subprocess.run([sys.executable, *command], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=True)
+            digests.add(Path("samples/ddim.npz").read_bytes())
+        assert len(digests) == 1
 
     @pytest.mark.parametrize("printed", [True, False])
     def test_launch_prints_one_line_after_a_signal(self, monkeypatch, capsys, printed):
