@@ -3,7 +3,7 @@
 import torch
 
 from ddpm.core import params, processes
-from ddpm.core.device import Precision, Runtime, compiled, setup
+from ddpm.core.device import Precision, Runtime, compiled, limit_threads, setup
 from ddpm.core.scratch import fresh_start
 from ddpm.core.seeds import seed_of
 from ddpm.core.stage import run_stage
@@ -33,6 +33,7 @@ def main() -> None:
     precision = Precision(p.runtime, device)
     torch.manual_seed(seed_of(p.seed, "weights"))
     network = make_network(p.model, p.diffusion, data.shape, data.class_names).to(device, memory_format=torch.channels_last)
+    limit_threads(network, data.shape, training=True)
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)

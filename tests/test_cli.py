@@ -835,7 +835,7 @@ def test_random_lines_end_in_at_most_one_error_line(project, capsys, seed):
 def test_open_model_uses_one_thread_for_a_small_network(project, monkeypatch, limit, variable, threads, expected):
     """An explicit number is kept."""
     counts = []
-    monkeypatch.setattr(model, "SMALL_NETWORK", limit)
+    monkeypatch.setattr(device, "SMALL_TO_SAMPLE", limit)
     monkeypatch.setattr(device, "usable_cpus", lambda: 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", counts.append)

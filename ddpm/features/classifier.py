@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ddpm.core import processes
+from ddpm.core.device import limit_threads
 from ddpm.core.files import InputError, read_json, sha256, write_json
 from ddpm.core.params import OrWord, Section
 from ddpm.core.paths import CLASSIFIER_DIR
@@ -103,6 +104,7 @@ def train_classifier(data: Prepared, settings: TrainClassifier, seed: int, devic
     """
     torch.manual_seed(seed_of(seed, "classifier"))
     network = _make(data).to(device, memory_format=torch.channels_last)
+    limit_threads(network, data.shape, training=True)
     key = "accuracy" if network.predicts_classes else "pretext_accuracy"
     images, labels = to_tensor(data.train.images, device), torch.tensor(data.train.labels, device=device)
     # The last batch of an epoch is skipped when it is short: batch norm needs more than one image.

@@ -1,6 +1,5 @@
 """A trained diffusion model: how it is loaded, and what its conditioning looks like as tensors."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm.core import processes
-from ddpm.core.device import open_device
+from ddpm.core.device import limit_threads, open_device
 from ddpm.core.files import InputError
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.weights import put_weights
@@ -131,11 +130,6 @@ def at_snapshot(model: DiffusionModel, folder: Path, step: int, width: float) ->
     return model._replace(network=model.network.to(model.device, memory_format=torch.channels_last).eval())
 
 
-# Parameters times pixels of an image. On two busy cores, `generate` took 3 to 13 times as long with two threads as with one for
-# networks below it, and 2 to 3 times for those of 4 to 10 * 10**9; on idle cores a second thread saves half at most.
-SMALL_NETWORK = 10**9
-
-
 def open_model(
     checkpoint: str | float = "final", folder: Path = MODEL_DIR, device: str = "auto", threads: int | None = None
 ) -> DiffusionModel:
@@ -147,10 +141,7 @@ def open_model(
     Raises InputError if the device is not available, and as `load` does.
     """
     model = load(checkpoint, open_device(device, threads), folder)
-    height, width, _ = model.shape
-    work = height * width * sum(p.numel() for p in model.network.parameters())
-    if not threads and "OMP_NUM_THREADS" not in os.environ and model.device.type == "cpu" and work < SMALL_NETWORK:
-        torch.set_num_threads(1)
+    limit_threads(model.network, model.shape)
     return model
 
 
