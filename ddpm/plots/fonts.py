@@ -4,7 +4,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
@@ -83,7 +83,7 @@ def _default() -> str:
     return str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 
 
-@cache
+@lru_cache(maxsize=32)  # fonts of Chinese take megabytes
 def _characters(file: str) -> frozenset[str]:
     """Returns the characters of a font, none of one that cannot be read or that has pictures of fixed sizes."""
     from matplotlib.ft2font import FT2Font
