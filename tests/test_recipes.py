@@ -5,7 +5,6 @@ import pickle
 import re
 import shlex
 import shutil
-import struct
 import subprocess
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from conftest import ROOT, TINY, edit, input_error
 from dvc.utils.hydra import apply_overrides
 from PIL import Image
+from raw_files import idx
 from torchvision.datasets import CIFAR10
 
 from ddpm.cli.main import main
@@ -282,7 +282,7 @@ def put_mnist(raw, name, rng):
     for (split, kind), file in IDX_FILES.items():
         count = 60 if split == "train" else 30
         array = rng.integers(0, 256, (count, 28, 28), np.uint8) if kind == "images" else (np.arange(count) % 10).astype(np.uint8)
-        (raw / name / file).write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+        (raw / name / file).write_bytes(idx(array))
 
 
 def put_cifar10(raw, rng, monkeypatch):
