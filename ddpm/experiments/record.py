@@ -32,21 +32,14 @@ from ddpm.experiments.runner import ON_DEMAND, RunSpec, run_with_dvc, run_withou
 from ddpm.report.summary import SAMPLES
 from ddpm.report.weights import STAGES, TRAINED, scores_of_other_weights
 
-_FIGURES = ("ddpm_grid", "ddim_grid", "comparison", "psnr", "guidance", "inpainting")
-# By their name in the record, what is copied if it exists.
+# By the stage whose numbers they show, what is copied if it exists: {name in the record: file}.
 KEPT = {
-    **{f"{name}.png": f"reports/report/{name}.png" for name in _FIGURES},
-    "training.png": "reports/train/training.png",
-    "ddpm_denoising.gif": "reports/report/ddpm_denoising.gif",
-    **{f"sweep_{name}": f"{ON_DEMAND}/{name}" for name in ("fid.png", "ema.png", "fid.csv")},
-    "edit.json": "reports/edit/metrics.json",
-    "guidance.csv": "reports/guidance/guidance.csv",
-}
-# By the stage that measured it, what is not copied if its metrics.json is of other weights.
-OF_STAGES = {
-    "edit": ("edit.json", "inpainting.png"),
-    "guidance": ("guidance.csv", "guidance.png"),
-    "sweep": ("sweep_fid.png", "sweep_ema.png", "sweep_fid.csv"),
+    "evaluate": {f"{name}.png": f"reports/report/{name}.png" for name in ("ddpm_grid", "ddim_grid", "comparison", "psnr")},
+    "sample_ddpm": {"ddpm_denoising.gif": "reports/report/ddpm_denoising.gif"},
+    "train": {"training.png": "reports/train/training.png"},
+    "edit": {"inpainting.png": "reports/report/inpainting.png", "edit.json": "reports/edit/metrics.json"},
+    "guidance": {"guidance.png": "reports/report/guidance.png", "guidance.csv": "reports/guidance/guidance.csv"},
+    "sweep": {f"sweep_{name}": f"{ON_DEMAND}/{name}" for name in ("fid.png", "ema.png", "fid.csv")},
 }
 MAX_BYTES = 1 << 20  # of a file, since records are in Git
 
@@ -172,9 +165,9 @@ def write_record(
 
 
 def to_keep(folder: Path, left_out: Sequence[str] = ()) -> dict[str, Path]:
-    """Returns {name in the record: file of a run}: KEPT without the files of some of STAGES, and the pictures in out/."""
-    dropped = {name for stage in left_out for name in OF_STAGES[stage]}
-    files = {name: folder / path for name, path in KEPT.items() if name not in dropped}
+    """Returns {name in the record: file of a run}: KEPT without the files of some stages, and the pictures in out/."""
+    kept = [files for stage, files in KEPT.items() if stage not in left_out]
+    files = {name: folder / path for of_stage in kept for name, path in of_stage.items()}
     files |= {path.name: path for path in sorted((folder / "out").glob("*.png"))}
     return {name: path for name, path in files.items() if path.is_file() and path.stat().st_size <= MAX_BYTES}
 
