@@ -3,10 +3,12 @@
 A stage computes from its own sections alone.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ddpm.core.device import Runtime, process_count
 from ddpm.core.files import InputError
@@ -85,13 +87,22 @@ def check_params() -> None:
         raise (error.within(PARAMS_FILE) if error.key.split(".")[0] in KINDS else error) from None
 
 
+class _WithoutInit(TorchFunctionMode):
+    """Skips the functions of torch.nn.init: for random values on the meta device PyTorch imports its compiler, for 2 s."""
+
+    def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), keywords: dict | None = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*arguments, **(keywords or {}))
+
+
 def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
     """Checks what the network, the samplers and the EMA can do with each other, on a network without memory."""
     schedule = p.diffusion.make(p.schedule)
     check_prediction(p.prediction, schedule)
     side = p.prepare_data.image_size or ANY_SIDE
     shape, class_names = (data.shape, data.class_names) if data else ((side, side, 3), ["a", "b"])
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with _WithoutInit(), torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = make_network(p.model, p.diffusion, shape, class_names)
     if (parameters := sum(tensor.numel() for tensor in network.parameters())) > MAX_PARAMETERS:
         message = f"the network would have {parameters:,} parameters (allowed: {MAX_PARAMETERS:,}); lower the model section"
