@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from benchmarks import contestants, metrics, page, peers, steps
+from benchmarks import commands, contestants, metrics, page, peers, steps
 
 # The other libraries may warn.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -107,6 +107,22 @@ def test_metrics_equal_torchmetrics(tmp_path):
         assert value == pytest.approx(values["torchmetrics"][name], rel=1e-3, abs=1e-6), name
     assert values["ours"]["fid"] > 0
     assert path.with_suffix(".md").exists()
+
+
+def test_commands_benchmark_writes_its_report(tmp_path):
+    commands.main(["--quick", "--rounds", "1", "--cases", "train-8", "sample-8", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("*.json")
+    records = json.loads(path.read_text())["records"]
+    assert [(record["kind"], record["load"]) for record in records] == [
+        ("train", "idle"), ("train", "busy"), ("sample", "idle"), ("sample", "busy"),
+    ]  # fmt: skip
+    for record in records:
+        seconds = {side: values["median"] for side, values in record["seconds"].items()}
+        assert record["ratio"]["median"] == pytest.approx(seconds["diffusers"] / seconds["ours"])
+    text = path.with_suffix(".md").read_text()
+    assert f"![time of diffusers' example over ours]({path.stem}.png)" in text
+    assert "| training, 8x8, 2 steps of 4 images | beside one busy process |" in text
+    assert path.with_suffix(".png").exists()
 
 
 class TestSteps:

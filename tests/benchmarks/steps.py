@@ -61,7 +61,7 @@ def git(*arguments: str) -> bytes:
     return run.stdout
 
 
-def checkout(revision: str, folder: Path, changes: dict[str, str], always: dict[str, object]) -> None:
+def checkout(revision: str, folder: Path, changes: dict[str, str], always: dict[str, object] = SETTINGS) -> None:
     """Writes the commit's files into the folder, changes its params.yaml and prepares its data.
 
     changes: values in YAML, of settings that the commit must have. always: values of settings that it may lack.
@@ -130,7 +130,7 @@ def main() -> None:
     titles = {side: git("log", "-1", "--format=%h, %s", revision).decode().strip() for side, revision in sides.items()}
     with tempfile.TemporaryDirectory() as temporary:
         for side, revision in sides.items():
-            checkout(revision, Path(temporary, side), changes, SETTINGS)
+            checkout(revision, Path(temporary, side), changes)
         turns: dict[str, list[dict]] = {side: [] for side in sides}
         for r in range(options.rounds):
             for side in sides:
