@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from ddpm.core.files import InputError
 from ddpm.core.processes import store
-from ddpm.core.signals import CHILD, end_with_parent, handling
+from ddpm.core.signals import CHILD, STOP_SIGNALS, end_at_signals, end_with_parent, handling
 
 _SAVED = "saved"
 # Below the 30 seconds after which torchrun kills its processes.
@@ -93,6 +93,7 @@ def launch(processes: int, module: str, memory: str, run: Callable[[], None] | N
         os.environ[CHILD] = os.path.join(folder, "printed")
         try:
             if run:
+                os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals)
                 elastic_launch(config, _forked)(run)
             else:
                 elastic_launch(config, sys.executable)("-m", module)
@@ -115,10 +116,21 @@ def _end(number: int) -> NoReturn:
 
 
 def _forked(run: Callable[[], None]) -> None:
-    """Runs in a forked process, which has the signal handlers of its parent but does not end with it."""
+    """Runs in a forked process, which has the signal handlers of its parent, and does not end with it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_at_signals()
     end_with_parent()
+    _unblock_signals()
     run()
+
+
+def _block_signals() -> None:
+    """Makes signals wait while this process forks: the new process would handle them as its parent does, by raising."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def report(error: Exception) -> NoReturn:

@@ -5,6 +5,7 @@ All processes compute; process 0 alone writes files and logs. With one process, 
 """
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm.core.files import InputError
+from ddpm.core.signals import handling
 
 T, R = TypeVar("T"), TypeVar("R")
 _store: dist.Store | None = None
@@ -60,8 +62,10 @@ def init(device: torch.device) -> None:
     if not is_started() or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    _store, number, count = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, store=_store, rank=number, world_size=count)
+    # Outside of Python it may wait for a process that has ended already: Ctrl-C must end it there too.
+    with handling(signal.SIG_DFL, [signal.SIGINT]):
+        _store, number, count = next(dist.rendezvous("env://"))
+        dist.init_process_group(backend, store=_store, rank=number, world_size=count)
 
 
 def shutdown() -> None:

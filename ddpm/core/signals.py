@@ -15,7 +15,8 @@ from types import FrameType
 # Names a file, in the processes that a stage starts. Their parent prints the line about their end, unless process 0 made the file
 # to say that it printed one.
 CHILD = "DDPM_CHILD"
-Handler = Callable[[int, FrameType | None], None]
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class Stop:
@@ -41,7 +42,7 @@ class Stop:
 def _numbers() -> list[int]:
     """Returns the signals to handle. A process that torchrun started keeps the default of SIGTERM: it may wait for a process that
     is gone, outside of Python."""
-    return [signal.SIGINT] if "RANK" in os.environ else [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT] if "RANK" in os.environ else [*STOP_SIGNALS]
 
 
 def _set(numbers: Iterable[int], handle: Handler) -> dict[int, Handler]:
@@ -69,7 +70,7 @@ def end_at_signals() -> None:
 
 
 @contextmanager
-def handling(handle: Handler, numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+def handling(handle: Handler, numbers: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
     """Within this context, in the main thread, these signals call `handle(number, frame)`."""
     former = _set(numbers, handle) if threading.current_thread() is threading.main_thread() else {}
     try:
