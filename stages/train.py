@@ -58,4 +58,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     memory = "train.batch_size, model.channels (or raise train.gradient_accumulation)"
-    run_stage(main, parallel="stages.train", memory=memory, independent=False)
+    run_stage(main, parallel="stages.train", memory=memory, communicates=True)

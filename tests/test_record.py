@@ -23,7 +23,7 @@ from ddpm.experiments import record, runner
 from ddpm.experiments.readme_table import BEGIN, END, duration, machine, results_section, update
 from ddpm.experiments.recipe import RECORDS, RESULTS_FILE, full_params, read_recipe, recipe_names
 from ddpm.experiments.record import describe_machine, training_seconds, write_record
-from ddpm.report.weights import of_other_weights
+from ddpm.report.other_weights import of_other_weights
 
 RUNTIME = {**read_yaml(ROOT / "params.yaml")["runtime"], "device": "cpu"}
 SPEEDS = "step,images_per_second,data_ms\n100,640,1\n200,320,1\n250,320,1\n"  # at 64 a step: 10 s, 20 s, 10 s

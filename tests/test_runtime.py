@@ -101,19 +101,19 @@ def test_compiled_training_equals_eager():
 
 class TestProcesses:
     def test_process_count(self, runtime, monkeypatch):
-        assert process_count(runtime()) == 1
-        assert process_count(runtime(processes=3), independent=True) == 3
+        assert process_count(runtime(), communicates=True) == 1
+        assert process_count(runtime(processes=3), communicates=False) == 3
         monkeypatch.setattr("ddpm.core.device.DEVICES", {"cuda": lambda: True, "auto": lambda: True, "mps": lambda: False})
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-        assert process_count(runtime(processes="auto", device="cuda")) == 4
-        assert process_count(runtime(processes="auto", device="auto"), independent=True) == 4
+        assert process_count(runtime(processes="auto", device="cuda"), communicates=True) == 4
+        assert process_count(runtime(processes="auto", device="auto"), communicates=False) == 4
 
     @pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
-    def test_process_count_of_independent_work_on_a_cpu(self, runtime, monkeypatch):
+    def test_process_count_on_a_cpu(self, runtime, monkeypatch):
         for cpus, expected in ((1, 1), (2, 2), (64, 16)):
             monkeypatch.setattr("ddpm.core.device.usable_cpus", lambda cpus=cpus: cpus)
-            assert process_count(runtime(processes="auto"), independent=True) == expected
-            assert process_count(runtime(processes="auto")) == 1
+            assert process_count(runtime(processes="auto"), communicates=False) == expected
+            assert process_count(runtime(processes="auto"), communicates=True) == 1
 
     @pytest.mark.slow
     def test_sampling_is_equal_in_forked_and_in_started_processes(self, model, workspace):

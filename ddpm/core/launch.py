@@ -1,7 +1,8 @@
 """Starts a stage in several processes, reports their errors as one, and lets process 0 save before the others end.
 
-Started as `python -m stages.NAME`, a stage starts its own processes with PyTorch's elastic launcher if `runtime.processes` is
-above 1. Started by `torchrun ... -m stages.NAME`, on one or several machines, it joins the processes of torchrun.
+Started as `python -m stages.NAME`, a stage starts its own processes with PyTorch's elastic launcher (`process_count` says how
+many). They are forked where that is possible, since then they need not import PyTorch again. Started by
+`torchrun ... -m stages.NAME`, on one or several machines, it joins the processes of torchrun.
 """
 
 import json
@@ -73,8 +74,7 @@ def launch(processes: int, module: str, memory: str, run: Callable[[], None] | N
     """Runs `python -m module` in several processes on this machine, and waits for them.
 
     memory: the settings to lower where the memory does not suffice.
-    run: does the work of the module in a process forked from this one, which needs no second import of PyTorch. Linux alone, and
-        not on a GPU, whose driver does not survive a fork.
+    run: does the work of the module, in processes that are forked from this one (see `can_fork`).
 
     Raises InputError with the first failure, and SystemExit, after one line, after a signal.
     """

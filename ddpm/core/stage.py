@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from ddpm.core import launch, params, processes
-from ddpm.core.device import Runtime, device_kind, process_count
+from ddpm.core.device import Runtime, can_fork, process_count
 from ddpm.core.files import InputError
 from ddpm.core.memory import out_of_memory_names
 from ddpm.core.signals import CHILD, interruptible
@@ -31,7 +31,7 @@ def _check_params() -> None:
 
 
 def run_stage(
-    main: Callable[[], None], parallel: str | None = None, memory: str = "batch_size", independent: bool = True
+    main: Callable[[], None], parallel: str | None = None, memory: str = "batch_size", communicates: bool = False
 ) -> None:
     """Checks all of params.yaml, then runs a stage.
 
@@ -40,7 +40,7 @@ def run_stage(
     main: the stage's function.
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
     memory: the settings to lower where an allocation fails, which is an InputError too.
-    independent: see `process_count`.
+    communicates: see `process_count`.
     """
     try:
         with interruptible() as stop:
@@ -49,11 +49,11 @@ def run_stage(
                 torch.set_num_threads(1)
                 _check_params()
                 runtime = params.load(runtime=Runtime).runtime
-                if parallel and (count := process_count(runtime, independent)) > 1:
+                if parallel and (count := process_count(runtime, communicates)) > 1:
                     if runtime.processes is None:
                         print(f"{count} processes (runtime.processes: auto)", file=sys.stderr, flush=True)
-                    fork = sys.platform == "linux" and device_kind(runtime) == "cpu"
-                    launch.launch(count, parallel, memory, partial(run_stage, main, memory=memory) if fork else None)
+                    run = partial(run_stage, main, memory=memory) if can_fork(runtime) else None
+                    launch.launch(count, parallel, memory, run)
                     return
             with out_of_memory_names(memory):
                 main()

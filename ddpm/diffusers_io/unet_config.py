@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_SIDE
 from ddpm.core.params import Section, lookup, make
 from ddpm.networks.layers import norm_groups
 from ddpm.networks.unet import CompatOptions, Size, UNetSettings
 
 CLASS = "UNet2DModel"
-Side = Annotated[Size, Field(le=4096)]  # of an image, in pixels
+Side = Annotated[Size, Field(le=MAX_SIDE)]
 DownBlock, UpBlock = Literal["DownBlock2D", "AttnDownBlock2D"], Literal["UpBlock2D", "AttnUpBlock2D"]
 
 

@@ -55,10 +55,10 @@ class Evaluate(PretrainedSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    reconstruction_images: Annotated[int, Field(ge=2, le=10**7)]
-    likelihood_images: Annotated[int, Field(ge=2, le=10**7)]
+    reconstruction_images: Annotated[Count, Field(ge=2)]
+    likelihood_images: Annotated[Count, Field(ge=2)]
     likelihood_levels: Annotated[Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] | None, OrWord("all")]
-    round_trip_images: Annotated[int, Field(ge=1, le=10**7)]
+    round_trip_images: Count
     training_curve: Annotated[int, Field(ge=0, le=1_000)]
     training_curve_samples: Annotated[Count, Field(ge=2)]
     checkpoint: CheckpointName

@@ -80,7 +80,7 @@ def check_params() -> None:
     except InputError:
         data = None  # not prepared yet, or with other settings
     try:
-        p.train.check_share(process_count(p.runtime))
+        p.train.check_share(process_count(p.runtime, communicates=True))
         _check_model(p, data)
         _check_counts(p, data)
     except InputError as error:  # of a setting, or of the names of the classes

@@ -24,8 +24,8 @@ from ddpm.experiments.compare import write_experiments
 from ddpm.experiments.git import CHECKOUT
 from ddpm.experiments.recipe import flatten
 from ddpm.experiments.tables import CODE, SCORES, Experiments
+from ddpm.report.other_weights import TRAINED, of_other_weights
 from ddpm.report.summary import SAMPLES
-from ddpm.report.weights import TRAINED, of_other_weights
 
 HEADER = "Experiment,rev,typ,"
 SEED, SUCCESS = "seed", "Success"

@@ -12,8 +12,8 @@ from ddpm.core.files import InputError, check_regular, write_text
 from ddpm.experiments.significance import format_mean
 from ddpm.plots.markdown import literal
 from ddpm.plots.numbers import table
+from ddpm.report.other_weights import of_other_weights
 from ddpm.report.summary import SAMPLES
-from ddpm.report.weights import of_other_weights
 
 RUN = "run.json"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"

@@ -29,8 +29,8 @@ from ddpm.core.scratch import scratch_root
 from ddpm.experiments.git import check_clean, has_git
 from ddpm.experiments.recipe import FOLDER, RECORDS, RESULTS_FILE, Recipe, full_params, options
 from ddpm.experiments.runner import ON_DEMAND, RunSpec, run_with_dvc, run_without_dvc
+from ddpm.report.other_weights import STAGES, TRAINED, scores_of_other_weights
 from ddpm.report.summary import SAMPLES
-from ddpm.report.weights import STAGES, TRAINED, scores_of_other_weights
 
 # By the stage whose numbers they show, what is copied if it exists: {name in the record: file}.
 KEPT = {
@@ -179,7 +179,7 @@ def describe_machine(runtime: Runtime) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": runtime.threads or usable_cpus(),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "gpus": process_count(runtime) if on_gpu else 0,
+        "gpus": process_count(runtime, communicates=True) if on_gpu else 0,
         "torch": torch.__version__,
         "system": platform.system(),
     }

@@ -11,10 +11,10 @@ from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.plots.markdown import render
 from ddpm.plots.sample_figures import REAL
 from ddpm.report import gallery
+from ddpm.report.other_weights import scores_of_other_weights
 from ddpm.report.score_tables import cells_of, rows_of
 from ddpm.report.settings import Report
 from ddpm.report.summary import SAMPLES, summarize
-from ddpm.report.weights import scores_of_other_weights
 
 REPORTS = Path("reports")
 
