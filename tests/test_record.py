@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, Checkout, input_error, write_files
 
 from ddpm.cli.main import main
-from ddpm.core.device import Runtime
+from ddpm.core.device import Runtime, usable_cpus
 from ddpm.core.files import InputError
 from ddpm.core.params import make
 from ddpm.core.yaml_files import read_yaml
@@ -154,7 +154,7 @@ def test_describe_machine():
     found = describe_machine(make(Runtime, **{**RUNTIME, "threads": 3}))
     assert (found["gpu"], found["gpus"], found["cores"]) == (None, 0, 3)
     assert found["cpu"]
-    assert describe_machine(make(Runtime, **RUNTIME))["cores"] == len(os.sched_getaffinity(0))
+    assert describe_machine(make(Runtime, **RUNTIME))["cores"] == usable_cpus()
 
 
 def test_command_line_repeats_a_run():

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, edit_params, error_of
+from conftest import ROOT, edit_params, error_of, write_files
 from test_training import make_trainer, run
 from torch import nn
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ddpm.core import launch, params
-from ddpm.core.device import Precision, Runtime, compiled, process_count
+from ddpm.core.device import Precision, Runtime, compiled, process_count, usable_cpus
 from ddpm.core.stage import Interrupted, run_stage
 
 CPU = torch.device("cpu")
@@ -114,6 +114,29 @@ class TestProcesses:
             monkeypatch.setattr("ddpm.core.device.usable_cpus", lambda cpus=cpus: cpus)
             assert process_count(runtime(processes="auto"), communicates=False) == expected
             assert process_count(runtime(processes="auto"), communicates=True) == 1
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            ({"cpu.max": "250000 100000\n"}, 3),
+            ({"cpu.max": "max 100000\n"}, 64),
+            ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+            ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ],
+    )
+    def test_usable_cpus_respects_the_quota_of_a_container(self, tmp_path, monkeypatch, files, expected):
+        write_files(tmp_path, files)
+        real_open, group = open, "/sys/fs/cgroup/"
+
+        def found(name):
+            return tmp_path / name.removeprefix(group) if str(name).startswith(group) else name
+
+        monkeypatch.setattr("builtins.open", lambda name, *more, **options: real_open(found(name), *more, **options))
+        monkeypatch.setattr(os.path, "exists", lambda name: os.access(found(name), os.F_OK))
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+        assert usable_cpus() == expected
 
     @pytest.mark.slow
     def test_sampling_is_equal_in_forked_and_in_started_processes(self, model, workspace):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
+import joblib
 import torch
 from pydantic import Field
 from torch import nn
@@ -143,8 +144,8 @@ def process_count(runtime: Runtime, communicates: bool) -> int:
 
 
 def usable_cpus() -> int:
-    """Returns the number of CPUs that this process may use; in a container it can be less than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of CPUs that this process may use: its CPU affinity and the quota of its container limit it."""
+    return joblib.cpu_count()
 
 
 class Precision:
