@@ -32,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, parallel="stages.sweep", memory="sweep.batch_size")
+    run_stage(main, parallel="stages.sweep", memory="sweep.batch_size", timed=False)

@@ -55,7 +55,7 @@ def contents(folder=Path()):
     """Returns the bytes of all files but code and locks, which stay, and those with times."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".py", ".md", ".pyc")]
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    return {name: b"" if name in TIMED else data for name, data in files.items()}
+    return {name: b"" if name in TIMED or name.startswith("reports/seconds/") else data for name, data in files.items()}
 
 
 def outputs(definition):

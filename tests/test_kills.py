@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from conftest import edit_params, link_code, prepared
 from processes import at_call, die, in_fork
 
 import stages.train
+from ddpm.core.files import read_json
+from ddpm.core.signals import STARTED
 from ddpm.core.stage import run_stage
 from ddpm.training.checkpoint import STATE, ResumeState
 from ddpm.training.ema import EMA
@@ -89,7 +92,7 @@ def results():
         *Path("reports/train/previews").iterdir(),
     ]
     state = torch.load("end.pt", weights_only=True)
-    state.pop("speed")
+    del state["speed"], state["seconds"]
     return {str(path): path.read_bytes() for path in files if path.is_file()}, state
 
 
@@ -160,11 +163,15 @@ def test_training_killed_at_its_end_writes_everything(straight):
 def test_signal_saves_the_state_of_the_step(straight):
     assert attempt("by SIGINT", 11)[0] == 130
     (state,) = Path(".scratch/train").glob(f"*/{STATE}")
-    assert torch.load(state, weights_only=True)["step"] == 11
+    saved = torch.load(state, weights_only=True)
+    assert saved["step"] == 11
+    second = time.monotonic() - STARTED
     status, output = attempt()
     assert status == 0
     assert f"resuming at step 11 of {STEPS}" in output
     assert_same(results(), straight)
+    # Both processes count from the start of the one from which they were forked.
+    assert read_json("reports/seconds/train.json", "train")["seconds"] >= saved["seconds"] + second
 
 
 def test_nonfinite_gradient_ends_with_one_line_and_keeps_the_state(straight):

@@ -16,6 +16,7 @@ from ddpm.evaluation.evaluator import describe_metrics
 from ddpm.report import gallery
 from ddpm.report.page import render_page, write_report
 from ddpm.report.settings import Report
+from ddpm.report.stage_times import StageTime, stage_times
 from ddpm.report.summary import copying_signs, differ, summarize
 
 SPACE = {
@@ -66,6 +67,7 @@ INPAINT = {
 META = {
     "dataset": "digits", "class_names": [str(i) for i in range(10)], "shape": [8, 8, 1], "counts": {"train": 1297, "test": 500},
 }  # fmt: skip
+TIMES = {"train": StageTime(seconds=60, processes=2), "edit": StageTime(seconds=20.4, processes=1)}
 NO_CLASSES = {"ddpm.accuracy": ..., "ddim.accuracy": ...}
 
 
@@ -106,6 +108,8 @@ def write_inputs(scored, conditional=True):
     write_json("samples/judged/metrics.json", describe_metrics())
     write_json("reports/evaluate/metrics.json", {**scored, **{name: {**scored[name], "cost": COST[name]} for name in COST}})
     write_json("reports/train/metrics.json", {"final_sha256": "aa"})
+    for name, time in {**TIMES, "report": TIMES["edit"]}.items():  # that of `report` is older than the page
+        write_json(f"reports/seconds/{name}.json", time.model_dump())
     write_json("data/prepared/meta.json", META)
     curve = [{"fraction": f, "method": m, "psnr": 20 - 10 * f} for f in (0.1, 0.5) for m in ("network", "wiener", "zero")]
     write_text("reports/evaluate/plots/psnr.csv", pd.DataFrame(curve).to_csv(index=False))
@@ -161,7 +165,7 @@ def page(scored=SCORES, descriptions=None, **values):
     """The text of a page, without its pictures."""
     values = {"guidance": guidance(["classes"]), "has_training_curve": True, "has_snapshots": True, "inpaint": INPAINT,
               "meta": META, "schedule": "linear", "conditional": True, "has_sweep": False,
-              "other_weights": [], **values}  # fmt: skip
+              "other_weights": [], "times": TIMES, **values}  # fmt: skip
     return render_page(scored, descriptions or describe_metrics(), COST, **values)
 
 
@@ -263,6 +267,28 @@ def test_report_names_scores_of_other_weights(here):
     assert "Results of **other weights**: those on which `sweep` was last run" in text
     names = ["ddpm", "evaluate", "sweep"]
     assert "those of DDPM and `evaluate` are of others" in page(other_weights=names)
+
+
+def test_page_shows_the_time_of_each_stage():
+    rows = rows_of(section(page(), "## Time"))
+    assert (rows["`train`"], rows["`edit`"]) == (["2", "60", "74.6%"], ["1", "20.4", "25.4%"])
+    assert rows["all"] == ["-", "80.4", "100.0%"]
+    assert list(rows).index("`train`") < list(rows).index("`edit`"), "the longest first"
+    assert "## Time" not in page(times={})
+
+
+def test_stage_times_names_a_damaged_file(tmp_path):
+    file = tmp_path / "reports/seconds/train.json"
+    write_text(file.with_name(".edit.partial1.json"), "of a killed process")
+    for text, key in {
+        "{": str(file), '{"seconds": 1}': "processes", '{"seconds": 0, "processes": 1}': "seconds",
+        '{"seconds": NaN, "processes": 1}': "seconds", '{"seconds": "1", "processes": 1}': "seconds",
+    }.items():  # fmt: skip
+        write_text(file, text)
+        with input_error(key, match=f"^{file}: "):
+            stage_times(tmp_path)
+    file.unlink()
+    assert stage_times(tmp_path) == stage_times(tmp_path / "nowhere") == {}
 
 
 def rows_of(text):

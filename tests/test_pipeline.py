@@ -258,6 +258,8 @@ def test_stage_definition_keeps_the_rules(stage):
             ((path, options),) = entry.items()
             assert path.startswith("reports/")
             assert options["cache"] is False, "reports stay in Git"
+    seconds = {f"reports/seconds/{stage}.json": {"cache": False}}
+    assert (seconds in definition.get("metrics", [])) == (stage != "sweep")
     # An uncached output switches off the run cache of its stage. Only the seconds-long report may lose it, and the sweep, which
     # is frozen and run on demand.
     uncached = [out for out in definition.get("outs", []) if isinstance(out, dict)]
@@ -276,6 +278,7 @@ def test_stage_deps_hold_no_timings():
     )
     for stage, definition in STAGES.items():
         assert not {f"reports/{name}" for name in timed} & set(definition["deps"]), stage
+        assert not [dep for dep in definition["deps"] if dep.startswith("reports/seconds")], stage
 
 
 def test_params_sections_are_declared_by_a_stage():

@@ -45,6 +45,8 @@ def put_run(folder, **changes):
         "reports/train/training.png": "curves",
         "reports/evaluate/metrics.json": json.dumps(scores(**changes)),
         "reports/edit/metrics.json": '{"inpaint": {}}',
+        "reports/seconds/prepare_data.json": '{"seconds": 2.5, "processes": 1}',
+        "reports/seconds/train.json": '{"seconds": 45, "processes": 2}',
         "reports/guidance/guidance.csv": "scale,fid\n1,0.1\n",
         "reports/report/ddpm_grid.png": "grid",
         "reports/report/bits.png": "not kept",
@@ -54,14 +56,16 @@ def put_run(folder, **changes):
     return folder
 
 
-ABOUT = {"recipe": "digits", "dataset": "digits", "machine": {"gpu": None, "gpus": 0, "cpu": "Z80", "cores": 2}}
+MACHINE = {"gpu": None, "gpus": 0, "cpu": "Z80", "cores": 2}
+ABOUT = {"recipe": "digits", "about": "a|b", "dataset": "digits", "machine": MACHINE}
+RUN = {"seed": 0, "command": "dvc exp run", "stage_seconds": {"train": 45.0, "prepare_data": 2.5}}
 
 
 def put_record(records, name="digits", fids=(0.1,)):
     """A record of a run for each FID, as `record` writes it."""
     kept = []
     for seed, fid in enumerate(fids):
-        kept.append({"seed": seed, "parameters": 160401, "training_seconds": 40.0, "final_sha256": "aa"})
+        kept.append({**RUN, "seed": seed, "parameters": 160401, "training_seconds": 40.0, "final_sha256": "aa"})
         write_record(records / name, put_run(records / "run", fid=fid), {**ABOUT, "recipe": name}, kept)
     shutil.rmtree(records / "run")
     return records / name
@@ -70,12 +74,16 @@ def put_record(records, name="digits", fids=(0.1,)):
 def test_write_record_copies_the_files_of_a_run(tmp_path):
     folder = put_record(tmp_path, fids=(0.1, 0.2))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "ddpm_denoising.gif", "ddpm_grid.png", "edit.json", "guidance.csv", "metrics-seed-1.json", "metrics.json", "params.yaml",
-        "run.json", "training.png"
+        "README.md", "ddpm_denoising.gif", "ddpm_grid.png", "edit.json", "guidance.csv", "metrics-seed-1.json", "metrics.json",
+        "params.yaml", "run.json", "training.png",
     ]  # fmt: skip
     run = json.loads((folder / "run.json").read_text())
     assert [(of["seed"], of["metrics"]) for of in run["runs"]] == [(0, "metrics.json"), (1, "metrics-seed-1.json")]
     assert json.loads((folder / "metrics-seed-1.json").read_text())["ddpm"]["classifier"]["fid"] == 0.2
+    page = (folder / "README.md").read_text()
+    assert page.startswith("# digits\n\na\\|b\n\n```console\n$ dvc exp run\n$ dvc exp run\n```\n\nOn 2 cores of Z80, ")
+    table = page.partition("seed 1 |\n| :-- | --: | --: |\n")[2]
+    assert table == "| `train` | 45 | 45 |\n| `prepare_data` | 2.5 | 2.5 |\n| all | 47.5 | 47.5 |\n"
     (folder / "guidance.png").write_text("of another run")
     put_record(tmp_path)
     assert not (folder / "guidance.png").exists(), "the first run replaces the older record"
@@ -88,7 +96,7 @@ def test_write_record_keeps_the_older_record_on_failure(tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError):
-        write_record(folder, tmp_path / "empty", ABOUT, [{"seed": 0}])
+        write_record(folder, tmp_path / "empty", ABOUT, [RUN])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "empty"]
 
@@ -99,7 +107,7 @@ def test_to_keep_leaves_out_large_figures(tmp_path):
     write_files(folder, {"reports/report/ddpm_denoising.gif": large, "reports/sweep/fid.png": "x", "out/compare.png": "x"})
     figures = {"ddpm_grid.png", "training.png", "sweep_fid.png", "compare.png"}
     assert set(record.to_keep(folder)) == {*figures, "edit.json", "guidance.csv"}
-    write_record(tmp_path / "r", folder, ABOUT, [{"seed": 0}])
+    write_record(tmp_path / "r", folder, ABOUT, [RUN])
     assert (tmp_path / "r/sweep_fid.png").exists()
 
 
@@ -148,6 +156,7 @@ def test_summary_marks_a_run_from_the_cache(tmp_path):
     result = record.summary(folder, params, 47.0)
     assert (result["reused"], record.summary(folder, params, 45.0)["reused"]) == (False, True)
     assert (result["training_seconds"], result["images_per_second"], result["parameters"]) == (40, 400, 160401)
+    assert list(result["stage_seconds"].items()) == [("train", 45), ("prepare_data", 2.5)], "the longest first"
 
 
 def test_describe_machine():
@@ -351,7 +360,7 @@ def test_record_without_dvc_runs_stages_in_a_copy(project, here):
     assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "reports/recipes/"]
     assert here("record", "digits", "--without-dvc")[0] == 0
     kept = {path.name for path in Path("reports/recipes/digits").iterdir()}
-    assert kept == {"run.json", "params.yaml", "metrics.json", "ddpm_grid.png"}, "without the sweep of the commit"
+    assert kept == {"README.md", "run.json", "params.yaml", "metrics.json", "ddpm_grid.png"}, "without the sweep of the commit"
 
 
 def test_record_refuses_uncommitted_files_except_records(project, here):

@@ -5,18 +5,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, edit_params, error_of, write_files
+from processes import in_fork
 from test_training import make_trainer, run
 from torch import nn
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from ddpm.core import launch, params
+import stages.sample_ddim
+from ddpm.core import launch, params, seconds
 from ddpm.core.device import Precision, Runtime, compiled, process_count, usable_cpus
+from ddpm.core.files import read_json
 from ddpm.core.stage import Interrupted, run_stage
 
 CPU = torch.device("cpu")
@@ -147,6 +152,8 @@ class TestProcesses:
             edit_params(**{"runtime.processes": processes})
             subprocess.run([sys.executable, *command], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=True)
             digests.add(Path("samples/ddim.npz").read_bytes())
+            if command[0] == "-m":
+                assert read_json("reports/seconds/sample_ddim.json", "")["processes"] == processes
         assert len(digests) == 1
 
     @pytest.mark.parametrize("printed", [True, False])
@@ -194,6 +201,30 @@ class TestProcesses:
             "error: params.yaml: train.batch_size: 1 images cannot be divided among 2 processes with 1 parts each; raise it, or "
             "lower train.gradient_accumulation or runtime.processes\n"
         )
+
+
+def test_run_stage_writes_the_seconds_of_a_stage_that_ends_well(model, refused):
+    file, start = Path("reports/seconds/sample_ddim.json"), time.monotonic()
+    edit_params(**{"sample_ddim.steps": 51})
+    assert "sample_ddim.steps" in refused(stages.sample_ddim.main)
+    assert not file.exists()
+    edit_params(**{"sample_ddim.steps": 1, "sample_ddim.samples": 6})
+    run_stage(stages.sample_ddim.main, timed=False)
+    run_stage(lambda: None)
+    assert not file.parent.exists()
+    run_stage(stages.sample_ddim.main)
+    found = read_json(file, "sample_ddim")
+    assert found["processes"] == 1
+    assert time.monotonic() - start <= found["seconds"] <= seconds.elapsed() + 0.01
+
+
+def test_launch_counts_the_seconds_before_a_resume(monkeypatch):
+    """The process that resumes is another one than the process that writes them."""
+    monkeypatch.setattr(seconds, "_earlier", 0.0)
+    resumed = partial(in_fork, lambda: seconds.resume(1e6))
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: lambda *_: resumed())
+    launch.launch(2, "stages.train", "train.batch_size")
+    assert seconds.elapsed() > 1e6
 
 
 def test_run_stage_interrupted_exit_status(monkeypatch, capsys):

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from ddpm.core import seconds
 from ddpm.core.files import InputError
 from ddpm.core.processes import store
 from ddpm.core.signals import CHILD, STOP_SIGNALS, end_at_signals, end_with_parent, handling
@@ -97,6 +98,7 @@ def launch(processes: int, module: str, memory: str, run: Callable[[], None] | N
                 elastic_launch(config, _forked)(run)
             else:
                 elastic_launch(config, sys.executable)("-m", module)
+            seconds.resume_in_parent()
         except SignalException as stopped:
             _end(int(stopped.sigval))
         except ChildFailedError as error:

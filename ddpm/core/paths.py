@@ -8,6 +8,7 @@ MODEL_DIR = Path("models/ddpm")
 CLASSIFIER_DIR = Path("models/classifier")
 METRICS_FILE = Path("reports/evaluate/metrics.json")
 PLOTS_DIR = Path("reports/evaluate/plots")
+SECONDS_DIR = Path("reports/seconds")
 EVALUATED_DIR = Path("samples/judged")
 EDITS_FILE = Path("samples/edits.npz")
 

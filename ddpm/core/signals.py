@@ -15,6 +15,8 @@ from types import FrameType
 # Names a file, in the processes that a stage starts. Their parent prints the line about their end, unless process 0 made the file
 # to say that it printed one.
 CHILD = "DDPM_CHILD"
+# On the clock of time.monotonic: when this process started, before the imports that take long.
+STARTED = time.monotonic()
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from ddpm.core import launch, params, processes
+from ddpm.core import launch, params, processes, seconds
 from ddpm.core.device import Runtime, can_fork, process_count
 from ddpm.core.files import InputError
 from ddpm.core.memory import out_of_memory_names
@@ -31,9 +31,13 @@ def _check_params() -> None:
 
 
 def run_stage(
-    main: Callable[[], None], parallel: str | None = None, memory: str = "batch_size", communicates: bool = False
+    main: Callable[[], None],
+    parallel: str | None = None,
+    memory: str = "batch_size",
+    communicates: bool = False,
+    timed: bool = True,
 ) -> None:
-    """Checks all of params.yaml, then runs a stage.
+    """Checks all of params.yaml, runs a stage, and writes how many seconds it took (see ddpm/core/seconds.py).
 
     An InputError becomes one line and exit status 1; any other exception is a defect and keeps its traceback.
 
@@ -41,6 +45,7 @@ def run_stage(
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
     memory: the settings to lower where an allocation fails, which is an InputError too.
     communicates: see `process_count`.
+    timed: write the seconds; False for a stage that dvc.yaml freezes, which is no part of a run.
     """
     try:
         with interruptible() as stop:
@@ -54,9 +59,13 @@ def run_stage(
                         print(f"{count} processes (runtime.processes: auto)", file=sys.stderr, flush=True)
                     run = partial(run_stage, main, memory=memory) if can_fork(runtime) else None
                     launch.launch(count, parallel, memory, run)
+                    if timed:
+                        seconds.write_seconds(main, count)
                     return
             with out_of_memory_names(memory):
                 main()
+            if timed and processes.is_main_process() and CHILD not in os.environ:
+                seconds.write_seconds(main, processes.world_size())
         if not processes.is_main_process() and multiprocessing.parent_process() is None:
             # Not a normal exit: now and then PyTorch's threads abort the process when the interpreter ends before process 0 does.
             sys.stdout.flush()

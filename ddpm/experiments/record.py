@@ -6,6 +6,7 @@
     edit.json         of the first run: inpainting
     guidance.csv      of the first run: scores over the scale of guidance
     *.png, *.gif      the main figures of the first run
+    README.md         what was run, and the seconds of each stage
 
 If a run fails, the runs recorded before it stay.
 """
@@ -22,14 +23,18 @@ from typing import Any
 import torch
 
 from ddpm.core.device import Runtime, device_kind, process_count, usable_cpus
-from ddpm.core.files import InputError, atomic_folder, read_json, write_json
+from ddpm.core.files import InputError, atomic_folder, printable, read_json, write_json, write_text
 from ddpm.core.params import PARAMS_FILE, make
 from ddpm.core.paths import METRICS_FILE
 from ddpm.core.scratch import scratch_root
 from ddpm.experiments.git import check_clean, has_git
+from ddpm.experiments.readme_table import machine
 from ddpm.experiments.recipe import FOLDER, RECORDS, RESULTS_FILE, Recipe, full_params, options
 from ddpm.experiments.runner import ON_DEMAND, RunSpec, run_with_dvc, run_without_dvc
+from ddpm.plots.markdown import literal
+from ddpm.plots.numbers import number, table
 from ddpm.report.other_weights import STAGES, TRAINED, scores_of_other_weights
+from ddpm.report.stage_times import stage_times
 from ddpm.report.summary import SAMPLES
 
 # By the stage whose numbers they show, what is copied if it exists: {name in the record: file}.
@@ -100,6 +105,7 @@ def summary(folder: Path, params: Mapping[str, Any], seconds: float) -> dict[str
     """Returns what the table of results shows of a run, from its reports in `folder`.
 
     reused: whether DVC took parts from its cache, so that `seconds` is not the duration of the work.
+    stage_seconds: of each stage, the longest first; of one from the cache, those of the run that made it.
     Raises InputError if the reports are missing.
     """
     trained = read_json(folder / TRAINED, "train")
@@ -109,6 +115,7 @@ def summary(folder: Path, params: Mapping[str, Any], seconds: float) -> dict[str
     return {
         "seconds": round(seconds, 1),
         "reused": seconds < training + sum(sampling.values()),
+        "stage_seconds": {name: time.seconds for name, time in stage_times(folder).items()},
         "training_seconds": round(training, 1),
         "images_per_second": round(params["train"]["steps"] * params["train"]["batch_size"] / max(training, 1e-9), 1),
         "parameters": trained["parameters"],
@@ -162,6 +169,22 @@ def write_record(
             shutil.copytree(target, new, dirs_exist_ok=True)
         shutil.copyfile(folder / METRICS_FILE, new / name)
         write_json(new / "run.json", {**about, "runs": runs})
+        write_text(new / "README.md", page(about, runs))
+
+
+def page(about: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the README.md of a record: its commands, and the seconds of each stage by seed."""
+    seconds = [run["stage_seconds"] for run in runs]
+    rows = [[f"`{name}`", *(number(of_run.get(name)) for of_run in seconds)] for name in seconds[0]]
+    rows.append(["all", *(number(sum(of_run.values())) for of_run in seconds)])
+    commands = "".join(f"$ {printable(run['command'])}\n" for run in runs)
+    times = table(["seconds of the stage", *(f"seed {run['seed']}" for run in runs)], rows)
+    return (
+        f"# {literal(about['recipe'])}\n\n{literal(about['about'])}\n\n```console\n{commands}```\n\n"
+        f"On {literal(machine(about['machine']))}, imports included. "
+        "A stage that DVC took from its cache has the seconds of the run that made it.\n\n"
+        f"{times}\n"
+    )
 
 
 def to_keep(folder: Path, left_out: Sequence[str] = ()) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from ddpm.report import gallery
 from ddpm.report.other_weights import scores_of_other_weights
 from ddpm.report.score_tables import cells_of, rows_of
 from ddpm.report.settings import Report
+from ddpm.report.stage_times import stage_times
 from ddpm.report.summary import SAMPLES, summarize
 
 REPORTS = Path("reports")
@@ -31,6 +32,8 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
     # Not a dep: seconds differ from run to run, and pictures need not be drawn again because of them.
     metrics = read_json(METRICS_FILE, "evaluate")
     cost = {name: metrics[name]["cost"] for name in SAMPLES}
+    # Not deps either. The time of this stage, if there is one, is that of an earlier run.
+    times = {name: time for name, time in stage_times().items() if name != "report"}
     titles = {name: scores[name]["sampler"] for name in SAMPLES}
     arrays = read_npz(EVALUATED_DIR / "arrays.npz", "evaluate")
     # A new folder: figures of an earlier run that this one does not have are gone.
@@ -55,6 +58,7 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
             meta=meta,
             schedule=schedule,
             conditional=any(f"{name}_asked" in arrays for name in SAMPLES),
+            times=times,
             # Not a dep: the sweep is run on demand.
             has_sweep=(REPORTS / "sweep/index.md").exists(),
         )

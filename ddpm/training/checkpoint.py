@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm.core import processes
+from ddpm.core import processes, seconds
 from ddpm.core.files import atomic, first_line, remove_partial, sha256_tree, writing
 from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
 from ddpm.core.scratch import hold, scratch_root
@@ -91,12 +91,14 @@ class ResumeState:
         if differing := [f"{key} {state[key]} -> {value}" for key, value in self.environment.items() if state[key] != value]:
             changes = ", ".join(differing)
             print(f"warning: resumes with another {changes}; not bit-equal to an uninterrupted training", file=sys.stderr)
+        seconds.resume(state.get("seconds", 0.0))
         return state
 
     def save(self, state: dict) -> None:
         """Replaces the saved state, atomically."""
+        own = {"fingerprint": self.fingerprint, "format": FORMAT, "seconds": seconds.elapsed()}
         buffer = io.BytesIO()
-        torch.save({**state, **self.environment, "fingerprint": self.fingerprint, "format": FORMAT}, buffer)
+        torch.save({**state, **self.environment, **own}, buffer)
         # torch.save itself does not raise an OSError on a full disk.
         with atomic(self.path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
