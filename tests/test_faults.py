@@ -18,7 +18,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import sklearn.model_selection  # noqa: F401 (joblib makes a semaphore when it is imported, which a limit of file sizes forbids)
 import yaml
 from conftest import ROOT, TINY, Checkout, edit, edit_params, link_code, the_error
 from processes import at_call, die, in_fork

@@ -47,26 +47,17 @@ def test_autocast_dtype(runtime, name):
 
 
 class TestCompile:
-    def test_compile_error_returns_network(self, capsys, monkeypatch):
+    @pytest.mark.parametrize("late", [False, True])
+    def test_compile_error_returns_network(self, capsys, monkeypatch, late):
+        """late: the error comes with the first call."""
+
         def broken(*_, **__):
             raise RuntimeError("no compiler\nmore lines")
 
-        monkeypatch.setattr(torch, "compile", broken)
+        monkeypatch.setattr(torch, "compile", (lambda *_, **__: broken) if late else broken)
         layer = nn.Linear(2, 2)
         assert compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2)).sum().backward()) is layer
         assert capsys.readouterr().err == "torch.compile does not work here (no compiler); running without it\n"
-
-    def test_compile_error_at_first_call(self, capsys, monkeypatch):
-        def late(network, **_):
-            def call(*arguments):
-                raise RuntimeError("ninja not found")
-
-            return call
-
-        monkeypatch.setattr(torch, "compile", late)
-        layer = nn.Linear(2, 2)
-        assert compiled(layer, True, CPU, lambda network: network(torch.ones(1, 2))) is layer
-        assert "ninja not found" in capsys.readouterr().err
 
     def test_probe_without_memory_is_no_error_of_the_compiler(self, monkeypatch):
         monkeypatch.setattr(torch, "compile", lambda network, **_: network)

@@ -9,7 +9,6 @@ NAME.json, NAME.md and NAME.png are written to reports/benchmarks, named after t
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import re
 import statistics
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.core.device import Precision, Runtime, setup
+from ddpm.core.device import Precision, Runtime, setup, usable_cpus
 from ddpm.core.files import InputError, write_json, write_text
 from ddpm.core.yaml_files import read_yaml
 
@@ -195,7 +194,7 @@ def machine(device: torch.device) -> dict:
     names = ["torch", *INSTALLED, *(["ema-pytorch"] if "denoising-diffusion-pytorch" in INSTALLED else [])]
     record = {
         "cpu": _cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cpus(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in names},
