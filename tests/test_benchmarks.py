@@ -1,10 +1,12 @@
 """The benchmarks run, compare networks of equal size, and compute their numbers correctly. No speed is tested."""
 
 import json
+import time
 
+import numpy as np
 import pytest
 import torch
-from benchmarks import commands, contestants, metrics, page, peers, steps
+from benchmarks import commands, contestants, diffusers_example, metrics, page, peers, quality, steps
 
 # The other libraries may warn.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -123,6 +125,40 @@ def test_commands_benchmark_writes_its_report(tmp_path):
     assert f"![time of diffusers' example over ours]({path.stem}.png)" in text
     assert "| training, 8x8, 2 steps of 4 images | beside one busy process |" in text
     assert path.with_suffix(".png").exists()
+
+
+def test_quality_benchmark_writes_its_report(tmp_path):
+    quality.main(["--quick", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("*.json")
+    report = json.loads(path.read_text())
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    assert (report["recipe"], report["samples"], report["n"]) == ("quick", 20, 20)
+    ours, theirs = (report["sides"][side]["points"] for side in ("ours", "diffusers"))
+    assert [point["step"] for point in ours] == [3, 6]
+    assert ours[0]["seconds"] == pytest.approx(ours[1]["seconds"] / 2)
+    for first, second in zip(ours, theirs, strict=True):
+        assert second["seconds"] >= first["seconds"] - 0.001
+        assert min(first["fid"], second["fid"]) > report["floor"] > 0
+    text = path.with_suffix(".md").read_text()
+    assert f"({path.stem}.png)" in text
+    assert f"| {ours[1]['seconds'] / 60:.2f} | 6 | " in text
+    assert "| this project | 10,581 | 8 | 6 | 48 |" in text
+
+
+def test_example_trains_for_a_time_with_a_schedule_of_that_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusers_example, "WARMUP", 5)
+    np.save(tmp_path / "images.npy", np.zeros((8, 8, 8, 1), np.uint8))
+    case = contestants.Case("", (8, 8, 1), 4, 4, [1, 2], [], heads=2)
+    config = {"images": str(tmp_path / "images.npy"), "unet": contestants.unet2d_arguments(case), "batch_size": 4}
+    diffusers_example.train(
+        {**config, "learning_rate": 1e-4, "start": time.time(), "save_at": [0.5, 1.0, 2.0]}, tmp_path / "pipeline"
+    )
+    saved = json.loads((tmp_path / "pipeline" / "saved.json").read_text())
+    seconds, rates = ([entry[key] for entry in saved] for key in ("seconds", "learning_rate"))
+    assert all(passed >= goal for passed, goal in zip(seconds, [0.5, 1.0, 2.0], strict=True))
+    assert rates[0] > 5e-5
+    assert rates[2] < 1e-5
+    assert all((tmp_path / "pipeline" / goal / "unet").exists() for goal in ("0.5", "1.0", "2.0"))
 
 
 class TestSteps:

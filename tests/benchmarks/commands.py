@@ -26,6 +26,7 @@ from ddpm.plots.numbers import number, table
 from ddpm.plots.style import BLUE, ORANGE, figure
 
 from .contestants import Case, unet2d_arguments
+from .page import software
 from .peers import DIGITS, ROOT, SMALL, machine, quartiles, ratios, say, slug
 from .steps import checkout
 
@@ -139,7 +140,6 @@ def title(record: dict) -> str:
 def page(report: dict, picture: str) -> str:
     """Returns the report in Markdown."""
     where = report["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     rows = []
     for record in report["records"]:
         took = [f"{number(record['seconds'][side]['median'])} s" for side in ("ours", "diffusers")]
@@ -149,7 +149,7 @@ def page(report: dict, picture: str) -> str:
         )
     parts = [
         f"# Whole commands on {where['cpu']}",
-        f"{where['cpus']} CPUs; Python {where['python']}, {versions}. {report['records'][0]['rounds']} rounds in turns.",
+        f"{where['cpus']} CPUs; {software(where)}. {report['records'][0]['rounds']} rounds in turns.",
         f"![time of diffusers' example over ours]({picture})",
         "Seconds from the start of Python to the last file, as medians; the ratio is taken within each round, with its quartiles "
         "in brackets. What runs stands in `tests/benchmarks/commands.py` and `tests/benchmarks/diffusers_example.py`.",

@@ -8,14 +8,18 @@ from ddpm.plots.style import BLUE, ORANGE, PALETTE, figure
 COLOURS = {"ours": BLUE, "ours, compiled": PALETTE[5], "diffusers": ORANGE, "denoising-diffusion-pytorch": PALETTE[2]}
 
 
+def software(machine: dict) -> str:
+    """Returns the versions of Python and of the libraries."""
+    return ", ".join(f"{name} {version}" for name, version in {"Python": machine["python"], **machine["versions"]}.items())
+
+
 def page(report: dict, picture: str) -> str:
     """Returns the report of `peers` in Markdown."""
     machine, top = report["machine"], report["ceiling"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"{machine['gpu']}, host " if "gpu" in machine else ""
     parts = [
         f"# Speed on {machine.get('gpu') or machine['cpu']}",
-        f"{where}{machine['cpu']}, {machine['cpus']} CPUs, {machine['threads']} threads; Python {machine['python']}, {versions}.",
+        f"{where}{machine['cpu']}, {machine['cpus']} CPUs, {machine['threads']} threads; {software(machine)}.",
         f"![time of the others over ours]({picture})",
         f"The ceiling is {number(top['flops'] / 1e12)} TFLOP/s in {top['dtype']}: the best of some large matrix products and 3x3 "
         f"convolutions in the same run ({top['of']}). Settings of each library: "
