@@ -8,7 +8,7 @@ from ddpm.core.stage import run_stage
 from ddpm.core.weights import weights_id
 from ddpm.data.prepared import open_prepared
 from ddpm.editing.score import score_inpainting
-from ddpm.editing.stage_images import Edit, make_edits, make_training_film
+from ddpm.editing.stage_images import Edit, make_edits
 from ddpm.features.classifier import load_classifier
 from ddpm.networks.checkpoints import check_data
 from ddpm.sampling.model import load
@@ -25,10 +25,9 @@ def main() -> None:
     jumps = settings.steps, settings.repaint_jump_length, settings.repaint_resamples
     scores = {"model": weights_id(p.edit.checkpoint, model.network)}
     scores["inpaint"] = score_inpainting(model, data, classifier, settings.scored_images, *jumps, p.seed)
+    arrays = make_edits(model, data.test, MODEL_DIR, settings, p.seed)
     if not processes.is_main_process():
         return
-    arrays = make_edits(model, data.test, settings, p.seed)
-    arrays |= make_training_film(model, MODEL_DIR, settings.film_frames, p.seed)
     write_npz(EDITS_FILE, arrays)
     write_json("reports/edit/metrics.json", scores)
     for name, score in scores["inpaint"].items():

@@ -1,4 +1,4 @@
-"""models/ddpm -> samples/ddpm.npz: ancestral sampling over all T levels."""
+"""models/ddpm -> samples/ddpm.npz: ancestral sampling."""
 
 from ddpm.core import params
 from ddpm.core.device import Runtime

@@ -12,6 +12,7 @@ from test_sweep import snapshots  # noqa: F401 (a fixture)
 
 from ddpm.core import params
 from ddpm.core.files import read_npz
+from ddpm.core.paths import MODEL_DIR
 from ddpm.core.weights import weights_id
 from ddpm.data.prepared import Split
 from ddpm.editing import score
@@ -110,7 +111,7 @@ def test_balanced_indices_take_the_classes_in_turn():
 def test_make_edits_pairs_are_of_different_images(model, data, classifier):
     network, test = load("final", CPU), data.test
     two = Split(test.images[test.labels < 2], test.labels[test.labels < 2])
-    arrays = make_edits(network, two, params.load(edit=Edit).edit.fitted(network), 0)
+    arrays = make_edits(network, two, MODEL_DIR, params.load(edit=Edit).edit.fitted(network), 0)
     assert len({arrays[f"interpolate_image_{k}"][end].tobytes() for k in (1, 2, 3) for end in (0, -1)}) == 6
 
 

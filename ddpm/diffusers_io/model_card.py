@@ -33,6 +33,7 @@ DATASETS = {
 TRAINING = {
     "steps": "steps",
     "batch_size": "batch size",
+    "optimizer": "optimizer",
     "learning_rate": "learning rate",
     "lr_schedule": "learning rate schedule",
     "ema_decay": "EMA decay",

@@ -1,6 +1,6 @@
 """The images of the stage `edit`: inpainting, editing, variation and interpolation, and the film of the training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ddpm.core import processes
 from ddpm.core.files import InputError
 from ddpm.core.limits import MAX_FRAMES, MAX_RESAMPLES
 from ddpm.core.params import Section
@@ -59,20 +60,21 @@ def balanced_indices(test: Split, count: int) -> np.ndarray:
     return np.asarray(turns[:count])
 
 
-def make_edits(model: DiffusionModel, test: Split, settings: Edit, seed: int) -> dict[str, np.ndarray]:
-    """Returns uint8 arrays (K, H, W, C) by name: inpaint_*, edit_*, interpolate_*, as ddpm/report/edits.py shows them."""
+def make_edits(model: DiffusionModel, test: Split, folder: Path, settings: Edit, seed: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of samples/edits.npz, made by all processes: uint8 (K, H, W, C) inpaint_*, edit_*, interpolate_*, as
+    ddpm/report/gallery.py shows them, and those of `make_training_film`.
+
+    folder: that of the model. The model's network holds a snapshot of its training afterwards.
+    """
     x0, labels = _test_images(model, test, balanced_indices(test, settings.images))
-    arrays = {**_inpaint(model, x0, labels, settings, seed), "edit_image": x0}
-    plan = make_plan(model, steps=settings.steps)
-    for strength in STRENGTHS:
-        arrays[f"edit_strength_{strength:g}"] = final_images(edit_images(model, plan, x0, strength, labels, seed))
-    for amount in AMOUNTS:
-        each = [final_images(vary_images(model, plan, _source(x0, labels, k), amount, 1, seed + k)) for k in range(len(x0))]
-        arrays[f"edit_varied_{amount:g}"] = torch.cat(each)
-    for name, images in _interpolate(model, test, settings.steps, seed):
-        arrays[f"interpolate_{name}"] = images[::STRIDE]
-        arrays[f"interpolate_film_{name}"] = images
-    return {name: to_images(images) for name, images in arrays.items()}
+    parts: list[Callable[[], dict[str, np.ndarray]]] = [
+        lambda: _inpaint(model, x0, labels, settings, seed),
+        lambda: _edit(model, x0, labels, settings, seed),
+        lambda: _interpolate(model, test, settings.steps, seed),
+        # Last, since it changes the network.
+        lambda: make_training_film(model, folder, settings.film_frames, seed),
+    ]
+    return {name: array for arrays in processes.map_over_ranks(parts, lambda make: make()) for name, array in arrays.items()}
 
 
 def _test_images(model: DiffusionModel, test: Split, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -80,7 +82,7 @@ def _test_images(model: DiffusionModel, test: Split, indices: np.ndarray) -> tup
     return to_model_range(to_tensor(test.images[indices], model.device)), labels
 
 
-def _inpaint(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings: Edit, seed: int) -> dict[str, Tensor]:
+def _inpaint(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings: Edit, seed: int) -> dict[str, np.ndarray]:
     mask = named_mask(MASK, model.shape).to(model.device)
     arrays = {"inpaint_image": x0, "inpaint_known": x0 * mask}  # missing pixels are gray
     for name, (repeats, pass_known) in inpaint_methods(model, settings.repaint_resamples).items():
@@ -89,19 +91,32 @@ def _inpaint(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings:
         for k in (1, 2):
             filled = final_images(inpaint_images(model, plan, x0, mask, labels, seed + k, pass_known))
             arrays[f"inpaint_filled_{name}_{k}"] = filled
-    return arrays
+    return {name: to_images(images) for name, images in arrays.items()}
 
 
-def _interpolate(model: DiffusionModel, test: Split, steps: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Yields interpolations between samples and between test images, for several pairs of classes."""
+def _edit(model: DiffusionModel, x0: Tensor, labels: Tensor | None, settings: Edit, seed: int) -> dict[str, np.ndarray]:
+    plan, arrays = make_plan(model, steps=settings.steps), {"edit_image": x0}
+    for strength in STRENGTHS:
+        arrays[f"edit_strength_{strength:g}"] = final_images(edit_images(model, plan, x0, strength, labels, seed))
+    for amount in AMOUNTS:
+        each = [final_images(vary_images(model, plan, _source(x0, labels, k), amount, 1, seed + k)) for k in range(len(x0))]
+        arrays[f"edit_varied_{amount:g}"] = torch.cat(each)
+    return {name: to_images(images) for name, images in arrays.items()}
+
+
+def _interpolate(model: DiffusionModel, test: Split, steps: int, seed: int) -> dict[str, np.ndarray]:
+    """Returns interpolations between samples and between test images, for several pairs of classes."""
+    arrays = {}
     plan = make_plan(model, steps=steps)
     images, labels = _test_images(model, test, np.resize(balanced_indices(test, 2 * PAIRS), 2 * PAIRS))
     for k in range(PAIRS):
         real = [_source(images, labels, 2 * k + end) for end in (0, 1)]
         # Samples of the same classes.
         samples = [ImageSource(None, latent_of(model, seed + 2 * k + end), source.labels) for end, source in enumerate(real)]
-        yield f"sample_{k + 1}", final_images(interpolate_images(model, plan, *samples, INTERPOLATED))
-        yield f"image_{k + 1}", final_images(interpolate_images(model, plan, *real, INTERPOLATED))
+        for kind, ends in (("sample", samples), ("image", real)):
+            film = to_images(final_images(interpolate_images(model, plan, *ends, INTERPOLATED)))
+            arrays |= {f"interpolate_{kind}_{k + 1}": film[::STRIDE], f"interpolate_film_{kind}_{k + 1}": film}
+    return arrays
 
 
 def _source(images: Tensor, labels: Tensor | None, k: int) -> ImageSource:

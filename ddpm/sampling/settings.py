@@ -24,6 +24,7 @@ class Sampling(Section):
 
     samples: Count
     batch_size: Count
+    steps: Annotated[Steps | None, OrWord("all")]
     thresholding: ThresholdName
     threshold_quantile: Annotated[float, Field(gt=0, le=1)]
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
@@ -33,20 +34,23 @@ class Sampling(Section):
     def plan(self, model: DiffusionModel) -> SamplingPlan:
         """Returns the plan for a model. Raises InputError as `make_plan` does."""
         options = {"sampler": "ddpm"} | self.model_dump(exclude={"samples", "batch_size", "checkpoint"})
-        return make_plan(model, **options | {"steps": options.get("steps") or model.schedule.steps})
+        return make_plan(model, **options | {"steps": self.steps or model.schedule.steps})
 
 
 class SampleDDPM(Sampling):
-    """The `sample_ddpm` section: ancestral sampling over all T levels."""
+    """The `sample_ddpm` section: ancestral sampling in `steps` steps, or in T if these are fewer."""
 
     variance: VarianceName
 
+    def plan(self, model: DiffusionModel) -> SamplingPlan:
+        total = model.schedule.steps
+        return super(SampleDDPM, self.model_copy(update={"steps": min(self.steps or total, total)})).plan(model)
+
 
 class SampleDDIM(Sampling):
-    """The `sample_ddim` section: DDIM, or another sampler, over some of the levels."""
+    """The `sample_ddim` section: DDIM, or another sampler, over all or some of the levels."""
 
     sampler: SamplerName
-    steps: Annotated[Steps | None, OrWord("all")]
     eta: Annotated[float, Field(ge=0, le=1)]
     spacing: SpacingName
     churn: Annotated[float, Field(ge=0, le=MAX_CHURN_SETTING)]

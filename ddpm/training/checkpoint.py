@@ -24,7 +24,7 @@ from ddpm.core.scratch import hold, scratch_root
 from ddpm.core.yaml_files import read_yaml
 
 STATE = "state.pt"
-FORMAT = 5  # of state.pt; raised when the states of older code cannot be used
+FORMAT = 6  # of state.pt; raised when the states of older code cannot be used
 
 
 def stage_fingerprint(stage: str) -> str:

@@ -1,6 +1,7 @@
 """Exponential moving averages of the weights, which are kept in one vector."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ class FlatParameters:
     format and starts at a multiple of 128 bytes; the gaps hold zeros, which no update changes.
 
     The network must not be moved afterwards, and its gradients must be set to zero, never to None.
+
+    last: names of parameters that come at the end of the vector, such as those of another optimizer.
+    first_part: the vector without these, (M,), as a parameter. last_parts: each of these, as a matrix (shape[0], columns).
     """
 
-    def __init__(self, network: nn.Module):
-        named = dict(network.named_parameters())
+    def __init__(self, network: nn.Module, last: Collection[str] = ()):
+        named = dict(sorted(network.named_parameters(), key=lambda item: item[0] in last))
         self.layout: dict[str, tuple[torch.Size, tuple[int, ...], int]] = {}
         size = 0
         for name, parameter in named.items():
@@ -34,6 +38,16 @@ class FlatParameters:
             values[name].copy_(parameter.detach())
             parameter.data, parameter.grad = values[name], gradients[name]
         self._parameters, self._gradients = list(named.values()), list(gradients.values())
+        places = [(self.layout[name][2], named[name].shape) for name in named if name in last]
+        self.first_part = self._part(0, (places[0][0] if places else size,))
+        self.last_parts = [self._part(start, (shape[0], shape[1:].numel())) for start, shape in places]
+
+    def _part(self, start: int, shape: tuple[int, ...]) -> nn.Parameter:
+        """Returns a part of the vector as a parameter of its own, which shares the values and the gradient."""
+        part = slice(start, start + math.prod(shape))
+        parameter = nn.Parameter(self.vector.detach()[part].view(shape))
+        parameter.grad = self.vector.grad[part].view(shape)
+        return parameter
 
     def grads_attached(self) -> bool:
         """Returns whether the network's gradients are still views of the vector's; setting one to None detaches it."""

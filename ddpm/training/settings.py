@@ -10,6 +10,7 @@ from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.diffusion.loss import LossWeightName
 from ddpm.diffusion.timestep_sampling import TimestepSamplerName
+from ddpm.training.optimizers import OPTIMIZERS
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -25,6 +26,7 @@ class Train(Section):
     steps: Count
     batch_size: Annotated[int, Field(ge=1, le=10**6)]
     gradient_accumulation: Annotated[int, Field(ge=1, le=10**6)]
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     lr_schedule: Annotated[str, OneOf(LR_SCHEDULES)]
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)]

@@ -21,6 +21,7 @@ from ddpm.networks.conditioning import masked_input
 from ddpm.training.ema import EMA, FlatParameters, ramped
 from ddpm.training.masks import random_masks
 from ddpm.training.monitor import FLOAT16_TRIALS, NonFiniteGuard, PhaseTimer
+from ddpm.training.optimizers import OPTIMIZERS, hidden_matrices
 from ddpm.training.settings import Train
 
 VALIDATION_IMAGES = 2_000
@@ -58,10 +59,8 @@ class Trainer:
         self.device = batches.device
         self.schedule, self.prediction = schedule.to(self.device), prediction
         self.autocast, self.scaler = autocast, scaler
-        self.flat = FlatParameters(network)
-        self.optimizer = torch.optim.AdamW(
-            [self.flat.vector], settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        self.flat = FlatParameters(network, hidden_matrices(network))
+        self.optimizers = OPTIMIZERS[settings.optimizer](self.flat, settings.learning_rate, settings.weight_decay)
         self.ema = EMA(self.flat, ramped(settings.ema_decay))
         tracked = power_ema.TRACKED_SIGMA_REL if settings.snapshots else ()
         self.tracks = {sigma_rel: EMA(self.flat, partial(power_ema.decay, sigma_rel)) for sigma_rel in tracked}
@@ -156,18 +155,18 @@ class Trainer:
     def _update(self) -> Tensor:
         """Clips the gradient and updates the weights unless it is not finite; returns its norm before clipping."""
         assert self.flat.grads_attached()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate_at(self.step)
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate_at(self.step)
+            if self.scaler:
+                self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_([self.flat.vector], self.settings.gradient_clip)
+        for optimizer in self.optimizers:
+            # As GradScaler does it: the optimizer skips the step on the device, without a read-back.
+            optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()
+            optimizer.step()
         if self.scaler:
-            self.scaler.step(self.optimizer)
             self.scaler.update()
-        else:
-            # As GradScaler does it: a fused optimizer skips the step on the device, without a read-back.
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~norm.isfinite()).float()
-            self.optimizer.step()
         self.flat.vector.grad.zero_()
         return norm
 
@@ -247,7 +246,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "tracks": {sigma_rel: track.state_dict() for sigma_rel, track in self.tracks.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "timesteps": self.timesteps.state_dict(),
             "streak": self.guard.streak,
@@ -264,7 +263,8 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         for sigma_rel, track in self.tracks.items():
             track.load_state_dict(state["tracks"][sigma_rel])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.scaler and state["scaler"]:  # empty if the state was saved in another precision
             self.scaler.load_state_dict(state["scaler"])
         self.timesteps.load_state_dict(state["timesteps"])

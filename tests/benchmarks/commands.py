@@ -58,7 +58,7 @@ def ours(size: Size, folder: Path) -> None:
         "prediction": "eps", "model.channels": case.channels, "model.channel_mults": case.mults, "model.conditioning": "none",
         "model.blocks_per_level": case.blocks, "model.attention_levels": case.attention, "model.middle_attention": True,
         "model.heads": case.heads, "train.steps": size.train, "train.warmup_steps": min(100, size.train - 1),
-        "train.batch_size": case.batch, "train.learning_rate": 1e-4, "guidance.scales": [],
+        "train.batch_size": case.batch, "train.optimizer": "adamw", "train.learning_rate": 1e-4, "guidance.scales": [],
         "sample_ddim.samples": size.samples, "sample_ddim.batch_size": size.batch, "sample_ddim.steps": size.nfe,
     }  # fmt: skip
     checkout("HEAD", folder, {name: json.dumps(value) for name, value in settings.items()}, {"runtime.device": "cpu"})

@@ -138,7 +138,8 @@ def ours(case: Case, setting: Setting, name: str = "ours") -> Contestant | None:
         changes = {
             "batch_size": case.batch, "gradient_accumulation": 1, "steps": 1_000_000,
             "lr_schedule": "constant", "warmup_steps": 0,
-            "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "gradient_clip": CLIP, "ema_decay": EMA_DECAY,
+            "optimizer": "adamw", "learning_rate": LEARNING_RATE,
+            "weight_decay": WEIGHT_DECAY, "gradient_clip": CLIP, "ema_decay": EMA_DECAY,
             "loss_weight": "auto", "loss_gamma": "auto", "timestep_sampling": "uniform", "condition_dropout": 0.0, "flip": False,
             "snapshots": 0,
         }  # fmt: skip
