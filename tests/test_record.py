@@ -569,7 +569,7 @@ RENAMED = {
     "levels": "timestep_sampling",
 }
 # Settings that older records lack, with the value that they had.
-ADDED = {"model": {"type": "unet"}}
+ADDED = {"model": {"type": "unet"}, "train": {"optimizer": "adamw"}}
 
 
 def test_record_settings_match_the_recipe():
