@@ -33,7 +33,7 @@ def main() -> None:
     precision = Precision(p.runtime, device)
     torch.manual_seed(seed_of(p.seed, "weights"))
     network = make_network(p.model, p.diffusion, data.shape, data.class_names).to(device, memory_format=torch.channels_last)
-    limit_threads(network, data.shape, training=True)
+    limit_threads(network, data.shape, p.train.batch_size)
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)

@@ -28,11 +28,12 @@ DEVICES: dict[str, Callable[[], bool]] = {
 
 MAX_CPU_PROCESSES = 16  # each has its own batches in memory
 
-# Sizes of networks, as parameters times pixels, below which one thread is the better choice. On two busy cores, sampling took 3
-# to 13 times as long with two threads as with one below the first, and 2 to 3 times for those of 4 to 10 * 10**9; on idle cores
-# a second thread saves half at most. A training step of the default network took 27 ms with one thread and 23 to 31 with two on
-# idle cores, 70 and 270 to 300 on busy ones. On an idle Xeon a network of 5 * 10**8 trains 1.5 times as fast with two threads.
-SMALL_TO_SAMPLE, SMALL_TO_TRAIN = 10**9, 10**8
+# Below these sizes one thread is the better choice. Sampling: parameters times pixels. On two busy cores it took 3 to 13 times
+# as long with two threads as with one below this size, and 2 to 3 times for networks of 4 to 10 * 10**9; on idle cores a second
+# thread saves half at most. Training: parameters times pixels times the images of a batch. A step of the default network, 7 *
+# 10**8, took 31 ms with one thread and 29 with two on idle cores, 70 and 270 to 300 on busy ones; from 6 * 10**9 on, two threads
+# were 1.7 to 1.9 times as fast on idle cores and as fast as one on busy ones. Two processes trained as fast as two threads.
+SMALL_TO_SAMPLE, SMALL_TO_TRAIN = 10**9, 5 * 10**9
 _automatic_threads = True
 
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,13 +77,13 @@ def setup(runtime: Runtime) -> torch.device:
     return device
 
 
-def limit_threads(network: nn.Module, shape: Sequence[int], training: bool = False) -> None:
+def limit_threads(network: nn.Module, shape: Sequence[int], training_batch: int = 0) -> None:
     """Makes a small network on a CPU compute with one thread, unless the number of threads is set.
 
-    shape: (H, W, C) of an image. training: the network is trained, which keeps several threads busy sooner.
+    shape: (H, W, C) of an image. training_batch: images of a training step, 0 for sampling.
     """
     size = sum(p.numel() for p in network.parameters()) * shape[0] * shape[1]
-    if _automatic_threads and size < (SMALL_TO_TRAIN if training else SMALL_TO_SAMPLE):
+    if _automatic_threads and (size * training_batch < SMALL_TO_TRAIN if training_batch else size < SMALL_TO_SAMPLE):
         torch.set_num_threads(1)
 
 

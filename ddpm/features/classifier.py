@@ -104,7 +104,7 @@ def train_classifier(data: Prepared, settings: TrainClassifier, seed: int, devic
     """
     torch.manual_seed(seed_of(seed, "classifier"))
     network = _make(data).to(device, memory_format=torch.channels_last)
-    limit_threads(network, data.shape, training=True)
+    limit_threads(network, data.shape, settings.batch_size)
     key = "accuracy" if network.predicts_classes else "pretext_accuracy"
     images, labels = to_tensor(data.train.images, device), torch.tensor(data.train.labels, device=device)
     # The last batch of an epoch is skipped when it is short: batch norm needs more than one image.
