@@ -423,7 +423,7 @@ def test_other_params(project):
     """A number that DVC writes in its own way (1e-06), and a list."""
     project.dvc("exp", "run", "-S", "train.learning_rate=1e-6", "train")
     assert re.fullmatch(
-        r"-  learning_rate: 4.0e-3( +#.*)?\n\+  learning_rate: 1e-0?6( +#.*)?", "\n".join(project.changed_params())
+        r"-  learning_rate: 8.0e-3( +#.*)?\n\+  learning_rate: 1e-0?6( +#.*)?", "\n".join(project.changed_params())
     )
     config = json.loads((project.folder / "models/ddpm/config.json").read_text())
     assert config["training"]["learning_rate"] == 1e-6
