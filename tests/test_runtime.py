@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 import stages.sample_ddim
 from ddpm.core import launch, params, seconds
-from ddpm.core.device import Precision, Runtime, compiled, process_count, usable_cpus
+from ddpm.core.device import Precision, Runtime, compiled, limit_threads, process_count, usable_cpus
 from ddpm.core.files import read_json
 from ddpm.core.stage import Interrupted, run_stage
 
@@ -44,6 +44,16 @@ def test_autocast_dtype(runtime, name):
     with precision.autocast():
         assert nn.Linear(4, 4)(torch.ones(1, 4)).dtype == getattr(torch, name.replace("auto", "float32"))
     assert (precision.scaler is not None) == (name == "float16")
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(49, [1]), (50, []), (0, [1])])
+def test_limit_threads_counts_the_work_of_a_training_step(monkeypatch, batch, expected):
+    """10,000 parameters and 10,000 pixels; for sampling, the images of a batch do not count."""
+    counts = []
+    monkeypatch.setattr("ddpm.core.device._automatic_threads", True)
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    limit_threads(nn.Linear(100, 100, bias=False), (100, 100, 1), batch)
+    assert counts == expected
 
 
 class TestCompile:
