@@ -44,8 +44,8 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "8": Size(Case("8", batch=64, **DIGITS), train=1000, samples=1500, batch=125, nfe=50),
-    "32": Size(Case("32", batch=32, **SMALL), train=30, samples=64, batch=16, nfe=10),
+    "8": Size(Case("8", batch=64, **DIGITS), train=600, samples=1500, batch=125, nfe=50),
+    "32": Size(Case("32", batch=32, **SMALL), train=20, samples=64, batch=16, nfe=10),
 }
 QUICK = {"8": Size(Case("8", (8, 8, 1), 4, 16, [1, 2], []), train=2, samples=6, batch=3, nfe=2)}
 
