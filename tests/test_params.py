@@ -314,7 +314,7 @@ TOGETHER = [
     ("sample_ddim.guidance_interval", {"sample_ddim.guidance": 2.0, "sample_ddim.guidance_interval": [3.0, 1.0]}),
     ("prediction", {"prediction": "eps", "diffusion.zero_terminal_snr": True}),
     ("schedule", {"diffusion.edm.sigma_max": 1.0, "schedule": "edm"}),
-    ("train.batch_size", {"train.gradient_accumulation": 65}),
+    ("train.batch_size", {"train.gradient_accumulation": 129}),
     ("model", {"model.channels": 8192, "model.channel_mults": [64]}),
     ("guidance.samples", {"guidance.samples": 5}),
     ("guidance.scalez", {"guidance.scalez": 1}),
