@@ -175,3 +175,8 @@ class TestClassBalance:
         for n in (500, 10_000):
             assert total_variation_floor(np.full(10, 0.1), n) == pytest.approx(1.2 / n**0.5, rel=0.02)
         assert total_variation_floor(np.array([1.0]), 100) == 0
+
+
+def test_every_kth_image_of_a_large_test_split_is_used(monkeypatch):
+    monkeypatch.setattr(memorization, "TEST_IMAGES", 100)
+    assert np.array_equal(Memorization(TRAIN, TEST[:250]).test.squared, Memorization(TRAIN, TEST[:250:3]).test.squared)

@@ -12,6 +12,7 @@ from ddpm.core.progress import Progress
 
 NEXT = 50  # neighbours after the nearest, whose mean distance is the scale of `Near.ratio`
 NEAR = 1 / 3  # a sample with a smaller ratio is a near copy
+TEST_IMAGES = 2_000  # are enough to calibrate; every k-th of a larger split
 EXACT = 8  # nearest candidates by float32 whose distances are computed again in integers
 ROWS = 1_000  # images in one chunk of queries
 ELEMENTS = 1 << 24  # distances in one block, or pixels in one block
@@ -46,7 +47,7 @@ class Memorization:
     """
 
     def __init__(self, train: np.ndarray, test: np.ndarray):
-        """Raises InputError for a training split of fewer than 2 images."""
+        """test: of more than 2,000 images, at most as many are used. Raises InputError for fewer than 2 training images."""
         if len(train) < 2:
             raise InputError(f"{len(train)} training images are too few; use at least 2", key="memorization")
         self.images, self.train = train, train.reshape(len(train), -1)
@@ -54,7 +55,7 @@ class Memorization:
         self.centre = torch.from_numpy(np.rint(self.train[:ROWS].mean(0)).astype(np.float32))
         # Squared distance of a training image to its nearest other one; -1 where it is not computed yet.
         self.nearest_other = np.full(len(train), -1, np.int64)
-        self.test = self.nearest(test, "test images")
+        self.test = self.nearest(test[:: -(-len(test) // TEST_IMAGES)], "test images")
         self.test_scores = self._shares(self.test)
 
     def score(self, near: Near) -> dict[str, float]:
