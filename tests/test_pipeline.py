@@ -259,7 +259,7 @@ def test_stage_definition_keeps_the_rules(stage):
             assert path.startswith("reports/")
             assert options["cache"] is False, "reports stay in Git"
     seconds = {f"reports/seconds/{stage}.json": {"cache": False}}
-    assert (seconds in definition.get("metrics", [])) == (stage != "sweep")
+    assert (seconds in definition.get("metrics", [])) == (stage not in ("report", "sweep"))
     # An uncached output switches off the run cache of its stage. Only the seconds-long report may lose it, and the sweep, which
     # is frozen and run on demand.
     uncached = [out for out in definition.get("outs", []) if isinstance(out, dict)]

@@ -32,8 +32,6 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
     # Not a dep: seconds differ from run to run, and pictures need not be drawn again because of them.
     metrics = read_json(METRICS_FILE, "evaluate")
     cost = {name: metrics[name]["cost"] for name in SAMPLES}
-    # Not deps either. The time of this stage, if there is one, is that of an earlier run.
-    times = {name: time for name, time in stage_times().items() if name != "report"}
     titles = {name: scores[name]["sampler"] for name in SAMPLES}
     arrays = read_npz(EVALUATED_DIR / "arrays.npz", "evaluate")
     # A new folder: figures of an earlier run that this one does not have are gone.
@@ -58,7 +56,7 @@ def write_report(settings: Report, schedules: dict[str, NoiseSchedule], schedule
             meta=meta,
             schedule=schedule,
             conditional=any(f"{name}_asked" in arrays for name in SAMPLES),
-            times=times,
+            times=stage_times(),  # not deps either
             # Not a dep: the sweep is run on demand.
             has_sweep=(REPORTS / "sweep/index.md").exists(),
         )
