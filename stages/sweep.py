@@ -32,4 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # dvc.yaml freezes it, so it is no part of a run.
     run_stage(main, parallel="stages.sweep", memory="sweep.batch_size", timed=False)

@@ -78,6 +78,11 @@ def test_each_optimizer_updates_every_parameter_once(name):
         assert (moved.max() - 0.01).abs() < 1e-5 or by_muon, key
 
 
+def test_muon_without_matrices_is_adamw():
+    flat = FlatParameters(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 3)))
+    assert [type(optimizer) for optimizer in OPTIMIZERS["muon"](flat, 0.01, 0.0)] == [torch.optim.AdamW]
+
+
 def test_muon_leaves_images_embeddings_biases_and_norms_to_adamw():
     network = UNet(unet_settings(conditioning="class"), (8, 8, 1), class_names=DIGITS)
     hidden = set(hidden_matrices(network))

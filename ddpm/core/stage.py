@@ -45,7 +45,7 @@ def run_stage(
     parallel: the stage's module, such as "stages.train", if it can run in several processes (`runtime.processes`).
     memory: the settings to lower where an allocation fails, which is an InputError too.
     communicates: see `process_count`.
-    timed: write the seconds; False for a stage that dvc.yaml freezes, which is no part of a run.
+    timed: write the seconds.
     """
     try:
         with interruptible() as stop:

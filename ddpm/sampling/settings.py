@@ -34,7 +34,11 @@ class Sampling(Section):
     def plan(self, model: DiffusionModel) -> SamplingPlan:
         """Returns the plan for a model. Raises InputError as `make_plan` does."""
         options = {"sampler": "ddpm"} | self.model_dump(exclude={"samples", "batch_size", "checkpoint"})
-        return make_plan(model, **options | {"steps": self.steps or model.schedule.steps})
+        return make_plan(model, **options | {"steps": self.steps_of(model.schedule.steps)})
+
+    def steps_of(self, total: int) -> int:
+        """Returns the number of denoising steps of a model with T = total."""
+        return self.steps or total
 
 
 class SampleDDPM(Sampling):
@@ -42,9 +46,8 @@ class SampleDDPM(Sampling):
 
     variance: VarianceName
 
-    def plan(self, model: DiffusionModel) -> SamplingPlan:
-        total = model.schedule.steps
-        return super(SampleDDPM, self.model_copy(update={"steps": min(self.steps or total, total)})).plan(model)
+    def steps_of(self, total: int) -> int:
+        return min(self.steps or total, total)
 
 
 class SampleDDIM(Sampling):

@@ -11,8 +11,8 @@ from ddpm.training.ema import FlatParameters
 MOMENTUM = 0.95
 # Five steps with these move all singular values from (0.01, 1] to between 0.7 and 1.2 (Jordan et al. 2024).
 NEWTON_SCHULZ_STEPS, NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)
-Optimizers = list[torch.optim.Optimizer]
 ADAMW_RMS = 0.2  # of AdamW's usual updates; Muon's are scaled to it, so that both take the same learning rate (Liu et al. 2025)
+Optimizers = list[torch.optim.Optimizer]
 
 
 class Muon(torch.optim.Optimizer):
@@ -25,8 +25,7 @@ class Muon(torch.optim.Optimizer):
     matrices: (rows, columns), with their gradients attached.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler sets found_inf
-    found_inf: Tensor
+    found_inf: Tensor  # set before each step
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.0):
         super().__init__(sorted(matrices, key=lambda matrix: matrix.shape), {"lr": lr, "weight_decay": weight_decay})
@@ -79,7 +78,7 @@ def adamw(flat: FlatParameters, rate: float, weight_decay: float) -> Optimizers:
 def muon(flat: FlatParameters, rate: float, weight_decay: float) -> Optimizers:
     """Muon for the hidden matrices, AdamW for the rest."""
     rest = torch.optim.AdamW([flat.first_part], rate, weight_decay=weight_decay, fused=True)
-    return [rest, Muon(flat.last_parts, rate, weight_decay)]
+    return [rest, Muon(flat.last_parts, rate, weight_decay)] if flat.last_parts else [rest]
 
 
 # Functions (parameters, of which the hidden matrices are the last, learning rate, weight decay) -> optimizers of all of them.

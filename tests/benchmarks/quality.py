@@ -4,9 +4,10 @@
 
 Ours: `python -m stages.train` of the last commit with the recipe's settings. Its snapshots, evenly spread over the training, are
 scored as by `evaluate`. A training step always takes the same time, so step s of S counts s / S of the seconds of the whole
-command. Theirs: `diffusers_example.py` with the same widths, levels and blocks and the example's own defaults, until the same
-seconds have passed; it saves its EMA on the way. In both, everything counts, from the start of Python. Both draw their samples by
-DDIM, and one classifier scores them. The preparation of the data and the classifier's training do not count.
+command. Theirs: `diffusers_example.py` with the same widths, levels and blocks, until the same seconds have passed; it saves its
+EMA on the way. Its batch and learning rate are those that suited AdamW and this U-Net: with the example's defaults, made for large
+networks, it still draws noise after the 6 minutes of `mnist_cpu`. In both, everything counts, from the start of Python. Both draw
+their samples by DDIM, and one classifier scores them. The preparation of the data and the classifier's training do not count.
 """
 
 import argparse
@@ -46,8 +47,8 @@ QUICK = {
     "dataset": "digits", "train_classifier": {"epochs": 1, "required_accuracy": 0.0}, "model": {"channels": 4, "heads": 2},
     "train": {"steps": 6, "batch_size": 8, "warmup_steps": 1},
 }  # fmt: skip
-# The defaults of diffusers' example.
-EXAMPLE = {"batch_size": 16, "learning_rate": 1e-4}
+# The example's defaults are 16 and 1e-4.
+EXAMPLE = {"batch_size": 64, "learning_rate": 2e-3}
 NAMES = {"ours": "this project", "diffusers": "diffusers' example"}
 
 
@@ -146,8 +147,10 @@ def page(report: dict, picture: str) -> str:
             text=(),
         ),
         table(["", "parameters", "batch", "steps", "images seen"], totals),
-        "The example's network has the widths, levels and blocks of the recipe, and always attention in the middle; its batch, "
-        "learning rate and schedule are its defaults. The length of the schedule is the number of steps that fit into the time "
+        "The example's network has the widths, levels and blocks of the recipe, and always attention in the middle. Its batch and "
+        "learning rate are those that suited AdamW and this U-Net; its defaults, 16 and 1e-4, are made for large networks. The "
+        "learning rate falls by half a cosine to 0 at the end; the length of that schedule is the number of steps that fit into the "
+        "time "
         f"at the mean speed so far; the rate ended at {number(last['learning_rate'], 2)}. The example has no classes; {classes}. "
         "What runs stands in `tests/benchmarks/quality.py` and `tests/benchmarks/diffusers_example.py`.",
     ]
