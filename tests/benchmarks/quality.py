@@ -4,10 +4,10 @@
 
 Ours: `python -m stages.train` of the last commit with the recipe's settings. Its snapshots, evenly spread over the training, are
 scored as by `evaluate`. A training step always takes the same time, so step s of S counts s / S of the seconds of the whole
-command. Theirs: `diffusers_example.py` with the same widths, levels and blocks, until the same seconds have passed; it saves its
-EMA on the way. Its batch and learning rate are those that suited AdamW and this U-Net: with the example's defaults, made for large
-networks, it still draws noise after the 6 minutes of `mnist_cpu`. In both, everything counts, from the start of Python. Both draw
-their samples by DDIM, and one classifier scores them. The preparation of the data and the classifier's training do not count.
+command. Theirs: `diffusers_example.py` with the same widths, levels and blocks, until the same seconds have passed; it saves
+its EMA on the way. Its batch and learning rate are those that suited AdamW and this U-Net: with the example's defaults, made for
+large networks, it still draws noise after the 6 minutes of `mnist_cpu`. In both, everything counts, from the start of Python.
+Both draw samples by DDIM, and one classifier scores them. The data's preparation and the classifier's training do not count.
 """
 
 import argparse
