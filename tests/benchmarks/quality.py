@@ -147,11 +147,10 @@ def page(report: dict, picture: str) -> str:
             text=(),
         ),
         table(["", "parameters", "batch", "steps", "images seen"], totals),
-        "The example's network has the widths, levels and blocks of the recipe, and always attention in the middle. Its batch and "
-        "learning rate are those that suited AdamW and this U-Net; its defaults, 16 and 1e-4, are made for large networks. The "
-        "learning rate falls by half a cosine to 0 at the end; the length of that schedule is the number of steps that fit into the "
-        "time "
-        f"at the mean speed so far; the rate ended at {number(last['learning_rate'], 2)}. The example has no classes; {classes}. "
+        "The example's network has the widths, levels and blocks of the recipe, and always attention in the middle. Its batch "
+        "and learning rate are those that suited AdamW and this U-Net; its defaults, 16 and 1e-4, are made for large networks. "
+        "The length of its schedule is the number of steps that fit into the time at the mean speed so far; the rate ended at "
+        f"{number(last['learning_rate'], 2)}. The example has no classes; {classes}. "
         "What runs stands in `tests/benchmarks/quality.py` and `tests/benchmarks/diffusers_example.py`.",
     ]
     return "\n\n".join(parts) + "\n"
