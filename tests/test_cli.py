@@ -793,7 +793,7 @@ class TestDemo:
 
     def test_demo_without_gradio_is_refused(self, error, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert error("demo").endswith("is not installed; run `pip install -r requirements-demo.txt`")
+        assert error("demo").endswith("is not installed; run `pip install 'gradio>=6.31,<7'`")
 
 
 VALUES = [

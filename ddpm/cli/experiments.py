@@ -6,14 +6,25 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import CONTENT, OUTPUT, flag, option
+from ddpm.cli.options import CONTENT, OUTPUT, completed, flag, option
 from ddpm.core.files import InputError, print_line
 
 RECIPE = "A recipe's name, or the path of a recipe file (.yaml)"
 
 
+def _completed(incomplete: str) -> list[str]:
+    from ddpm.experiments.recipe import recipe_names
+
+    return completed(recipe_names())(incomplete)
+
+
 def recipe(
-    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help=f"{RECIPE}; without it, the recipes are listed.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]", help=f"{RECIPE}; without it, the recipes are listed.", autocompletion=_completed
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
     """List the recipes, or print one as -S options of `dvc exp run`."""
     from ddpm.experiments import recipe as recipes
@@ -32,7 +43,7 @@ def recipe(
 
 
 def record(
-    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help=f"{RECIPE}.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help=f"{RECIPE}.", autocompletion=_completed)] = None,
     seed: option(
         list[int] | None, CONTENT, "SEED", "Seed of the run. Repeat it for several runs.", min=0, max=2**63 - 1,
         show_default="the seed of params.yaml",

@@ -1,4 +1,4 @@
-"""The command line, `python -m ddpm`: the commands and the exit status.
+"""The command line, `ddpm` or `python -m ddpm`: the commands and the exit status.
 
 A mistake of the user ends in one line on standard error. An option that is wrong by itself is refused before PyTorch is imported,
 with exit status 2; any other mistake has exit status 1. Any other exception is a defect and keeps its traceback.
@@ -15,28 +15,40 @@ from typing import Any
 
 import typer
 
+from ddpm import __version__
 from ddpm.cli import animate, editing, models, options, sample
 from ddpm.cli import experiments as experiment_commands
 from ddpm.cli.model_folder import locate
 from ddpm.cli.options import CONTENT, MachineOptions, flag, option, with_option_groups
 from ddpm.core.files import InputError, print_line
 from ddpm.core.memory import is_out_of_memory
-from ddpm.core.paths import MODEL_DIR
+from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
+from ddpm.core.paths import MODEL_DIR, PREPARED_DIR
 from ddpm.core.signals import interruptible
 
-PROGRAM = "python -m ddpm"
+NAME = "ddpm"
+# As the user typed it.
+PROGRAM = NAME if Path(sys.argv[0]).stem == NAME else f"python -m {NAME}"
+COMPLETION = {"--install-completion", "--show-completion"}
+GRADIO = "gradio>=6.31,<7"
 INTERRUPTED = 130
 MAX_COMMITS = 1_000_000
 # click's ClickException; some versions of typer contain a copy of click.
 UsageError = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=False, rich_markup_mode="rich", context_settings={"help_option_names": ["--help", "-h"]}
-)
+app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich", context_settings={"help_option_names": ["--help", "-h"]})
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(NAME, __version__)
+        raise typer.Exit
 
 
 @app.callback()
-def program() -> None:  # fmt: skip
+def program(
+    version: option(bool, None, None, "Print the version.", "--version", is_eager=True, callback=_print_version) = False,
+) -> None:  # fmt: skip
     """Generate images with a trained diffusion model, edit images with it, and inspect it. In a project folder, after
     `dvc repro`, every command works without options. `COMMAND --help` explains a command."""
 
@@ -57,7 +69,7 @@ def demo(
 ) -> None:  # fmt: skip
     """Serve a web page that generates, inpaints, interpolates and compares images."""
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("needs gradio, which is not installed; run `pip install -r requirements-demo.txt`", key="demo")
+        raise InputError(f"needs gradio, which is not installed; run `pip install '{GRADIO}'`", key="demo")
     from ddpm.demo.app import launch
 
     launch(machine.model, machine.checkpoint, machine.device, machine.threads, host, port, browser, root_path, share)
@@ -127,21 +139,23 @@ def main(arguments: Sequence[str]) -> int:
     # A file name may hold characters that the terminal does not have.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     sys.stderr.reconfigure(errors="backslashreplace")
+    # A shell completes by the first word, so never `python -m ddpm`.
+    name = NAME if COMPLETION.intersection(arguments) else PROGRAM
     try:
         with interruptible() as stop:
-            status = _program().main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+            status = _program().main(list(arguments) or ["--help"], prog_name=name, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageError as error:
         return _end(f"error: {_usage_line(error)}", 2)
     except InputError as error:
-        return _end(f"error: {_with_dashes(error, arguments)}")
+        return _end(f"error: {_error_line(error, arguments)}")
     except Exception as error:
         if is_out_of_memory(error):
             return _end("error: out of memory; generate fewer images at once (--number, or --batch of sample)")
         raise
     # Versions of typer differ in the status after an interruption.
-    return _end("interrupted", stop.status) if status == INTERRUPTED else 0
+    return _end("interrupted", stop.status) if status == INTERRUPTED else status or 0
 
 
 def _end(line: str, status: int = 1) -> int:
@@ -157,9 +171,19 @@ def _usage_line(error: Exception) -> str:
     return f"{text.rstrip('.')}; see `{command} --help`"
 
 
-def _with_dashes(error: InputError, arguments: Sequence[str]) -> str:
-    """Returns the text of an error; its key is written as `--name` if it is an option of the command."""
+def _error_line(error: InputError, arguments: Sequence[str]) -> str:
+    """Returns the text of an error. Its key is written as `--name` if it is an option of the command.
+
+    A file of the project that is missing outside of a project has its own advice.
+    """
+    from ddpm.experiments.recipe import RESULTS_FILE
+
     command = _program().commands.get(arguments[0] if arguments else "")
     names = [name for param in (command.params if command else []) for name in param.opts if name.startswith("--")]
+    files = [str(path) for path in (MODEL_DIR, PREPARED_DIR, PARAMS_FILE, RESULTS_FILE)]
+    is_missing = any(error.key.startswith(file) and not Path(file).exists() for file in files)
+    if is_missing and not Path(PIPELINE_FILE).exists() and not MODEL_DIR.exists():
+        advice = ", or give --model" if "--model" in names else ""
+        return f"{error.key}: not found: this folder is no project; run the command in the folder of the project{advice}"
     dashed = f"--{error.key.replace('_', '-')}"
     return f"{dashed}: {error.message}" if dashed in names else str(error)

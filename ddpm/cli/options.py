@@ -57,6 +57,11 @@ def checked(check: Callable[[Any], object]) -> Callable[[Any], Any]:
     return callback
 
 
+def completed(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Returns the completion of an option or argument that takes one of these names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 def number(most: int, help: str, kind: Any = int, least: int = 1, **more: Any) -> Any:
     """Returns the option --number, with values from `least` to `most`."""
     return option(kind, CONTENT, "NUMBER", help, "--number", "-n", min=least, max=most, **more)
@@ -76,7 +81,8 @@ def fps(help: str) -> Any:
 def one_of(panel: str, help: str, names: Iterable[str], more_help: str = "", kind: Any = str, **more: Any) -> Any:
     """Returns an option that takes one of these names, or several if `kind` is a list; its help lists them."""
     callback = checked(lambda name: lookup(dict.fromkeys(names), name, ""))
-    return option(kind, panel, "NAME", f"{help}: {', '.join(names)}.{more_help}", callback=callback, **more)
+    help = f"{help}: {', '.join(names)}.{more_help}"
+    return option(kind, panel, "NAME", help, callback=callback, autocompletion=completed(names), **more)
 
 
 Label = option(
@@ -185,7 +191,7 @@ class MachineOptions:
     checkpoint: option(
         str, MODEL, "NAME",
         f"Weights: {', '.join(CHECKPOINTS)}, or a relative EMA width such as 0.1, rebuilt from the snapshots.",
-        callback=checked(checkpoint_of),
+        callback=checked(checkpoint_of), autocompletion=completed(CHECKPOINTS),
     ) = "final"  # fmt: skip
     device: one_of(MODEL, "Device", keys_of("core/device.py", "DEVICES")) = "auto"
     threads: option(
