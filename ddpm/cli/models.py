@@ -10,6 +10,7 @@ from ddpm.cli.options import CONTENT, MODEL, OUTPUT, SAMPLING, MachineOptions, o
 from ddpm.core.files import print_line
 from ddpm.core.limits import MAX_SIDE
 from ddpm.core.params import keys_of
+from ddpm.diffusers_io import hub
 
 FORMAT = "diffusers"
 EXPORTED, IMPORTED = Path("out/diffusers"), Path("models/imported")
@@ -45,6 +46,12 @@ def export(
         show_default="mit; none for imported models",
     ) = None,
     samples: option(int, OUTPUT, "NUMBER", "Number of images in the model card.", min=0, max=1000) = 20,
+    push: option(
+        str | None, OUTPUT, "OWNER/NAME",
+        "Repository of the Hugging Face Hub to upload the folder to; it is made if it does not exist. Log in by `hf auth login`.",
+        callback=options.checked(hub.check_name),
+    ) = None,
+    private: options.flag(OUTPUT, "If --push makes a repository, make a private one.", "--private") = False,
     *,
     machine: MachineOptions,
 ) -> None:  # fmt: skip
@@ -55,6 +62,8 @@ def export(
     from ddpm.report.model_scores import scores_of
 
     check_out(out)
+    if push:
+        hub.check_installed("push")
     model, config = machine.load(), read_json(machine.model / CONFIG, "train")
     exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, str(machine.checkpoint))
     scores, note = scores_of(machine.model)
@@ -64,11 +73,16 @@ def export(
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")
     print_line(f"wrote {out}: {count:,} parameters, for diffusers' {'UNet2DModel with classes' if keep_classes else pipelines}")
+    if push:
+        print_line(f"uploaded it to {hub.push(out, push, private)}")
 
 
 def import_model(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="Folder of a DDPM pipeline or of its U-Net, saved by diffusers.")
+        Path,
+        typer.Argument(
+            metavar="[FOLDER]", help="Folder of a DDPM pipeline or of its U-Net, saved by diffusers, or hf://OWNER/NAME[@REVISION]."
+        ),
     ] = EXPORTED,
     out: Folder = IMPORTED,
     size: option(
@@ -80,7 +94,7 @@ def import_model(
     from ddpm.diffusers_io.import_ import check_out, read_folder, write_model
 
     check_out(out)
-    imported = read_folder(folder, size)
+    imported = read_folder(hub.download(folder) if hub.is_address(folder) else folder, size)
     write_model(imported, out)
     height, width, _ = imported.config["data"]["shape"]
     count = sum(value.numel() for value in imported.weights.values())
