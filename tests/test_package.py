@@ -89,15 +89,11 @@ def command(tmp_path):
     return run
 
 
-PROGRAMS = pytest.mark.parametrize("program", ["ddpm", "python -m ddpm"])
-
-
-@PROGRAMS
+@pytest.mark.parametrize("program", ["ddpm", "python -m ddpm"])
 def test_command_is_named_as_it_was_typed(command, program):
     ended = command("smple", program=program)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"error: No such command 'smple'. Did you mean 'sample'?; see `{program} --help`\n"
-    assert f"Example: {program} info --json" in command("info", "--help", program=program).stdout
 
 
 @pytest.mark.parametrize(
@@ -105,8 +101,6 @@ def test_command_is_named_as_it_was_typed(command, program):
     [
         ("ddpm sa", ["sample"]),
         ("ddpm sample --sampler ", keys_of("sampling/samplers.py", "SAMPLERS")),
-        ("ddpm compare --sampler ddi", ["ddim"]),
-        ("ddpm sample --checkpoint b", ["best"]),
         ("ddpm recipe ", recipe_names()),
     ],
 )
@@ -116,11 +110,10 @@ def test_completion_imports_no_torch(command, line, completions):
     assert ended.stdout.split() == list(completions)
 
 
-@PROGRAMS
-def test_completion_script_is_that_of_the_command(command, program):
+def test_completion_script_is_that_of_the_command(command):
     """`python -m ddpm` shows it too: a shell completes by the first word."""
     named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # the shell is then the value of the option
-    ended = command("--show-completion", "bash", program=program, **named)
+    ended = command("--show-completion", "bash", program="python -m ddpm", **named)
     assert ended.stdout.splitlines()[-1] == "complete -o default -F _ddpm_completion ddpm"
     assert "_DDPM_COMPLETE=complete_bash" in ended.stdout
 
