@@ -3,6 +3,7 @@
 from ddpm.core import params, processes
 from ddpm.core.device import Precision, Runtime
 from ddpm.core.files import read_json, read_npz
+from ddpm.core.logged_run import log_scores
 from ddpm.core.paths import MODEL_DIR, samples_file
 from ddpm.core.stage import run_stage
 from ddpm.data.prepared import held_out
@@ -61,6 +62,7 @@ def main() -> None:
     # A network that was trained without classes predicts none.
     arrays = {name: array for name, array in arrays.items() if array is not None}
     write_results(scores, runs, reconstruction, bound, trips, arrays, curve)
+    log_scores(p.runtime.loggers, run.weights["sha256"], scores)
 
 
 if __name__ == "__main__":

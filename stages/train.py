@@ -50,7 +50,7 @@ def main() -> None:
     state = processes.from_rank0(lambda: saved.load(fresh=fresh_start()))
     if state:
         trainer.load_state_dict(state)
-    artifacts = TrainingArtifacts(trainer, config, saved) if saved else None
+    artifacts = TrainingArtifacts(trainer, config, saved, p.runtime.loggers) if saved else None
     train(trainer, data.test, artifacts.hooks() if artifacts else Hooks())
     if artifacts:
         artifacts.finish()

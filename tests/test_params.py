@@ -154,7 +154,7 @@ WRONG_TYPE = [
     {"train.steps": "many"}, {"train.steps": True}, {"train.steps": None}, {"seed": True}, {"train.learning_rate": True},
     {"train.learning_rate": "fast"}, {"train.learning_rate": float("nan")}, {"train.flip": 1}, {"train.flip": "yes"},
     {"dataset": 3}, {"dataset": ["digits"]}, {"prepare_data.folder": 3}, {"model.channel_mults": 3}, {"runtime.workers": 1.5},
-    {"model.conditioning": True}, {"diffusion.zero_terminal_snr": 1}, {"sample_ddim.steps": "every"}, {"report": None},
+    {"model.conditioning": True}, {"runtime.loggers": "wandb"}, {"diffusion.zero_terminal_snr": 1}, {"sample_ddim.steps": "every"}, {"report": None},
     {"diffusion.cosine": 0.008},
 ]  # fmt: skip
 OUT_OF_RANGE = [
@@ -226,6 +226,7 @@ def test_every_number_has_bounds():
         ("guidance.scales.0", {"guidance.scales": [-1.0]}),
         ("guidance.scales.0", {"guidance.scales": [51.0]}),
         ("sample_ddim.guidance_interval.0", {"sample_ddim.guidance_interval": [-1.0, 2.0]}),
+        ("runtime.loggers.0", {"runtime.loggers": ["tensorbord"]}),
         ("diffusion.sigmoid", {"diffusion.sigmoid.end": -4.0}),  # below its start
         ("diffusion.edm", {"diffusion.edm.sigma_max": 0.001}),  # below sigma_min
     ],

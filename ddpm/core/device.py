@@ -15,6 +15,7 @@ from torch import nn
 from ddpm.core import processes
 from ddpm.core.files import InputError, first_line
 from ddpm.core.limits import MAX_THREADS
+from ddpm.core.loggers import LOGGERS
 from ddpm.core.memory import is_out_of_memory
 from ddpm.core.params import OneOf, OrWord, Section, lookup, make
 from ddpm.core.progress import Progress
@@ -51,6 +52,7 @@ class Runtime(Section):
     preload: Annotated[bool | None, OrWord("auto")]
     deterministic: bool
     log_seconds: Annotated[float, Field(gt=0, le=1e6)]
+    loggers: list[Annotated[str, OneOf(LOGGERS)]]
 
 
 def setup(runtime: Runtime) -> torch.device:
@@ -123,7 +125,7 @@ def open_device(name: str, threads: int | None = None) -> torch.device:
     # PyTorch has read OMP_NUM_THREADS when it was imported.
     of_environment = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else "auto"
     numbers = {"threads": threads or of_environment, "precision": "float32", "deterministic": True, "log_seconds": 10.0}
-    return setup(make(Runtime, device=name, **auto, **numbers))
+    return setup(make(Runtime, device=name, **auto, **numbers, loggers=[]))
 
 
 def can_fork(runtime: Runtime) -> bool:

@@ -114,6 +114,14 @@ def make(kind: type[Section], **values: Any) -> Section:
         raise InputError(message, key=".".join(key)) from None
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested mappings by their dotted keys, as DVC writes them."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
+
+
 def declared_sections(path: str | os.PathLike = PARAMS_FILE) -> set[str]:
     """Returns the sections that the stages declare in dvc.yaml, which lies next to params.yaml; none without it."""
     pipeline = Path(path).with_name(PIPELINE_FILE)

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ddpm.core.device import Runtime, process_count
 from ddpm.core.files import InputError
+from ddpm.core.logged_run import check_installed
 from ddpm.core.params import PARAMS_FILE, UNDECLARED, Section, Seed, declared_sections, load
 from ddpm.core.yaml_files import read_yaml
 from ddpm.data.prepared import Prepared, open_prepared
@@ -73,6 +74,7 @@ def check_params() -> None:
     wanted = declared_sections() | set(read_yaml(PARAMS_FILE)) | {UNDECLARED}
     kinds = {name: kind for name, kind in KINDS.items() if name in wanted}
     p = load(**kinds)
+    check_installed(p.runtime.loggers)
     if kinds != KINDS:
         return  # a pipeline without some stages
     try:

@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 
 from ddpm.core.files import InputError
-from ddpm.core.params import PARAMS_FILE
+from ddpm.core.params import PARAMS_FILE, flatten
 from ddpm.core.paths import METRICS_FILE
 from ddpm.core.yaml_files import read_yaml
 from ddpm.experiments.compare import write_experiments
 from ddpm.experiments.git import CHECKOUT
-from ddpm.experiments.recipe import flatten
 from ddpm.experiments.tables import CODE, SCORES, Experiments
 from ddpm.report.other_weights import TRAINED, of_other_weights
 from ddpm.report.summary import SAMPLES

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from ddpm.core.files import InputError, printable
-from ddpm.core.params import PARAMS_FILE, Section, lookup, make
+from ddpm.core.params import PARAMS_FILE, Section, flatten, lookup, make
 from ddpm.core.yaml_files import parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -155,14 +155,6 @@ def full_params(recipe: Recipe, changes: Mapping[str, Any] | None = None, params
     except InputError as error:
         raise error.within(recipe.path) from None
     return tree
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of nested mappings by their dotted keys, as DVC writes them."""
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return values
 
 
 def _word(value: Any, key: str) -> str:

@@ -1,10 +1,12 @@
 """The files that process 0 writes during a training and at its end: models/ddpm, reports/train and the state to resume from."""
 
-from functools import partial
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.core import processes
 from ddpm.core.files import remove_partial, sha256, write_json, write_text
+from ddpm.core.logged_run import open_loggers
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.run_log import RunLog
 from ddpm.core.weights import save_weights
@@ -22,10 +24,12 @@ PREVIEWS = "previews"
 class TrainingArtifacts:
     """Writes the files of one training; a resumed training first restores those of the run before."""
 
-    def __init__(self, trainer: Trainer, config: dict, saved: ResumeState):
+    def __init__(self, trainer: Trainer, config: dict, saved: ResumeState, loggers: Sequence[str] = ()):
         self.trainer, self.config, self.saved = trainer, config, saved
         remove_partial(MODEL_DIR)
         self._begin()
+        self.loggers = open_loggers(loggers, saved.fingerprint, resumed=trainer.step > 0)
+        self._log_again()
         for step in list_snapshots(saved.folder):
             if step > trainer.step:
                 snapshot_file(saved.folder, step).unlink()
@@ -44,10 +48,29 @@ class TrainingArtifacts:
         self._write_speed()
         self.saved.publish(PREVIEWS, REPORT / PREVIEWS)
 
+    def _log_again(self) -> None:
+        """Gives the loggers what the saved state holds, step by step."""
+        rows = defaultdict(dict)
+        for row in (*self.trainer.history, *map(_curves, self.trainer.speed)):
+            rows[row["step"]] |= row
+        previews = {int(path.stem.split("_")[1]): path for path in (self.saved.folder / PREVIEWS).glob("step_*.png")}
+        for step in sorted(rows.keys() | previews):
+            if step in rows:
+                self.loggers.row(rows[step])
+            if step in previews and step <= self.trainer.step:  # a later one is drawn again
+                self.loggers.image(PREVIEWS, previews[step], step)
+
     def hooks(self) -> Hooks:
         """Returns the functions that the training loop calls."""
-        log = partial(self.log.log, step="step")
-        return Hooks(log, lambda row: self._write_speed(), self._preview, self._snapshot, self._checkpoint)
+        return Hooks(self._log, self._speed, self._preview, self._snapshot, self._checkpoint)
+
+    def _log(self, row: dict[str, float]) -> None:
+        self.log.log(row, step="step")
+        self.loggers.row(row)
+
+    def _speed(self, row: dict[str, float]) -> None:
+        self._write_speed()
+        self.loggers.row(_curves(row))
 
     def finish(self) -> None:
         """Writes the files of a finished training, and removes its state."""
@@ -65,7 +88,9 @@ class TrainingArtifacts:
 
         training_curves(REPORT / "training.png", trainer.history, trainer.speed)
         weights = sha256(MODEL_DIR / CHECKPOINTS["final"])
-        self.log.close(parameters=self.parameters, best_validation_loss=trainer.best_loss, final_sha256=weights)
+        results = {"parameters": self.parameters, "best_validation_loss": trainer.best_loss, "final_sha256": weights}
+        self.log.close(**results)
+        self.loggers.close(results, trainer.step)
         print(f"time: {trainer.phases.summary()}", flush=True)
         self.saved.discard()
 
@@ -81,8 +106,10 @@ class TrainingArtifacts:
 
         with trainer.averaged() as averaged:
             images = generate_preview(from_config(averaged, self.config))
-        plain_grid(self.saved.folder / PREVIEWS / f"step_{trainer.step:07d}.png", images, columns=10, tile=40)
+        path = self.saved.folder / PREVIEWS / f"step_{trainer.step:07d}.png"
+        plain_grid(path, images, columns=10, tile=40)
         self.saved.publish(PREVIEWS, REPORT / PREVIEWS)
+        self.loggers.image(PREVIEWS, path, trainer.step)
 
     def _snapshot(self, trainer: Trainer) -> None:
         save_snapshot(self.saved.folder, trainer.step, {key: track.state_dict() for key, track in trainer.tracks.items()})
@@ -98,6 +125,11 @@ class TrainingArtifacts:
         kept = kept_snapshots(settings.snapshot_steps(self.trainer.step), settings.snapshots)
         for step in set(list_snapshots(self.saved.folder)) - set(kept):
             snapshot_file(self.saved.folder, step).unlink()
+
+
+def _curves(row: dict[str, float]) -> dict[str, float]:
+    """Returns a row of the speed table under the names of curves."""
+    return {name if name == "step" else f"speed/{name}": value for name, value in row.items()}
 
 
 def kept_snapshots(due: list[int], count: int) -> list[int]:

@@ -33,7 +33,7 @@ from ddpm.core.yaml_files import read_yaml
 from ddpm.evaluation.evaluator import CLASSIFIER, Evaluate, Evaluator
 from ddpm.evaluation.run import open_run
 from ddpm.evaluation.training_curve import BATCH_SIZE, REAL_IMAGES, SAMPLER_STEPS, training_curve
-from ddpm.experiments.recipe import flatten, merged, read_recipe
+from ddpm.experiments.recipe import merged, read_recipe
 from ddpm.plots.numbers import number, table
 from ddpm.plots.style import BLUE, GRAY, ORANGE, figure
 
@@ -73,7 +73,7 @@ def ours(overrides: dict, points: int, samples: int, folder: Path) -> tuple[dict
         "train.snapshots": points, "train.snapshot_every": -(-steps * batch // points),
         "evaluate.training_curve": points, "evaluate.training_curve_samples": samples,
     }  # fmt: skip
-    changes = {key: json.dumps(value) for key, value in (flatten(overrides) | needed).items()}
+    changes = {key: json.dumps(value) for key, value in (params.flatten(overrides) | needed).items()}
     checkout("HEAD", folder, changes, {"runtime.device": "cpu"})
     say("training the classifier")
     seconds(["-m", "stages.train_classifier"], folder)
