@@ -63,9 +63,8 @@ def read_wandb(name):
         for item in record.summary.update:
             summary[item.key or item.nested_key[0]] = json.loads(item.value_json)
         for item in record.history.item:
-            curves.setdefault(item.nested_key[0], []).append((record.history.step.num, json.loads(item.value_json)))
-    previews = [step for step, _ in curves.pop("previews", [])]
-    return curves, previews, config, summary
+            curves.setdefault(".".join(item.nested_key), []).append((record.history.step.num, json.loads(item.value_json)))
+    return curves, [step for step, _ in curves["previews.path"]], config, summary
 
 
 def read_tensorboard(name):
@@ -126,9 +125,9 @@ def assert_complete(logger, state):
 @pytest.mark.parametrize("logger", NAMES)
 def test_killed_training_is_logged_once(straight, logger):
     """Killed after a preview and rows that the saved state of step 14 does not hold; stopped by SIGTERM; finished; repeated."""
-    pytest.importorskip(logger)
+    pytest.importorskip({"tensorboard": "torch.utils.tensorboard"}.get(logger, logger))  # here, and not in each fork
     edit_params(**{"runtime.loggers": [logger]})
-    for point, count, status in [("before a step", 21, -9), ("before a step", 11, -9), ("by SIGTERM", 5, 143), (None, 1, 0)]:
+    for point, count, status in [("before a step", 21, -9), ("by SIGTERM", 15, 143), (None, 1, 0)]:
         ended, output = attempt(point, count)
         assert ended == status, output
         assert "warning" not in output

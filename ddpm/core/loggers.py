@@ -4,6 +4,7 @@ A resumed training logs its saved history again: a logger either replaces the ru
 """
 
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class WandB:
             print_line("wandb: not logged in, so the run stays on this machine until `wandb login` and `wandb sync`")
         note = run.logs / "wandb" / f"{run.name}.id"
         known = note.read_text() if note.exists() else None
-        run_id = known if known and run.start != NEW else wandb.util.generate_id()
+        run_id = known if known and run.start != NEW else secrets.token_hex(4)
         write_text(note, run_id)
         if known and run.start != FINISHED:
             for folder in note.parent.glob(f"offline-run-*-{known}*"):
@@ -104,7 +105,7 @@ class WandB:
         project, resume = os.environ.get("WANDB_PROJECT") or "ddpm", "allow" if mode == "online" else None
         about = {"project": project, "name": run.name, "id": run_id, "config": run.params}
         self._run = wandb.init(**about, mode=mode, resume=resume, dir=run.logs)
-        self._image, self._first = wandb.Image, self._run.step
+        self._image, self._first = wandb.Image, self._run.starting_step
         print_line(f"wandb: {mode}, {self._run.url or self._run.settings.sync_dir}")
 
     def row(self, values: dict[str, Any], step: int) -> None:
