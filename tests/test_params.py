@@ -154,8 +154,8 @@ WRONG_TYPE = [
     {"train.steps": "many"}, {"train.steps": True}, {"train.steps": None}, {"seed": True}, {"train.learning_rate": True},
     {"train.learning_rate": "fast"}, {"train.learning_rate": float("nan")}, {"train.flip": 1}, {"train.flip": "yes"},
     {"dataset": 3}, {"dataset": ["digits"]}, {"prepare_data.folder": 3}, {"model.channel_mults": 3}, {"runtime.workers": 1.5},
-    {"model.conditioning": True}, {"runtime.loggers": "wandb"}, {"diffusion.zero_terminal_snr": 1}, {"sample_ddim.steps": "every"}, {"report": None},
-    {"diffusion.cosine": 0.008},
+    {"model.conditioning": True}, {"diffusion.zero_terminal_snr": 1}, {"sample_ddim.steps": "every"}, {"report": None},
+    {"diffusion.cosine": 0.008}, {"runtime.loggers": "wandb"},
 ]  # fmt: skip
 OUT_OF_RANGE = [
     {"seed": -1}, {"prepare_data.image_size": 0}, {"prepare_data.image_size": -8}, {"prepare_data.test_share": 1.0},

@@ -90,9 +90,11 @@ class WandB:
     def open(self, run: Run) -> None:
         _set_defaults(WANDB_SILENT="true", WANDB_CONSOLE="off", WANDB_FINISH_TIMEOUT="120")
         import wandb
+        from requests.utils import get_netrc_auth
 
-        mode = wandb.setup().settings.mode
-        if mode == "online" and not wandb.login(prompt=False):
+        settings = wandb.setup().settings
+        mode, key = settings.mode, settings.api_key or settings.identity_token_file or get_netrc_auth(settings.base_url)
+        if mode == "online" and not key:  # W&B itself would ask
             mode = "offline"
             print_line("wandb: not logged in, so the run stays on this machine until `wandb login` and `wandb sync`")
         note = run.logs / "wandb" / f"{run.name}.id"
