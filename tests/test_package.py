@@ -20,8 +20,8 @@ PROJECT = tomlkit.parse((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # The distribution of an imported module, where the names differ, or which other one installs it.
 DISTRIBUTIONS = {
-    "PIL": "pillow", "pyarrow": "datasets", "pydantic_core": "pydantic", "sklearn": "scikit-learn", "starlette": "gradio",
-    "torch_fidelity": "torch-fidelity", "vl_convert": "vl-convert-python", "yaml": "pyyaml",
+    "PIL": "pillow", "pyarrow": "datasets", "pydantic_core": "pydantic", "requests": "wandb", "sklearn": "scikit-learn",
+    "starlette": "gradio", "torch_fidelity": "torch-fidelity", "vl_convert": "vl-convert-python", "yaml": "pyyaml",
 }  # fmt: skip
 
 
