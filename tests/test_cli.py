@@ -21,6 +21,8 @@ from conftest import PROGRESS, ROOT, diffusion
 from PIL import Image, ImageFont
 from test_unet import awake, settings
 
+from ddpm.api import images
+from ddpm.api import model as api_model
 from ddpm.cli import animations, output
 from ddpm.cli.main import COMMANDS, app, main
 from ddpm.core import device
@@ -219,7 +221,7 @@ class TestSample:
         assert "pictures is an existing folder" in error("sample", "-o", "pictures")
 
     def test_sample_folder_that_fails_leaves_nothing(self, run, error, monkeypatch):
-        monkeypatch.setattr(output, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(images, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert error("sample", "-n", 3, "-o", "pictures") == "pictures: no space left on the device: free some and run again"
         assert not [path for path in Path().iterdir() if "pictures" in path.name]
 
@@ -752,7 +754,7 @@ def test_interruption_ends_with_130(project, capsys, monkeypatch):
         yield progress.SamplingProgress(1, 2, 0, 1.0, x, x, False)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "generate", stop)
+    monkeypatch.setattr(api_model, "generate", stop)
     assert main(["sample", *MACHINE]) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
     assert not Path("out").exists()
@@ -760,7 +762,7 @@ def test_interruption_ends_with_130(project, capsys, monkeypatch):
 
 def test_out_of_memory_is_one_line_and_a_defect_keeps_its_traceback(error, monkeypatch):
     for failure in (MemoryError("too much"), torch.OutOfMemoryError("too much"), RuntimeError("a defect")):
-        monkeypatch.setattr(generate, "generate", lambda *_, failure=failure: (_ for _ in ()).throw(failure))
+        monkeypatch.setattr(api_model, "generate", lambda *_, failure=failure: (_ for _ in ()).throw(failure))
         if not str(failure).startswith("a defect"):
             assert error("sample", *MACHINE).startswith("out of memory; generate fewer images at once")
     with pytest.raises(RuntimeError, match="a defect"):

@@ -47,15 +47,15 @@ def animate(
     if is_still and not animation.still:
         check_out(out, options.FILM_SUFFIXES)
     model, number = machine.load(), number or animation.number
-    labels, _ = content.conditioning(model, number, plan.guidance)
+    labels, _ = model.conditioning(number, content.label, content.text, plan.guidance)
     frames = min(frames, MAX_STILL_FRAMES) if is_still else frames
     settings = animations.AnimationOptions(number, labels, content.seed, frames, columns or min(number, 10), tile, upscaling)
     output.check_size(model.shape, tile, animation.copies * number * frames, output.MAX_FILM_PIXELS)
-    made, clock = plan.make(model), output.Clock()
+    made, clock = model.plan(**vars(plan)), output.Clock()
     if is_still:
-        save(out, animation.still(model, made, settings))
+        save(out, animation.still(model.diffusion, made, settings))
         clock.report(out, f"{number:,} images")
         return
-    film = animation.film(model, made, settings, machine.model)
+    film = animation.film(model.diffusion, made, settings, machine.model)
     write_film(out, film, fps, hold)
     clock.report(out, f"{len(film)} frames of {number:,} images")

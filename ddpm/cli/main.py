@@ -16,9 +16,9 @@ from typing import Any
 import typer
 
 from ddpm import __version__
+from ddpm.api.model_folder import locate
 from ddpm.cli import animate, editing, models, options, sample
 from ddpm.cli import experiments as experiment_commands
-from ddpm.cli.model_folder import locate
 from ddpm.cli.options import CONTENT, MachineOptions, flag, option, with_option_groups
 from ddpm.core.files import InputError, print_line
 from ddpm.core.memory import is_out_of_memory
@@ -81,10 +81,11 @@ def info(
 ) -> None:  # fmt: skip
     """Print a trained model's data, network, training, checkpoints and scores."""
     folder, _ = locate(model)
-    from ddpm.cli import info
+    from ddpm.api.info import as_text, checkpoints_of
+    from ddpm.api.model import open_folder
 
-    description = info.describe(folder)
-    print(json.dumps(description, indent=2) if as_json else info.as_text(description))
+    description = open_folder(folder, (checkpoints_of(folder) or ["final"])[0], "cpu").info()
+    print(json.dumps(description, indent=2) if as_json else as_text(description))
 
 
 def experiments(

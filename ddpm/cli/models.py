@@ -56,20 +56,18 @@ def export(
     machine: MachineOptions,
 ) -> None:  # fmt: skip
     """Write the trained model as a folder that diffusers loads, with a model card."""
-    from ddpm.core.files import read_json
     from ddpm.diffusers_io.export import ExportOptions, check_out, export
-    from ddpm.networks.checkpoints import CONFIG
     from ddpm.report.model_scores import scores_of
 
     check_out(out)
     if push:
         hub.check_installed("push")
-    model, config = machine.load(), read_json(machine.model / CONFIG, "train")
+    model = machine.load()
     exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, str(machine.checkpoint))
     scores, note = scores_of(machine.model)
     if note:
         print_line(note)
-    weights = export(model, config, out, exported, samples=samples, license=license_name, scores=scores)
+    weights = export(model.diffusion, model.config, out, exported, samples=samples, license=license_name, scores=scores)
     count = sum(value.numel() for value in weights.values())
     pipelines = "DDPMPipeline" + " and DDIMPipeline" * (variance != "learned")
     print_line(f"wrote {out}: {count:,} parameters, for diffusers' {'UNet2DModel with classes' if keep_classes else pipelines}")

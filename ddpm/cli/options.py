@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.model_folder import checkpoint_of, locate
+from ddpm.api.model_folder import checkpoint_of, locate
 from ddpm.core.files import InputError
 from ddpm.core.limits import MAX_COLUMNS, MAX_GUIDANCE, MAX_SEED, MAX_THREADS, MAX_TILE, MAX_TIMESTEPS
 from ddpm.core.outputs import check_name, check_out
@@ -20,11 +20,7 @@ from ddpm.editing.names import image_name
 from ddpm.networks.names import CHECKPOINTS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ddpm.editing.inputs import NamedImage
-    from ddpm.sampling.model import DiffusionModel
-    from ddpm.sampling.plan import SamplingPlan
+    from ddpm.api.model import Model
 
 # Panels of the help.
 CONTENT, SAMPLING, OUTPUT, MODEL = "Content", "Sampling", "Output", "Model and machine"
@@ -133,12 +129,6 @@ class StyleOptions:
     thresholding: Thresholding = "clip"
     variance: one_of(SAMPLING, "Variance of the steps of ddpm", VARIANCES) = "small"
 
-    def make(self, model: "DiffusionModel", **more: Any) -> "SamplingPlan":
-        """Returns the plan of these options; `more` are further arguments of `make_plan`."""
-        from ddpm.sampling.plan import make_plan
-
-        return make_plan(model, **dataclasses.asdict(self) | more)
-
 
 @dataclasses.dataclass
 class PlanOptions(StyleOptions, _SamplerOptions):
@@ -160,12 +150,6 @@ class ContentOptions:
     ) = None  # fmt: skip
     seed: Seed = 0
 
-    def conditioning(self, model: "DiffusionModel", number: int, guidance: float) -> "tuple[Tensor | None, list[str]]":
-        """Returns the conditioning of images and a caption for each, as `conditioning_for` does."""
-        from ddpm.sampling.labels import conditioning_for
-
-        return conditioning_for(model, number, self.label or [], self.text or [], guidance)
-
 
 @dataclasses.dataclass
 class SourceOptions:
@@ -175,12 +159,6 @@ class SourceOptions:
     label: Label = None
     text: Text = None
     seed: Seed = 0
-
-    def open(self, model: "DiffusionModel", guidance: float) -> "NamedImage":
-        """Returns the image, as `open_image` does."""
-        from ddpm.editing.inputs import open_image
-
-        return open_image(model, self.image, self.label, self.text, guidance)
 
 
 @dataclasses.dataclass
@@ -202,11 +180,11 @@ class MachineOptions:
     def __post_init__(self) -> None:
         self.model, self.checkpoint = locate(self.model, self.checkpoint)
 
-    def load(self) -> "DiffusionModel":
+    def load(self) -> "Model":
         """Loads the model on the device. Raises InputError if that is not possible."""
-        from ddpm.sampling.model import open_model
+        from ddpm.api.model import open_folder
 
-        return open_model(self.checkpoint, self.model, self.device, self.threads)
+        return open_folder(self.model, self.checkpoint, self.device, self.threads)
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,6 +1,5 @@
 """The commands that generate new images: `sample` and `compare`."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ def sample(
     number: options.number(MAX_SAMPLES, "Number of images.") = 100,
     out: options.out(
         "The suffix sets the format: .png is a grid, .npz holds arrays, none is a folder of PNG files.",
-        keys_of("cli/output.py", "WRITERS"),
+        keys_of("api/images.py", "WRITERS"),
     ) = Path("out/sample.png"),
     columns: options.Columns = None,
     tile: options.Tile = 48,
@@ -33,19 +32,14 @@ def sample(
 ) -> None:  # fmt: skip
     """Generate new images with the trained model."""
     from ddpm.cli import output
-    from ddpm.plots import image_grid
-    from ddpm.sampling import generate
-    from ddpm.sampling.progress import collect_images
 
-    suffix, model = out.suffix.lower(), machine.load()
-    made = plan.make(model)
-    labels, captions = content.conditioning(model, number, plan.guidance)
-    if suffix == ".png":
-        output.check_size(model.shape, tile, sum(len(row) for _, row in image_grid.rows_of(captions, columns)))
+    model = machine.load()
+    if out.suffix.lower() == ".png":
+        output.check_size(model.shape, tile, number)
     clock = output.Clock()
-    images = collect_images(made.label, generate.generate(model, made, labels, number, content.seed, batch))
-    output.WRITERS[suffix](out, output.OutputSamples(images, captions, labels, made.label), columns, tile)
-    clock.report(out, f"{number:,} images by {made.label}, {made.nfe:,} network evaluations each")
+    images = model.sample(number, content.label, content.text, content.seed, batch, **vars(plan))
+    images.save(out, columns, tile)
+    clock.report(out, f"{number:,} images by {images.sampler}, {images.nfe:,} network evaluations each")
 
 
 @options.with_option_groups
@@ -73,26 +67,25 @@ def compare(
     """
     from ddpm.cli import output
     from ddpm.plots.image_grid import save, table
-    from ddpm.sampling import generate
-    from ddpm.sampling.plan import make_plan
-    from ddpm.sampling.progress import collect_images
 
     model = machine.load()
-    labels, captions = content.conditioning(model, number, style.guidance)
     pairs = [(name, count) for name in sampler or COMPARED_SAMPLERS for count in steps or COMPARED_STEPS]
     if not sampler and not steps:
-        pairs = [(name, min(count, model.schedule.steps)) for name, count in COMPARED]
+        pairs = [(name, min(count, model.timesteps)) for name, count in COMPARED]
     pairs = list(dict.fromkeys(pairs))
-    styles = _styles([name for name, _ in pairs], dataclasses.asdict(style))
-    plans = [make_plan(model, sampler=name, steps=count, **styles[name]) for name, count in pairs]
-    output.check_size(model.shape, tile, number * len(plans))
+    styles = _styles([name for name, _ in pairs], vars(style))
+    options = [{"sampler": name, "steps": count, **styles[name]} for name, count in pairs]
+    for each in options:  # all of them before the first image
+        model.plan(**each)
+    output.check_size(model.shape, tile, number * len(pairs))
     rows, names, whole = [], [], output.Clock()
-    for (_, count), plan in zip(pairs, plans, strict=True):
-        name, clock = f"{plan.label}, {count:,} steps", output.Clock()
-        rows.append(collect_images(name, generate.generate(model, plan, labels, number, content.seed)))
+    for each in options:
+        clock, images = output.Clock(), model.sample(number, content.label, content.text, content.seed, **each)
+        name = f"{images.sampler}, {each['steps']:,} steps"
+        rows.append(images)
         names.append(name)
-        print(f"{name:<34}{plan.nfe:>6,} network evaluations each{clock!s:>9}", flush=True)
-    save(out, table(rows, names, captions, tile))
+        print(f"{name:<34}{images.nfe:>6,} network evaluations each{clock!s:>9}", flush=True)
+    save(out, table(rows, names, images.captions, tile))
     whole.report(out, f"{number:,} images by {len(rows)} samplings of the same noise")
 
 

@@ -93,7 +93,7 @@ def decode(file: str | os.PathLike | BytesIO, how: Decoding = Decoding()) -> np.
     return array[..., None] if array.ndim == 2 else array
 
 
-def read_picture(path: Path, mode: str | None) -> np.ndarray:
+def read_picture(path: Path | BytesIO, mode: str | None) -> np.ndarray:
     """Returns the picture at a path, as `decode` does. Raises InputError, with the path as key, if it cannot be read."""
     try:
         return decode(path, Decoding(mode))

@@ -89,6 +89,13 @@ def diffusion_loss(
     x0: clean images in [-1, 1], (B, C, H, W). index: their levels, 1..T, (B,). eps: standard normal noise of the shape of x0.
     prediction: a key of PREDICTIONS. weight: from `make_weight`.
     labels, known: conditioning passed to the network (see networks.registry.Network), or None.
+
+    >>> from ddpm.diffusion.schedule import make_schedule
+    >>> schedule, x0, eps = make_schedule("linear", 1000), torch.rand(8, 3, 16, 16), torch.randn(8, 3, 16, 16)
+    >>> index, network = torch.randint(1, schedule.steps + 1, (8,)), lambda x, t, labels: torch.zeros_like(x)
+    >>> loss = diffusion_loss(network, schedule, x0, None, index, eps, "eps", make_weight("simple"))
+    >>> loss.allclose(eps.square().mean((1, 2, 3)))  # the error of a network that predicts no noise
+    True
     """
     level = schedule[index]
     x_t = add_noise(x0, eps, level)

@@ -65,6 +65,13 @@ def to_prediction(name: str, output: Tensor, x_t: Tensor, level: Level) -> Predi
 
     output: (B, C, H, W), or (B, 2C, H, W) with a learned variance: the second half is 2 variance_interp - 1 (Nichol & Dhariwal
     2021, eq. 15). x_t: (B, C, H, W).
+
+    >>> import torch
+    >>> x0, eps = torch.rand(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    >>> level = Level(t=400.0, alpha=0.6, sigma=0.8)
+    >>> output = target("v", x0, eps, level)  # of a network without error
+    >>> to_prediction("v", output, 0.6 * x0 + 0.8 * eps, level).x0.allclose(x0, atol=1e-5)
+    True
     """
     like = level.like(x_t)
     _, b = PREDICTIONS[name](like)

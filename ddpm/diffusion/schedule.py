@@ -240,6 +240,11 @@ class Diffusion(Section):
 def make_schedule(
     name: str, timesteps: int, *, zero_terminal_snr: bool = False, allow_nonzero_terminal_snr: bool = False, **options: float
 ) -> NoiseSchedule:
-    """Returns the noise schedule of that name with T = timesteps. Raises InputError for an unknown name or impossible options."""
+    """Returns the noise schedule of that name with T = timesteps. Raises InputError for an unknown name or impossible options.
+
+    >>> level = make_schedule("cosine", 1000)[500]
+    >>> round(level.alpha**2 + level.sigma**2, 12), level.t
+    (1.0, 499.0)
+    """
     alpha_bar = lookup(SCHEDULES, name, "schedule")(timesteps, **options)
     return NoiseSchedule(rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar, allow_nonzero_terminal_snr)

@@ -166,6 +166,20 @@ def sample(
     x starts as noise at grid[0]; `noise` returns standard normal noise of the shape of x. Where the grid increases, noise is
     added by the forward process, and the state of a multistep rule is reset; state["schedule"] is the schedule, from which a rule
     gets levels between t and s (`NoiseSchedule.position`).
+
+    The denoiser may be any function (x, level) -> Prediction. This one knows that each pixel of the data is normal with mean 0
+    and standard deviation 0.5, so its samples have that standard deviation too:
+
+    >>> from ddpm.diffusion.prediction import Prediction
+    >>> from ddpm.diffusion.schedule import make_schedule
+    >>> from ddpm.sampling.time_grid import make_grid
+    >>> def denoiser(x, level):
+    ...     return Prediction(0.25 * level.alpha / (0.25 * level.alpha**2 + level.sigma**2) * x, x, level)
+    >>> schedule = make_schedule("cosine", 1000)
+    >>> noise = lambda: torch.randn(64, 1, 16, 16)
+    >>> *_, last = sample(denoiser, SAMPLERS["heun"].step, schedule, make_grid("trailing", schedule, 20), noise(), noise)
+    >>> round(last.x.std().item(), 1)
+    0.5
     """
     state: dict = {"schedule": schedule}
     for start, end in pairwise(grid.tolist()):

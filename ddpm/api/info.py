@@ -1,25 +1,25 @@
-"""The description of a model folder."""
+"""The description of a model, as JSON values and as rows of text."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ddpm.core.files import printable, read_json
-from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
+from ddpm.core.files import printable
+from ddpm.networks.names import CHECKPOINTS
 from ddpm.networks.power_ema import list_snapshots, supported_range
 from ddpm.report.model_scores import Scores, scores_of
-from ddpm.sampling.model import load
+from ddpm.sampling.model import DiffusionModel
 
 MAX_NAMES = 40
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Returns the content of a model folder as JSON values. Raises InputError as `sampling.model.load` does."""
-    checkpoints = [name for name, file in CHECKPOINTS.items() if (folder / file).is_file()]
-    model = load(checkpoints[0] if checkpoints else "final", torch.device("cpu"), folder)
-    config = read_json(folder / CONFIG, "train")
+def checkpoints_of(folder: Path) -> list[str]:
+    """Returns the keys of CHECKPOINTS that a model folder holds."""
+    return [name for name, file in CHECKPOINTS.items() if (folder / file).is_file()]
+
+
+def describe(folder: Path, config: dict[str, Any], model: DiffusionModel) -> dict[str, Any]:
+    """Returns what a model is and what its folder holds, as JSON values. config: the content of its config.json."""
     steps, diffusion, training = list_snapshots(folder), config["diffusion"], config.get("training", {})
     description = {
         "folder": str(folder),
@@ -35,7 +35,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "learned_variance": diffusion["learned_variance"],
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "training": {key: training[key] for key in ("steps", "batch_size", "learning_rate", "seed") if key in training},
-        "checkpoints": checkpoints,
+        "checkpoints": checkpoints_of(folder),
         "snapshots": len(steps),
         "ema_widths": list(supported_range(steps)) if steps else None,
     }
@@ -51,8 +51,8 @@ def _scores(metrics: list[Scores]) -> Iterator[tuple[str, dict[str, float]]]:
             yield scores.sampler, row
 
 
-def as_text(description: dict[str, Any]) -> str:
-    """Returns a description as lines `name: value`."""
+def as_rows(description: dict[str, Any]) -> dict[str, str]:
+    """Returns the names and texts of a description's rows."""
     height, width, channels = description["shape"]
     rows = {
         "data": f"{description['dataset']}: {height}x{width}, {'gray' if channels == 1 else 'colour'}",
@@ -68,7 +68,12 @@ def as_text(description: dict[str, Any]) -> str:
         **{f"scores of {name}": _score_text(row) for name, row in description.get("scores", {}).items()},
         "scores": description.get("scores_left_out"),
     }
-    return "\n".join(printable(f"{name + ':':<16}{text}") for name, text in rows.items() if text)
+    return {name: printable(text) for name, text in rows.items() if text}
+
+
+def as_text(description: dict[str, Any]) -> str:
+    """Returns a description as lines `name: value`."""
+    return "\n".join(f"{name + ':':<16}{text}" for name, text in as_rows(description).items())
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The values of --model and --checkpoint: which folder, and which weights in it."""
+"""Which folder holds a model, and which weights in it, by the values of `load` and of --model and --checkpoint."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,8 @@ from ddpm.core.files import InputError, read_json
 from ddpm.core.params import lookup
 from ddpm.core.paths import MODEL_DIR
 from ddpm.networks.names import CHECKPOINTS, CONFIG, MAX_SIGMA_REL, MIN_SIGMA_REL, SNAPSHOTS
+
+_IMPORT_FIRST = "was saved by diffusers; run `python -m ddpm import {}` first"
 
 
 def checkpoint_of(text: str) -> str | float:
@@ -49,10 +51,17 @@ def locate(path: Path, checkpoint: str = "final") -> tuple[Path, str | float]:
     return path, wanted
 
 
+def saved_by_diffusers(path: Path) -> bool:
+    """Returns whether a folder holds a pipeline or a U-Net as diffusers saves it."""
+    if any((path / name).is_file() for name in ("model_index.json", "unet/config.json")):
+        return True
+    return (path / CONFIG).is_file() and "_class_name" in read_json(path / CONFIG, "")
+
+
 def _no_model(path: Path) -> str:
     """Returns what is wrong with a path without a config.json, and what to do."""
-    if any((path / name).is_file() for name in ("model_index.json", "unet/config.json")):
-        return f"was saved by diffusers; run `python -m ddpm import {path}` first"
+    if saved_by_diffusers(path):
+        return _IMPORT_FIRST.format(path)
     if path.is_dir():
         return f"holds no {CONFIG}, so it is no model folder{_models()}"
     if path.exists():
@@ -63,8 +72,8 @@ def _no_model(path: Path) -> str:
 
 
 def _other_model(path: Path, config: dict) -> str:
-    if "_class_name" in config:
-        return f"was saved by diffusers; run `python -m ddpm import {path}` first"
+    if saved_by_diffusers(path):
+        return _IMPORT_FIRST.format(path)
     kind = "a classifier" if {"accuracy", "sha256"} <= config.keys() else "something else"
     return f"holds {kind}, no diffusion model{_models()}"
 

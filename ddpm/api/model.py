@@ -1,0 +1,323 @@
+"""A trained model in Python: `load` opens one, its methods generate and edit images. The command line is thin over it."""
+
+import html
+from collections.abc import Iterator, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import TypedDict, Unpack
+
+from ddpm.api.images import Images
+from ddpm.api.info import as_rows, describe
+from ddpm.api.model_folder import locate, saved_by_diffusers
+from ddpm.core.files import InputError, read_json
+from ddpm.core.params import lookup
+from ddpm.core.paths import MODEL_DIR
+from ddpm.data.images import to_images
+from ddpm.diffusers_io.hub import download
+from ddpm.diffusers_io.import_ import read_folder, write_model
+from ddpm.editing import tasks
+from ddpm.editing.inpaint import with_repaint_jumps
+from ddpm.editing.inputs import ImageInput, MaskInput, NamedImage, open_image, open_mask
+from ddpm.evaluation.reconstruction import psnr
+from ddpm.networks.checkpoints import CONFIG
+from ddpm.plots.image_grid import MAX_GRID_COLUMNS, tinted
+from ddpm.sampling import progress
+from ddpm.sampling.generate import generate
+from ddpm.sampling.labels import Label, conditioning_for, split_labels
+from ddpm.sampling.model import DiffusionModel, open_model
+from ddpm.sampling.plan import SamplingPlan, make_plan
+from ddpm.sampling.progress import SamplingProgress, collect_images
+
+REPAINT_JUMP, REPAINT_RESAMPLES = 10, 10
+Labels = Label | Sequence[Label]
+
+
+class PlanOptions(TypedDict, total=False):
+    """Options of `make_plan`, which explains them."""
+
+    sampler: str
+    steps: int | None
+    eta: float
+    variance: str
+    spacing: str
+    churn: float
+    guidance: float
+    guidance_interval: tuple[float, float] | None
+    thresholding: str
+    threshold_quantile: float
+
+
+class DenoisingStep(NamedTuple):
+    """The images after a denoising step.
+
+    done, total: steps done and in all.
+    position: the noise level, from T to 0.
+    x: the noisy images x_t as uint8 (N, H, W, C).
+    x0: the network's prediction of the finished images, in the same form.
+    """
+
+    done: int
+    total: int
+    position: float
+    x: np.ndarray
+    x0: np.ndarray
+
+
+class Reconstruction(NamedTuple):
+    """Images that were encoded to noise and decoded again.
+
+    images: the decoded images.
+    psnr: their peak signal-to-noise ratio in dB, (N,).
+    """
+
+    images: Images
+    psnr: np.ndarray
+
+
+class Model:
+    """A trained diffusion model. Every method raises InputError, one line that names the argument, for a value that it refuses.
+
+    Images to start from are names (`test:3`, a test image; `seed:7`, the sample of a seed; or the path of a picture), pictures of
+    Pillow, or uint8 arrays (H, W) or (H, W, C). A label is a class by name or number, and "none" is no class. The same seed
+    gives the same images, in any batch. Further arguments are those of `make_plan`, such as sampler, steps and guidance.
+
+    folder: the model folder; for a model that diffusers has saved, that folder.
+    config: the content of its config.json.
+    diffusion: the network with its noise schedule.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], diffusion: DiffusionModel):
+        self.folder, self.config, self.diffusion = folder, config, diffusion
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.diffusion.shape
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.diffusion.data["class_names"]
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of noise levels."""
+        return self.diffusion.schedule.steps
+
+    def plan(self, **options: Unpack[PlanOptions]) -> SamplingPlan:
+        """Returns the sampling plan of these options: its sampler's label, noise levels and network evaluations."""
+        return make_plan(self.diffusion, **options)
+
+    def sample(
+        self,
+        number: int = 1,
+        labels: Labels = (),
+        texts: str | Sequence[str] = (),
+        seed: int = 0,
+        batch_size: int = 100,
+        **options: Unpack[PlanOptions],
+    ) -> Images:
+        """Generates images.
+
+        labels, texts: classes or captions, used in turn; by default all classes.
+        """
+        plan = self.plan(**options)
+        given, captions = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
+        work = generate(self.diffusion, plan, given, number, seed, batch_size)
+        labels = None if given is None else given.cpu().numpy()
+        return Images(collect_images(plan.label, work), captions, labels, plan.label, plan.nfe)
+
+    def stream(
+        self,
+        number: int = 1,
+        labels: Labels = (),
+        texts: str | Sequence[str] = (),
+        seed: int = 0,
+        **options: Unpack[PlanOptions],
+    ) -> Iterator[DenoisingStep]:
+        """Generates the images of `sample` and yields them after each denoising step; the last x is finished."""
+        plan = self.plan(**options)
+        given, _ = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
+        return map(_denoising_step, generate(self.diffusion, plan, given, number, seed, number))
+
+    def inpaint(
+        self,
+        image: ImageInput,
+        mask: MaskInput = "middle",
+        number: int = 1,
+        label: Label = None,
+        text: str | None = None,
+        seed: int = 0,
+        jump: int | None = None,
+        resamples: int | None = None,
+        **options: Unpack[PlanOptions],
+    ) -> Images:
+        """Fills a region of an image in several ways by RePaint (Lugmayr et al. 2022), or by a network trained with masks.
+
+        mask: a key of MASKS, a boolean array (H, W) that is True where to fill, or the path of a picture that is white there.
+        label, text: by default the class of a test image or of a seed.
+        jump: RePaint's jump length; by default 10, or fewer if the grid is short.
+        resamples: how often RePaint samples these steps; by default 10, or 1 for a network trained with masks.
+        """
+        named = self.open(image, label, text, options.get("guidance", 1.0))
+        known = open_mask(mask, self.shape)
+        longest = len(self.plan(**options).grid) - 2
+        resamples = resamples or (1 if self.diffusion.network.takes_mask or longest < 1 else REPAINT_RESAMPLES)
+        jump = jump or min(REPAINT_JUMP, max(1, longest))
+        change = partial(with_repaint_jumps, jump_length=jump, jump_n_sample=resamples)
+        plan = make_plan(self.diffusion, change=change, **options)
+        x0 = tasks.source_image(self.diffusion, named.source)
+        labels = tasks.repeat_labels(named.source.labels, number)
+        work = tasks.inpaint_images(self.diffusion, plan, x0.expand(number, -1, -1, -1), known, labels, seed)
+        fills, whole = collect_images(plan.label, work), to_images(x0)[0]
+        inputs = [("image", whole), ("known", tinted(whole, known))]
+        return Images(fills, sampler=plan.label, nfe=plan.nfe, inputs=inputs, titles=[named.title], columns=MAX_GRID_COLUMNS)
+
+    def edit(
+        self,
+        image: ImageInput,
+        strength: float | Sequence[float] = 0.6,
+        number: int = 1,
+        label: Label = None,
+        text: str | None = None,
+        method: str = "sdedit",
+        seed: int = 0,
+        **options: Unpack[PlanOptions],
+    ) -> Images:
+        """Generates variants of an image, also of another class or text: `number` for each strength.
+
+        strength: from 0, the image itself, to 1, an unrelated one.
+        method: `sdedit` adds noise to the image and denoises it (Meng et al. 2022), `latent` mixes noise into its latent.
+        """
+        editor, plan = lookup(tasks.EDITS, method, "method"), self.plan(**options)
+        named = self.open(image, label, text, options.get("guidance", 1.0))
+        whole = tasks.source_image(self.diffusion, named.source, plan if editor.uses_latent else None)
+        start = named.source if editor.uses_latent else named.source._replace(image=whole)
+        strengths = list(strength) if isinstance(strength, Sequence) else [strength]
+        parts = [
+            collect_images(f"strength {value:g}", editor.apply(self.diffusion, plan, start, value, number, seed))
+            for value in strengths
+        ]
+        captions = [f"{value:g}" for value in strengths for _ in range(number)]
+        variants, inputs = np.concatenate(parts), [("image", to_images(whole)[0])]
+        return Images(variants, captions, None, plan.label, plan.nfe, inputs, [named.title], MAX_GRID_COLUMNS)
+
+    def interpolate(
+        self,
+        a: ImageInput,
+        b: ImageInput,
+        number: int = 12,
+        labels: Labels = (),
+        texts: str | Sequence[str] = (),
+        **options: Unpack[PlanOptions],
+    ) -> Images:
+        """Interpolates between two images, which are the first and the last of the result, in the latent space of the model.
+
+        labels, texts: of both images, or one for each; by default the images' own.
+        """
+        labels, texts = split_labels(self.diffusion, _listed(labels)), _listed(texts)
+        for name, values in (("label", labels), ("text", texts)):
+            if len(values) > 2:
+                raise InputError(f"{len(values)} values for two images; give one or two", key=name)
+        plan, guidance = self.plan(**options), options.get("guidance", 1.0)
+        ends = [
+            self.open(image, labels[k % len(labels)] if labels else None, texts[k % len(texts)] if texts else None, guidance)
+            for k, image in enumerate((a, b))
+        ]
+        work = tasks.interpolate_images(self.diffusion, plan, ends[0].source, ends[1].source, number)
+        images, titles = collect_images(plan.label, work), [end.title for end in ends]
+        return Images(images, sampler=plan.label, nfe=plan.nfe, titles=titles, columns=min(number, MAX_GRID_COLUMNS))
+
+    def reconstruct(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        steps: int | None = None,
+        label: Label = None,
+        text: str | None = None,
+        spacing: str = "trailing",
+    ) -> Reconstruction:
+        """Encodes images to noise by DDIM inversion (Song et al. 2021, sec. 4.3) and decodes them.
+
+        steps: of DDIM in each direction; more of them reconstruct more exactly.
+        """
+        plan = self.plan(steps=steps, spacing=spacing)
+        several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        named = [self.open(image, label, text) for image in several]
+        x0, groups = tasks.stack_sources(self.diffusion, [one.source for one in named])
+        decoded = x0.clone()
+        for indices, labels in groups:
+            work = tasks.reconstruct_images(self.diffusion, plan, x0[indices], labels)
+            decoded[indices] = progress.final_images(progress.with_progress_bar(plan.label, work))
+        inputs = list(zip([one.caption or one.name for one in named], to_images(x0), strict=True))
+        made = Images(
+            to_images(decoded), sampler=plan.label, nfe=2 * plan.nfe, inputs=inputs, titles=[one.title for one in named]
+        )
+        return Reconstruction(made, psnr(decoded, x0).numpy())
+
+    def open(self, image: ImageInput, label: Label = None, text: str | None = None, guidance: float = 1.0) -> NamedImage:
+        """Returns an image to start from, with its caption and what the network receives for it."""
+        return open_image(self.diffusion, image, label, text, guidance)
+
+    def conditioning(
+        self, number: int, labels: Labels = (), texts: str | Sequence[str] = (), guidance: float = 1.0
+    ) -> tuple[Tensor | None, list[str]]:
+        """Returns what the network receives for `number` images, and a caption for each (see `conditioning_for`)."""
+        return conditioning_for(self.diffusion, number, _listed(labels), _listed(texts), guidance)
+
+    def info(self) -> dict[str, Any]:
+        """Returns data, network, training, checkpoints and scores of the model, as JSON values."""
+        return describe(self.folder, self.config, self.diffusion)
+
+    def __repr__(self) -> str:
+        height, width, _ = self.shape
+        return f"Model {self.folder}: {self.config['data'].get('dataset')}, {height}x{width}, on {self.diffusion.device}"
+
+    def _repr_html_(self) -> str:
+        rows = as_rows(self.info()).items()
+        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
+        return f"<table>{cells}</table>"
+
+
+def load(
+    model: str | PathLike = MODEL_DIR, checkpoint: str | float = "final", device: str = "auto", threads: int | None = None
+) -> Model:
+    """Loads a trained model.
+
+    model: a model folder, a file of weights in one, a folder that diffusers has saved (also one of `export`), or
+        `hf://OWNER/NAME`, which is downloaded from the Hugging Face hub.
+    checkpoint: `final`, `best`, `latest`, or the relative width of an EMA such as 0.1.
+    device: a key of DEVICES.
+    threads: the number of CPU threads; by default OMP_NUM_THREADS, else 1 for a small network and all CPUs for a large one.
+
+    Raises InputError for a missing or damaged model, and for a device that is not available.
+    """
+    path = download(str(model)) if str(model).startswith("hf://") else Path(model)
+    if not saved_by_diffusers(path):
+        folder, wanted = locate(path, str(checkpoint))
+        return open_folder(folder, wanted, device, threads)
+    if checkpoint != "final":
+        raise InputError(f"{checkpoint} is not in {model}, which was saved by diffusers; leave it out", key="checkpoint")
+    with TemporaryDirectory() as temporary:
+        write_model(read_folder(path), Path(temporary, "model"))
+        opened = open_folder(Path(temporary, "model"), "final", device, threads)
+    return Model(path, opened.config, opened.diffusion)
+
+
+def open_folder(folder: Path, checkpoint: str | float, device: str = "auto", threads: int | None = None) -> Model:
+    """Loads a checkpoint of a model folder, or, as an int, the step of a snapshot. Raises InputError as `load` does."""
+    diffusion = open_model(checkpoint, folder, device, threads)
+    return Model(folder, read_json(folder / CONFIG, "train"), diffusion)
+
+
+def _denoising_step(update: SamplingProgress) -> DenoisingStep:
+    return DenoisingStep(update.done, update.total, update.position, to_images(update.x), to_images(update.x0))
+
+
+def _listed(values: Any) -> list:
+    """Returns one value or several as a list."""
+    return [values] if isinstance(values, str | int) else list(values or ())
