@@ -119,14 +119,8 @@ class TestModel:
     def test_images_come_as_names_pictures_and_arrays(self, model):
         array = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
         Image.fromarray(array).save("a.png")
-        for image in (
-            "a.png",
-            Path("a.png"),
-            array,
-            array[..., None],
-            np.stack([array] * 3, -1),
-            Image.fromarray(array).convert("P"),
-        ):
+        colour, palette = np.stack([array] * 3, -1), Image.fromarray(array).convert("P")
+        for image in ("a.png", Path("a.png"), array, array[..., None], colour, palette):
             assert np.array_equal(to_images(model.open(image, "3").source.image)[0, ..., 0], array)
         for wrong in (array.astype(float), array[0], array[None, None], array[..., None][..., :0]):
             with input_error("image"):
