@@ -28,6 +28,9 @@ MAX_SECONDS_GIF = 655  # a duration is stored in 16 bits, in hundredths of a sec
 IMAGES_PER_ROW = 8
 # The crf of x264. With its default of 23 the edges between enlarged pixels of coloured noise are blurred.
 QUALITY = 12
+# From version 17 on, PyAV converts a frame with one thread per CPU unless told otherwise. Now and then a film then differs from
+# another one of the same frames.
+ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 
 
 def write_film(path: str | os.PathLike, frames: Sequence[Image.Image], fps: float, hold: float = 2.0) -> None:
@@ -89,7 +92,7 @@ def _write_mp4(path: Path, frames: list[Image.Image], fps: float, hold: float) -
                 for i, frame in enumerate(frames):
                     picture = av.VideoFrame.from_image(frame)
                     picture = picture.reformat(
-                        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", interpolation="AREA"
+                        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", interpolation="AREA", **ONE_THREAD
                     )
                     picture.pts = i
                     film.mux(stream.encode(picture))
