@@ -42,7 +42,7 @@ from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
 from ddpm.networks.unet import UNet
 from ddpm.plots import image_grid
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN
-from ddpm.sampling import generate, model, plan, progress
+from ddpm.sampling import model, plan, progress
 
 # The captions of the columns stand above the first row.
 BELOW_CAPTIONS = {"top": MARGIN + FONT_SIZE + MARGIN}

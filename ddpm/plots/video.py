@@ -28,8 +28,7 @@ MAX_SECONDS_GIF = 655  # a duration is stored in 16 bits, in hundredths of a sec
 IMAGES_PER_ROW = 8
 # The crf of x264. With its default of 23 the edges between enlarged pixels of coloured noise are blurred.
 QUALITY = 12
-# From version 17 on, PyAV converts a frame with one thread per CPU unless told otherwise. Now and then a film then differs from
-# another one of the same frames.
+# From version 17 on, PyAV converts a frame with one thread per CPU unless told otherwise.
 ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 
 
