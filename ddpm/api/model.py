@@ -126,6 +126,7 @@ class Model:
 
         labels, texts: classes or captions, used in turn; by default all classes.
         """
+        _check(number=number, seed=seed, batch_size=batch_size)
         plan = self.plan(**options)
         given, captions = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
         work = generate(self.diffusion, plan, given, number, seed, batch_size)
@@ -141,6 +142,7 @@ class Model:
         **options: Unpack[PlanOptions],
     ) -> Iterator[DenoisingStep]:
         """Generates the images of `sample` and yields them after each denoising step; the last x is finished."""
+        _check(number=number, seed=seed)
         plan = self.plan(**options)
         given, _ = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
         return map(_denoising_step, generate(self.diffusion, plan, given, number, seed, number))
@@ -164,6 +166,7 @@ class Model:
         jump: RePaint's jump length; by default 10, or fewer if the grid is short.
         resamples: how often RePaint samples these steps; by default 10, or 1 for a network trained with masks.
         """
+        _check(number=number, seed=seed)
         named = self.open(image, label, text, options.get("guidance", 1.0))
         known = open_mask(mask, self.shape)
         longest = len(self.plan(**options).grid) - 2
@@ -194,6 +197,7 @@ class Model:
         strength: from 0, the image itself, to 1, an unrelated one.
         method: `sdedit` adds noise to the image and denoises it (Meng et al. 2022), `latent` mixes noise into its latent.
         """
+        _check(number=number, seed=seed)
         editor, plan = lookup(tasks.EDITS, method, "method"), self.plan(**options)
         named = self.open(image, label, text, options.get("guidance", 1.0))
         whole = tasks.source_image(self.diffusion, named.source, plan if editor.uses_latent else None)
@@ -316,6 +320,14 @@ def open_folder(folder: Path, checkpoint: str | float, device: str = "auto", thr
 
 def _denoising_step(update: SamplingProgress) -> DenoisingStep:
     return DenoisingStep(update.done, update.total, update.position, to_images(update.x), to_images(update.x0))
+
+
+def _check(**counts: int) -> None:
+    """Raises InputError for a value that is no whole number from 1 on, or for a seed from 0 on."""
+    for key, value in counts.items():
+        least = 0 if key == "seed" else 1
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InputError(f"{value!r} is no whole number from {least} on", key=key)
 
 
 def _listed(values: Any) -> list:
