@@ -170,8 +170,8 @@ class TestModel:
         [
             ("sample", {"labels": "eleven"}, "label"), ("sample", {"sampler": "dim"}, "sampler"),
             ("stream", {"steps": 51}, "steps"), ("sample", {"texts": "a seven"}, "text"), ("plan", {"eta": 2.0}, "eta"),
-            ("sample", {"number": 0}, "number"), ("stream", {"number": 2.0}, "number"), ("sample", {"batch_size": 0}, "batch_size"),
-            ("sample", {"seed": -1}, "seed"),
+            ("sample", {"number": 0}, "number"), ("stream", {"number": 2.0}, "number"),
+            ("sample", {"batch_size": 0}, "batch_size"), ("sample", {"seed": -1}, "seed"),
         ],
     )  # fmt: skip
     def test_wrong_arguments_are_named(self, model, method, arguments, key):
