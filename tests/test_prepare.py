@@ -21,6 +21,7 @@ from ddpm.datasets import fill, resume, statistics
 from ddpm.datasets import prepare as preparing
 from ddpm.datasets.fill import AHEAD, in_threads
 from ddpm.datasets.prepare import prepare
+from ddpm.datasets.registry import DATASETS, Dataset, Raw, Source
 from ddpm.datasets.resume import PartialArrays
 from ddpm.datasets.settings import PrepareData
 
@@ -390,6 +391,17 @@ def test_borders_have_the_color_of_the_background(raw, tmp_path):
         meta = prepare(dataset, settings(image_size=12, background="green"), tmp_path / dataset)
         assert meta["made_with"]["background"] == "green"
         assert (arrays(tmp_path / dataset)[0][:, 0, :] == pixel).all()
+
+
+def test_channels_apply_to_data_sets_in_memory(raw, tmp_path, monkeypatch):
+    gray = prepare("digits", settings(), tmp_path / "gray")
+    assert gray["shape"] == [8, 8, 1]
+    assert prepare("digits", settings(image_size=12, channels="rgb"), tmp_path / "rgb")["shape"] == [12, 12, 3]
+    assert np.array_equal(arrays(tmp_path / "rgb")[0][:, 2:10, 2:10], arrays(tmp_path / "gray")[0].repeat(3, -1))
+    red = Raw(np.full((4, 2, 2, 3), (255, 0, 0), np.uint8), np.arange(4) % 2)
+    monkeypatch.setitem(DATASETS, "red", Dataset(lambda settings: Source(red, red, ["a", "b"])))
+    assert prepare("red", settings(channels="gray"), tmp_path / "red")["shape"] == [2, 2, 1]
+    assert (arrays(tmp_path / "red")[0] == 76).all()  # 0.299 * 255
 
 
 def test_settings_of_decoding_are_checked(workspace):

@@ -19,7 +19,7 @@ from ddpm.core.files import InputError, read_json
 from ddpm.core.params import lookup
 from ddpm.core.paths import MODEL_DIR
 from ddpm.data.images import to_images
-from ddpm.diffusers_io.hub import download
+from ddpm.diffusers_io.hub import download, is_address
 from ddpm.diffusers_io.import_ import read_folder, write_model
 from ddpm.editing import tasks
 from ddpm.editing.inpaint import with_repaint_jumps
@@ -300,7 +300,7 @@ def load(
 
     Raises InputError for a missing or damaged model, and for a device that is not available.
     """
-    path = download(str(model)) if str(model).startswith("hf://") else Path(model)
+    path = download(model) if is_address(model) else Path(model)
     if not saved_by_diffusers(path):
         folder, wanted = locate(path, str(checkpoint))
         return open_folder(folder, wanted, device, threads)

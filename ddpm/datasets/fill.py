@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from ddpm.core.files import InputError, write_text
 from ddpm.core.progress import Progress
 from ddpm.datasets.image_io import RESIZE_MODES, Decoding, Extent, RangeUnknown, Unreadable, auto_range, decode
 from ddpm.datasets.index import Files, Load, Picture
 from ddpm.datasets.resume import PartialArrays
-from ddpm.datasets.settings import PrepareData
+from ddpm.datasets.settings import CHANNELS, PrepareData
 
 # Images in progress for each thread: enough that none waits for a slow image, few enough to bound the memory.
 AHEAD = 8
@@ -48,6 +49,15 @@ def resized(image: np.ndarray, settings: PrepareData) -> np.ndarray:
     if not settings.image_size:
         return image
     return RESIZE_MODES[settings.resize_mode](image, settings.image_size, settings.color())
+
+
+def converted(image: np.ndarray, settings: PrepareData) -> np.ndarray:
+    """Returns an image (H, W, 1 or 3) of a data set in memory with the channels and in the size of the settings."""
+    mode = CHANNELS[settings.channels]
+    if mode and len(mode) != image.shape[2]:
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert(mode)
+        image = np.asarray(picture).reshape(*image.shape[:2], len(mode))
+    return resized(image, settings)
 
 
 def mismatch(image: np.ndarray, shape: tuple[int, int, int], name: str) -> InputError:

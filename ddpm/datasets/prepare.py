@@ -17,7 +17,7 @@ from ddpm.core.params import lookup
 from ddpm.core.paths import PREPARED_DIR
 from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
-from ddpm.datasets.fill import fill, resized, unreadable
+from ddpm.datasets.fill import converted, fill, unreadable
 from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Source
 from ddpm.datasets.resume import PartialArrays, write_header
 from ddpm.datasets.settings import PrepareData
@@ -51,7 +51,7 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
         if partial:
             left_out, ranges = _write_from_files(partial, source, settings, folder, dataset, workers)
         else:
-            shape = resized(source.train.images[0], settings).shape
+            shape = converted(source.train.images[0], settings).shape
             for split, raw in zip(SPLITS, (source.train, source.test), strict=True):
                 _write_images(folder / f"{split}_images.npy", raw.images, shape, settings, f"{dataset} {split}")
                 _write_labels(folder / f"{split}_labels.npy", raw.labels)
@@ -88,7 +88,7 @@ def _write_images(path: Path, images: np.ndarray, shape: tuple[int, int, int], s
     with atomic(path) as temporary, open(temporary, "wb") as file, Progress(name, len(images), "images") as progress:
         write_header(file, len(images), shape)
         for image in images:
-            file.write(resized(image, settings).tobytes())
+            file.write(converted(image, settings).tobytes())
             progress.advance()
 
 
