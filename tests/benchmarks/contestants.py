@@ -15,7 +15,6 @@ Each in its own way, as in its documentation or training script:
 """
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from ddpm.core.device import Precision, compiled
 from ddpm.data.images import to_images
 from ddpm.data.loader import Batches
 from ddpm.diffusion.schedule import make_schedule
+from ddpm.networks.layers import norm_groups
 from ddpm.networks.unet import UNet, UNetSettings
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import ImageNoise
@@ -158,7 +158,7 @@ def unet2d_arguments(case: Case) -> dict[str, Any]:
         "attention_head_dim": case.widths[-1] // case.heads,
         "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attended],
         "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attended)],
-        "norm_num_groups": math.gcd(32, case.channels),
+        "norm_num_groups": norm_groups(case.channels),
     }  # fmt: skip
 
 
