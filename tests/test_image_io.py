@@ -222,28 +222,37 @@ def test_pad_centers_on_the_background(channels, background, border):
     image = np.full((3, 4, channels), 7, np.uint8)
     expected = np.broadcast_to(np.array(border, np.uint8), (8, 8, channels)).copy()
     expected[2:5, 2:6] = 7
-    np.testing.assert_array_equal(image_io.pad(image, 8, background), expected)
-    assert refused(image_io.pad, image, 3).startswith("params.yaml: prepare_data.image_size: 3 is smaller than an image of 3x4")
+    np.testing.assert_array_equal(image_io.pad(image, (8, 8), background), expected)
+    message = "params.yaml: prepare_data.image_size: 8x3 is smaller than an image of 3x4"
+    assert refused(image_io.pad, image, (8, 3)).startswith(message)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resize_scales_and_crops_center(channels):
     image = np.zeros((16, 48, channels), np.uint8)
     image[:, 16:32] = 200
-    np.testing.assert_array_equal(image_io.resize(image, 16), np.full((16, 16, channels), 200))
-    small = image_io.resize(image.transpose(1, 0, 2), 8)
+    np.testing.assert_array_equal(image_io.resize(image, (16, 16)), np.full((16, 16, channels), 200))
+    small = image_io.resize(image.transpose(1, 0, 2), (8, 8))
     assert (small.shape, small.dtype) == ((8, 8, channels), np.uint8)
     assert small[2:6].min() == 200
-    assert image_io.resize(image[:, :16], 16).tolist() == image[:, :16].tolist()
+    assert image_io.resize(image[:, :16], (16, 16)).tolist() == image[:, :16].tolist()
 
 
 def test_resize_is_antialiased():
     stripes = np.zeros((32, 32, 1), np.uint8)
     stripes[:, ::2] = 255
-    inner = image_io.resize(stripes, 8)[:, 2:-2]
+    inner = image_io.resize(stripes, (8, 8))[:, 2:-2]
     assert np.abs(inner.astype(int) - 128).max() < 16
 
 
-@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 20))
+@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.tuples(st.integers(1, 20), st.integers(1, 20)))
 def test_resize_between_all_sizes(height, width, size):
-    assert image_io.resize(np.full((height, width, 3), 90, np.uint8), size).tolist() == np.full((size, size, 3), 90).tolist()
+    assert image_io.resize(np.full((height, width, 3), 90, np.uint8), size).tolist() == np.full((*size, 3), 90).tolist()
+
+
+def test_resize_to_a_rectangle_covers_it_and_crops_the_center():
+    image = np.zeros((10, 40, 1), np.uint8)
+    image[:, 10:30] = 200  # the part of 1 x 2
+    assert image_io.resize(image, (20, 40))[:, 2:-2].min() > 150
+    assert image_io.resize(image, (10, 20)).tolist() == image[:, 10:30].tolist()
+    assert image_io.pad(image, (12, 40)).shape == (12, 40, 1)

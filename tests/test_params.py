@@ -126,7 +126,7 @@ PINNED = [
     ({"tarin": {}}, "tarin: unknown section; did you mean 'train'? Valid: dataset, "),
     ({"learning_rate": 0.1}, "learning_rate: unknown section; "),
     ({"train.steps": 2.0}, "train.steps: 2.0 must be an integer (allowed: >= 1 and <= 1000000000)"),
-    ({"prepare_data.image_size": "nativ"}, "prepare_data.image_size: 'nativ' must be an integer, or 'native'"),
+    ({"prepare_data.image_size": "nativ"}, "prepare_data.image_size: 'nativ' is no size; give a side"),
     ({"report": 5}, "report: 5 is no section; write its keys below it: tile, columns, frame_ms"),
     ({"train.learning_rate": 2}, "train.learning_rate: 2 must be less than or equal to 1 (allowed: > 0 and <= 1)"),
     ({"train.steps": ...}, "train.steps: missing; add it (the committed params.yaml shows a value)"),
@@ -158,7 +158,8 @@ WRONG_TYPE = [
     {"diffusion.cosine": 0.008}, {"runtime.loggers": "wandb"},
 ]  # fmt: skip
 OUT_OF_RANGE = [
-    {"seed": -1}, {"prepare_data.image_size": 0}, {"prepare_data.image_size": -8}, {"prepare_data.test_share": 1.0},
+    {"seed": -1}, {"prepare_data.image_size": 0}, {"prepare_data.image_size": -8},
+    {"prepare_data.image_size": [8, 0]}, {"prepare_data.test_share": 1.0},
     {"train_classifier.epochs": 0}, {"train_classifier.batch_size": 1},
     {"diffusion.timesteps": 1}, {"diffusion.cosine.max_beta": 1.0}, {"diffusion.sigmoid.tau": 0.0},
     {"diffusion.edm.sigma_max": 1.0e9}, {"diffusion.edm.rho": 0.005},

@@ -487,6 +487,7 @@ def test_recorded_settings_of_each_dataset():
     ignored = {
         "digits": {"label", "skip_bad", "background", "value_range"},
         "image_folder": {"label"},
+        "arrays": {"label", "skip_bad", "background"},
         "celeba": set(),
         "huggingface": set(),
     }

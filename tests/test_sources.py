@@ -69,6 +69,9 @@ def test_read_only_raw_folder(raw, tmp_path, monkeypatch, request, name):
         rows(request.getfixturevalue("hub"), 20).save_to_disk(str(raw / "pictures.tar.gz"))
     elif name == "image_folder":
         put(raw, ".tar.gz", [(f"{kind}/{i}.png", png(i)) for kind in ("cat", "dog") for i in range(8)])
+    elif name == "arrays":
+        with open(raw / "pictures.tar.gz", "wb") as file:  # the name of the other archives
+            np.savez(file, images=np.zeros((8, 2, 2), np.uint8), labels=np.arange(8) % 2)
     elif name != "digits":
         put_idx_files(raw / name, zipped=True)
 

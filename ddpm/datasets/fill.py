@@ -46,9 +46,8 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: i
 
 def resized(image: np.ndarray, settings: PrepareData) -> np.ndarray:
     """Returns the image in the size of the settings."""
-    if not settings.image_size:
-        return image
-    return RESIZE_MODES[settings.resize_mode](image, settings.image_size, settings.color())
+    size = settings.size()
+    return RESIZE_MODES[settings.resize_mode](image, size, settings.color()) if size else image
 
 
 def converted(image: np.ndarray, settings: PrepareData) -> np.ndarray:

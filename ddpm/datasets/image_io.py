@@ -179,29 +179,29 @@ def _opaque(picture: Image.Image, background: Color) -> Image.Image:
     return Image.alpha_composite(behind, picture.convert("RGBA")).convert("L" if gray else "RGB")
 
 
-def pad(image: np.ndarray, size: int, background: Color = BLACK) -> np.ndarray:
-    """Adds borders to an image of at most `size` on each side. Raises InputError for a larger one."""
+def pad(image: np.ndarray, size: tuple[int, int], background: Color = BLACK) -> np.ndarray:
+    """Adds borders to an image of at most `size`, (height, width). Raises InputError for a larger one."""
     height, width, channels = image.shape
-    if height > size or width > size:
-        message = f"{size} is smaller than an image of {height}x{width}; set prepare_data.resize_mode to 'resize'"
+    if height > size[0] or width > size[1]:
+        message = f"{size[0]}x{size[1]} is smaller than an image of {height}x{width}; set prepare_data.resize_mode to 'resize'"
         raise InputError(message, key="prepare_data.image_size", where="params.yaml")
-    top, left = (size - height) // 2, (size - width) // 2
-    padded = np.empty((size, size, channels), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    padded = np.empty((*size, channels), np.uint8)
     padded[:] = np.asarray(Image.new("RGB", (1, 1), background).convert("L" if channels == 1 else "RGB"))
     padded[top : top + height, left : left + width] = image
     return padded
 
 
-def resize(image: np.ndarray, size: int, background: Color = BLACK) -> np.ndarray:
-    """Scales the shorter side to `size` with an antialiased bicubic filter, then crops the center."""
+def resize(image: np.ndarray, size: tuple[int, int], background: Color = BLACK) -> np.ndarray:
+    """Scales an image with an antialiased bicubic filter until it covers `size`, (height, width), then crops the center."""
     height, width, channels = image.shape
-    if (height, width) == (size, size):
+    if (height, width) == size:
         return image
-    scale = size / min(height, width)
-    new = (max(size, round(width * scale)), max(size, round(height * scale)))
+    scale = max(size[0] / height, size[1] / width)
+    new = (max(size[1], round(width * scale)), max(size[0], round(height * scale)))
     picture = Image.fromarray(image[:, :, 0] if channels == 1 else image).resize(new, Image.Resampling.BICUBIC)
-    left, top = (new[0] - size) // 2, (new[1] - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
+    left, top = (new[0] - size[1]) // 2, (new[1] - size[0]) // 2
+    return np.asarray(picture.crop((left, top, left + size[1], top + size[0]))).reshape(*size, channels)
 
 
-RESIZE_MODES: dict[str, Callable[[np.ndarray, int, Color], np.ndarray]] = {"pad": pad, "resize": resize}
+RESIZE_MODES: dict[str, Callable[[np.ndarray, tuple[int, int], Color], np.ndarray]] = {"pad": pad, "resize": resize}

@@ -9,6 +9,7 @@ import numpy as np
 from ddpm.core.files import InputError, print_line
 from ddpm.core.params import OneOf
 from ddpm.core.paths import folder_of
+from ddpm.datasets.arrays import read_arrays
 from ddpm.datasets.celeba import read_celeba
 from ddpm.datasets.cifar import ARCHIVE, UNPACKED, download_cifar10, find_cifar10, read_cifar10
 from ddpm.datasets.huggingface import read_huggingface
@@ -100,6 +101,12 @@ def image_folder(settings: PrepareData) -> Source:
     return _of_files(*read_image_folder(raw_root() / settings.folder, settings.test_share))
 
 
+def arrays(settings: PrepareData) -> Source:
+    """Loads an .npz file, or a folder of .npy files, at prepare_data.folder below the raw folder."""
+    splits, names = read_arrays(raw_root() / settings.folder, settings.test_share, settings.value_range)
+    return Source(*(Raw(*split) for split in splits), names)
+
+
 def celeba(settings: PrepareData) -> Source:
     """Loads CelebA's aligned faces from the folder celeba of the raw folder; prepare_data.label names the attribute."""
     return _of_files(*read_celeba(raw_root(), settings.label))
@@ -158,6 +165,7 @@ DATASETS: dict[str, Dataset] = {
     "cifar10": Dataset(cifar10, 0.85),
     "celeba": Dataset(celeba, None, OPTIONAL_SETTINGS),
     "image_folder": Dataset(image_folder, None, OF_FILES),
+    "arrays": Dataset(arrays, None, ("value_range",)),
     "huggingface": Dataset(huggingface, None, OPTIONAL_SETTINGS),
 }
 

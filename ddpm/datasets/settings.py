@@ -1,9 +1,9 @@
 """Defines the section `prepare_data`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from PIL import ImageColor
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PlainValidator
 
 from ddpm.core.limits import MAX_SIDE
 from ddpm.core.params import OneOf, OrWord, Section
@@ -27,16 +27,23 @@ def _ordered(values: list[float]) -> list[float]:
     return values
 
 
+def _size(value: Any) -> Any:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    if value is not None and not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"is no size; give a side from 1 to {MAX_SIDE:,} pixels, [height, width], or 'native'")
+    return value
+
+
 Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
 
 
 class PrepareData(Section):
     """The section `prepare_data`: how raw images become arrays.
 
-    image_size: side in pixels; None keeps the size.
+    image_size: side in pixels, or [height, width]; None keeps the size.
     resize_mode: a key of RESIZE_MODES.
     channels: a key of CHANNELS.
-    folder: the folder or archive of image_folder and huggingface, below the raw folder.
+    folder: the folder or file of image_folder, arrays and huggingface, below the raw folder.
     label: the attribute of celeba or the column of huggingface that is the class; None chooses one.
     test_share: the share of the test split where a data set has none.
     skip_bad: leave out pictures that cannot be read.
@@ -44,7 +51,7 @@ class PrepareData(Section):
     value_range: the values that become 0 and 255 in pictures of more than 8 bits; None is `auto_range` of all pictures.
     """
 
-    image_size: Annotated[Annotated[int, Field(ge=1, le=MAX_SIDE)] | None, OrWord("native")]
+    image_size: Annotated[int | list[int] | None, PlainValidator(_size), OrWord("native")]
     resize_mode: Annotated[str, OneOf(RESIZE_MODES)]
     channels: Annotated[str, OneOf(CHANNELS)]
     folder: str
@@ -53,6 +60,11 @@ class PrepareData(Section):
     skip_bad: bool
     background: Annotated[str, AfterValidator(_color)]
     value_range: Annotated[Range | None, OrWord("auto")]
+
+    def size(self) -> tuple[int, int] | None:
+        """Returns (height, width), or None to keep the size."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else tuple(size) if size else None
 
     def color(self) -> Color:
         """Returns the background."""

@@ -102,8 +102,8 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
     """Checks what the network, the samplers and the EMA can do with each other, on a network without memory."""
     schedule = p.diffusion.make(p.schedule)
     check_prediction(p.prediction, schedule)
-    side = p.prepare_data.image_size or ANY_SIDE
-    shape, class_names = (data.shape, data.class_names) if data else ((side, side, 3), ["a", "b"])
+    size = p.prepare_data.size() or (ANY_SIDE, ANY_SIDE)
+    shape, class_names = (data.shape, data.class_names) if data else ((*size, 3), ["a", "b"])
     with _WithoutInit(), torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = make_network(p.model, p.diffusion, shape, class_names)
     if (parameters := sum(tensor.numel() for tensor in network.parameters())) > MAX_PARAMETERS:

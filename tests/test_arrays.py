@@ -1,0 +1,130 @@
+"""Data sets of arrays: .npz files and folders of .npy files."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from raw_files import arrays, load, refused, settings
+
+from ddpm.datasets.prepare import prepare
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 6, 3), np.uint8)
+LABELS = np.arange(12) % 3
+MEDMNIST = {
+    "train_images": IMAGES[:6], "train_labels": LABELS[:6, None], "val_images": IMAGES[6:9], "val_labels": LABELS[6:9, None],
+    "test_images": IMAGES[9:], "test_labels": LABELS[9:, None],
+}  # fmt: skip
+
+
+def write(raw, **values) -> None:
+    np.savez_compressed(raw / "pictures.npz", **values)
+
+
+def read(raw, **changes):
+    return load("arrays", folder="pictures.npz", **changes)
+
+
+def test_medmnist_file_has_its_own_splits(raw):
+    write(raw, **MEDMNIST)
+    source = read(raw)
+    assert np.array_equal(np.stack(list(source.train.images)), IMAGES[:6])
+    assert np.array_equal(np.stack(list(source.test.images)), IMAGES[9:])
+    assert source.train.labels.tolist() == LABELS[:6].tolist()
+    assert (source.class_names, source.test.labels.dtype) == (["0", "1", "2"], np.int64)
+
+
+def test_medmnist_class_names_of_its_package(raw, monkeypatch):
+    np.savez(raw / "bloodmnist_64.npz", **MEDMNIST)
+    info = {"bloodmnist": {"label": {"0": "basophil", "1": "eosinophil", "2": "lymphocyte"}}}
+    module = SimpleNamespace(INFO=info, __spec__=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "medmnist", module)
+    assert load("arrays", folder="bloodmnist_64.npz").class_names == ["basophil", "eosinophil", "lymphocyte"]
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("arr_0", "arr_1")])
+def test_one_split_is_divided_by_class(raw, names):
+    write(raw, **dict(zip(names, (IMAGES[..., 0], LABELS.astype(float)), strict=True)))
+    source = read(raw)
+    assert (len(source.train.images), len(source.test.images)) == (9, 3)
+    assert sorted(source.test.labels.tolist()) == [0, 1, 2]
+    together = np.concatenate([np.stack(list(split.images)) for split in (source.train, source.test)])
+    assert sorted(together.reshape(12, -1).tolist()) == sorted(IMAGES[..., 0].reshape(12, -1).tolist())
+    shown = {image.tobytes(): label for split in source[:2] for image, label in zip(split.images, split.labels, strict=True)}
+    assert [shown[image.tobytes()] for image in IMAGES[..., :1].copy()] == LABELS.tolist()
+
+
+def test_folder_of_npy_files_with_texts_as_labels(raw):
+    (raw / "pictures").mkdir()
+    values = {
+        "x_train": IMAGES[:8],
+        "y_train": np.array(["cat", "dog"] * 4),
+        "x_test": IMAGES[8:],
+        "y_test": np.array(["dog"] * 4),
+    }
+    for name, value in values.items():
+        np.save(raw / "pictures" / f"{name}.npy", value)
+    source = load("arrays")
+    assert source.class_names == ["cat", "dog"]
+    assert source.test.labels.tolist() == [1] * 4
+    assert np.array_equal(np.stack(list(source.train.images)), IMAGES[:8])
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "expected"),
+    [
+        (np.array([0.0, 0.5, 1.0]), None, [0, 128, 255]),
+        (np.array([-2.0, 0.0, 2.0]), None, [0, 128, 255]),
+        (np.array([-2.0, 0.0, 2.0], ">f4"), [0.0, 1.0], [0, 0, 255]),
+        (np.array([0, 2048, 4095], np.uint16), None, [0, 128, 255]),
+        (np.array([0, 255, 7], np.int32), None, [0, 255, 7]),
+    ],
+)
+def test_other_types_are_scaled_by_one_range(raw, values, given, expected):
+    write(raw, images=np.repeat(values, 4)[:, None, None] + np.zeros((12, 2, 2), values.dtype), labels=np.arange(12) % 4)
+    source = read(raw, value_range=given)
+    assert {int(image[0, 0, 0]) for split in source[:2] for image in split.images} == set(expected)
+
+
+def test_prepare_resizes_and_converts(raw, tmp_path):
+    write(raw, **MEDMNIST)
+    meta = prepare("arrays", settings(folder="pictures.npz", image_size=[4, 8], channels="gray"), tmp_path / "out")
+    assert (meta["shape"], meta["counts"]) == ([4, 8, 1], {"train": 6, "test": 3})
+    assert arrays(tmp_path / "out")[0][:, :, 0].max() == 0  # the border
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"pictures": IMAGES}, "holds pictures; name the arrays"),
+        ({"images": IMAGES}, "holds no labels"),
+        ({"images": IMAGES, "labels": LABELS[:5]}, "has the shape (5,), but there are 12 images"),
+        ({"images": IMAGES, "labels": np.zeros((12, 14), int)}, "several labels per image are not possible"),
+        ({"images": IMAGES, "labels": LABELS + 0.5}, "labels are whole numbers or texts"),
+        ({"images": IMAGES.transpose(0, 3, 1, 2).copy(), "labels": LABELS}, "is uint8 of shape (12, 3, 4, 6); images are"),
+        ({"images": IMAGES[0, 0], "labels": LABELS}, "images are numbers (N, H, W)"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "images are numbers (N, H, W)"),
+        ({"images": np.asfortranarray(IMAGES), "labels": LABELS}, "Fortran order"),
+        ({"images": np.array([["a"]] * 12, object), "labels": LABELS}, "holds Python objects"),
+        ({"images": np.full((12, 2, 2), np.nan), "labels": LABELS}, "not finite"),
+        ({**MEDMNIST, "test_labels": LABELS[9:] + 7}, "holds the label 7, which no training image has"),
+        ({key: value for key, value in MEDMNIST.items() if key != "test_labels"}, "holds no test_labels"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(raw, values, reason):
+    write(raw, **values)
+    assert reason in refused(read, raw)
+
+
+def test_missing_and_damaged_files_are_refused(raw, tmp_path):
+    assert "no such file" in refused(read, raw)
+    (raw / "pictures.npz").write_bytes(b"PK no archive")
+    assert "cannot be read as .npz" in refused(read, raw)
+    (raw / "pictures").mkdir()
+    np.save(raw / "pictures" / "images.npy", IMAGES)
+    np.save(raw / "pictures" / "labels.npy", LABELS)
+    whole = (raw / "pictures" / "images.npy").read_bytes()
+    (raw / "pictures" / "images.npy").write_bytes(whole[:-1])
+    assert "it ends after 11 of 12 images" in refused(prepare, "arrays", settings(), tmp_path / "out")
+    (raw / "pictures" / "images.npy").write_bytes(whole[:20])
+    assert "cannot be read as .npy" in refused(load, "arrays")
