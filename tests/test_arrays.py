@@ -81,7 +81,7 @@ def test_folder_of_npy_files_with_texts_as_labels(raw):
     ],
 )
 def test_other_types_are_scaled_by_one_range(raw, values, given, expected):
-    write(raw, images=np.repeat(values, 4)[:, None, None] + np.zeros((12, 2, 2), values.dtype), labels=np.arange(12) % 4)
+    write(raw, images=np.repeat(values, 4)[:, None, None] + np.zeros((12, 2, 2), values.dtype), labels=np.arange(12) % 3)
     source = read(raw, value_range=given)
     assert {int(image[0, 0, 0]) for split in source[:2] for image in split.images} == set(expected)
 

@@ -177,7 +177,7 @@ def sample(
     ...     return Prediction(0.25 * level.alpha / (0.25 * level.alpha**2 + level.sigma**2) * x, x, level)
     >>> schedule = make_schedule("cosine", 1000)
     >>> noise = lambda: torch.randn(64, 1, 16, 16)
-    >>> *_, last = sample(denoiser, SAMPLERS["heun"].step, schedule, make_grid("trailing", schedule, 20), noise(), noise)
+    >>> *_, last = sample(denoiser, SAMPLERS["dpmpp_2m"].step, schedule, make_grid("trailing", schedule, 20), noise(), noise)
     >>> round(last.x.std().item(), 1)
     0.5
     """

@@ -5,8 +5,8 @@
 Ours: `python -m stages.train` of the last commit with the recipe's settings. Its snapshots, evenly spread over the training, are
 scored as by `evaluate`. A training step always takes the same time, so step s of S counts s / S of the seconds of the whole
 command. Theirs: `diffusers_example.py` with the same widths, levels and blocks, until the same seconds have passed; it saves
-its EMA on the way. Its batch and learning rate are those that suited AdamW and this U-Net: with the example's defaults, made for
-large networks, it still draws noise after the 6 minutes of `mnist_cpu`. In both, everything counts, from the start of Python.
+its EMA on the way. Its batch and learning rate are those that suited AdamW and this U-Net; the example's defaults are made for
+large networks. In both, everything counts, from the start of Python.
 Both draw samples by DDIM, and one classifier scores them. The data's preparation and the classifier's training do not count.
 """
 
@@ -148,7 +148,8 @@ def page(report: dict, picture: str) -> str:
         ),
         table(["", "parameters", "batch", "steps", "images seen"], totals),
         "The example's network has the widths, levels and blocks of the recipe, and always attention in the middle. Its batch "
-        "and learning rate are those that suited AdamW and this U-Net; its defaults, 16 and 1e-4, are made for large networks. "
+        f"and learning rate, {EXAMPLE['learning_rate']:g}, are those that suited AdamW and this U-Net; its defaults, 16 and 1e-4, "
+        "are made for large networks. "
         "The length of its schedule is the number of steps that fit into the time at the mean speed so far; the rate ended at "
         f"{number(last['learning_rate'], 2)}. The example has no classes; {classes}. "
         "What runs stands in `tests/benchmarks/quality.py` and `tests/benchmarks/diffusers_example.py`.",
