@@ -288,7 +288,7 @@ def test_prepare_mixed_sizes(pictures, tmp_path):
     for how, size in (("pad", 9), ("resize", 4)):
         assert prepare("image_folder", settings(image_size=size, resize_mode=how), tmp_path / how)["shape"] == [size, size, 3]
     message = refused(prepare, "image_folder", settings(image_size=8), tmp_path / "small")
-    assert "prepare_data.image_size: 8 is smaller than an image of 7x9" in message
+    assert "prepare_data.image_size: 8x8 is smaller than an image of 7x9" in message
 
 
 # --- the prepared arrays

@@ -382,7 +382,7 @@ def test_final_images_refuse_images_that_are_not_finite(collect):
 
 class TestInputs:
     def test_open_image_test_image_with_its_class(self, data):
-        model = MODEL._replace(data=data.identity())
+        model = MODEL._replace(data=data.identity() | {"class_counts": data.class_counts})  # as `train` records it
         for number in (0, 17):
             named = open_image(model, f"test:{number}")
             assert np.array_equal(to_images(named.source.image)[0], data.test.images[number])

@@ -25,7 +25,9 @@ RANKS = [
     {"networks", "diffusion", "data", "datasets"},
     {"features", "training", "sampling"},
     {"report", "plots", "editing", "evaluation"},
-    {"cli", "demo", "experiments", "diffusers_io", "__main__.py"},
+    {"demo", "experiments", "diffusers_io"},
+    {"api"},
+    {"cli", "__main__.py"},
 ]
 # Late imports that are no dependencies: the previews of a training, which no other stage reads; and the check of all of
 # params.yaml before a stage, which changes no result.

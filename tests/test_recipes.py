@@ -236,7 +236,7 @@ def test_command_reports_unknown_and_missing_files(folder, capsys):
     assert "error: recipe: 'mnist_fats' is unknown; did you mean 'mnist_fast'? Valid: " in run(capsys, "recipe", "mnist_fats")[2]
     assert run(capsys, "recipe", "nowhere.yaml")[2].startswith("error: nowhere.yaml: cannot be read")
     Path("params.yaml").unlink()
-    assert run(capsys, "recipe", "digits")[2].startswith("error: params.yaml: cannot be read")
+    assert run(capsys, "recipe", "digits")[2].startswith("error: params.yaml: not found")
 
 
 def test_read_changes_parses_values():

@@ -18,6 +18,7 @@ from ddpm.core.paths import PREPARED_DIR
 from ddpm.data.images import to_model_range, to_tensor
 
 META = "meta.json"
+IDENTITY = ("dataset", "shape", "class_names", "sha256")  # the entries of meta.json that a model records too
 SPLITS = ("train", "test")
 
 
@@ -52,7 +53,7 @@ class Prepared(NamedTuple):
 
     def identity(self) -> dict:
         """Returns what identifies the data in the config.json of a model: name, shape, class names and hashes."""
-        return {key: self.meta[key] for key in ("dataset", "shape", "class_names", "sha256")}
+        return {key: self.meta[key] for key in IDENTITY}
 
 
 def open_prepared(dataset: str, settings: Mapping[str, Any], folder: Path = PREPARED_DIR) -> Prepared:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm.core.files import InputError, printable
 from ddpm.data.images import to_model_range, to_tensor
-from ddpm.data.prepared import open_test
+from ddpm.data.prepared import IDENTITY, open_test
 from ddpm.datasets import image_io
 from ddpm.editing.inpaint import MASKS, named_mask, to_mask
 from ddpm.editing.names import check_mask, image_name
@@ -102,7 +102,7 @@ def open_image(
 
 def _test_image(model: DiffusionModel, name: str, number: int) -> tuple[np.ndarray, int]:
     meta, test = open_test()
-    if any(meta.get(key) != value for key, value in model.data.items()):
+    if any(meta[key] != model.data.get(key) for key in IDENTITY):
         raise InputError(
             "data/prepared holds other data than this model was trained on; name a picture, or a sample such as 'seed:7'",
             key=name,

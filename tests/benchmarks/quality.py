@@ -148,8 +148,8 @@ def page(report: dict, picture: str) -> str:
         ),
         table(["", "parameters", "batch", "steps", "images seen"], totals),
         "The example's network has the widths, levels and blocks of the recipe, and always attention in the middle. Its batch "
-        f"and learning rate, {EXAMPLE['learning_rate']:g}, are those that suited AdamW and this U-Net; its defaults, 16 and 1e-4, "
-        "are made for large networks. "
+        f"and learning rate, {EXAMPLE['learning_rate']:g}, are those that suited AdamW and this U-Net; its defaults, 16 and "
+        "1e-4, are made for large networks. "
         "The length of its schedule is the number of steps that fit into the time at the mean speed so far; the rate ended at "
         f"{number(last['learning_rate'], 2)}. The example has no classes; {classes}. "
         "What runs stands in `tests/benchmarks/quality.py` and `tests/benchmarks/diffusers_example.py`.",
