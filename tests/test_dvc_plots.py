@@ -63,6 +63,7 @@ def test_no_file_stands_in_two_charts():
     [
         ("loss", "loss of the training images (lower is better)"),
         ("validation_loss", "loss of test images, with the EMA weights (lower is better)"),
+        ("learning_rate", "learning rate"),
         ("25_50", "loss at t / T from 0.25 to 0.5 (lower is better)"),
         ("accuracy", "accuracy on test images (higher is better)"),
         ("pretext_accuracy", "test images whose orientation is predicted correctly (higher is better)"),

@@ -77,9 +77,9 @@ def read_tensorboard(name):
     start = found.PluginTagToContent(metadata.PLUGIN_NAME)[metadata.SESSION_START_INFO_TAG]
     values = metadata.parse_session_start_info_plugin_data(start).hparams
     config = {key: getattr(value, value.WhichOneof("kind")) for key, value in values.items()}
-    (text,) = found.Tensors("final_sha256/text_summary")
+    (text,) = found.Tensors("results/final_sha256/text_summary")
     summary = {key: value for key, ((_, value), *more) in curves.items() if not more}
-    summary["final_sha256"] = text.tensor_proto.string_val[0].decode()
+    summary["results/final_sha256"] = text.tensor_proto.string_val[0].decode()
     return curves, [event.step for event in found.Images("previews")], config, summary
 
 
@@ -118,8 +118,8 @@ def assert_complete(logger, state):
     assert str(config["train.steps"]).removesuffix(".0") == str(STEPS)
     assert config["model.channel_mults"] == "[1, 2]"
     assert not any(key.startswith("runtime") for key in config)
-    assert summary["final_sha256"] == read_json("reports/train/metrics.json", "train")["final_sha256"]
-    assert summary["best_validation_loss"] == pytest.approx(state["best_loss"], rel=1e-6)
+    assert summary["results/final_sha256"] == read_json("reports/train/metrics.json", "train")["final_sha256"]
+    assert summary["results/best_validation_loss"] == pytest.approx(state["best_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("logger", NAMES)
@@ -200,11 +200,11 @@ def test_failing_logger_is_left_out_with_one_line(tmp_path, monkeypatch, capsys,
     for step in (1, 2):
         loggers.row({"step": step, "loss": float(step)})
         loggers.image("previews", Path(__file__).parents[1] / "reports/train/training.png", step)
-    loggers.close({"final_sha256": "abc"}, 2)
+    loggers.close({"results/parameters": 3}, 2, "abc")
     assert [name for name, *_ in good.calls] == ["open", *["row", "image"] * 2, "summary", "close"]
     line = "warning: runtime.loggers: bad is left out from now on; it failed: the server is gone\n"
     assert capsys.readouterr().err == line
-    assert json.loads((tmp_path / "logs/runs/name.json").read_text())["loggers"] == ["good"]
+    assert read_json(tmp_path / "logs/runs/name.json", "train") == {"final_sha256": "abc", "step": 2, "loggers": ["good"]}
     rows = [arguments for name, *arguments in good.calls if name == "row"]
     assert rows == [[{"loss": 1.0, "loss_ema": pytest.approx(1)}, 1], [{"loss": 2.0, "loss_ema": pytest.approx(0.29 / 0.19)}, 2]]
 
@@ -239,6 +239,6 @@ def test_wandb_without_login_asks_nothing(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("WANDB_MODE")
     run = Run("name", tmp_path / "logs", NEW, {"seed": 0})
-    status, output = in_fork(lambda: Loggers(["wandb"], run).close({"final_sha256": "abc"}, 1))
+    status, output = in_fork(lambda: Loggers(["wandb"], run).close({}, 1))
     assert status == 0, output
     assert [line.split(",")[0] for line in output.splitlines()] == ["wandb: not logged in", "wandb: offline"]

@@ -69,12 +69,12 @@ class Loggers:
 
             self._each("image", name, np.asarray(Image.open(path).convert("RGB")), step)
 
-    def close(self, values: Mapping[str, float | str], step: int) -> None:
-        """Logs the results and ends the run. Those of a training have the `final_sha256`, by which `log_scores` finds it."""
+    def close(self, values: Mapping[str, float | str], step: int, weights: str = "") -> None:
+        """Logs results and ends the run. weights: SHA-256 of final.safetensors, by which `log_scores` finds a trained run."""
         self._each("summary", values, step)
         self._each("close")
-        if self._open and self._run.start != FINISHED:
-            write_json(_record(self._run), {"final_sha256": values["final_sha256"], "step": step, "loggers": list(self._open)})
+        if self._open and weights:
+            write_json(_record(self._run), {"final_sha256": weights, "step": step, "loggers": list(self._open)})
 
 
 def open_loggers(names: Sequence[str], fingerprint: str, resumed: bool) -> Loggers:

@@ -90,7 +90,7 @@ class TrainingArtifacts:
         weights = sha256(MODEL_DIR / CHECKPOINTS["final"])
         results = {"parameters": self.parameters, "best_validation_loss": trainer.best_loss, "final_sha256": weights}
         self.log.close(**results)
-        self.loggers.close(results, trainer.step)
+        self.loggers.close({f"results/{name}": value for name, value in results.items()}, trainer.step, weights)
         print(f"time: {trainer.phases.summary()}", flush=True)
         self.saved.discard()
 
