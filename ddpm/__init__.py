@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddpm.api.images import Images as Images
+    from ddpm.api.load import load as load
     from ddpm.api.model import Model as Model
-    from ddpm.api.model import load as load
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"load": "ddpm.api.model", "Model": "ddpm.api.model", "Images": "ddpm.api.images"}
+_PUBLIC = {"load": "ddpm.api.load", "Model": "ddpm.api.model", "Images": "ddpm.api.images"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from PIL import Image
 from test_unet import awake, settings
 
 import ddpm
-from ddpm.api import model as api_model
+from ddpm.api import load as loading
 from ddpm.api.images import Images
 from ddpm.core.files import read_json, read_npz, write_json
 from ddpm.core.weights import save_weights
@@ -84,7 +84,7 @@ class TestLoad:
             ddpm.load(tmp_path / "exported", checkpoint=0.1)
 
     def test_load_downloads_from_the_hub(self, folder, monkeypatch):
-        monkeypatch.setattr(api_model, "download", {"hf://owner/name": folder}.__getitem__)
+        monkeypatch.setattr(loading, "download", {"hf://owner/name": folder}.__getitem__)
         assert ddpm.load("hf://owner/name", device="cpu").folder == folder
 
     @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
-"""A trained model in Python: `load` opens one, its methods generate and edit images. The command line is thin over it."""
+"""A trained model in Python: its methods generate and edit images. The command line is thin over it."""
 
 import html
 from collections.abc import Iterator, Sequence
 from functools import partial
-from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,23 +12,18 @@ from typing_extensions import TypedDict, Unpack
 
 from ddpm.api.images import Images
 from ddpm.api.info import as_rows, describe
-from ddpm.api.model_folder import locate, saved_by_diffusers
-from ddpm.core.files import InputError, read_json
+from ddpm.core.files import InputError
 from ddpm.core.params import lookup
-from ddpm.core.paths import MODEL_DIR
 from ddpm.data.images import to_images
-from ddpm.diffusers_io.hub import download, is_address
-from ddpm.diffusers_io.import_ import read_folder, write_model
 from ddpm.editing import tasks
 from ddpm.editing.inpaint import with_repaint_jumps
 from ddpm.editing.inputs import ImageInput, MaskInput, NamedImage, open_image, open_mask
 from ddpm.evaluation.reconstruction import psnr
-from ddpm.networks.checkpoints import CONFIG
 from ddpm.plots.image_grid import MAX_GRID_COLUMNS, tinted
 from ddpm.sampling import progress
 from ddpm.sampling.generate import generate
 from ddpm.sampling.labels import Label, conditioning_for, split_labels
-from ddpm.sampling.model import DiffusionModel, open_model
+from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import SamplingPlan, make_plan
 from ddpm.sampling.progress import SamplingProgress, collect_images
 
@@ -285,37 +278,6 @@ class Model:
         rows = as_rows(self.info()).items()
         cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
         return f"<table>{cells}</table>"
-
-
-def load(
-    model: str | PathLike = MODEL_DIR, checkpoint: str | float = "final", device: str = "auto", threads: int | None = None
-) -> Model:
-    """Loads a trained model.
-
-    model: a model folder, a file of weights in one, a folder that diffusers has saved (also one of `export`), or
-        `hf://OWNER/NAME`, which is downloaded from the Hugging Face hub.
-    checkpoint: `final`, `best`, `latest`, or the relative width of an EMA such as 0.1.
-    device: a key of DEVICES.
-    threads: the number of CPU threads; by default OMP_NUM_THREADS, else 1 for a small network and all CPUs for a large one.
-
-    Raises InputError for a missing or damaged model, and for a device that is not available.
-    """
-    path = download(model) if is_address(model) else Path(model)
-    if not saved_by_diffusers(path):
-        folder, wanted = locate(path, str(checkpoint))
-        return open_folder(folder, wanted, device, threads)
-    if checkpoint != "final":
-        raise InputError(f"{checkpoint} is not in {model}, which was saved by diffusers; leave it out", key="checkpoint")
-    with TemporaryDirectory() as temporary:
-        write_model(read_folder(path), Path(temporary, "model"))
-        opened = open_folder(Path(temporary, "model"), "final", device, threads)
-    return Model(path, opened.config, opened.diffusion)
-
-
-def open_folder(folder: Path, checkpoint: str | float, device: str = "auto", threads: int | None = None) -> Model:
-    """Loads a checkpoint of a model folder, or, as an int, the step of a snapshot. Raises InputError as `load` does."""
-    diffusion = open_model(checkpoint, folder, device, threads)
-    return Model(folder, read_json(folder / CONFIG, "train"), diffusion)
 
 
 def _denoising_step(update: SamplingProgress) -> DenoisingStep:

@@ -82,7 +82,7 @@ def info(
     """Print a trained model's data, network, training, checkpoints and scores."""
     folder, _ = locate(model)
     from ddpm.api.info import as_text, checkpoints_of
-    from ddpm.api.model import open_folder
+    from ddpm.api.load import open_folder
 
     description = open_folder(folder, (checkpoints_of(folder) or ["final"])[0], "cpu").info()
     print(json.dumps(description, indent=2) if as_json else as_text(description))

@@ -182,7 +182,7 @@ class MachineOptions:
 
     def load(self) -> "Model":
         """Loads the model on the device. Raises InputError if that is not possible."""
-        from ddpm.api.model import open_folder
+        from ddpm.api.load import open_folder
 
         return open_folder(self.model, self.checkpoint, self.device, self.threads)
 
