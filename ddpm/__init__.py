@@ -7,10 +7,11 @@ if TYPE_CHECKING:
     from ddpm.api.images import Images as Images
     from ddpm.api.load import load as load
     from ddpm.api.model import Model as Model
+    from ddpm.core.files import InputError as InputError
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"load": "ddpm.api.load", "Model": "ddpm.api.model", "Images": "ddpm.api.images"}
+_PUBLIC = {"load": "ddpm.api.load", "Model": "ddpm.api.model", "Images": "ddpm.api.images", "InputError": "ddpm.core.files"}
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,12 @@ def main() -> None:
     if state:
         trainer.load_state_dict(state)
     artifacts = TrainingArtifacts(trainer, config, saved, p.runtime.loggers) if saved else None
-    train(trainer, data.test, artifacts.hooks() if artifacts else Hooks())
+    try:
+        train(trainer, data.test, artifacts.hooks() if artifacts else Hooks())
+    except BaseException:
+        if artifacts:
+            artifacts.loggers.stop()
+        raise
     if artifacts:
         artifacts.finish()
 

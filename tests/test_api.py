@@ -1,6 +1,7 @@
 """The Python API: `ddpm.load`, the methods of a model, and images that show and save themselves."""
 
 import doctest
+import inspect
 import subprocess
 import sys
 from importlib import import_module
@@ -15,6 +16,7 @@ from test_unet import awake, settings
 
 import ddpm
 from ddpm.api import load as loading
+from ddpm.api import model as api_model
 from ddpm.api.images import Images
 from ddpm.core.files import read_json, read_npz, write_json
 from ddpm.core.weights import save_weights
@@ -22,6 +24,7 @@ from ddpm.data.images import to_images
 from ddpm.diffusers_io.export import ExportOptions, export
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.unet import UNet
+from ddpm.sampling.plan import make_plan
 
 CLASSES = [str(k) for k in range(10)]
 DATA = {"dataset": "digits", "shape": [8, 8, 1], "class_names": CLASSES, "sha256": {}}
@@ -107,6 +110,8 @@ class TestModel:
         assert np.array_equal(images, model.sample(5, labels=["3", 7], steps=4, seed=2, sampler="ddpm", batch_size=2))
         assert not np.array_equal(images, model.sample(5, labels=["3", 7], steps=4, seed=3, sampler="ddpm"))
         assert model.sample(2, labels="none", steps=2).labels is None
+        again = model.sample(5, labels=images.labels, steps=4, seed=np.int64(2), sampler="ddpm")
+        assert np.array_equal(images, again)
         assert list(model.sample(12, steps=1).captions) == [*CLASSES, "0", "1"]
 
     def test_stream_ends_with_the_images_of_sample(self, model):
@@ -122,7 +127,16 @@ class TestModel:
         colour, palette = np.stack([array] * 3, -1), Image.fromarray(array).convert("P")
         for image in ("a.png", Path("a.png"), array, array[..., None], colour, palette):
             assert np.array_equal(to_images(model.open(image, "3").source.image)[0, ..., 0], array)
-        for wrong in (array.astype(float), array[0], array[None, None], array[..., None][..., :0]):
+        rotated, clear = Image.fromarray(array.T.copy()), Image.fromarray(np.zeros((8, 8), np.uint8), "P")
+        rotated.getexif()[274] = 5  # transposed
+        clear.putpalette([255, 0, 0] * 256)
+        clear.info["transparency"] = 0
+        assert np.array_equal(to_images(model.open(rotated, "3").source.image)[0, ..., 0], array)
+        assert not to_images(model.open(clear, "3").source.image).any()
+        assert model.open(Image.new("HSV", (8, 8)), "3").source.image.shape == (1, 1, 8, 8)
+        with input_error("image"):
+            model.open(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "3")
+        for wrong in (torch.zeros(8, 8), None, array.astype(float), array[0], array[None, None], array[..., None][..., :0]):
             with input_error("image"):
                 model.open(wrong)
 
@@ -171,12 +185,21 @@ class TestModel:
             ("sample", {"labels": "eleven"}, "label"), ("sample", {"sampler": "dim"}, "sampler"),
             ("stream", {"steps": 51}, "steps"), ("sample", {"texts": "a seven"}, "text"), ("plan", {"eta": 2.0}, "eta"),
             ("sample", {"number": 0}, "number"), ("stream", {"number": 2.0}, "number"),
-            ("sample", {"batch_size": 0}, "batch_size"), ("sample", {"seed": -1}, "seed"),
+            ("sample", {"batch_size": 0}, "batch_size"), ("sample", {"seed": -1}, "seed"), ("sample", {"labels": 10}, "label"),
+            ("sample", {"labels": -1}, "label"), ("sample", {"labels": 3.0}, "label"), ("plan", {"steps": 2.5}, "steps"),
+            ("plan", {"guidance": "2"}, "guidance"), ("interpolate", {"a": "seed:1", "b": "seed:2", "number": 2.5}, "number"),
+            ("edit", {"image": "seed:1", "strength": []}, "strength"),
+            ("edit", {"image": "seed:1", "strength": [0.4, 2]}, "strength"),
+            ("edit", {"image": "seed:1", "strength": "0.5"}, "strength"), ("reconstruct", {"images": []}, "images"),
+            ("inpaint", {"image": "seed:1", "resamples": 0}, "resamples"),
         ],
     )  # fmt: skip
     def test_wrong_arguments_are_named(self, model, method, arguments, key):
         with input_error(key):
             getattr(model, method)(**arguments)
+
+    def test_plan_options_are_those_of_make_plan(self):
+        assert [*api_model.PlanOptions.__annotations__] == [*inspect.signature(make_plan).parameters][1:-1]  # without `change`
 
     def test_model_shows_its_card(self, model, folder):
         assert model.info()["classes"] == CLASSES
@@ -197,6 +220,7 @@ class TestImages:
         assert np.array_equal(np.stack(list(images)), images)
         assert np.asarray(images) is images.array
         assert np.array(images, float).dtype == float
+        assert (len(images[1:3]), images[1:3].captions, images[1:3].labels.tolist()) == (2, ["b", "a"], [1, 0])
         assert [picture.size for picture in images.to_pil()] == [(8, 8)] * 4
         assert repr(images) == "Images of shape (4, 8, 8, 1) by DDIM, 5 network evaluations"
 

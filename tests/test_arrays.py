@@ -11,6 +11,7 @@ from ddpm.datasets.prepare import prepare
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 6, 3), np.uint8)
 LABELS = np.arange(12) % 3
+WITH_NAN = np.where(np.arange(12) == 5, np.nan, 1.0)[:, None, None] + np.zeros((12, 2, 2))
 MEDMNIST = {
     "train_images": IMAGES[:6], "train_labels": LABELS[:6, None], "val_images": IMAGES[6:9], "val_labels": LABELS[6:9, None],
     "test_images": IMAGES[9:], "test_labels": LABELS[9:, None],
@@ -106,7 +107,10 @@ def test_prepare_resizes_and_converts(raw, tmp_path):
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "images are numbers (N, H, W)"),
         ({"images": np.asfortranarray(IMAGES), "labels": LABELS}, "Fortran order"),
         ({"images": np.array([["a"]] * 12, object), "labels": LABELS}, "holds Python objects"),
-        ({"images": np.full((12, 2, 2), np.nan), "labels": LABELS}, "not finite"),
+        (
+            {"images": np.where(np.arange(12) == 5, np.nan, 1.0)[:, None, None] + np.zeros((12, 2, 2)), "labels": LABELS},
+            "not finite",
+        ),
         ({**MEDMNIST, "test_labels": LABELS[9:] + 7}, "holds the label 7, which no training image has"),
         ({key: value for key, value in MEDMNIST.items() if key != "test_labels"}, "holds no test_labels"),
     ],
@@ -114,6 +118,20 @@ def test_prepare_resizes_and_converts(raw, tmp_path):
 def test_arrays_that_are_no_data_set_are_refused(raw, values, reason):
     write(raw, **values)
     assert reason in refused(read, raw)
+
+
+def test_test_images_of_another_size_are_refused(raw, tmp_path):
+    write(raw, **{**MEDMNIST, "test_images": IMAGES[9:, :3]})
+    message = refused(prepare, "arrays", settings(folder="pictures.npz"), tmp_path / "out")
+    assert "test, image 0: is 3x6, the first image 4x6; give all one size" in message
+
+
+def test_values_that_are_not_finite_are_refused_with_a_range_too(raw, tmp_path):
+    images = np.ones((12, 2, 2))
+    images[7, 0, 0] = np.inf
+    write(raw, images=images, labels=LABELS)
+    given = settings(folder="pictures.npz", value_range=[0.0, 2.0])
+    assert "not finite" in refused(prepare, "arrays", given, tmp_path / "out")
 
 
 def test_missing_and_damaged_files_are_refused(raw, tmp_path):
@@ -126,5 +144,8 @@ def test_missing_and_damaged_files_are_refused(raw, tmp_path):
     whole = (raw / "pictures" / "images.npy").read_bytes()
     (raw / "pictures" / "images.npy").write_bytes(whole[:-1])
     assert "it ends after 11 of 12 images" in refused(prepare, "arrays", settings(), tmp_path / "out")
+    labels = (raw / "pictures" / "labels.npy").read_bytes()
+    (raw / "pictures" / "labels.npy").write_bytes(labels[:-1])
+    assert "labels: cannot be read" in refused(load, "arrays")
     (raw / "pictures" / "images.npy").write_bytes(whole[:20])
     assert "cannot be read as .npy" in refused(load, "arrays")

@@ -570,7 +570,7 @@ MISTAKES = [
     ("sample --text seven --label 7 -m models/text", "--text: "),
     ("sample --checkpoint best", "models/ddpm/best.safetensors: not found"),
     ("sample --model nowhere", "nowhere: no such folder; there is models/ddpm, "),
-    ("sample --model google/ddpm-cifar10-32", "google/ddpm-cifar10-32: no such folder; a model of a hub is first downloaded"),
+    ("sample --model google/ddpm-cifar10-32", "google/ddpm-cifar10-32: no such folder; a model of the Hugging Face Hub"),
     ("sample --model data/prepared", "data/prepared: holds no config.json"),
     ("sample --model models/plain/snapshots/step_0000010.safetensors --checkpoint best", "--checkpoint: best is another one"),
     ("sample --model models/ddpm/final.safetensors --checkpoint best", "--checkpoint: best is another one"),

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -53,8 +53,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, index: int | slice) -> np.ndarray:
-        return self.array[index]
+    def __getitem__(self, index: int | slice) -> "np.ndarray | Images":
+        """Returns image k (H, W, C), or the Images of a slice."""
+        if not isinstance(index, slice):
+            return self.array[index]
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, array=self.array[index], captions=self.captions[index], labels=labels)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.array)

@@ -20,13 +20,16 @@ def load(
     """Loads a trained model.
 
     model: a model folder, a file of weights in one, a folder that diffusers has saved (also one of `export`), or
-        `hf://OWNER/NAME`, which is downloaded from the Hugging Face hub.
+        `hf://OWNER/NAME`, whose final weights are downloaded from the Hugging Face Hub.
     checkpoint: `final`, `best`, `latest`, or the relative width of an EMA such as 0.1.
     device: a key of DEVICES.
     threads: the number of CPU threads; by default OMP_NUM_THREADS, else 1 for a small network and all CPUs for a large one.
 
+    It sets PyTorch's number of threads for the process, and on a GPU TF32 and deterministic kernels, as the stages do.
     Raises InputError for a missing or damaged model, and for a device that is not available.
     """
+    if is_address(model) and checkpoint != "final":
+        raise InputError(f"{checkpoint} is not downloaded from a hub, only final; leave it out", key="checkpoint")
     path = download(model) if is_address(model) else Path(model)
     if not saved_by_diffusers(path):
         folder, wanted = locate(path, str(checkpoint))

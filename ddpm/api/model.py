@@ -76,9 +76,9 @@ class Reconstruction(NamedTuple):
 class Model:
     """A trained diffusion model. Every method raises InputError, one line that names the argument, for a value that it refuses.
 
-    Images to start from are names (`test:3`, a test image; `seed:7`, the sample of a seed; or the path of a picture), pictures of
-    Pillow, or uint8 arrays (H, W) or (H, W, C). A label is a class by name or number, and "none" is no class. The same seed
-    gives the same images, in any batch. Further arguments are those of `make_plan`, such as sampler, steps and guidance.
+    Images to start from are names (`test:3`, a test image; `seed:7`, the sample of a seed; or the path of a picture), pictures
+    of Pillow, or uint8 arrays (H, W) or (H, W, C). A label is the name of a class, or its number as an int; "none" is no class.
+    The same seed gives the same images, in any batch. Further arguments are those of `make_plan`, such as sampler and steps.
 
     folder: the model folder; for a model that diffusers has saved, that folder.
     config: the content of its config.json.
@@ -104,6 +104,11 @@ class Model:
 
     def plan(self, **options: Unpack[PlanOptions]) -> SamplingPlan:
         """Returns the sampling plan of these options: its sampler's label, noise levels and network evaluations."""
+        if options.get("steps") is not None:
+            _whole("steps", options["steps"])
+        for key in ("eta", "churn", "guidance", "threshold_quantile"):
+            if not isinstance(value := options.get(key, 0.0), int | float | np.number):
+                raise InputError(f"{value!r} is no number", key=key)
         return make_plan(self.diffusion, **options)
 
     def sample(
@@ -119,7 +124,7 @@ class Model:
 
         labels, texts: classes or captions, used in turn; by default all classes.
         """
-        _check(number=number, seed=seed, batch_size=batch_size)
+        number, seed, batch_size = _whole("number", number), _whole("seed", seed, 0), _whole("batch_size", batch_size)
         plan = self.plan(**options)
         given, captions = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
         work = generate(self.diffusion, plan, given, number, seed, batch_size)
@@ -135,7 +140,7 @@ class Model:
         **options: Unpack[PlanOptions],
     ) -> Iterator[DenoisingStep]:
         """Generates the images of `sample` and yields them after each denoising step; the last x is finished."""
-        _check(number=number, seed=seed)
+        number, seed = _whole("number", number), _whole("seed", seed, 0)
         plan = self.plan(**options)
         given, _ = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
         return map(_denoising_step, generate(self.diffusion, plan, given, number, seed, number))
@@ -159,12 +164,14 @@ class Model:
         jump: RePaint's jump length; by default 10, or fewer if the grid is short.
         resamples: how often RePaint samples these steps; by default 10, or 1 for a network trained with masks.
         """
-        _check(number=number, seed=seed)
+        number, seed = _whole("number", number), _whole("seed", seed, 0)
         named = self.open(image, label, text, options.get("guidance", 1.0))
         known = open_mask(mask, self.shape)
         longest = len(self.plan(**options).grid) - 2
-        resamples = resamples or (1 if self.diffusion.network.takes_mask or longest < 1 else REPAINT_RESAMPLES)
-        jump = jump or min(REPAINT_JUMP, max(1, longest))
+        if resamples is None:
+            resamples = 1 if self.diffusion.network.takes_mask or longest < 1 else REPAINT_RESAMPLES
+        if jump is None:
+            jump = min(REPAINT_JUMP, max(1, longest))
         change = partial(with_repaint_jumps, jump_length=jump, jump_n_sample=resamples)
         plan = make_plan(self.diffusion, change=change, **options)
         x0 = tasks.source_image(self.diffusion, named.source)
@@ -190,12 +197,14 @@ class Model:
         strength: from 0, the image itself, to 1, an unrelated one.
         method: `sdedit` adds noise to the image and denoises it (Meng et al. 2022), `latent` mixes noise into its latent.
         """
-        _check(number=number, seed=seed)
+        number, seed = _whole("number", number), _whole("seed", seed, 0)
+        strengths = [strength] if isinstance(strength, int | float) else list(strength)
+        if not strengths or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in strengths):
+            raise InputError(f"{strength!r} is out of range; give 0 to 1, or a list of such numbers", key="strength")
         editor, plan = lookup(tasks.EDITS, method, "method"), self.plan(**options)
         named = self.open(image, label, text, options.get("guidance", 1.0))
         whole = tasks.source_image(self.diffusion, named.source, plan if editor.uses_latent else None)
         start = named.source if editor.uses_latent else named.source._replace(image=whole)
-        strengths = list(strength) if isinstance(strength, Sequence) else [strength]
         parts = [
             collect_images(f"strength {value:g}", editor.apply(self.diffusion, plan, start, value, number, seed))
             for value in strengths
@@ -217,6 +226,7 @@ class Model:
 
         labels, texts: of both images, or one for each; by default the images' own.
         """
+        number = _whole("number", number, 2)
         labels, texts = split_labels(self.diffusion, _listed(labels)), _listed(texts)
         for name, values in (("label", labels), ("text", texts)):
             if len(values) > 2:
@@ -232,7 +242,7 @@ class Model:
 
     def reconstruct(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Sequence[ImageInput] | Images,
         steps: int | None = None,
         label: Label = None,
         text: str | None = None,
@@ -243,7 +253,9 @@ class Model:
         steps: of DDIM in each direction; more of them reconstruct more exactly.
         """
         plan = self.plan(steps=steps, spacing=spacing)
-        several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        several = list(images) if isinstance(images, list | tuple | Images) and not isinstance(images, NamedImage) else [images]
+        if not several:
+            raise InputError("is empty; give one image or more", key="images")
         named = [self.open(image, label, text) for image in several]
         x0, groups = tasks.stack_sources(self.diffusion, [one.source for one in named])
         decoded = x0.clone()
@@ -256,8 +268,12 @@ class Model:
         )
         return Reconstruction(made, psnr(decoded, x0).numpy())
 
-    def open(self, image: ImageInput, label: Label = None, text: str | None = None, guidance: float = 1.0) -> NamedImage:
-        """Returns an image to start from, with its caption and what the network receives for it."""
+    def open(
+        self, image: ImageInput | NamedImage, label: Label = None, text: str | None = None, guidance: float = 1.0
+    ) -> NamedImage:
+        """Returns an image to start from, with its caption and what the network receives for it; an opened one as it is."""
+        if isinstance(image, NamedImage):
+            return image
         return open_image(self.diffusion, image, label, text, guidance)
 
     def conditioning(
@@ -284,14 +300,15 @@ def _denoising_step(update: SamplingProgress) -> DenoisingStep:
     return DenoisingStep(update.done, update.total, update.position, to_images(update.x), to_images(update.x0))
 
 
-def _check(**counts: int) -> None:
-    """Raises InputError for a value that is no whole number from 1 on, or for a seed from 0 on."""
-    for key, value in counts.items():
-        least = 0 if key == "seed" else 1
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{value!r} is no whole number from {least} on", key=key)
+def _whole(key: str, value: Any, least: int = 1) -> int:
+    """Returns a whole number. Raises InputError for another value, and for one below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{value!r} is no whole number from {least} on", key=key)
+    return int(value)
 
 
 def _listed(values: Any) -> list:
-    """Returns one value or several as a list."""
-    return [values] if isinstance(values, str | int) else list(values or ())
+    """Returns one value or several, also of an array, as a list."""
+    if isinstance(values, np.ndarray | np.integer | Tensor):
+        values = values.tolist()
+    return [values] if isinstance(values, str | int | float) else list(values or ())

@@ -67,7 +67,7 @@ def _no_model(path: Path) -> str:
     if path.exists():
         return f"is neither a folder nor a file{_models()}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists():
-        return "no such folder; a model of a hub is first downloaded as a folder, then read by `python -m ddpm import FOLDER`"
+        return f"no such folder; a model of the Hugging Face Hub is called hf://{path}"
     return f"no such folder{_models()}"
 
 

@@ -150,10 +150,11 @@ def reconstruct(
     for count in counts:  # all of them before the first image
         model.plan(steps=count, spacing=spacing)
     output.check_size(model.shape, tile, len(names) * (1 + len(counts)))
+    named = [model.open(name, label, text) for name in names]
     rows, captions, clock = [], ["image"], output.Clock()
     print(f"{'steps':>5}{'evaluations':>14}{'mean PSNR':>12}{'lowest':>10}")
     for count in counts:
-        decoded, decibels = model.reconstruct(names, count, label, text, spacing)
+        decoded, decibels = model.reconstruct(named, count, spacing=spacing)
         print(f"{count:>5,}{decoded.nfe:>14,}{decibels.mean():>9.2f} dB{decibels.min():>7.2f} dB")
         rows.append(decoded)
         captions.append(f"{count:,} steps, {decibels.mean():.1f} dB")

@@ -16,6 +16,7 @@ from ddpm.core.limits import MAX_COLUMNS, MAX_GUIDANCE, MAX_SEED, MAX_THREADS, M
 from ddpm.core.outputs import check_name, check_out
 from ddpm.core.params import keys_of, lookup
 from ddpm.core.paths import MODEL_DIR
+from ddpm.diffusers_io.hub import is_address
 from ddpm.editing.names import image_name
 from ddpm.networks.names import CHECKPOINTS
 
@@ -165,7 +166,9 @@ class SourceOptions:
 class MachineOptions:
     """The model folder, the checkpoint in it, and the device."""
 
-    model: option(Path, MODEL, "FOLDER", "Folder of the trained model, or a file of weights in it.", "--model", "-m") = MODEL_DIR
+    model: option(
+        Path, MODEL, "FOLDER", "Folder of the trained model, a file of weights in it, or hf://OWNER/NAME.", "--model", "-m"
+    ) = MODEL_DIR
     checkpoint: option(
         str, MODEL, "NAME",
         f"Weights: {', '.join(CHECKPOINTS)}, or a relative EMA width such as 0.1, rebuilt from the snapshots.",
@@ -178,13 +181,16 @@ class MachineOptions:
     ) = None  # fmt: skip
 
     def __post_init__(self) -> None:
-        self.model, self.checkpoint = locate(self.model, self.checkpoint)
+        if not is_address(self.model):
+            self.model, self.checkpoint = locate(self.model, self.checkpoint)
 
     def load(self) -> "Model":
         """Loads the model on the device. Raises InputError if that is not possible."""
-        from ddpm.api.load import open_folder
+        from ddpm.api.load import load, open_folder
 
-        return open_folder(self.model, self.checkpoint, self.device, self.threads)
+        model = (load if is_address(self.model) else open_folder)(self.model, self.checkpoint, self.device, self.threads)
+        self.model = model.folder
+        return model
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 All files lie in .scratch/logs, or in $DDPM_LOGS, outside Git and DVC:
 
     tensorboard/<run>/   event files
-    wandb/               the runs of W&B; <run>.id holds the id of a run
+    wandb/               the runs of W&B; <run>.id holds the id of a run, here and below
     mlflow/              database and pictures, unless $MLFLOW_TRACKING_URI names another place
     runs/<run>.json      the SHA-256 of the trained weights, by which `evaluate` finds the run
 """
@@ -72,9 +72,17 @@ class Loggers:
     def close(self, values: Mapping[str, float | str], step: int, weights: str = "") -> None:
         """Logs results and ends the run. weights: SHA-256 of final.safetensors, by which `log_scores` finds a trained run."""
         self._each("summary", values, step)
-        self._each("close")
+        self._each("close", True)
         if self._open and weights:
-            write_json(_record(self._run), {"final_sha256": weights, "step": step, "loggers": list(self._open)})
+            record = {"final_sha256": weights, "step": step, "loggers": list(self._open)}
+            try:
+                write_json(_record(self._run), record)
+            except InputError as error:  # of the disk; the training is over
+                print_line(f"warning: runtime.loggers: `evaluate` will not find this run: {error}", sys.stderr)
+
+    def stop(self) -> None:
+        """Ends the run of a training that did not reach its last step."""
+        self._each("close", False)
 
 
 def open_loggers(names: Sequence[str], fingerprint: str, resumed: bool) -> Loggers:
@@ -93,8 +101,12 @@ def log_scores(names: Sequence[str], weights: str, scores: Mapping[str, Any]) ->
     values = {f"scores/{key.replace('.', '/')}": value for key, value in flatten(scores).items()}
     values = {key: value for key, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     for path in sorted(_logs().glob("runs/*.json")) if names else ():
-        record = read_json(path, "train")
-        if record["final_sha256"] == weights:
+        try:
+            record = read_json(path, "train")
+        except InputError as error:
+            print_line(f"warning: runtime.loggers: {error}", sys.stderr)
+            continue
+        if record.get("final_sha256") == weights:
             used = [name for name in names if name in record["loggers"]]
             Loggers(used, Run(path.stem, _logs(), FINISHED, {})).close(values, record["step"])
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from filelock import FileLock
 
 from ddpm.core.files import print_line, write_text
 
-# Replace all runs of this name, continue the last one, or add scores to it.
+# Replace the run that this machine made under this name, continue it, or add scores to it.
 NEW, RESUMED, FINISHED = "new", "resumed", "finished"
 
 
@@ -49,8 +50,8 @@ class Logger(Protocol):
     def summary(self, values: dict[str, float | str], step: int) -> None:
         """Logs results of the whole run."""
 
-    def close(self) -> None:
-        """Writes what is left, and marks the run as finished."""
+    def close(self, completed: bool) -> None:
+        """Writes what is left, and marks the run as finished, or as one that ended early."""
 
 
 class TensorBoard:
@@ -80,7 +81,7 @@ class TensorBoard:
         for name, value in values.items():
             (self._writer.add_text if isinstance(value, str) else self._writer.add_scalar)(name, value, step)
 
-    def close(self) -> None:
+    def close(self, completed: bool) -> None:
         self._writer.close()
 
 
@@ -97,8 +98,7 @@ class WandB:
         if mode == "online" and not key:  # W&B itself would ask
             mode = "offline"
             print_line("wandb: not logged in, so the run stays on this machine until `wandb login` and `wandb sync`")
-        note = run.logs / "wandb" / f"{run.name}.id"
-        known = note.read_text() if note.exists() else None
+        note, known = _id_of(run, "wandb")
         run_id = known if known and run.start != NEW else secrets.token_hex(4)
         write_text(note, run_id)
         if known and run.start != FINISHED:
@@ -120,8 +120,8 @@ class WandB:
     def summary(self, values: dict[str, float | str], step: int) -> None:
         self._run.summary.update(values)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, completed: bool) -> None:
+        self._run.finish(0 if completed else 1)
 
 
 class MLflow:
@@ -131,29 +131,44 @@ class MLflow:
         # By default a server that is gone would hold up the training for minutes.
         _set_defaults(MLFLOW_HTTP_REQUEST_TIMEOUT="10", MLFLOW_HTTP_REQUEST_MAX_RETRIES="2", MLFLOW_LOGGING_LEVEL="WARNING")
         import mlflow
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric
 
         folder, place, artifacts = (run.logs / "mlflow").absolute(), os.environ.get("MLFLOW_TRACKING_URI"), None
+        folder.mkdir(parents=True, exist_ok=True)
         if not place:
-            folder.mkdir(parents=True, exist_ok=True)
             place, artifacts = f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri()
-        self._metric, self._client = Metric, mlflow.MlflowClient(place)
+        self._metric = Metric
+        with FileLock(folder / "open.lock"):  # several trainings may make the database and the experiment at once
+            self._client = mlflow.MlflowClient(place)
+            self._id = self._find(run, artifacts)
+        self._client.update_run(self._id, status="RUNNING")
+        logged = self._client.get_run(self._id).data.metrics if run.start == RESUMED else ()  # other scores may follow
+        histories = {key: self._client.get_metric_history(self._id, key) for key in logged}
+        self._last = {key: max(metric.step for metric in history) for key, history in histories.items()}
+
+    def _find(self, run: Run, artifacts: str | None) -> str:
+        """Returns the id of the run, which is made if this machine has none of this name to continue."""
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        note, known = _id_of(run, "mlflow")
+        try:
+            stage = self._client.get_run(known).info.lifecycle_stage if known else None
+        except MlflowException:  # another server, or a removed database
+            stage = None
+        if stage == "active":
+            if run.start != NEW:
+                return known
+            self._client.delete_run(known)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ddpm"
         experiment = self._client.get_experiment_by_name(name)
         group = experiment.experiment_id if experiment else self._client.create_experiment(name, artifacts)
-        runs = list(self._client.search_runs([group], f"attributes.run_name = '{run.name}'"))
-        while run.start == NEW and runs:
-            self._client.delete_run(runs.pop().info.run_id)
-        if not runs:
-            runs = [self._client.create_run(group, run_name=run.name)]
-            params = [Param(key, str(value)) for key, value in run.params.items()]
-            for first in range(0, len(params), 100):  # the most that MLflow takes at once
-                self._client.log_batch(runs[0].info.run_id, params=params[first : first + 100])
-        self._id = runs[0].info.run_id
-        self._client.update_run(self._id, status="RUNNING")
-        logged = runs[0].data.metrics if run.start == RESUMED else ()  # the scores of a finished run may have changed
-        histories = {key: self._client.get_metric_history(self._id, key) for key in logged}
-        self._last = {key: max(metric.step for metric in history) for key, history in histories.items()}
+        made = self._client.create_run(group, run_name=run.name).info.run_id
+        params = [Param(key, str(value)) for key, value in run.params.items()]
+        for first in range(0, len(params), 100):  # the most that MLflow takes at once
+            self._client.log_batch(made, params=params[first : first + 100])
+        write_text(note, made)
+        return made
 
     def row(self, values: dict[str, float], step: int) -> None:
         self.summary(values, step)
@@ -169,8 +184,14 @@ class MLflow:
         for key in values.keys() - dict(numbers):
             self._client.set_tag(self._id, key, values[key])
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, completed: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if completed else "KILLED")
+
+
+def _id_of(run: Run, service: str) -> tuple[Path, str | None]:
+    """Returns the file that holds the id of a run at a service, and the id, None for a run that this machine did not make."""
+    note = run.logs / service / f"{run.name}.id"
+    return note, note.read_text() if note.exists() else None
 
 
 def _set_defaults(**variables: str) -> None:

@@ -26,6 +26,7 @@ LAYOUTS = (
     ("arr_0", "arr_1", None, None),  # OpenAI's evaluator, and samples/*.npz
 )
 Open = Callable[[], BinaryIO]
+_DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class _Header(NamedTuple):
@@ -70,6 +71,7 @@ class ArrayImages:
     def __iter__(self) -> Iterator[np.ndarray]:
         for values in self.values():
             if self.scale is not None:
+                _check_finite(values, self.name)
                 low, high = self.scale
                 values = np.rint(np.clip((values - float(low)) * (255 / ((high - low) or 1)), 0, 255)).astype(np.uint8)
             yield values
@@ -86,7 +88,7 @@ class ArrayImages:
                         raise EOFError(f"it ends after {k} of {self.shape[0]} images")
                     if self.rows is None or self.rows[k]:
                         yield np.frombuffer(data, self._header.dtype).reshape(self.shape[1:])
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except _DAMAGED as error:
             raise InputError(f"cannot be read ({first_line(error)}); replace it", key=self.name) from None
 
 
@@ -146,7 +148,7 @@ def _header(name: str, open: Open) -> _Header:
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, is_fortran, dtype = read[version](file)
             size = file.tell()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, *_DAMAGED) as error:  # a version of the format that is not known
         raise InputError(f"cannot be read as .npy ({first_line(error)}); replace it", key=name) from None
     if is_fortran and len(shape) > 1:
         raise InputError("is stored in Fortran order; save np.ascontiguousarray of it", key=name)
@@ -162,8 +164,11 @@ def _labels(name: str, open: Open, count: int) -> np.ndarray:
         several = len(shape) == 2 and shape[0] == count
         reason = "several labels per image are not possible" if several else f"there are {count:,} images"
         raise InputError(f"has the shape {shape}, but {reason}; give one label per image", key=name)
-    with open() as file:
-        labels = np.load(file, allow_pickle=False).reshape(-1)
+    try:
+        with open() as file:
+            labels = np.load(file, allow_pickle=False).reshape(-1)
+    except _DAMAGED as error:
+        raise InputError(f"cannot be read ({first_line(error)}); replace it", key=name) from None
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iubU":
@@ -175,16 +180,22 @@ def _set_scale(images: list[ArrayImages], value_range: list[float] | None) -> No
     """Sets the values that become 0 and 255, for arrays other than uint8."""
     others = [found for found in images if found._header.dtype != np.uint8]
     if others and value_range is None:
-        extents = [(values.min().item(), values.max().item()) for found in others for values in found.values()]
-        low, high = min(low for low, _ in extents), max(high for _, high in extents)
-        if not np.isfinite([low, high]).all():
-            raise InputError("holds values that are not finite; replace them", key=others[0].name)
-        value_range = list(auto_range(low, high))
+        extents = []
+        for found in others:
+            for values in found.values():
+                _check_finite(values, found.name)
+                extents.append((values.min().item(), values.max().item()))
+        value_range = list(auto_range(min(low for low, _ in extents), max(high for _, high in extents)))
         print(
             f"{others[0].name}: values from {value_range[0]:,} to {value_range[1]:,} become 0 to 255 (prepare_data.value_range)"
         )
     for found in others:
         found.scale = tuple(value_range)
+
+
+def _check_finite(values: np.ndarray, name: str) -> None:
+    if not np.isfinite(values).all():
+        raise InputError("holds values that are not finite; replace them", key=name)
 
 
 def _class_names(path: Path, classes: np.ndarray) -> list[str]:

@@ -1,4 +1,4 @@
-"""Decodes picture files to uint8 (H, W, C): upright, in 8 bits, over a background. Resizes them to (size, size, C)."""
+"""Decodes picture files to uint8 (H, W, C): upright, in 8 bits, over a background. Resizes them."""
 
 import math
 import os
@@ -94,11 +94,13 @@ def decode(file: str | os.PathLike | BytesIO, how: Decoding = Decoding()) -> np.
 
 
 def read_picture(path: Path | BytesIO, mode: str | None) -> np.ndarray:
-    """Returns the picture at a path, as `decode` does. Raises InputError, with the path as key, if it cannot be read."""
+    """Returns the picture in a file, as `decode` does. Raises InputError, with the path or `image` as key, if that fails."""
     try:
         return decode(path, Decoding(mode))
     except Unreadable as error:
-        raise InputError(f"cannot be read as an image ({error}); repair or remove it", key=path) from None
+        raise InputError(
+            f"cannot be read as an image ({error}); repair or remove it", key="image" if isinstance(path, BytesIO) else path
+        ) from None
 
 
 def _upright(picture: Image.Image, opened: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from ddpm.core.params import lookup
 from ddpm.core.paths import PREPARED_DIR
 from ddpm.core.progress import Progress
 from ddpm.data.prepared import META, SPLITS
-from ddpm.datasets.fill import converted, fill, unreadable
+from ddpm.datasets.fill import converted, fill, mismatch, unreadable
 from ddpm.datasets.registry import DATASETS, OPTIONAL_SETTINGS, Source
 from ddpm.datasets.resume import PartialArrays, write_header
 from ddpm.datasets.settings import PrepareData
@@ -87,8 +87,11 @@ def _write_images(path: Path, images: np.ndarray, shape: tuple[int, int, int], s
     # As a stream: writing to a memory map on a full disk kills the process.
     with atomic(path) as temporary, open(temporary, "wb") as file, Progress(name, len(images), "images") as progress:
         write_header(file, len(images), shape)
-        for image in images:
-            file.write(converted(image, settings).tobytes())
+        for k, image in enumerate(images):
+            image = converted(image, settings)
+            if image.shape != shape:
+                raise mismatch(image, shape, f"{name}, image {k}")
+            file.write(image.tobytes())
             progress.advance()
 
 

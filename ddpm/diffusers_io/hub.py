@@ -12,7 +12,7 @@ from ddpm.core.files import InputError, first_line
 _NAME = r"[\w.-]+/[\w.-]+"
 # pathlib leaves one slash of two.
 _ADDRESS = re.compile(rf"hf:/{{1,2}}({_NAME})(?:@(\S+))?")
-# What `import` and `--model` read, beside JSON files: the weights of a U-Net, alone or in a pipeline, or of a model folder.
+# What `import` and `ddpm.load` read, beside JSON files: the weights of a U-Net, alone or in a pipeline, or of a model folder.
 _WEIGHTS = ("diffusion_pytorch_model", "unet/diffusion_pytorch_model", "final")
 # Pickled weights are downloaded only if there are no others.
 _SUFFIXES = (".safetensors", ".bin")
@@ -41,7 +41,9 @@ def _errors(key: str, advice: str = "") -> Iterator[None]:
     try:
         from huggingface_hub import errors
     except ImportError:
-        raise InputError("needs huggingface_hub, which is not installed; run `pip install huggingface_hub`", key=key) from None
+        raise InputError(
+            "needs huggingface_hub, which is not installed; run `pip install 'huggingface_hub>=1'`", key=key
+        ) from None
     try:
         yield
     # HTTPError is the class of all errors of its HTTP library, such as those of the connection.

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm.core.files import InputError, printable
+from ddpm.core.files import InputError, first_line, printable
 from ddpm.data.images import to_model_range, to_tensor
 from ddpm.data.prepared import IDENTITY, open_test
 from ddpm.datasets import image_io
@@ -19,6 +19,9 @@ from ddpm.editing.tasks import ImageSource
 from ddpm.sampling.labels import Label, conditioning_for
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.noise import latent_of
+
+# The formats that keep all of a picture in these modes; pictures in other modes become RGB.
+SAVED_AS = {**dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "PNG"), **dict.fromkeys(("I", "F"), "TIFF")}
 
 ImageInput = str | PathLike | Image.Image | np.ndarray
 MaskInput = str | PathLike | np.ndarray
@@ -38,14 +41,20 @@ def read_picture(path: Path | BytesIO, shape: tuple[int, int, int]) -> np.ndarra
 def _picture_file(image: Image.Image | np.ndarray) -> BytesIO:
     """Returns a picture or an array as a file, which is read as every other one.
 
-    Raises InputError for an array that is not uint8 (H, W), (H, W, 1) or (H, W, 3).
+    Raises InputError for an array that is not uint8 (H, W), (H, W, 1) or (H, W, 3), and for a picture that cannot be loaded.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not image.size or image.shape[2:] not in ((), (1,), (3,)) or image.ndim < 2:
             raise InputError(f"is {image.dtype} of shape {image.shape}; give uint8 (H, W), (H, W, 1) or (H, W, 3)", key="image")
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     file = BytesIO()
-    image.save(file, "TIFF")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode not in SAVED_AS:
+            upright = upright.convert("RGB")
+        upright.save(file, SAVED_AS[upright.mode])
+    except OSError as error:
+        raise InputError(f"cannot be read ({first_line(error)}); give another picture", key="image") from None
     return file
 
 
@@ -81,9 +90,12 @@ def open_image(
     classes = model.data["class_names"]
     if isinstance(image, np.ndarray | Image.Image):
         name, file, kind, number = type(image).__name__, _picture_file(image), "picture", 0
-    else:
+    elif isinstance(image, str | PathLike):
         name, file = str(image), Path(image)
         kind, number = image_name(name) or ("picture", 0)
+    else:
+        message = f"is a {type(image).__name__}; give a name, a path, a picture of Pillow, or an array uint8 (H, W, C)"
+        raise InputError(message, key="image")
     if kind == "seed":
         default, image, latent = number % len(classes), None, latent_of(model, number)
     elif kind == "test":

@@ -30,9 +30,16 @@ def class_index(model: DiffusionModel, label: Label) -> int | None:
 
     Raises InputError for an unknown class.
     """
+    if label is None:
+        return None
+    names = model.data["class_names"]
     if not isinstance(label, str):
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(names):
+            raise InputError(
+                f"{label!r} is no class of this model; give a name, or a number from 0 to {len(names) - 1}", key="label"
+            )
         return label
-    names, text = model.data["class_names"], label.strip()
+    text = label.strip()
     if (index := _named_class(names, text)) is not None:
         return index
     if text == NO_CLASS:
