@@ -54,7 +54,7 @@ def contents(folder=Path()):
     """Returns the bytes of all files but code and locks, which stay, and those with times."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".py", ".md", ".pyc")]
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    return {name: b"" if name in TIMED or name.startswith("reports/seconds/") else data for name, data in files.items()}
+    return {name: b"" if name in TIMED else data for name, data in files.items() if not name.startswith("reports/seconds/")}
 
 
 def outputs(definition):
@@ -194,7 +194,11 @@ def started(checkout, *arguments):
 
 
 def lock_of(checkout):
-    return (checkout.folder / "dvc.lock").read_text()
+    """Returns dvc.lock as a tree, without the files of seconds."""
+    lock = yaml.safe_load((checkout.folder / "dvc.lock").read_text())
+    for stage in lock["stages"].values():
+        stage["outs"] = [out for out in stage["outs"] if not out["path"].startswith("reports/seconds/")]
+    return lock
 
 
 def written(folder):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import PROGRESS, ROOT, edit_params, link_code
+from processes import in_fork
 
+from ddpm.core import launch
 from ddpm.core.files import atomic
 from ddpm.core.signals import interruptible
 from ddpm.core.stage import run_stage
@@ -104,3 +106,23 @@ def test_ignored_signal_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with interruptible():
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@SIGNALS
+def test_signal_during_a_fork_arrives_after_it(number):
+    def work():
+        # The hooks run in the reverse order, so the signal waits.
+        os.register_at_fork(before=lambda: os.kill(os.getpid(), number))
+        os.register_at_fork(before=launch._block_signals, after_in_parent=launch._unblock_signals)
+        try:
+            with interruptible() as stop:
+                if (child := os.fork()) == 0:
+                    os._exit(0)
+                os.waitpid(child, 0)
+                time.sleep(20)
+        except KeyboardInterrupt:
+            sys.exit(stop.number)
+
+    status, said = in_fork(work)
+    assert status == number, said
+    assert "ignored" not in said

@@ -29,6 +29,7 @@ from ddpm.core.signals import CHILD, STOP_SIGNALS, end_at_signals, end_with_pare
 _SAVED = "saved"
 # Below the 30 seconds after which torchrun kills its processes.
 GRACE_SECONDS = 20
+RESEND_SECONDS = 0.05
 
 
 @contextmanager
@@ -132,6 +133,10 @@ def _block_signals() -> None:
 
 
 def _unblock_signals() -> None:
+    """Lets signals arrive again. One that has waited comes a little later: an exception in this hook of a fork would be lost."""
+    for number in signal.sigpending() & set(STOP_SIGNALS):
+        signal.sigwait([number])
+        threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number)).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
