@@ -16,7 +16,6 @@ from test_unet import awake, settings
 
 import ddpm
 from ddpm.api import load as loading
-from ddpm.api import model as api_model
 from ddpm.api.images import Images
 from ddpm.core.files import read_json, read_npz, write_json
 from ddpm.core.weights import save_weights
@@ -24,7 +23,7 @@ from ddpm.data.images import to_images
 from ddpm.diffusers_io.export import ExportOptions, export
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.unet import UNet
-from ddpm.sampling.plan import make_plan
+from ddpm.sampling.plan import PlanOptions, make_plan
 
 CLASSES = [str(k) for k in range(10)]
 DATA = {"dataset": "digits", "shape": [8, 8, 1], "class_names": CLASSES, "sha256": {}}
@@ -199,7 +198,7 @@ class TestModel:
             getattr(model, method)(**arguments)
 
     def test_plan_options_are_those_of_make_plan(self):
-        assert [*api_model.PlanOptions.__annotations__] == [*inspect.signature(make_plan).parameters][1:-1]  # without `change`
+        assert [*PlanOptions.__annotations__] == [*inspect.signature(make_plan).parameters][1:-1]  # without `change`
 
     def test_model_shows_its_card(self, model, folder):
         assert model.info()["classes"] == CLASSES

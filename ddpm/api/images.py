@@ -1,10 +1,11 @@
-"""Images that a model has made: an array with captions, which shows itself in a notebook and is saved by suffix."""
+"""What a model has made: images with captions, which show themselves in a notebook and are saved by suffix."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -95,6 +96,33 @@ class Images:
         buffer = io.BytesIO()
         self.grid().save(buffer, "PNG")
         return buffer.getvalue()
+
+
+class DenoisingStep(NamedTuple):
+    """The images after a denoising step.
+
+    done, total: steps done and in all.
+    position: the noise level, from T to 0.
+    x: the noisy images x_t as uint8 (N, H, W, C).
+    x0: the network's prediction of the finished images, in the same form.
+    """
+
+    done: int
+    total: int
+    position: float
+    x: np.ndarray
+    x0: np.ndarray
+
+
+class Reconstruction(NamedTuple):
+    """Images that were encoded to noise and decoded again.
+
+    images: the decoded images.
+    psnr: their peak signal-to-noise ratio in dB, (N,).
+    """
+
+    images: Images
+    psnr: np.ndarray
 
 
 def _write_grid(path: Path, images: Images, *layout: int | str | None) -> None:

@@ -1,5 +1,6 @@
 """The description of a model, as JSON values and as rows of text."""
 
+import html
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ def as_rows(description: dict[str, Any]) -> dict[str, str]:
         "scores": description.get("scores_left_out"),
     }
     return {name: printable(text) for name, text in rows.items() if text}
+
+
+def as_html(description: dict[str, Any]) -> str:
+    """Returns a description as a table in HTML."""
+    rows = as_rows(description).items()
+    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
+    return f"<table>{cells}</table>"
 
 
 def as_text(description: dict[str, Any]) -> str:

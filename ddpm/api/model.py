@@ -1,17 +1,16 @@
 """A trained model in Python: its methods generate and edit images. The command line is thin over it."""
 
-import html
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
-from ddpm.api.images import Images
-from ddpm.api.info import as_rows, describe
+from ddpm.api.images import DenoisingStep, Images, Reconstruction
+from ddpm.api.info import as_html, describe
 from ddpm.core.files import InputError
 from ddpm.core.params import lookup
 from ddpm.data.images import to_images
@@ -24,53 +23,11 @@ from ddpm.sampling import progress
 from ddpm.sampling.generate import generate
 from ddpm.sampling.labels import Label, conditioning_for, split_labels
 from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.plan import SamplingPlan, make_plan
+from ddpm.sampling.plan import PlanOptions, SamplingPlan, make_plan
 from ddpm.sampling.progress import SamplingProgress, collect_images
 
 REPAINT_JUMP, REPAINT_RESAMPLES = 10, 10
 Labels = Label | Sequence[Label]
-
-
-class PlanOptions(TypedDict, total=False):
-    """Options of `make_plan`, which explains them."""
-
-    sampler: str
-    steps: int | None
-    eta: float
-    variance: str
-    spacing: str
-    churn: float
-    guidance: float
-    guidance_interval: tuple[float, float] | None
-    thresholding: str
-    threshold_quantile: float
-
-
-class DenoisingStep(NamedTuple):
-    """The images after a denoising step.
-
-    done, total: steps done and in all.
-    position: the noise level, from T to 0.
-    x: the noisy images x_t as uint8 (N, H, W, C).
-    x0: the network's prediction of the finished images, in the same form.
-    """
-
-    done: int
-    total: int
-    position: float
-    x: np.ndarray
-    x0: np.ndarray
-
-
-class Reconstruction(NamedTuple):
-    """Images that were encoded to noise and decoded again.
-
-    images: the decoded images.
-    psnr: their peak signal-to-noise ratio in dB, (N,).
-    """
-
-    images: Images
-    psnr: np.ndarray
 
 
 class Model:
@@ -104,11 +61,6 @@ class Model:
 
     def plan(self, **options: Unpack[PlanOptions]) -> SamplingPlan:
         """Returns the sampling plan of these options: its sampler's label, noise levels and network evaluations."""
-        if options.get("steps") is not None:
-            _whole("steps", options["steps"])
-        for key in ("eta", "churn", "guidance", "threshold_quantile"):
-            if not isinstance(value := options.get(key, 0.0), int | float | np.number):
-                raise InputError(f"{value!r} is no number", key=key)
         return make_plan(self.diffusion, **options)
 
     def sample(
@@ -127,9 +79,8 @@ class Model:
         number, seed, batch_size = _whole("number", number), _whole("seed", seed, 0), _whole("batch_size", batch_size)
         plan = self.plan(**options)
         given, captions = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
-        work = generate(self.diffusion, plan, given, number, seed, batch_size)
-        labels = None if given is None else given.cpu().numpy()
-        return Images(collect_images(plan.label, work), captions, labels, plan.label, plan.nfe)
+        images = collect_images(plan.label, generate(self.diffusion, plan, given, number, seed, batch_size))
+        return Images(images, captions, None if given is None else given.cpu().numpy(), plan.label, plan.nfe)
 
     def stream(
         self,
@@ -141,9 +92,8 @@ class Model:
     ) -> Iterator[DenoisingStep]:
         """Generates the images of `sample` and yields them after each denoising step; the last x is finished."""
         number, seed = _whole("number", number), _whole("seed", seed, 0)
-        plan = self.plan(**options)
         given, _ = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
-        return map(_denoising_step, generate(self.diffusion, plan, given, number, seed, number))
+        return map(_denoising_step, generate(self.diffusion, self.plan(**options), given, number, seed, number))
 
     def inpaint(
         self,
@@ -211,7 +161,9 @@ class Model:
         ]
         captions = [f"{value:g}" for value in strengths for _ in range(number)]
         variants, inputs = np.concatenate(parts), [("image", to_images(whole)[0])]
-        return Images(variants, captions, None, plan.label, plan.nfe, inputs, [named.title], MAX_GRID_COLUMNS)
+        return Images(
+            variants, captions, sampler=plan.label, nfe=plan.nfe, inputs=inputs, titles=[named.title], columns=MAX_GRID_COLUMNS
+        )
 
     def interpolate(
         self,
@@ -253,7 +205,8 @@ class Model:
         steps: of DDIM in each direction; more of them reconstruct more exactly.
         """
         plan = self.plan(steps=steps, spacing=spacing)
-        several = list(images) if isinstance(images, list | tuple | Images) and not isinstance(images, NamedImage) else [images]
+        is_one = isinstance(images, NamedImage) or not isinstance(images, list | tuple | Images)  # a NamedImage is a tuple too
+        several = [images] if is_one else list(images)
         if not several:
             raise InputError("is empty; give one image or more", key="images")
         named = [self.open(image, label, text) for image in several]
@@ -291,9 +244,7 @@ class Model:
         return f"Model {self.folder}: {self.config['data'].get('dataset')}, {height}x{width}, on {self.diffusion.device}"
 
     def _repr_html_(self) -> str:
-        rows = as_rows(self.info()).items()
-        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
-        return f"<table>{cells}</table>"
+        return as_html(self.info())
 
 
 def _denoising_step(update: SamplingProgress) -> DenoisingStep:

@@ -56,6 +56,6 @@ def animate(
         save(out, animation.still(model.diffusion, made, settings))
         clock.report(out, f"{number:,} images")
         return
-    film = animation.film(model.diffusion, made, settings, machine.model)
+    film = animation.film(model.diffusion, made, settings, model.folder)
     write_film(out, film, fps, hold)
     clock.report(out, f"{len(film)} frames of {number:,} images")

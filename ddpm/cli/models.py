@@ -64,7 +64,7 @@ def export(
         hub.check_installed("push")
     model = machine.load()
     exported = ExportOptions(label, text, keep_classes, variance, thresholding, timestep_spacing, str(machine.checkpoint))
-    scores, note = scores_of(machine.model)
+    scores, note = scores_of(model.folder)
     if note:
         print_line(note)
     weights = export(model.diffusion, model.config, out, exported, samples=samples, license=license_name, scores=scores)

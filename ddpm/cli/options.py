@@ -188,9 +188,8 @@ class MachineOptions:
         """Loads the model on the device. Raises InputError if that is not possible."""
         from ddpm.api.load import load, open_folder
 
-        model = (load if is_address(self.model) else open_folder)(self.model, self.checkpoint, self.device, self.threads)
-        self.model = model.folder
-        return model
+        open_it = load if is_address(self.model) else open_folder
+        return open_it(self.model, self.checkpoint, self.device, self.threads)
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -60,13 +60,10 @@ class ArrayImages:
             raise InputError(
                 f"is {header.dtype} of shape {header.shape}; images are numbers (N, H, W), (N, H, W, 1) or (N, H, W, 3)", key=name
             )
-        self._header, self.shape = header, shape
+        self._offset, self.dtype, self.shape = header.size, header.dtype, shape
 
     def __len__(self) -> int:
         return self.shape[0] if self.rows is None else int(self.rows.sum())
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return next(iter(self)) if index == 0 else list(self)[index]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for values in self.values():
@@ -78,16 +75,16 @@ class ArrayImages:
 
     def values(self) -> Iterator[np.ndarray]:
         """Yields the images of this split with the values of the file."""
-        count = self._header.dtype.itemsize * int(np.prod(self.shape[1:]))
+        count = self.dtype.itemsize * int(np.prod(self.shape[1:]))
         try:
             with self._open() as file:
-                file.read(self._header.size)
+                file.read(self._offset)
                 for k in range(self.shape[0]):
                     data = file.read(count)
                     if len(data) != count:
                         raise EOFError(f"it ends after {k} of {self.shape[0]} images")
                     if self.rows is None or self.rows[k]:
-                        yield np.frombuffer(data, self._header.dtype).reshape(self.shape[1:])
+                        yield np.frombuffer(data, self.dtype).reshape(self.shape[1:])
         except _DAMAGED as error:
             raise InputError(f"cannot be read ({first_line(error)}); replace it", key=self.name) from None
 
@@ -178,7 +175,7 @@ def _labels(name: str, open: Open, count: int) -> np.ndarray:
 
 def _set_scale(images: list[ArrayImages], value_range: list[float] | None) -> None:
     """Sets the values that become 0 and 255, for arrays other than uint8."""
-    others = [found for found in images if found._header.dtype != np.uint8]
+    others = [found for found in images if found.dtype != np.uint8]
     if others and value_range is None:
         extents = []
         for found in others:

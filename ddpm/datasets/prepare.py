@@ -51,7 +51,7 @@ def prepare(dataset: str, settings: PrepareData, folder: Path = PREPARED_DIR, wo
         if partial:
             left_out, ranges = _write_from_files(partial, source, settings, folder, dataset, workers)
         else:
-            shape = converted(source.train.images[0], settings).shape
+            shape = converted(next(iter(source.train.images)), settings).shape
             for split, raw in zip(SPLITS, (source.train, source.test), strict=True):
                 _write_images(folder / f"{split}_images.npy", raw.images, shape, settings, f"{dataset} {split}")
                 _write_labels(folder / f"{split}_labels.npy", raw.labels)

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm.core.files import InputError, print_line
 from ddpm.core.params import OneOf
 from ddpm.core.paths import folder_of
-from ddpm.datasets.arrays import read_arrays
+from ddpm.datasets.arrays import ArrayImages, read_arrays
 from ddpm.datasets.celeba import read_celeba
 from ddpm.datasets.cifar import ARCHIVE, UNPACKED, download_cifar10, find_cifar10, read_cifar10
 from ddpm.datasets.huggingface import read_huggingface
@@ -24,9 +24,13 @@ DIGITS_TEST = 500
 
 
 class Raw(NamedTuple):
-    """One split before preparation. images: uint8 (N, H, W, C), None for picture files; labels: int64 (N,), from 0."""
+    """One split before preparation.
 
-    images: np.ndarray | None
+    images: N images uint8 (H, W, C), in an array or read one after another; None for picture files.
+    labels: int64 (N,), from 0.
+    """
+
+    images: np.ndarray | ArrayImages | None
     labels: np.ndarray
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ddpm.core.files import InputError
 from ddpm.core.limits import MAX_CHURN_SETTING, MAX_GUIDANCE
@@ -18,6 +19,21 @@ from ddpm.sampling.samplers import SAMPLERS, Sampler, StepRule, corrects
 from ddpm.sampling.time_grid import make_grid, with_churn
 
 DEFAULT_STEPS = 50
+
+
+class PlanOptions(TypedDict, total=False):
+    """The options of `make_plan`, which explains them, that callers pass on."""
+
+    sampler: str
+    steps: int | None
+    eta: float
+    variance: str
+    spacing: str
+    churn: float
+    guidance: float
+    guidance_interval: tuple[float, float] | None
+    thresholding: str
+    threshold_quantile: float
 
 
 class SamplingPlan(NamedTuple):
@@ -74,8 +90,8 @@ def make_plan(
     lookup(THRESHOLDS, thresholding, "thresholding")
     limits = {"eta": (eta, 1), "churn": (churn, MAX_CHURN_SETTING), "threshold_quantile": (threshold_quantile, 1)}
     for key, (value, most) in {**limits, "guidance": (guidance, MAX_GUIDANCE)}.items():
-        if not 0 <= value <= most:
-            raise InputError(f"{value} is out of range; give 0 to {most:g}", key=key)
+        if not isinstance(value, int | float | np.number) or not 0 <= value <= most:
+            raise InputError(f"{value!r} is out of range; give 0 to {most:g}", key=key)
     options = _options(sampler, chosen, eta=eta, variance=variance)
     if variance == "learned" and not model.learns_variance:
         raise InputError(

@@ -70,9 +70,9 @@ SpacingName = Annotated[str, OneOf(SPACINGS)]
 
 def make_grid(spacing: str, schedule: NoiseSchedule, steps: int) -> np.ndarray:
     """Returns the steps + 1 positions, strictly decreasing to 0. Raises InputError unless 1 <= steps <= T."""
-    if not 1 <= steps <= schedule.steps:
+    if not isinstance(steps, int | np.integer) or not 1 <= steps <= schedule.steps:
         raise InputError(
-            f"{steps} sampling steps are not possible with a model of T = {schedule.steps} (allowed: 1 to {schedule.steps})",
+            f"{steps!r} sampling steps are not possible with a model of T = {schedule.steps} (allowed: 1 to {schedule.steps})",
             key="steps",
         )
     return np.append(lookup(SPACINGS, spacing, "spacing")(schedule, steps), 0.0)
