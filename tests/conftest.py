@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,14 @@ def edit_params(**dotted) -> None:
     """Sets keys of ./params.yaml by their full path, as `-S` does: edit_params(**{"train.steps": 2}); `...` removes a key."""
     tree = edit(read_yaml("params.yaml"), **dotted)
     Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """A process in the background of a shell script ignores SIGINT, and so do those that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -29,14 +29,6 @@ for _ in range(600):
 """
 
 
-@pytest.fixture(autouse=True)
-def not_ignored():
-    """A process in the background of a shell script ignores SIGINT, and so do those that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @SIGNALS
 @pytest.mark.parametrize("command", ["stages.train", "stages.report", "ddpm sample"])
 def test_signal_during_an_import_ends_with_one_line(tmp_path, command, number):
