@@ -36,8 +36,8 @@ def real(name: str) -> pytest.MarkDecorator:
 def settings(**changes) -> PrepareData:
     """Returns the section prepare_data with changes."""
     defaults = {
-        "image_size": None, "resize_mode": "pad", "channels": "native", "folder": "pictures", "label": None, "test_share": 0.25,
-        "skip_bad": False, "background": "black", "value_range": None,
+        "image_size": None, "resize_mode": "pad", "channels": "native", "folder": "pictures", "labels": None, "file_column": None,
+        "label": None, "test_share": 0.25, "skip_bad": False, "background": "black", "value_range": None,
     }  # fmt: skip
     return PrepareData(**{**defaults, **changes})
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from itertools import product
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from raw_files import CIFAR_ROWS, IDX_ARRAYS, idx, load, paths, put_idx_files, real, refused, settings, write_cifar10
+from raw_files import CIFAR_ROWS, IDX_ARRAYS, REAL, idx, load, paths, put_idx_files, real, refused, settings, write_cifar10
 from sklearn.datasets import load_digits
 
 from ddpm.core.scratch import scratch_root
@@ -94,10 +95,28 @@ def test_digits_split_is_fixed():
 # --- MNIST and its like: idx files
 
 
+def dotted(file: Path) -> Path:
+    return file.with_name(file.name.replace("-idx", ".idx"))
+
+
+# Where Kaggle has a file.
+PLACES = {
+    "usual": lambda file: file,
+    "dotted": dotted,
+    "in a folder": lambda file: file.parent / file.name.removesuffix(".gz") / file.name,
+    "dotted in a folder": lambda file: file.parent / file.name.removesuffix(".gz") / dotted(file).name,
+}
+
+
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
-@pytest.mark.parametrize("place", ["mnist", "MNIST/raw", "mnist/MNIST/raw"])
-def test_idx_files_in_every_layout(raw, place, zipped):
+@pytest.mark.parametrize(("place", "name"), [*product(["mnist"], PLACES), ("MNIST/raw", "usual"), ("mnist/MNIST/raw", "usual")])
+def test_idx_files_in_every_layout(raw, place, name, zipped):
     put_idx_files(raw / place, zipped)
+    for file in sorted((raw / place).iterdir()):
+        content, target = file.read_bytes(), PLACES[name](file)
+        file.unlink()
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(content)
     source = load("mnist")
     for split, found in (("train", source.train), ("test", source.test)):
         np.testing.assert_array_equal(found.images, IDX_ARRAYS[split, "images"][..., None])
@@ -380,3 +399,15 @@ def test_real_mnist():
         assert hashlib.md5(idx(found.images[..., 0])).hexdigest() == published[split]
     assert np.bincount(source.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(source.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@real("mnist")
+def test_real_mnist_under_the_names_of_kaggle(raw, monkeypatch):
+    (raw / "mnist").mkdir()
+    for file in sorted((Path(REAL) / "mnist").glob("*.gz")):
+        (raw / "mnist" / file.name.replace("-idx", ".idx")).symlink_to(file)
+    found = load("mnist")
+    monkeypatch.setenv("DDPM_DATA_ROOT", REAL)
+    for split, expected in zip(found[:2], load("mnist")[:2], strict=True):
+        assert np.array_equal(split.images, expected.images)
+        assert np.array_equal(split.labels, expected.labels)

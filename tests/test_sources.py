@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -48,10 +49,29 @@ def celeba(raw) -> Path:
 
 def zipped(celeba: Path) -> None:
     with zipfile.ZipFile(celeba / "img_align_celeba.zip", "w") as archive:
-        for path in sorted((celeba / "img_align_celeba").iterdir(), reverse=True):
-            archive.write(path, f"img_align_celeba/{path.name}")
-            path.unlink()
-    (celeba / "img_align_celeba").rmdir()
+        for path in sorted((celeba / "img_align_celeba").rglob("*.jpg"), reverse=True):
+            archive.write(path, path.relative_to(celeba))
+    shutil.rmtree(celeba / "img_align_celeba")
+
+
+def as_of_kaggle(celeba: Path) -> None:
+    """Puts the faces one folder lower, and the lists into CSV files."""
+    (celeba / "img_align_celeba").rename(celeba / "faces")
+    (celeba / "img_align_celeba").mkdir()
+    (celeba / "faces").rename(celeba / "img_align_celeba" / "img_align_celeba")
+    for name, header in (("list_eval_partition", "image_id partition"), ("list_attr_celeba", f"image_id {' '.join(ATTRIBUTES)}")):
+        *_, lines = (celeba / f"{name}.txt").read_text().rpartition(" ".join(ATTRIBUTES))
+        rows = [",".join(line.split()) for line in [header, *lines.strip().splitlines()]]
+        (celeba / f"{name}.csv").write_text("\r\n".join(rows))
+        (celeba / f"{name}.txt").unlink()
+
+
+def download_of_kaggle(celeba: Path) -> None:
+    as_of_kaggle(celeba)
+    archive = shutil.make_archive(celeba.with_name("archive"), "zip", celeba)
+    shutil.rmtree(celeba)
+    celeba.mkdir()
+    shutil.move(archive, celeba)
 
 
 NO_MOUNT = 77
@@ -93,10 +113,9 @@ def test_read_only_raw_folder(raw, tmp_path, monkeypatch, request, name):
     assert len(arrays(tmp_path / "out")) == 4
 
 
-@pytest.mark.parametrize("archived", [False, True], ids=["folder", "zip"])
-def test_celeba_partition_and_classes(celeba, archived):
-    if archived:
-        zipped(celeba)
+@pytest.mark.parametrize("arrange", [lambda celeba: None, zipped, as_of_kaggle, download_of_kaggle])
+def test_celeba_partition_and_classes(celeba, capsys, arrange):
+    arrange(celeba)
     source = load("celeba")
     assert source.class_names == ["female", "male"]
     assert [image[0, 0, 0] for image in source.train.images] == [0, 10, 40]
@@ -107,6 +126,7 @@ def test_celeba_partition_and_classes(celeba, archived):
     smiling = load("celeba", label="Smiling")
     assert (smiling.class_names, smiling.train.labels.tolist()) == (["not smiling", "smiling"], [0, 1, 1])
     assert load("celeba", label="5_o_Clock_Shadow").class_names == ["not 5 o clock shadow", "5 o clock shadow"]
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_celeba_missing(raw, celeba):
@@ -152,6 +172,24 @@ def test_celeba_picture_missing(celeba):
     assert message.startswith(f"{celeba}/img_align_celeba/000005.jpg: is in list_eval_partition.txt, but missing; ")
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "line", "expected"),
+    [
+        ("list_eval_partition.csv", 4, "000003.jpg,5", "list_eval_partition.csv line 4: does not match"),
+        ("list_attr_celeba.csv", 4, "000003.jpg,1,1", "list_eval_partition.csv line 4: does not match"),
+        ("list_attr_celeba.csv", 4, "000003.jpg,1,0,1", "list_attr_celeba.csv line 4: Male is '0', not 1 or -1"),
+        ("list_attr_celeba.csv", 1, "image_id,Smiling", "'Male' is no attribute of "),
+        ("list_attr_celeba.csv", 1, "", "'Male' is no attribute of "),
+    ],
+)  # fmt: skip
+def test_celeba_lists_of_kaggle_wrong(celeba, name, number, line, expected):
+    as_of_kaggle(celeba)
+    lines = (celeba / name).read_text().splitlines()
+    lines[number - 1] = line
+    (celeba / name).write_text("\n".join(lines))
+    assert expected in refused(load, "celeba")
+
+
 # --- Hugging Face
 
 
@@ -194,17 +232,31 @@ def check_split(source):
     assert (reds(source.test.images), source.test.labels.tolist()) == (list(range(100, 106)), [0, 1] * 3)
 
 
-@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("train", "validation"), ("training", "dev"), ("trn", "Eval")])
-def test_saved_data_set(hub, raw, capsys, train, test):
-    splits = {train: rows(hub, 20), test: rows(hub, 6, 100), "extra": rows(hub, 5)}
+@pytest.mark.parametrize(
+    ("train", "test", "extra"),
+    [
+        ("train", "test", "extra"), ("train", "validation", "train_large"), ("training", "dev", "extra"),
+        ("trn", "Eval", "extra"), ("train", "valid", "training"), ("train", "dev", "test_hard"), ("train", "Eval", "dev"),
+        ("train", "test", "testing"),
+    ],
+)  # fmt: skip
+def test_saved_data_set(hub, raw, capsys, train, test, extra):
+    splits = {train: rows(hub, 20), test: rows(hub, 6, 100), extra: rows(hub, 5)}
     hub.DatasetDict(splits).save_to_disk(str(raw / "pictures"))
     check_split(load("huggingface"))
-    assert f"{raw / 'pictures'}: splits that are left out: extra (5 rows)" in capsys.readouterr().out
+    assert f"{raw / 'pictures'}: splits that are left out: {extra} (5 rows)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("place", ["train-0000{}-of-00002-abc", "data/train-{}", "training/000{}"])
-def test_parquet_files(hub, raw, tmp_path, place):
-    train, test = (str(raw / "pictures" / f"{name}.parquet") for name in (place, place.replace("train", "test")))
+@pytest.mark.parametrize(
+    ("place", "test"),
+    [
+        ("train-0000{}-of-00002-abc", "validation"), ("train-{}", "valid"), ("data/train-{}", "test"), ("training/000{}", "eval"),
+        ("data/train/000{}", "dev"),
+    ],
+)  # fmt: skip
+def test_parquet_files(hub, raw, tmp_path, place, test):
+    other = place.replace("training", test).replace("train", test)
+    train, test = (str(raw / "pictures" / f"{name}.parquet") for name in (place, other))
     for name in (train, test):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
     whole = rows(hub, 20)

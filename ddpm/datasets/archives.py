@@ -23,13 +23,23 @@ from typing import BinaryIO, NamedTuple
 from ddpm.core.files import InputError, first_line, print_line
 from ddpm.core.progress import Progress
 from ddpm.datasets.image_io import EXTENSIONS, Unreadable
-from ddpm.datasets.index import MAX_STAMP, FoundFile, ImageIndex, Load, Picture, Store, check_size, is_hidden, random_access
+from ddpm.datasets.index import (
+    MAX_STAMP,
+    FoundFile,
+    ImageIndex,
+    Load,
+    Picture,
+    Store,
+    check_size,
+    is_hidden,
+    random_access,
+    some_of,
+)
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 MEGABYTE = 1 << 20
 OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:|(.*/)?\.\.(/|$)")
 NOT_REGULAR = "no regular file"
-MAX_NAMED = 3  # skipped members in a message
 DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, lzma.LZMAError, zlib.error, struct.error, ValueError, OverflowError,
     NotImplementedError,
@@ -211,6 +221,23 @@ def list_archive(path: Path, index: ImageIndex) -> set[str]:
         kind = "ZIP" if path.name.lower().endswith(".zip") else "TAR"
         raise InputError(f"is damaged, or no {kind} archive ({first_line(error)}); replace it", key=path) from None
     if skipped:
-        more = f" and {len(skipped) - MAX_NAMED:,} others" if len(skipped) > MAX_NAMED else ""
-        print_line(f"{path}: skipped: {', '.join(skipped[:MAX_NAMED])}{more}")
+        print_line(f"{path}: skipped: {some_of(skipped)}")
     return folders
+
+
+def read_text(path: Path, name: str) -> str | None:
+    """Returns a text in UTF-8 of a folder or an archive, None if it has no file of that name.
+
+    Raises InputError for a text that cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return (path / name).read_bytes().decode("utf-8-sig") if (path / name).is_file() else None
+        kind = kind_of(path)
+        found = next((file for file, reason in kind.members(path) if file.name.removeprefix("./") == name and not reason), None)
+        if found is None:
+            return None
+        ((_, load),) = kind.store(path).fetch([Picture(0, 0, 0, *found)])
+        return load().getvalue().decode("utf-8-sig")
+    except (*DAMAGED, Unreadable) as error:  # of a text in another encoding too
+        raise InputError(f"cannot be read ({first_line(error)}); replace it by a text in UTF-8", key=path / name) from None

@@ -23,6 +23,7 @@ from ddpm.datasets.splits import held_out, pick_splits, split_of
 
 SAVED = ("dataset_dict.json", "dataset_info.json")  # save_to_disk writes one of them
 PARQUET = ("*.parquet", "data/*.parquet")
+PARQUET_FOLDERS = ("*/*.parquet", "data/*/*.parquet")  # called like the splits
 PLAIN = ("train", "test", "val", "validation")
 PICTURES_AT_ONCE, LABELS_AT_ONCE = 16, 10_000
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
@@ -103,8 +104,10 @@ def open_rows(datasets: ModuleType, path: Path) -> list[Rows]:
     with _undamaged(path):
         splits = opener(datasets, path)
     splits = {name: rows for name, rows in splits.items() if rows.count}
-    # Beside "train" itself another spelling is no second training split, but a part of the data.
-    first, second = pick_splits([name for name in splits if name in PLAIN] if "train" in splits else splits, path)
+    # Beside "train", "test" or "validation" themselves another spelling, and one of several words, is a part of the data.
+    plain = {split_of(name) for name in splits if name in PLAIN}
+    single = [name for name in splits if name in PLAIN or (name.isalpha() and split_of(name) not in plain)]
+    first, second = pick_splits(single if "train" in splits else splits, path)
     train = splits.get(first or "")
     if train is None:
         raise InputError(
@@ -151,7 +154,8 @@ def _open_parquet(datasets: ModuleType, path: Path) -> dict[str, Rows]:
     from pyarrow import dataset as arrow
 
     found = {pattern: sorted(path.glob(pattern)) for pattern in PARQUET}
-    found["*/*.parquet"] = [file for file in sorted(path.glob("*/*.parquet")) if split_of(file.parent.name)]
+    for pattern in PARQUET_FOLDERS:
+        found[pattern] = [file for file in sorted(path.glob(pattern)) if split_of(file.parent.name)]
     files = next(filter(None, found.values()), [])
     by_split: dict[str, list[str]] = {}
     for file in files:

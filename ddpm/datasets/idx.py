@@ -71,4 +71,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    """Returns the file of one of IDX_FILES. Kaggle has a dot in its name, or a folder of that name around it."""
+    names = name, name.replace("-idx", ".idx")
+    paths = (folder / around / f"{file}{end}" for around in ("", *names) for file in names for end in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)

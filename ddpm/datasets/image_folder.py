@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm.core.files import InputError, print_line
-from ddpm.datasets.archives import ARCHIVES, kind_of, list_archive, stamp_of
+from ddpm.datasets.archives import ARCHIVES, Archive, kind_of, list_archive, stamp_of
 from ddpm.datasets.index import MAX_STAMP, Assignment, Files, FoundFile, ImageIndex, is_hidden, is_picture_name, on_disk
 from ddpm.datasets.splits import held_out, pick_splits, split_of
 
@@ -46,15 +46,15 @@ def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
     share of `test_share` becomes the test split. ROOT is the folder, or the one folder that holds everything in it.
     Raises InputError for a folder that is missing or empty, for an empty class, and for a damaged archive.
     """
-    index, kind = ImageIndex(), kind_of(path)
-    if path.is_dir():
+    index, kind = ImageIndex(), archive_kind(path)
+    if kind is None:
         layout = find_layout(Tree(path, partial(_folders, path), partial(_holds_pictures, path)))
         for root in layout.roots:
             for name in layout.class_names:
                 if (path / root / name).is_dir():
                     index.add_pictures(walk(path, f"{root}{name}/"))
         files = Files(index, on_disk(path))
-    elif path.is_file() and kind:
+    else:
         below = defaultdict(list)
         for folder in list_archive(path, index):
             name = folder[:-1].rpartition("/")[2]
@@ -62,16 +62,23 @@ def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
         holding = {name[: name.rfind("/") + 1] for name in index.files}
         layout = find_layout(Tree(path, lambda root: sorted(below.get(root, ())), holding.__contains__))
         files = Files(index, kind.store(path), stamp_of(path))
-    elif path.is_file():
-        raise InputError(f"is neither a folder nor an archive ({', '.join(ARCHIVES)}); see prepare_data.folder", key=path)
-    else:
+    _assign(index, layout, path, test_share)
+    return files, layout.class_names
+
+
+def archive_kind(path: Path) -> Archive | None:
+    """Returns the kind of an archive, None for a folder. Raises InputError for anything else."""
+    if path.is_dir():
+        return None
+    if not path.is_file():
         raise InputError(
             "no such folder; put class folders of images there, or name another one, or an archive, below the raw "
             "folder (DDPM_DATA_ROOT or data/raw) in prepare_data.folder",
             key=path,
         )
-    _assign(index, layout, path, test_share)
-    return files, layout.class_names
+    if kind := kind_of(path):
+        return kind
+    raise InputError(f"is neither a folder nor an archive ({', '.join(ARCHIVES)}); see prepare_data.folder", key=path)
 
 
 def find_layout(tree: Tree) -> Layout:
@@ -197,27 +204,27 @@ def _assign(index: ImageIndex, layout: Layout, path: Path, test_share: float) ->
             for part, root in enumerate(roots):
                 first, _, rest = name[len(root) :].partition("/")
                 if name.startswith(root) and rest and first in label_of:
-                    yield Assignment(name, part, label_of[first], _key(label_of[first], rest))
+                    yield Assignment(name, part, label_of[first], sort_key(label_of[first], rest))
 
     def split(labels: np.ndarray) -> np.ndarray:
-        _refuse_empty(path / roots[0], names, labels)
+        refuse_empty(path / roots[0], names, labels)
         advice = "add images, change prepare_data.test_share, or make train and test folders"
         return held_out(labels, test_share, names, path / roots[0], advice)
 
     index.assign(assignments(), split if len(roots) == 1 else None)
     if len(roots) == 2:
-        _refuse_empty(path / roots[0], names, index.labels(0))
+        refuse_empty(path / roots[0], names, index.labels(0))
         if not index.counts[1]:
-            _refuse_empty(path / roots[1], [], index.labels(1))
+            refuse_empty(path / roots[1], [], index.labels(1))
 
 
-def _key(label: int, rest: str) -> bytes:
+def sort_key(label: int, rest: str) -> bytes:
     """Returns a key that sorts the pictures of a class as `ls -R` does: those in a folder, then those in its folders."""
     *folders, file = map(os.fsencode, rest.split("/"))
     return label.to_bytes(4, "big") + b"".join(b"\1" + name + b"\0" for name in folders) + b"\0" + file
 
 
-def _refuse_empty(root: Path, names: list[str], labels: np.ndarray) -> None:
+def refuse_empty(root: Path, names: list[str], labels: np.ndarray) -> None:
     if not len(labels):
         raise InputError("holds no images whose names end as those that Pillow reads (.png, .jpg, ...)", key=root)
     counts = np.bincount(labels, minlength=len(names))

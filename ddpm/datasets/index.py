@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,7 @@ from ddpm.datasets.image_io import EXTENSIONS, Unreadable
 
 MAX_STAMP = (1 << 62) - 1  # fits in int64
 MAX_BYTES = 256 << 20  # more than any encoded picture; larger files are not read into memory
+MAX_NAMED = 3  # files in a message
 
 
 class FoundFile(NamedTuple):
@@ -70,15 +71,23 @@ def is_hidden(folder: str) -> bool:
     return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Returns the first names of a list for a message, and the number of the others."""
+    more = f" and {len(names) - MAX_NAMED:,} others" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"
+
+
 class ImageIndex:
     """The pictures of both splits in order: `add` the files, then `assign` them once.
 
+    table: the name of a file that is no picture, and no skipped file either.
     skipped: the number of files that are no pictures by their names, and the first of them, by the end of the name.
     splits: the pictures of train and test.
     digest: a hash of the names, labels and splits.
     """
 
-    def __init__(self):
+    def __init__(self, table: str = ""):
+        self.table = table
         self.files: dict[str, FoundFile] = {}
         self.skipped: dict[str, tuple[int, str]] = {}
         self.splits: tuple[list[Picture], list[Picture]] = ([], [])
@@ -95,7 +104,7 @@ class ImageIndex:
             ending = os.path.splitext(name)[1].lower()
             if is_picture_name(name):
                 self.files[file.name] = file
-            elif not name.startswith("."):
+            elif not name.startswith(".") and file.name != self.table:
                 count, first = self.skipped.get(ending, (0, file.name))
                 self.skipped[ending] = (count + 1, first)
 

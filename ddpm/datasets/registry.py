@@ -16,6 +16,7 @@ from ddpm.datasets.huggingface import read_huggingface
 from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
 from ddpm.datasets.image_folder import read_image_folder
 from ddpm.datasets.index import Files
+from ddpm.datasets.labels import read_labelled_images
 from ddpm.datasets.settings import PrepareData
 from ddpm.datasets.splits import held_out
 
@@ -101,8 +102,12 @@ def cifar10(settings: PrepareData) -> Source:
 
 
 def image_folder(settings: PrepareData) -> Source:
-    """Loads a folder or an archive of class folders, at prepare_data.folder below the raw folder."""
-    return _of_files(*read_image_folder(raw_root() / settings.folder, settings.test_share))
+    """Loads a folder or an archive of class folders, or of pictures with a table, at prepare_data.folder below the raw folder."""
+    path = raw_root() / settings.folder
+    if settings.labels is None:
+        return _of_files(*read_image_folder(path, settings.test_share))
+    columns = settings.file_column, settings.label
+    return _of_files(*read_labelled_images(path, settings.labels, *columns, settings.test_share))
 
 
 def arrays(settings: PrepareData) -> Source:
@@ -159,7 +164,7 @@ class Dataset(NamedTuple):
 
 # The keys of prepare_data that only some data sets read: the others are not recorded with the prepared data of the rest.
 OF_FILES = ("skip_bad", "background", "value_range")
-OPTIONAL_SETTINGS = ("label", *OF_FILES)
+OPTIONAL_SETTINGS = ("labels", "file_column", "label", *OF_FILES)
 
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits, 0.97),
@@ -167,10 +172,10 @@ DATASETS: dict[str, Dataset] = {
     "fashion_mnist": Dataset(_mnist_like("fashion_mnist", "FashionMNIST"), 0.90),
     "kmnist": Dataset(_mnist_like("kmnist", "KMNIST"), None),
     "cifar10": Dataset(cifar10, 0.85),
-    "celeba": Dataset(celeba, None, OPTIONAL_SETTINGS),
-    "image_folder": Dataset(image_folder, None, OF_FILES),
+    "celeba": Dataset(celeba, None, ("label", *OF_FILES)),
+    "image_folder": Dataset(image_folder, None, OPTIONAL_SETTINGS),
     "arrays": Dataset(arrays, None, ("value_range",)),
-    "huggingface": Dataset(huggingface, None, OPTIONAL_SETTINGS),
+    "huggingface": Dataset(huggingface, None, ("label", *OF_FILES)),
 }
 
 DatasetName = Annotated[str, OneOf(DATASETS)]

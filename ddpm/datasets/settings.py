@@ -44,7 +44,9 @@ class PrepareData(Section):
     resize_mode: a key of RESIZE_MODES.
     channels: a key of CHANNELS.
     folder: the folder or file of image_folder, arrays and huggingface, below the raw folder.
-    label: the attribute of celeba or the column of huggingface that is the class; None chooses one.
+    labels: the table of the classes of image_folder, a CSV or TSV file; None: each class has a folder.
+    file_column: the column of `labels` that names the pictures; None chooses one.
+    label: the attribute of celeba, or the column of huggingface or of `labels`, that is the class; None chooses one.
     test_share: the share of the test split where a data set has none.
     skip_bad: leave out pictures that cannot be read.
     background: the color behind transparent parts of pictures, and of the borders that resize_mode pad adds.
@@ -55,6 +57,8 @@ class PrepareData(Section):
     resize_mode: Annotated[str, OneOf(RESIZE_MODES)]
     channels: Annotated[str, OneOf(CHANNELS)]
     folder: str
+    labels: Annotated[str | None, OrWord("none")]
+    file_column: Annotated[str | None, OrWord("auto")]
     label: Annotated[str | None, OrWord("auto")]
     test_share: Annotated[float, Field(gt=0, lt=1)]
     skip_bad: bool
