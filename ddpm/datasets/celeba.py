@@ -9,7 +9,7 @@ archive.zip, which holds everything, is read in place.
 """
 
 from collections.abc import Iterator
-from itertools import product, zip_longest
+from itertools import islice, product, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +36,12 @@ class List(NamedTuple):
 
     path: of its file.
     above: the rows before the first picture.
-    rows: the name of a picture and its values.
+    rows: the name of a picture and its values; read once.
     """
 
     path: Path
     above: list[list[str]]
-    rows: list[list[str]]
+    rows: Iterator[list[str]]
 
     def line(self, row: int) -> str:
         """Returns the place of a row, counted from 0, for a message."""
@@ -88,9 +88,8 @@ def read_celeba(root: Path, attribute: str | None) -> tuple[Files, list[str]]:
 def _read_list(places: list[Path], name: str) -> List | None:
     for place, ending in product(places, (".txt", ".csv")):
         if (text := read_text(place, f"{name}{ending}")) is not None:
-            rows = [line.split("," if ending == ".csv" else None) for line in text.splitlines()]
-            above = HEADERS[name, ending]
-            return List(place / f"{name}{ending}", rows[:above], rows[above:])
+            rows = (line.split("," if ending == ".csv" else None) for line in text.splitlines())
+            return List(place / f"{name}{ending}", list(islice(rows, HEADERS[name, ending])), rows)
     return None
 
 

@@ -113,7 +113,8 @@ def _read_rows(path: Path, table: str, file_column: str | None, label_column: st
         (label,) = others
     for what, key, column in (("file names", "file_column", file), ("classes", "label", label)):
         if column is None:
-            raise InputError(f"no usual name of a column of {what} among {', '.join(columns)}; set prepare_data.{key}", key=place)
+            message = f"has no usual column of {what} among {', '.join(columns)}; name one in prepare_data.{key}"
+            raise InputError(message, key=place)
     if blank := [f"line {number}" for number, values in lines if not (values[file] and values[label])]:
         what = f"{columns[file]} or {columns[label]}"
         raise _refusal(f"rows without a value of {what}", blank, lines, "fill them in, or remove them", place)

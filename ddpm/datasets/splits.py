@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ SPLITS = {
 MORE = "(set|data|split|dir|images?|imgs?)?"  # as in trainset
 
 
+@cache  # it is called for each folder of each picture
 def split_of(name: str) -> str | None:
     """Returns the key of SPLITS by which something is called, such as Training or test_set; None for none or several."""
     words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
