@@ -32,7 +32,8 @@ def main() -> None:
     check_prediction(p.prediction, schedule)
     precision = Precision(p.runtime, device)
     torch.manual_seed(seed_of(p.seed, "weights"))
-    network = make_network(p.model, p.diffusion, data.shape, data.class_names).to(device, memory_format=torch.channels_last)
+    network = make_network(p.model, p.diffusion, data.shape, data.class_names, augmented=p.train.augment > 0)
+    network = network.to(device, memory_format=torch.channels_last)
     limit_threads(network, data.shape, p.train.batch_size)
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from benchmarks import commands, contestants, diffusers_example, metrics, page, peers, quality, steps
+from benchmarks import augmentation, commands, contestants, diffusers_example, metrics, page, peers, quality, steps
 
 # The other libraries may warn.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -143,6 +143,17 @@ def test_quality_benchmark_writes_its_report(tmp_path):
     assert f"({path.stem}.png)" in text
     assert f"| {ours[1]['seconds'] / 60:.2f} | 6 | " in text
     assert "| this project | 10,581 | 8 | 6 | 48 |" in text
+
+
+def test_augmentation_benchmark_writes_its_report(tmp_path):
+    augmentation.main(["--quick", "--lengths", "1", "2", "--out", str(tmp_path)])
+    assert {file.name for file in tmp_path.iterdir()} == {"augmentation.md", "augmentation.png"}
+    text = (tmp_path / "augmentation.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [row[:2] for row in rows[:4]] == [["4", "0"], ["8", "0"], ["4", "0.12"], ["8", "0.12"]]
+    assert len({row[2] for row in rows[:4]}) == 4
+    assert rows[4][0] == "real test images"
+    assert "trained on 60 of the 1,297 training digits" in text
 
 
 def test_example_trains_for_a_time_with_a_schedule_of_that_length(tmp_path, monkeypatch):

@@ -37,9 +37,9 @@ DEVICES = [
 def test_model_stays_on_its_device(device, conditioning):
     device = torch.device(device)
     torch.manual_seed(0)
-    network = UNet(unet_settings(conditioning=conditioning), (8, 8, 1), class_names=DIGITS, outputs=2)
+    network = UNet(unet_settings(conditioning=conditioning), (8, 8, 1), class_names=DIGITS, outputs=2, augmented=True)
     network.to(device, memory_format=torch.channels_last)
-    options = Train(**{**SETTINGS, "timestep_sampling": "importance", "steps": 6})
+    options = Train(**{**SETTINGS, "timestep_sampling": "importance", "augment": 0.3, "steps": 6})
     split = make_split()
     batches = Batches(split.images, split.labels, 0, device, options.flip)
     trainer = Trainer(network, make_schedule("cosine", 20), "v", batches, options, 0)

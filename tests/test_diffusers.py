@@ -39,13 +39,16 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def make_model(prediction="v", schedule="linear", shape=(8, 8, 1), dropout=0.1, compat=None, options=None, **changes):
+def make_model(
+    prediction="v", schedule="linear", shape=(8, 8, 1), dropout=0.1, augment=0.0, compat=None, options=None, **changes
+):
     """models/ddpm: a network with random weights."""
     torch.manual_seed(0)
     kind, levels = settings(**changes), diffusion(T, **(options or {}))
-    config = make_config(kind, schedule, prediction, levels, IDENTITY | {"shape": list(shape)}, {"condition_dropout": dropout}, 0)
+    training = {"condition_dropout": dropout, "augment": augment}
+    config = make_config(kind, schedule, prediction, levels, IDENTITY | {"shape": list(shape)}, training, 0)
     compat = compat or CompatOptions()
-    network = awake(make_network(kind, levels, shape, NAMES, compat=compat))
+    network = awake(make_network(kind, levels, shape, NAMES, augment > 0, compat=compat))
     write_json("models/ddpm/config.json", config | {"compat": compat.model_dump()})
     save_weights(Path("models/ddpm/final.safetensors"), network.state_dict())
     return load("final", CPU)
@@ -112,6 +115,7 @@ CASES = {
     "text": ({"conditioning": "text"}, ["--text", "the digit 3"], "the digit 3"),
     "no text": ({"conditioning": "text"}, [], None),
     "mask": ({"conditioning": "mask"}, [], None),
+    "augmentation": ({"augment": 0.2}, ["--label", "7"], [7]),
     "class and mask": ({"conditioning": "class+mask", "prediction": "eps", "schedule": "scaled_linear"}, ["--label", "4"], [4]),
     "attention": ({"attention_levels": [0, 1], "heads": 1, "middle_attention": True, "blocks_per_level": 2}, [], None),
     "heads": ({"attention_levels": [1], "heads": 4, "middle_attention": True}, [], None),

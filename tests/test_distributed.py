@@ -78,7 +78,7 @@ def trained(**changes):
     [
         (2, {}), (3, {"timestep_sampling": "stratified"}),
         (2, {"gradient_accumulation": 2, "timestep_sampling": "importance", "learned_variance": True}),
-        (3, {"conditioning": "text+mask"}),
+        (3, {"conditioning": "text+mask", "augment": 0.3}),
     ],
 )  # fmt: skip
 def test_training_equals_single_process(processes, changes, monkeypatch):

@@ -74,6 +74,11 @@ def test_the_model_section_is_validated_by_its_type(tiny, refused, edits, messag
     assert refused(main_of("train")).startswith(f"params.yaml: {message}")
 
 
+def test_augmentation_is_refused_for_a_network_that_does_not_take_it(tiny, refused):
+    edit_params(**{"train.augment": 0.1})
+    assert refused(main_of("train")).startswith("params.yaml: train.augment: a network of type 'tiny' takes no parameters")
+
+
 def test_a_model_of_an_unknown_type_is_refused(tiny, monkeypatch):
     main_of("train")()
     monkeypatch.delitem(NETWORKS, "tiny")

@@ -172,7 +172,7 @@ OUT_OF_RANGE = [
     {"model.channels": 0}, {"model.channels": -16}, {"model.channels": 15}, {"model.channel_mults": []},
     {"model.blocks_per_level": 0}, {"model.heads": 0}, {"model.dropout": 1},
     {"train.steps": 0}, {"train.batch_size": -1}, {"train.learning_rate": 0}, {"train.ema_decay": 1.0},
-    {"train.condition_dropout": 1.0}, {"train.loss_gamma": 0.0},
+    {"train.condition_dropout": 1.0}, {"train.augment": 1.0}, {"train.loss_gamma": 0.0},
     {"sample_ddpm.samples": 0}, {"sample_ddpm.batch_size": 0}, {"sample_ddpm.threshold_quantile": 1.5},
     {"sample_ddim.samples": -5}, {"sample_ddim.steps": 0}, {"sample_ddim.eta": 1.5}, {"sample_ddim.eta": -0.1},
     {"sample_ddim.churn": -1.0}, {"sample_ddim.guidance": -0.5}, {"sample_ddim.guidance_interval": [1.0]},

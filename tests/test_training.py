@@ -30,7 +30,7 @@ WHERE = {"device": "cpu"}
 SETTINGS = {
     "steps": 12, "batch_size": 16, "optimizer": "muon", "learning_rate": 2e-3, "lr_schedule": "cosine", "warmup_steps": 3,
     "weight_decay": 0.01, "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "loss_gamma": "auto",
-    "timestep_sampling": "uniform", "condition_dropout": 0.1, "flip": True, "log_every": 4, "validate_every": 6,
+    "timestep_sampling": "uniform", "condition_dropout": 0.1, "flip": True, "augment": 0.0, "log_every": 4, "validate_every": 6,
     "preview_every": 5, "checkpoint_every": 5, "gradient_accumulation": 1, "max_nonfinite_skips": 0,
     "snapshot_every": 64, "snapshots": 2,
 }  # fmt: skip
@@ -44,8 +44,8 @@ def make_split(count=100, seed=0):
 def make_trainer(seed=0, prediction="v", learned_variance=False, dropout=0.2, conditioning="class", **changes):
     torch.manual_seed(seed)
     shape = unet_settings(dropout=dropout, conditioning=conditioning)
-    network = UNet(shape, (8, 8, 1), class_names=DIGITS, outputs=2 if learned_variance else 1)
-    options = Train(**{**SETTINGS, **changes})
+    options, outputs = Train(**{**SETTINGS, **changes}), 2 if learned_variance else 1
+    network = UNet(shape, (8, 8, 1), class_names=DIGITS, outputs=outputs, augmented=options.augment > 0)
     batches = Batches(*make_split(), seed, CPU, options.flip)
     return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed)
 
@@ -164,7 +164,8 @@ def test_known_pixels_lower_the_loss():
     ("stop", "changes"),
     [
         (1, {}), (11, {}), (5, {"timestep_sampling": "importance", "learned_variance": True}),
-        (4, {"timestep_sampling": "stratified"}), (5, {"conditioning": "text+mask"}), (7, {"conditioning": "mask"}),
+        (4, {"timestep_sampling": "stratified"}), (5, {"conditioning": "text+mask"}),
+        (7, {"conditioning": "mask", "augment": 0.3}),
     ],
 )  # fmt: skip
 def test_resumed_training_is_bit_equal(stop, changes, tmp_path, monkeypatch):
@@ -348,7 +349,8 @@ def test_gradient_accumulation_gives_the_same_weights(parts, levels, monkeypatch
 
 def test_gradient_accumulation_keeps_the_conditioning():
     """As above; AdamW follows the last digits of a gradient near 0."""
-    whole, split = (run(make_trainer(dropout=0.0, conditioning="text+mask", gradient_accumulation=n)) for n in (1, 3))
+    options = {"dropout": 0.0, "conditioning": "text+mask", "augment": 0.3}
+    whole, split = (run(make_trainer(gradient_accumulation=n, **options)) for n in (1, 3))
     assert_close_state(whole, split, rtol=1e-3, atol=5e-5)
 
 
@@ -365,7 +367,8 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize(
     "changes",
     [{"timestep_sampling": name, "learned_variance": True} for name in TIMESTEP_SAMPLERS]
-    + [{"conditioning": name} for name in ("none", "class", "text+mask")],
+    + [{"conditioning": name} for name in ("none", "class", "text+mask")]
+    + [{"augment": 0.3}],
     ids=str,
 )
 def test_train_step_reads_nothing_back_from_the_device(changes):

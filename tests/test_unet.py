@@ -13,6 +13,7 @@ from ddpm.core.weights import save_weights
 from ddpm.datasets.registry import DIGITS
 from ddpm.networks import layers
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG, load_model, make_config
+from ddpm.networks.conditioning import AUGMENTATION_PARAMETERS
 from ddpm.networks.layers import PackedConv2d, Upsample
 from ddpm.networks.unet import CompatOptions, UNet, UNetSettings, norm_groups, time_embedding
 
@@ -131,6 +132,21 @@ def test_no_labels_equal_the_id_of_no_class_and_are_ignored_without_conditioning
     torch.testing.assert_close(network(x, t, None), network(x, t, torch.tensor([10, 10])), atol=0, rtol=0)
     without = awake(UNet(settings(conditioning="none"), (8, 8, 1), class_names=DIGITS))
     torch.testing.assert_close(without(x, t, torch.tensor([1, 2])), without(x, t, None), atol=0, rtol=0)
+
+
+def test_augmentation_parameters_have_an_effect_unless_they_are_zero():
+    def seeded_network(augmented):
+        torch.manual_seed(0)
+        return UNet(settings(), (8, 8, 1), DIGITS, augmented=augmented)
+
+    plain, network = (seeded_network(augmented) for augmented in (False, True))
+    assert network.state_dict().keys() - plain.state_dict().keys() == {"augment.weight"}
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in plain.state_dict().items())
+    x, t, zeros = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0]), torch.zeros(2, AUGMENTATION_PARAMETERS)
+    out = awake(network)(x, t)
+    assert torch.equal(network(x, t, augmentation=zeros), out)
+    for column in torch.eye(AUGMENTATION_PARAMETERS):
+        assert not torch.allclose(network(x, t, augmentation=column.expand(2, -1)), out, atol=1e-4)
 
 
 def test_images_of_a_batch_are_independent():

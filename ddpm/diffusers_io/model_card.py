@@ -40,6 +40,7 @@ TRAINING = {
     "loss_weight": "loss weight",
     "condition_dropout": "condition dropout",
     "flip": "random horizontal flips",
+    "augment": "probability of each non-leaking augmentation",
     "seed": "seed",
 }
 

@@ -83,12 +83,13 @@ def diffusion_loss(
     prediction: str,
     weight: Weight,
     known: Tensor | None = None,
+    augmentation: Tensor | None = None,
 ) -> Tensor:
     """Returns the weighted loss of every image, (B,); for a network with 2C output channels, the hybrid loss (`_vlb_loss`).
 
     x0: clean images in [-1, 1], (B, C, H, W). index: their levels, 1..T, (B,). eps: standard normal noise of the shape of x0.
     prediction: a key of PREDICTIONS. weight: from `make_weight`.
-    labels, known: conditioning passed to the network (see networks.registry.Network), or None.
+    labels, known, augmentation: conditioning passed to the network (see networks.registry.Network), or None.
 
     >>> from ddpm.diffusion.schedule import make_schedule
     >>> schedule, x0, eps = make_schedule("linear", 1000), torch.rand(8, 3, 16, 16), torch.randn(8, 3, 16, 16)
@@ -99,8 +100,8 @@ def diffusion_loss(
     """
     level = schedule[index]
     x_t = add_noise(x0, eps, level)
-    conditioning = (labels,) if known is None else (labels, known)
-    output = network(x_t, level.t.to(x0.dtype), *conditioning).float()
+    optional = {name: value for name, value in (("known", known), ("augmentation", augmentation)) if value is not None}
+    output = network(x_t, level.t.to(x0.dtype), labels, **optional).float()
     learns_variance = output.shape[1] == 2 * x0.shape[1]
     mean = output[:, : x0.shape[1]]
     error = (mean - target(prediction, x0, eps, level)).square().flatten(1).mean(1)

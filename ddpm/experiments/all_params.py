@@ -105,7 +105,7 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
     size = p.prepare_data.size() or (ANY_SIDE, ANY_SIDE)
     shape, class_names = (data.shape, data.class_names) if data else ((*size, 3), ["a", "b"])
     with _WithoutInit(), torch.device("meta"), torch.random.fork_rng(devices=[]):
-        network = make_network(p.model, p.diffusion, shape, class_names)
+        network = make_network(p.model, p.diffusion, shape, class_names, augmented=p.train.augment > 0)
     if (parameters := sum(tensor.numel() for tensor in network.parameters())) > MAX_PARAMETERS:
         message = f"the network would have {parameters:,} parameters (allowed: {MAX_PARAMETERS:,}); lower the model section"
         raise InputError(message, key="model")

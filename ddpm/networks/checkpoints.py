@@ -74,6 +74,7 @@ class _Training(_Entries):
     loss_weight: str | None = None
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     flip: bool | None = None
+    augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: int | None = None
 
 
@@ -118,7 +119,7 @@ def load_model(folder: Path, checkpoint: str | float, device: torch.device) -> t
         raise InputError(f"format {config.get('format')!r:.20} is not {FORMAT}; {remake(made_by)}", key=path)
     try:
         valid = make(_Config, **config)
-        options = {"compat": valid.compat} if valid.compat else {}
+        options = {"augmented": valid.training.augment > 0} | ({"compat": valid.compat} if valid.compat else {})
         network = make_network(valid.model, valid.diffusion, tuple(valid.data.shape), valid.data.class_names, **options)
     except InputError as error:
         reason = str(error).split(";")[0]  # without the advice, which is about params.yaml

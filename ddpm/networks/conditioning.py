@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddpm.networks.captions import PADDING, START, Vocabulary, caption_table
 
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 64, 2, 4
+AUGMENTATION_PARAMETERS = 9  # of each image, see ddpm/training/augment.py
 
 
 class NoConditioning(nn.Module):

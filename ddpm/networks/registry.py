@@ -29,11 +29,19 @@ class Network(Protocol):
     takes_mask: bool
     condition: nn.Module
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        known: Tensor | None = None,
+        augmentation: Tensor | None = None,
+    ) -> Tensor:
         """Returns the prediction, (B, outputs, H, W).
 
         x: noisy images, (B, C, H, W). t: the time of each, float (B,). labels: class ids (B,) or word ids (B, L), int64; None is
-        no class. known: `conditioning.masked_input`, (B, C + 1, H, W); None is no known pixels.
+        no class. known: `conditioning.masked_input`, (B, C + 1, H, W); None is no known pixels. augmentation: parameters
+        of the augmentation of x, (B, 9), in training alone; None means zeros. Only a network built for it takes this argument.
         """
 
 
@@ -42,14 +50,16 @@ class NetworkType(NamedTuple):
 
     settings: the class of its `model` section, with the fields `type` and `conditioning`.
     build: function (settings, (H, W, C), class_names, outputs) -> network.
+    takes_augmentation: whether `build` has the option `augmented`, for a network that takes the parameters of an augmentation.
     """
 
     settings: type[Section]
     build: Callable[..., nn.Module]
+    takes_augmentation: bool = False
 
 
 NETWORKS: dict[str, NetworkType] = {
-    "unet": NetworkType(UNetSettings, UNet),
+    "unet": NetworkType(UNetSettings, UNet, takes_augmentation=True),
 }
 
 
@@ -71,11 +81,21 @@ class NetworkSettings(Section):
 
 
 def make_network(
-    model: Section, diffusion: Diffusion, shape: tuple[int, int, int], class_names: Sequence[str], **options: Any
+    model: Section,
+    diffusion: Diffusion,
+    shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    augmented: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Returns the network of these settings for images (H, W, C). Raises InputError for sizes that do not fit together.
 
+    augmented: build a network that takes the parameters of an augmentation. Raises InputError if this type cannot.
     options: further arguments of the network, such as `compat` of UNet.
     """
     outputs = shape[2] * (2 if diffusion.learned_variance else 1)
+    if augmented and not NETWORKS[model.type].takes_augmentation:
+        message = f"a network of type {model.type!r} takes no parameters of an augmentation; set it to 0"
+        raise InputError(message, key="train.augment", where="params.yaml")
+    options |= {"augmented": True} if augmented else {}
     return NETWORKS[model.type].build(model, shape, class_names, outputs, **options)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, OrWord, Section
-from ddpm.networks.conditioning import CONDITIONINGS
+from ddpm.networks.conditioning import AUGMENTATION_PARAMETERS, CONDITIONINGS
 from ddpm.networks.layers import (
     Attention,
     Downsample,
@@ -68,7 +68,8 @@ class UNet(nn.Module):
 
     It meets the contract of `registry.Network`. H and W must be divisible by 2 ** (levels - 1). The output starts at zero.
 
-    shape: (H, W, C) of the images. outputs: channels of the output; C by default. Raises InputError for sizes that do not fit.
+    shape: (H, W, C) of the images. outputs: channels of the output; C by default. augmented: whether it takes the
+    parameters of an augmentation. Raises InputError for sizes that do not fit.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class UNet(nn.Module):
         class_names: Sequence[str],
         outputs: int | None = None,
         compat: CompatOptions = DEFAULTS,
+        augmented: bool = False,
     ):
         super().__init__()
         check_sizes(settings, shape, compat)
@@ -123,11 +125,22 @@ class UNet(nn.Module):
         # One linear layer gives the shifts of all blocks, in the order of `forward`: one large product is faster than many small.
         self.widths = [block.conv1.out_channels for block in self.modules() if isinstance(block, ResidualBlock)]
         self.embed = nn.Linear(embedding, sum(self.widths))
+        # Without a bias, so that zeros and None are equal. Made last, so that all other layers start as without it.
+        self.augment = nn.Linear(AUGMENTATION_PARAMETERS, embedding, bias=False) if augmented else None
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        known: Tensor | None = None,
+        augmentation: Tensor | None = None,
+    ) -> Tensor:
         """Returns the prediction (B, outputs, H, W) for x (B, C, H, W) at t (B,); see `registry.Network`."""
-        embedding = F.silu(self.condition(self.time(time_embedding(t, self.base, self.frequency_shift).to(x.dtype)), labels))
-        shifts = iter(self.embed(embedding)[:, :, None, None].split(self.widths, dim=1))
+        embedding = self.condition(self.time(time_embedding(t, self.base, self.frequency_shift).to(x.dtype)), labels)
+        if augmentation is not None:
+            embedding = embedding + self.augment(augmentation.to(x.dtype))
+        shifts = iter(self.embed(F.silu(embedding))[:, :, None, None].split(self.widths, dim=1))
         if self.takes_mask:
             x = torch.cat([x, x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:]) if known is None else known], dim=1)
         h = self.conv_in(x)

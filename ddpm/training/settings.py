@@ -39,6 +39,7 @@ class Train(Section):
     timestep_sampling: TimestepSamplerName
     condition_dropout: Annotated[float, Field(ge=0, lt=1)]
     flip: bool
+    augment: Annotated[float, Field(ge=0, lt=1)]
     log_every: Count
     validate_every: Count
     preview_every: Count

@@ -1,7 +1,7 @@
 """The trainer: one optimizer step of the network and its EMAs, the validation loss, and the state to resume from."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
@@ -18,6 +18,7 @@ from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from ddpm.networks import power_ema
 from ddpm.networks.conditioning import masked_input
+from ddpm.training.augment import augment, random_parameters
 from ddpm.training.ema import EMA, FlatParameters, ramped
 from ddpm.training.masks import random_masks
 from ddpm.training.monitor import FLOAT16_TRIALS, NonFiniteGuard, PhaseTimer
@@ -33,8 +34,8 @@ class Trainer:
     """The state of one training: network, EMAs, optimizer and loss history.
 
     Randomness is a function of (seed, images seen, rank). Every step seeds PyTorch's default generator from them, so a resumed
-    run repeats the noise, levels, flips and dropout of an uninterrupted one without a saved generator state. All but dropout is
-    drawn for the whole batch in every process, so it does not depend on the number of processes.
+    run repeats the noise, levels, augmentation and dropout of an uninterrupted one without a saved generator state. All but
+    dropout is drawn for the whole batch in every process, so it does not depend on the number of processes.
 
     No step reads a value back from the device, which would make it wait; the sums of the losses are read for the log.
 
@@ -89,12 +90,11 @@ class Trainer:
         share = processes.local_slice(batch_size)
         self.phases.enter("data")
         torch.manual_seed(seed_of(self.seed, "train", self.seen))
-        x0, labels = self.batches.batch(self.seen, batch_size, share)
-        labels, known = self.conditioning(x0, labels, share)
+        x0, labels, known, augmentation = self.inputs(self.seen, share)
         index, weight = self.timesteps.draw(batch_size)
         eps = torch.randn((batch_size, *x0.shape[2:], x0.shape[1]), device=self.device)[share].permute(0, 3, 1, 2)
         torch.manual_seed(seed_of(self.seed, "dropout", self.seen, processes.rank()))
-        losses = self._backward(x0, labels, index[share], eps, weight[share], known)
+        losses = self._backward(weight[share], x0, labels, index[share], eps, known, augmentation)
         losses = processes.all_gather_rows(losses, batch_size)
         self.timesteps.update(index, losses)
         self.phases.enter("update")
@@ -106,18 +106,20 @@ class Trainer:
 
     def _backward(self, *inputs: Tensor | None) -> Tensor:
         """Accumulates the gradient of the batch's mean loss in parts; returns the losses without importance weights, (b,)."""
-        parts = self.settings.gradient_accumulation
-        pieces = list(zip(*(value.tensor_split(parts) for value in inputs if value is not None), strict=True))
+        pieces = list(zip(*map(self._parts, inputs), strict=True))
         return torch.cat([self._accumulate(*piece, last=piece is pieces[-1]) for piece in pieces])
 
-    def _accumulate(
-        self, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, weight: Tensor, known: Tensor | None = None, *, last: bool
-    ) -> Tensor:
-        """Adds the gradient of some images' share of the mean loss; returns their losses, (b,)."""
+    def _parts(self, value: Tensor | None) -> Sequence[Tensor | None]:
+        """Returns `train.gradient_accumulation` parts of a tensor, or as many None."""
+        parts = self.settings.gradient_accumulation
+        return [None] * parts if value is None else value.tensor_split(parts)
+
+    def _accumulate(self, weight: Tensor, *inputs: Tensor | None, last: bool) -> Tensor:
+        """Adds the gradient of some images' share of the mean loss; returns their losses, (b,). inputs: those of `_losses`."""
         # The gradients of all processes are added up once, with the last piece.
         with nullcontext() if last or processes.world_size() == 1 else self.model.no_sync():
             self.phases.enter("forward")
-            losses = self._losses(self.model, x0, labels, index, eps, known)
+            losses = self._losses(self.model, *inputs)
             # DistributedDataParallel takes the mean over the processes; the loss is a sum over them.
             loss = (weight * losses).sum() * (processes.world_size() / self.settings.batch_size)
             self.phases.enter("backward")
@@ -134,23 +136,23 @@ class Trainer:
         self.guard.note(self.step, ~finite)
 
     def _losses(
-        self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, known: Tensor | None = None
+        self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, *others: Tensor | None
     ) -> Tensor:
-        """Returns the weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,)."""
+        """Returns the weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,).
+
+        others: known, augmentation, or None.
+        """
         with self.autocast():
-            return diffusion_loss(model, self.schedule, x0, labels, index, eps, self.prediction, self.weight, known)
+            return diffusion_loss(model, self.schedule, x0, labels, index, eps, self.prediction, self.weight, *others)
 
     def probe(self, model: nn.Module) -> None:
         """Runs a model forwards and backwards with the shapes of a training step, without waiting for other processes."""
         share = processes.local_slice(self.settings.batch_size)
-        x0, labels = self.batches.batch(0, self.settings.batch_size, share)
-        parts = self.settings.gradient_accumulation
-        inputs = (x0, *self.conditioning(x0, labels, share))
-        x0, labels, known = (value if value is None else value.tensor_split(parts)[0] for value in inputs)
+        x0, labels, known, augmentation = (self._parts(value)[0] for value in self.inputs(0, share))
         eps = torch.zeros(len(x0), *x0.shape[2:], x0.shape[1], device=self.device).permute(0, 3, 1, 2)
         index = torch.ones(len(x0), dtype=torch.int64, device=self.device)
         with nullcontext() if processes.world_size() == 1 else model.no_sync():
-            self._losses(model, x0, labels, index, eps, known).sum().backward()
+            self._losses(model, x0, labels, index, eps, known, augmentation).sum().backward()
 
     def _update(self) -> Tensor:
         """Clips the gradient and updates the weights unless it is not finite; returns its norm before clipping."""
@@ -169,6 +171,17 @@ class Trainer:
             self.scaler.update()
         self.flat.vector.grad.zero_()
         return norm
+
+    def inputs(self, seen: int, share: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Returns (x0, labels, known, augmentation) of a share of the batch after the first `seen` images.
+
+        augmentation: the parameters of the transformations of x0, (b, 9); None without augmentation.
+        """
+        batch_size, probability = self.settings.batch_size, self.settings.augment
+        x0, labels = self.batches.batch(seen, batch_size, share)
+        parameters = random_parameters(batch_size, probability, self.device)[share] if probability else None
+        x0 = x0 if parameters is None else augment(x0, parameters)
+        return x0, *self.conditioning(x0, labels, share), parameters
 
     def conditioning(self, x0: Tensor, labels: Tensor, share: slice) -> tuple[Tensor, Tensor | None]:
         """Returns (labels, known), the conditioning of this process's images (b, C, H, W) of classes (b,).
