@@ -1,7 +1,7 @@
 """Writes a model as a folder that diffusers' DDPMPipeline and DDIMPipeline load.
 
 These unconditional pipelines pass only the time to the network. A fixed class or text embedding is therefore added to the last
-bias of the time embedding, and the input channels of masks are dropped.
+bias of the time embedding. The input channels of masks, and the layer for the parameters of an augmentation, are left out.
 """
 
 from collections.abc import Sequence

@@ -92,8 +92,8 @@ def page(report: dict, picture: str) -> str:
         f"![scores over training steps, for each probability of the augmentation]({picture})",
         f"The default network of params.yaml, trained on {report['images']:,} of the {report['all_images']:,} training digits; "
         f"one training each, seed 0. {samples:,} samples by DDIM in {report['sampling_steps']} steps from the checkpoint "
-        f"`final`, in sets of n = {n:,}. FID and recall compare with all training digits, in the features of a classifier that was "
-        "trained on them; nn_auc, near copies and authenticity compare with the digits that the network saw "
+        f"`final`, in sets of n = {n:,}. FID and recall compare with all training digits, in the features of a classifier "
+        "that was trained on them; nn_auc, near copies and authenticity compare with the digits that the network saw "
         "([what they mean](../../ddpm/evaluation/README.md)). The validation loss is that of test digits without augmentation.",
         table(
             ["steps", "`train.augment`", "FID", "recall", "nn_auc", "near copies", "authenticity", "validation loss"],
