@@ -116,7 +116,7 @@ class TestTrainer:
     def test_without_augmentation_no_random_number_is_used(self):
         trainer = make_trainer(conditioning="mask")
         torch.manual_seed(0)
-        x0, labels, known, parameters = trainer.inputs(32, slice(None))
+        x0, _, known, parameters = trainer.inputs(32, slice(None))
         state = torch.get_rng_state()
         torch.manual_seed(0)
         expected, expected_labels = trainer.batches.batch(32, 16)
@@ -171,9 +171,11 @@ class TestTrainedModel:
         model, clean = trained
         drawn_images = generate_set(model, make_plan(model, steps=10), 20, 10, 0, "test").arrays["arr_0"]
         found = torch.from_numpy(drawn_images).permute(0, 3, 1, 2) / 127.5 - 1
-        assert (found - clean).abs().mean((1, 2, 3)).max() < 0.2
+        distances = (found - clean).abs().mean((1, 2, 3))  # of the flipped images 0.35 and 1.06
+        assert distances.mean() < 0.12
+        assert distances.max() < 0.25
 
-    @pytest.mark.parametrize("columns", [{}, {"x_flip": 1.0}, {"y_flip": 1.0}, {"down": 0.25}, {"cos_less_1": -1.0, "sin": 1.0}])
+    @pytest.mark.parametrize("columns", [{}, {"x_flip": 1.0}, {"y_flip": 1.0}, {"x_flip": 1.0, "y_flip": 1.0}])
     def test_with_parameters_it_predicts_the_transformed_image(self, trained, columns):
         """From pure noise, so that the parameters alone tell the image."""
         model, clean = trained
@@ -182,9 +184,8 @@ class TestTrainedModel:
             t = torch.full((8,), float(model.schedule[50].t))
             found = model.network(noise, t, augmentation=parameters.expand(8, -1)).mean(0, keepdim=True)
         expected = augment(clean, parameters)
-        assert (found - expected).abs().mean() < 0.25
-        if columns:
-            assert (found - clean).abs().mean() > 2 * (found - expected).abs().mean()
+        assert (found - expected).abs().mean() < 0.2
+        assert not columns or (found - clean).abs().mean() > 0.3
 
 
 def test_stages_train_and_sample_with_augmentation(data):

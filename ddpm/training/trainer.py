@@ -135,9 +135,7 @@ class Trainer:
         self.sums += torch.where(finite, row, 0)
         self.guard.note(self.step, ~finite)
 
-    def _losses(
-        self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, *others: Tensor | None
-    ) -> Tensor:
+    def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, *others: Tensor | None) -> Tensor:
         """Returns the weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,).
 
         others: known, augmentation, or None.
