@@ -212,6 +212,17 @@ def test_state_of_a_scored_training_depends_on_all_that_scores_load():
     assert all(any(file.startswith(folder) for file in files) for folder in TrainingFID.INPUTS if folder.startswith("ddpm"))
 
 
+def test_dvc_trains_the_classifier_before_the_network(committed, monkeypatch):
+    """The scores of a training need it, although no dep says so: the order of dvc.yaml does."""
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import plan_repro
+
+    monkeypatch.chdir(committed)
+    with Repo() as repo:
+        order = [stage.name for stage in plan_repro(repo.index.graph)]
+    assert order.index("train_classifier") < order.index("train")
+
+
 @contextmanager
 def changed(path):
     """Adds a line to a file, which may be new, until the end of the block."""
