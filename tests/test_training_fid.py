@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import dvclive  # noqa: F401 (here, and not in each fork)
+import dvclive  # noqa: F401 (here and below: loaded once, and not in each fork)
 import pandas as pd
 import pytest
 import torch
-import torch._dynamo  # noqa: F401
+import torch._dynamo
 from conftest import edit_params, error_of, link_code
 from processes import at_call, die, in_processes
 from test_kills import POINTS, assert_same, attempt, results, same
