@@ -41,19 +41,29 @@ def main() -> None:
     wrapped = processes.wrap_ddp(network, device)
     trainer.model = compiled(wrapped, p.runtime.compile, device, trainer.probe)
     # The stages sample_* do not read data/prepared, so the model tells them how many images each class has.
-    trained_on = data.identity() | {"class_counts": data.class_counts}
-    config = make_config(p.model, p.schedule, p.prediction, p.diffusion, trained_on, p.train.model_dump(), p.seed)
+    trained_on, training = data.identity() | {"class_counts": data.class_counts}, p.train.model_dump()
+    score = None
+    if p.train.score_every:
+        # Late, and no dependency of this stage: a new sampler or classifier is no reason to train again.
+        from ddpm.evaluation.training_fid import TrainingFID
+        from ddpm.sampling.model import DiffusionModel
+
+        model = DiffusionModel(network, schedule, p.prediction, trained_on)
+        score = TrainingFID(model, data, p.train.score_samples, p.train.score_steps, p.seed)
+        training["classifier_sha256"] = score.classifier_sha256
+    config = make_config(p.model, p.schedule, p.prediction, p.diffusion, trained_on, training, p.seed)
 
     saved = None
     if processes.is_main_process():
         is_compiled = trainer.model is not wrapped
-        saved = ResumeState(stage_fingerprint("train"), environment(device, precision.dtype, is_compiled))
+        fingerprint = stage_fingerprint("train", score.INPUTS if score else ())
+        saved = ResumeState(fingerprint, environment(device, precision.dtype, is_compiled))
     state = processes.from_rank0(lambda: saved.load(fresh=fresh_start()))
     if state:
         trainer.load_state_dict(state)
     artifacts = TrainingArtifacts(trainer, config, saved, p.runtime.loggers) if saved else None
     try:
-        train(trainer, data.test, artifacts.hooks() if artifacts else Hooks())
+        train(trainer, data.test, artifacts.hooks() if artifacts else Hooks(), score)
     except BaseException:
         if artifacts:
             artifacts.loggers.stop()

@@ -63,6 +63,7 @@ def test_no_file_stands_in_two_charts():
     [
         ("loss", "loss of the training images (lower is better)"),
         ("validation_loss", "loss of test images, with the EMA weights (lower is better)"),
+        ("fid", "FID of a few samples, in the features of the classifier (lower is better)"),
         ("learning_rate", "learning rate"),
         ("25_50", "loss at t / T from 0.25 to 0.5 (lower is better)"),
         ("accuracy", "accuracy on test images (higher is better)"),

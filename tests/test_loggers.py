@@ -119,7 +119,7 @@ def assert_complete(logger, state):
     assert config["model.channel_mults"] == "[1, 2]"
     assert not any(key.startswith("runtime") for key in config)
     assert summary["results/final_sha256"] == read_json("reports/train/metrics.json", "train")["final_sha256"]
-    assert summary["results/best_validation_loss"] == pytest.approx(state["best_loss"], rel=1e-6)
+    assert summary["results/best_validation_loss"] == pytest.approx(state["best_value"], rel=1e-6)
 
 
 @pytest.mark.parametrize("logger", NAMES)

@@ -130,6 +130,10 @@ PINNED = [
     ({"report": 5}, "report: 5 is no section; write its keys below it: tile, columns, frame_ms"),
     ({"train.learning_rate": 2}, "train.learning_rate: 2 must be less than or equal to 1 (allowed: > 0 and <= 1)"),
     ({"train.steps": ...}, "train.steps: missing; add it (the committed params.yaml shows a value)"),
+    (
+        {"train.best_by": "fid"},
+        "train.best_by: 'fid' is never measured, since train.score_every is 0; set that to a number of steps",
+    ),
 ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ddpm.evaluation.training_fid import TrainingFID
 from ddpm.training.checkpoint import stage_fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ RANKS = [
     {"cli", "__main__.py"},
 ]
 # Late imports that are no dependencies: the previews of a training, which no other stage reads; and the check of all of
-# params.yaml before a stage, which changes no result.
+# params.yaml before a stage, which changes no result. stages/train.py imports the scores of a training late too.
 EXEMPT = {"ddpm/training/artifacts.py", "ddpm/core/stage.py"}
 
 
@@ -202,6 +203,24 @@ def committed(tmp_path_factory):
         with Repo.init(no_scm=True) as repo:
             repo.commit(force=True)
     return folder
+
+
+def test_state_of_a_scored_training_depends_on_all_that_scores_load():
+    read = *STAGES["train"]["deps"], *TrainingFID.INPUTS
+    files = {file for file in loaded_files("ddpm/evaluation/training_fid.py") if not file.endswith("__init__.py")}
+    assert not [file for file in files if not file.startswith(read)]
+    assert all(any(file.startswith(folder) for file in files) for folder in TrainingFID.INPUTS if folder.startswith("ddpm"))
+
+
+def test_dvc_trains_the_classifier_before_the_network(committed, monkeypatch):
+    """The scores of a training need it, although no dep says so: the order of dvc.yaml does."""
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import plan_repro
+
+    monkeypatch.chdir(committed)
+    with Repo() as repo:
+        order = [stage.name for stage in plan_repro(repo.index.graph)]
+    assert order.index("train_classifier") < order.index("train")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ SETTINGS = {
     "weight_decay": 0.01, "gradient_clip": 1.0, "ema_decay": 0.9, "loss_weight": "v", "loss_gamma": "auto",
     "timestep_sampling": "uniform", "condition_dropout": 0.1, "flip": True, "augment": 0.0, "log_every": 4, "validate_every": 6,
     "preview_every": 5, "checkpoint_every": 5, "gradient_accumulation": 1, "max_nonfinite_skips": 0,
-    "snapshot_every": 64, "snapshots": 2,
+    "snapshot_every": 64, "snapshots": 2, "score_every": 0, "score_samples": 20, "score_steps": 3, "best_by": "validation_loss",
 }  # fmt: skip
 
 
@@ -50,8 +50,8 @@ def make_trainer(seed=0, prediction="v", learned_variance=False, dropout=0.2, co
     return Trainer(network, make_schedule("cosine", 100), prediction, batches, options, seed)
 
 
-def run(trainer, checkpoint=lambda trainer: None, log=lambda row: None):
-    train(trainer, make_split(30, 1), Hooks(log=log, checkpoint=checkpoint))
+def run(trainer, checkpoint=lambda trainer: None, log=lambda row: None, score=None):
+    train(trainer, make_split(30, 1), Hooks(log=log, checkpoint=checkpoint), score)
     return trainer
 
 
@@ -75,7 +75,7 @@ def assert_same_state(a, b):
         for one, other in zip(mine.state.values(), others.state.values(), strict=True):
             assert all(torch.equal(one[name], other[name]) for name in one)
     assert a.history == b.history
-    assert a.best_loss == b.best_loss
+    assert a.best_value == b.best_value
 
 
 def conditioned(conditioning, count=20_000, seed=0, mine=slice(None), **changes):
@@ -206,7 +206,7 @@ def test_history_has_the_mean_loss_since_the_last_row(straight):
     rows, trainer = straight.history, straight
     losses = [row["loss"] for row in run(make_trainer(log_every=1)).history if "loss" in row]
     assert rows[0]["loss"] == pytest.approx(np.mean(losses[:4]), rel=1e-6)
-    assert validation_losses(trainer)[-1] >= trainer.best_loss
+    assert validation_losses(trainer)[-1] >= trainer.best_value
     assert rows[1].keys() == {"step", "validation_loss"}
 
 
@@ -232,8 +232,30 @@ def test_best_is_the_ema_with_the_lowest_validation_loss():
     trainer = run(make_trainer(validate_every=3, checkpoint_every=3), checkpoint)
     losses = {row["step"]: row["validation_loss"] for row in trainer.history if "validation_loss" in row}
     best = min(losses, key=losses.get)
-    assert trainer.best_loss == losses[best]
+    assert trainer.best_value == losses[best]
     assert all(torch.equal(value, saved[best][name]) for name, value in trainer.best.items())
+
+
+def test_best_is_the_ema_with_the_lowest_fid(straight):
+    """The score draws random numbers, which change no step, and is lowest where the validation loss is not."""
+    saved, seen, values = {}, {}, iter([3.0, 1.0, 2.0])
+
+    def score():
+        weights = {name: value.clone() for name, value in trainer.network.named_parameters()}
+        seen[trainer.step] = trainer.network.training, weights
+        return next(values) + 0 * torch.rand(1).item()
+
+    trainer = make_trainer(score_every=5, checkpoint_every=5, best_by="fid")
+    run(trainer, lambda trainer: saved.update({trainer.step: trainer.ema_weights()}), score=score)
+    assert [(row["step"], row["fid"]) for row in trainer.history if "fid" in row] == [(5, 3.0), (10, 1.0), (12, 2.0)]
+    assert trainer.best_value == 1.0
+    assert all(torch.equal(value, saved[10][name]) for name, value in trainer.best.items())
+    for step, (training, weights) in seen.items():
+        assert not training
+        assert all(torch.equal(value, saved[step][name]) for name, value in weights.items())
+    for key in ("network", "ema"):
+        assert all(torch.equal(value, straight.state_dict()[key][name]) for name, value in trainer.state_dict()[key].items())
+    assert any(not torch.equal(value, straight.best[name]) for name, value in trainer.best.items())
 
 
 def test_loss_decreases_on_equal_images():

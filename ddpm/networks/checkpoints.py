@@ -1,7 +1,7 @@
 """A trained network on disk: safetensors weights and a config.json with everything that is needed to rebuild it.
 
-models/ddpm/ holds three checkpoints: `final` (EMA at the end), `best` (EMA at the lowest validation loss) and `latest` (the
-weights themselves at the last checkpoint, to continue training from). A number is a fourth kind: the EMA of that sigma_rel,
+models/ddpm/ holds three checkpoints: `final` (EMA at the end), `best` (EMA at the lowest validation loss or FID) and `latest`
+(the weights themselves at the last checkpoint, to continue training from). A number is a fourth kind: the EMA of that sigma_rel,
 rebuilt from the snapshots.
 """
 

@@ -94,13 +94,15 @@ def fid_over_steps(path: Path, frame: pd.DataFrame) -> None:
 
 
 def training_curves(path: Path, history: Sequence[dict], speed: Sequence[dict]) -> None:
-    """Draws loss, gradient norm and throughput over optimizer steps.
+    """Draws loss, gradient norm and throughput over optimizer steps, and FID where there is any.
 
-    history: rows of step and some of loss, validation_loss and gradient_norm. speed: rows of step and images_per_second.
+    history: rows of step and some of loss, validation_loss, gradient_norm and fid. speed: rows of step and images_per_second.
     """
     rows, fast = pd.DataFrame(history), pd.DataFrame(speed)
-    rows = rows.reindex(columns=["step", "loss", "validation_loss", "gradient_norm"])
-    with figure(path, 3, 12, 3.2) as (left, middle, right):
+    rows = rows.reindex(columns=["step", "loss", "validation_loss", "gradient_norm", "fid"])
+    scores = rows.dropna(subset="fid")
+    panels = 4 if len(scores) else 3
+    with figure(path, panels, 4 * panels, 3.2) as (left, middle, right, *more):
         _draw_losses(left, rows.dropna(subset="loss"), rows.dropna(subset="validation_loss"))
         left.set(title="Weighted loss (lower is better)")
         norms = rows.dropna(subset="gradient_norm")
@@ -108,6 +110,10 @@ def training_curves(path: Path, history: Sequence[dict], speed: Sequence[dict]) 
         middle.set(xlabel="optimizer step", title="Gradient norm, before clipping", ylim=(0, None))
         right.plot(fast.step, fast.images_per_second, color=BLUE, linewidth=1)
         right.set(xlabel="optimizer step", title="Training images per second", ylim=(0, None))
+        for ax in more:
+            ax.plot(scores.step, scores.fid, "o-", color=BLUE, markersize=4)
+            ax.set(xlabel="optimizer step", title="FID of a few samples (lower is better)", yscale="log")
+            _plain_log_axis(ax)
 
 
 def _draw_losses(ax: Axes, loss: pd.DataFrame, validation: pd.DataFrame) -> None:

@@ -14,6 +14,7 @@ from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
 from ddpm.networks.power_ema import SNAPSHOTS, list_snapshots, save_snapshot, snapshot_file
 from ddpm.training.checkpoint import ResumeState
 from ddpm.training.loop import SPEED_COLUMNS, Hooks
+from ddpm.training.settings import BEST_BY
 from ddpm.training.trainer import Trainer
 
 REPORT = Path("reports/train")
@@ -88,7 +89,12 @@ class TrainingArtifacts:
 
         training_curves(REPORT / "training.png", trainer.history, trainer.speed)
         weights = sha256(MODEL_DIR / CHECKPOINTS["final"])
-        results = {"parameters": self.parameters, "best_validation_loss": trainer.best_loss, "final_sha256": weights}
+        results = {"parameters": self.parameters, "best_by": trainer.settings.best_by, "final_sha256": weights}
+        for name in BEST_BY:
+            if values := [row[name] for row in trainer.history if name in row]:
+                results[f"best_{name}"] = min(values)
+        if trainer.settings.score_every:
+            results["classifier_sha256"] = self.config["training"]["classifier_sha256"]
         self.log.close(**results)
         self.loggers.close({f"results/{name}": value for name, value in results.items()}, trainer.step, weights)
         print(f"time: {trainer.phases.summary()}", flush=True)

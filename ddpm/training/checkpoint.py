@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,15 +25,18 @@ from ddpm.core.scratch import hold, scratch_root
 from ddpm.core.yaml_files import read_yaml
 
 STATE = "state.pt"
-FORMAT = 6  # of state.pt; raised when the states of older code cannot be used
+FORMAT = 7  # of state.pt; raised when the states of older code cannot be used
 
 
-def stage_fingerprint(stage: str) -> str:
-    """Returns the SHA-256 of the params and of the content of the deps that dvc.yaml declares for the stage."""
+def stage_fingerprint(stage: str, others: Sequence[str] = ()) -> str:
+    """Returns the SHA-256 of the params and of the content of the deps that dvc.yaml declares for the stage.
+
+    others: further files and folders that the stage reads. Raises InputError if a path does not exist.
+    """
     declared = read_yaml(PIPELINE_FILE)["stages"][stage]
     params = read_yaml(PARAMS_FILE)
     values = {name: params.get(name) for name in declared["params"]}
-    content = sha256_tree(declared["deps"]) + json.dumps(values, sort_keys=True)
+    content = sha256_tree([*declared["deps"], *others]) + json.dumps(values, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
-"""The training loop: optimizer steps, and between them logs, validation, previews, snapshots and checkpoints."""
+"""The training loop: optimizer steps, and between them logs, validation, scores, previews, snapshots and checkpoints."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,8 +30,10 @@ class Hooks(NamedTuple):
     checkpoint: Callable[[Trainer], None] = lambda trainer: None
 
 
-def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
+def train(trainer: Trainer, validation: Split, hooks: Hooks, score: Callable[[], float] | None = None) -> None:
     """Trains to the last step.
+
+    score: returns the FID of the network, which holds its EMA weights then; called in every process, every `score_every` steps.
 
     Raises InputError after more non-finite gradients in a row than the settings allow, and Interrupted, after a checkpoint, on
     SIGTERM or SIGINT.
@@ -39,14 +42,15 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
     trainer.network.train()
 
     def due(every: int) -> bool:
-        return trainer.step % every == 0 or trainer.step == s.steps
+        return every > 0 and (trainer.step % every == 0 or trainer.step == s.steps)
 
     with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, stop_signals() as stop:
         note, logged = "", trainer.step
         while trainer.step < s.steps:
             trainer.train_step()
             logging, validating, saving = due(s.log_every), due(s.validate_every), due(s.checkpoint_every)
-            if logging or validating or saving or stop.number or trainer.device.type == "cpu":
+            scoring = score is not None and due(s.score_every)
+            if logging or validating or scoring or saving or stop.number or trainer.device.type == "cpu":
                 trainer.guard.check()
             row = {}
             if logging:
@@ -57,8 +61,12 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks) -> None:
             if validating:
                 trainer.phases.enter("validation")
                 row["validation_loss"] = trainer.validation_loss(validation)
-                if row["validation_loss"] < trainer.best_loss:
-                    trainer.best_loss, trainer.best = row["validation_loss"], trainer.ema_weights()
+            if scoring:
+                trainer.phases.enter("scores")
+                with trainer.averaged():
+                    row["fid"] = score()
+            if row.get(s.best_by, math.inf) < trainer.best_value:
+                trainer.best_value, trainer.best = row[s.best_by], trainer.ema_weights()
             if row:
                 trainer.history.append({"step": trainer.step, **row})
             # The rest concerns process 0 only: it needs no other process, and it alone handles a signal.

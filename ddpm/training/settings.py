@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_SAMPLES, MAX_TIMESTEPS
 from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.diffusion.loss import LossWeightName
 from ddpm.diffusion.timestep_sampling import TimestepSamplerName
@@ -18,6 +20,8 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # half a cosine down to 0 (Loshchilov & Hutter 2017)
 }
+# What `best` may be chosen by, a column of the training's history of which lower is better, and the setting of its interval.
+BEST_BY = {"validation_loss": "validate_every", "fid": "score_every"}
 
 
 class Train(Section):
@@ -46,6 +50,17 @@ class Train(Section):
     checkpoint_every: Count
     snapshot_every: Count
     snapshots: Annotated[int, Field(ge=0, le=1000)]
+    score_every: Annotated[int, Field(ge=0, le=10**9)]
+    score_samples: Annotated[int, Field(ge=2, le=MAX_SAMPLES)]
+    score_steps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
+    best_by: Annotated[str, OneOf(BEST_BY)]
+
+    @model_validator(mode="after")
+    def _measures_best_by(self) -> "Train":
+        if not getattr(self, every := BEST_BY[self.best_by]):
+            message = f"{self.best_by!r} is never measured, since train.{every} is 0; set that to a number of steps"
+            raise PydanticCustomError("section", "{key}: {message}", {"key": "best_by", "message": message})
+        return self
 
     def learning_rate_at(self, step: int) -> float:
         """Returns the learning rate of step 0, 1, ...: a linear warm-up, then the schedule."""

@@ -74,7 +74,7 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.speed: list[dict[str, float]] = []
-        self.best_loss, self.best = math.inf, self.ema_weights()
+        self.best_value, self.best = math.inf, self.ema_weights()  # the lowest value of `best_by`, and its EMA weights
         # Sums since the last row of the history: losses, gradient norms, steps; then losses and images by quarter of the levels.
         self.sums = torch.zeros(3 + 2 * len(QUARTERS), device=self.device)
         self.quarters = torch.arange(len(QUARTERS), device=self.device)
@@ -264,7 +264,7 @@ class Trainer:
             "sums": self.sums,
             "history": self.history,
             "speed": self.speed,
-            "best_loss": self.best_loss,
+            "best_value": self.best_value,
             "best": self.best,
         }
 
@@ -281,5 +281,5 @@ class Trainer:
         self.timesteps.load_state_dict(state["timesteps"])
         self.guard.streak, self.sums = (state[name].to(self.device) for name in ("streak", "sums"))
         self.step, self.history, self.speed = state["step"], state["history"], state["speed"]
-        self.best_loss = state["best_loss"]
+        self.best_value = state["best_value"]
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
