@@ -36,6 +36,7 @@ from ddpm.data.prepared import open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DIGITS
 from ddpm.datasets.settings import PrepareData
+from ddpm.editing import tasks
 from ddpm.editing.tasks import EDITS
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
@@ -410,6 +411,12 @@ class TestReconstruct:
         rows = [line.replace("dB", "").split() for line in lines[1:3]]
         assert [row[:2] for row in rows] == [["5", "10"], ["50", "100"]]
         assert float(rows[1][2]) > float(rows[0][2]) > float(rows[0][3])
+
+    def test_reconstruct_generates_a_sample_once(self, run, monkeypatch):
+        generated, generate = [], tasks.vary_images
+        monkeypatch.setattr(tasks, "vary_images", lambda *given: generated.append(given) or generate(*given))
+        run("reconstruct", "seed:3", "--steps", 2, "--steps", 3)
+        assert len(generated) == 1
 
     @pytest.mark.parametrize(("there", "shown"), [(3, 3), (500, 8)])
     def test_reconstruct_default_images_exist(self, run, monkeypatch, there, shown):
