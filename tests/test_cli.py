@@ -788,11 +788,11 @@ class TestDemo:
         calls = []
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
         monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: calls.append(given)))
-        assert main(["demo", "-m", "models/text", "--checkpoint", "1e-1", "--port", "81", "--browser", *MACHINE]) == 0
+        assert main(["demo", "-m", "models/plain", "--checkpoint", "1e-1", "--port", "81", "--browser", *MACHINE]) == 0
         assert main(["demo", "--host", "0.0.0.0", "--root-path", "/page", "--share", *MACHINE]) == 0
-        assert calls == [
-            (Path("models/text"), 0.1, "cpu", 1, "127.0.0.1", 81, True, None, False),
-            (Path("models/ddpm"), "final", "cpu", 1, "0.0.0.0", 7860, False, "/page", True),
+        assert [(served.folder, *more) for served, *more in calls] == [
+            (Path("models/plain"), "models/plain, checkpoint 0.1", "127.0.0.1", 81, True, None, False),
+            (Path("models/ddpm"), "models/ddpm, checkpoint final", "0.0.0.0", 7860, False, "/page", True),
         ]
 
     def test_demo_without_gradio_is_refused(self, error, monkeypatch):
