@@ -21,7 +21,7 @@ Work = Generator[SamplingProgress, None, Images]
 
 
 class Generation:
-    """Images in the making. An iteration, of which there is one, yields a SamplingProgress after each denoising step.
+    """Images in the making. Iterate over it once, for a SamplingProgress after each denoising step. Leave the loop to stop.
 
     plan: the sampling plan.
     images: the finished images; None until the iteration has ended.
