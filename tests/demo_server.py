@@ -32,12 +32,11 @@ COMPARISON = (DEFAULT, 4, 5, 1.0, "ddim", 2, "ddpm", 3)
 VALID = {"draw": DRAWING, "inpaint": FILLING, "interpolate": WAY, "compare": COMPARISON}
 MISSING = "pip install -r requirements-demo.txt"
 SERVE = """
-import sys
-from pathlib import Path
+import ddpm, sys
 from ddpm.demo.app import launch
 from ddpm.core.files import InputError
 try:
-    launch(Path("models/ddpm"), "final", "cpu", host=sys.argv[1], port=int(sys.argv[2]))
+    launch(ddpm.load("models/ddpm", device="cpu"), "models/ddpm", host=sys.argv[1], port=int(sys.argv[2]))
 except InputError as error:
     sys.exit(f"error: {error}")
 """

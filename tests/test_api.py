@@ -120,6 +120,37 @@ class TestModel:
         assert np.array_equal(steps[-1].x, model.sample(3, labels="4", steps=6))
         assert steps[0].x0.shape == (3, 8, 8, 1)
 
+    def test_generation_shows_its_steps_and_then_its_images(self, model):
+        """A sample of a seed is generated first, and each strength counts its own steps."""
+        generation = model.editing("seed:3", [0.5, 1.0], steps=4)
+        counts = [(update.done, update.total) for update in generation]
+        assert counts == [*((k, 50) for k in range(1, 51)), (1, 2), (2, 2), (1, 4), (2, 4), (3, 4), (4, 4)]
+        assert generation.plan.nfe == generation.images.nfe == 4
+        assert np.array_equal(generation.images, model.edit("seed:3", [0.5, 1.0], steps=4))
+        assert generation.run() is generation.images
+        batches = model.sampling(5, steps=2, batch_size=2)
+        assert [update.first for update in batches] == [0, 0, 2, 2, 4, 4]
+        assert np.array_equal(batches.images, model.sample(5, steps=2))
+        stopped = model.sampling(2, steps=4)
+        next(iter(stopped))
+        assert stopped.images is None
+
+    def test_methods_that_return_images_take_the_arguments_of_a_generation(self):
+        for name, method in {"sampling": ddpm.Model.sample, "editing": ddpm.Model.edit}.items():
+            taken, returned = (inspect.signature(each) for each in (getattr(ddpm.Model, name), method))
+            assert taken.parameters == returned.parameters
+            assert returned.return_annotation is Images
+            assert method.__doc__ == getattr(ddpm.Model, name).__doc__
+
+    def test_opened_sample_is_generated_once(self, model):
+        evaluations = []
+        opened = model.open("seed:3", decode=True)
+        model.diffusion.network.register_forward_hook(lambda *_: evaluations.append(1))
+        once = model.reconstruct(opened, 2)
+        assert len(evaluations) == 4
+        again = model.reconstruct("seed:3", 2)
+        assert np.array_equal(once.images, again.images)
+
     def test_images_come_as_names_pictures_and_arrays(self, model):
         array = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
         Image.fromarray(array).save("a.png")

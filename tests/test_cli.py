@@ -36,6 +36,7 @@ from ddpm.data.prepared import open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DIGITS
 from ddpm.datasets.settings import PrepareData
+from ddpm.editing import tasks
 from ddpm.editing.tasks import EDITS
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.power_ema import TRACKED_SIGMA_REL, save_snapshot
@@ -411,6 +412,12 @@ class TestReconstruct:
         assert [row[:2] for row in rows] == [["5", "10"], ["50", "100"]]
         assert float(rows[1][2]) > float(rows[0][2]) > float(rows[0][3])
 
+    def test_reconstruct_generates_a_sample_once(self, run, monkeypatch):
+        generated, generate = [], tasks.vary_images
+        monkeypatch.setattr(tasks, "vary_images", lambda *given: generated.append(given) or generate(*given))
+        run("reconstruct", "seed:3", "--steps", 2, "--steps", 3)
+        assert len(generated) == 1
+
     @pytest.mark.parametrize(("there", "shown"), [(3, 3), (500, 8)])
     def test_reconstruct_default_images_exist(self, run, monkeypatch, there, shown):
         meta, test = prepared.open_test()
@@ -781,11 +788,11 @@ class TestDemo:
         calls = []
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
         monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: calls.append(given)))
-        assert main(["demo", "-m", "models/text", "--checkpoint", "1e-1", "--port", "81", "--browser", *MACHINE]) == 0
+        assert main(["demo", "-m", "models/plain", "--checkpoint", "1e-1", "--port", "81", "--browser", *MACHINE]) == 0
         assert main(["demo", "--host", "0.0.0.0", "--root-path", "/page", "--share", *MACHINE]) == 0
-        assert calls == [
-            (Path("models/text"), 0.1, "cpu", 1, "127.0.0.1", 81, True, None, False),
-            (Path("models/ddpm"), "final", "cpu", 1, "0.0.0.0", 7860, False, "/page", True),
+        assert [(served.folder, *more) for served, *more in calls] == [
+            (Path("models/plain"), "models/plain, checkpoint 0.1", "127.0.0.1", 81, True, None, False),
+            (Path("models/ddpm"), "models/ddpm, checkpoint final", "0.0.0.0", 7860, False, "/page", True),
         ]
 
     def test_demo_without_gradio_is_refused(self, error, monkeypatch):

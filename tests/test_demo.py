@@ -7,29 +7,23 @@ import socket
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import input_error
-from demo_server import COMPARISON, DRAWING, FILLING, MISSING, VALID, WAY, changed, environment, free_port, untrained_model
+from demo_server import COMPARISON, DRAWING, FILLING, MISSING, VALID, WAY, changed, environment, untrained_model
 from PIL import Image
 from test_params import unbounded
 
+import ddpm
 from ddpm.core.files import InputError
-from ddpm.data.images import to_images
 from ddpm.data.prepared import open_test
 from ddpm.demo import jobs
 from ddpm.demo.inputs import BRUSH, DEFAULT, SAMPLE, TEST, UPLOAD, has_test_images, painted_mask
 from ddpm.demo.jobs import WithReturnValue, compare, draw, inpaint, interpolate, show
 from ddpm.editing.inputs import open_mask
 from ddpm.plots.image_grid import FONT_SIZE, GAP, MARGIN, TINT
-from ddpm.sampling.generate import generate
-from ddpm.sampling.labels import conditioning_for
-from ddpm.sampling.model import load, open_model
-from ddpm.sampling.plan import make_plan
-from ddpm.sampling.progress import final_images
 
 ARRAY, ALLOCATOR = ValueError("array is too big"), RuntimeError("DefaultCPUAllocator: can't allocate memory")
 JOBS = {"draw": draw, "inpaint": inpaint, "interpolate": interpolate, "compare": compare}
@@ -41,7 +35,7 @@ def loaded(workspace):
 
     def make(conditioning="class"):
         untrained_model(conditioning, 50)
-        return load("final", torch.device("cpu"))
+        return ddpm.load("models/ddpm", device="cpu", threads=1)
 
     return make
 
@@ -53,8 +47,7 @@ def run(job, model, folder, values):
 
 
 def drawn(model, labels, count, seed, **options):
-    conditioning, _ = conditioning_for(model, count, labels)
-    return to_images(final_images(generate(model, make_plan(model, **options), conditioning, count, seed)))
+    return model.sample(count, labels, seed=seed, **options)
 
 
 def gray_of(path):
@@ -78,7 +71,6 @@ def test_draw_writes_picture_arrays_and_film(loaded, tmp_path):
     arrays = np.load(made.files["arrays"])
     assert np.array_equal(arrays["arr_0"], drawn(model, [], 4, 5, sampler="ddim", steps=3))
     assert arrays["arr_1"].tolist() == [0, 1, 2, 3]
-    assert arrays["captions"].tolist() == ["0", "1", "2", "3"]
     with Image.open(made.files["film"]) as film:
         assert film.n_frames > 1
     with Image.open(made.files["picture"]) as picture:
@@ -104,7 +96,7 @@ def test_draw_and_compare_without_guidance_are_unconditional(loaded, tmp_path):
     model = loaded()
     _, made = run(draw, model, tmp_path, changed(DRAWING, _5=0.0))
     arrays = dict(np.load(made.files["arrays"]))
-    assert set(arrays) == {"arr_0", "seed", "sampler"}
+    assert set(arrays) == {"arr_0", "sampler"}
     assert np.array_equal(arrays["arr_0"], drawn(model, ["none"], 4, 5, sampler="ddim", steps=3))
     with Image.open(made.files["picture"]) as picture:
         assert picture.height == 2 * MARGIN + 64 + GAP
@@ -122,6 +114,8 @@ def test_inpaint_starts_from_the_shown_sample_with_and_without_guidance(loaded, 
         updates, _ = run(inpaint, model, tmp_path, changed(FILLING, _0=SAMPLE, _9=guidance))
         fills[guidance] = updates[-1].shown[0][1]
         assert (fills[guidance][:, known] == shown[known]).all()
+        options = {"number": 3, "seed": 7, "steps": 4, "eta": 1.0, "resamples": 2, "guidance": guidance}
+        assert np.array_equal(fills[guidance], model.inpaint("seed:3", "left", **options))
     assert not np.array_equal(fills[0.0], fills[1.0])
 
 
@@ -181,7 +175,7 @@ def test_inpaint_keeps_known_pixels(loaded, tmp_path):
 @pytest.mark.parametrize("name", ["left", "border"])
 def test_painted_mask_equals_the_named_one(loaded, tmp_path, name):
     model = loaded()
-    painted = painted_mask(model, name)
+    painted = painted_mask(model.shape, name)
     assert len(painted) == 64
     _, by_name = run(inpaint, model, tmp_path, changed(FILLING, _4=name, _6=1))
     expected = by_name.files["picture"].read_bytes()
@@ -191,8 +185,7 @@ def test_painted_mask_equals_the_named_one(loaded, tmp_path, name):
 
 def test_show_resizes_uploads(loaded, tmp_path):
     Image.new("RGB", (40, 30), (200, 200, 200)).save(tmp_path / "a.png")
-    updates, shown = shown_image(loaded(), UPLOAD, 0, {"path": str(tmp_path / "a.png")}, DEFAULT)
-    assert updates == []
+    _, shown = shown_image(loaded(), UPLOAD, 0, {"path": str(tmp_path / "a.png")}, DEFAULT)
     assert shown.shape == (8, 8, 1)
     assert (shown == 200).all()
 
@@ -220,6 +213,7 @@ def test_interpolate_ends_at_both_samples_or_test_images(loaded, tmp_path):
     model = loaded()
     updates, made = run(interpolate, model, tmp_path, WAY)
     images = updates[-1].shown[0][1]
+    assert np.array_equal(images, model.interpolate("seed:2", model.open("seed:7", "4"), 5, steps=3))
     assert np.array_equal(images[0], drawn(model, ["2"], 1, 2, sampler="ddim", steps=3)[0])
     assert np.array_equal(images[-1], drawn(model, ["4"], 1, 7, sampler="ddim", steps=3)[0])
     with Image.open(made.files["film"]) as film:
@@ -268,7 +262,7 @@ def test_compare_generates_one_seed_by_both_samplers(loaded, tmp_path, monkeypat
 )
 def test_bad_value_is_refused_by_its_key_before_sampling(loaded, tmp_path, job, places, key):
     model = loaded()
-    model.network.register_forward_hook(lambda *_: pytest.fail("the network was evaluated"))
+    model.diffusion.network.register_forward_hook(lambda *_: pytest.fail("the network was evaluated"))
     with pytest.raises(InputError) as refused:
         list(JOBS[job](model, tmp_path, *changed(VALID[job], **places)))
     assert str(refused.value).startswith(f"{key}: ")
@@ -287,7 +281,7 @@ def test_numbers_may_be_floats(loaded, tmp_path):
 
 def test_closed_job_stops_evaluating_the_network(loaded, tmp_path, monkeypatch):
     model, evaluations = loaded(), []
-    model.network.register_forward_hook(lambda *_: evaluations.append(1))
+    model.diffusion.network.register_forward_hook(lambda *_: evaluations.append(1))
     monkeypatch.setattr(jobs, "REFRESH_SECONDS", 0.0)
     job = draw(model, tmp_path, *changed(DRAWING, _3=50))
     assert [next(job).done, next(job).done] == [1, 2]
@@ -327,10 +321,9 @@ def test_refuse_addresses_refuses_urls_and_accepts_values_of_the_page():
 
 # Gradio leaves an event loop open.
 OFFERS = """
-import json, shutil, torch
+import ddpm, json, shutil
 from ddpm.demo.app import build
-from ddpm.sampling.model import load
-model = load("final", torch.device("cpu"))
+model = ddpm.load("models/ddpm", device="cpu")
 for prepare in (lambda: None, lambda: shutil.rmtree("data")):
     prepare()
     components = build(model, "").config["components"]
@@ -353,8 +346,10 @@ def test_page_offers_test_images_if_present(loaded):
 def test_has_test_images_compares_the_data(loaded):
     model = loaded()
     assert has_test_images(model)
-    assert not has_test_images(model._replace(data={**model.data, "sha256": "of other data"}))
-    shutil.rmtree("data")
+    shutil.move("data", "away")
+    assert not has_test_images(model)
+    shutil.move("away", "data")
+    model.diffusion.data["sha256"] = "of other data"
     assert not has_test_images(model)
 
 
@@ -368,7 +363,7 @@ def test_interpolate_tab_allows_ddim_only_for_test_images():
 @pytest.mark.parametrize(("name", "rest"), [("a", [("no class", "none")]), ("none", [])])
 def test_page_offers_classes_as_text_and_no_class_unless_one_is_called_so(loaded, name, rest):
     model = loaded()
-    model.data["class_names"][:] = [name, "\x1b[2Jb"]
+    model.class_names[:] = [name, "\x1b[2Jb"]
     choices = page_module("tabs")._content(model, "its own").choices
     assert choices == [("its own", DEFAULT), (name, name), ("\\x1b[2Jb", "\x1b[2Jb"), *rest]
 
@@ -379,15 +374,13 @@ def test_launch_refuses_unusable_addresses(host, port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = port or taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^{host}:{port}: cannot serve there .*; choose another --host or --port$"):
-            launch(Path("models/ddpm"), "final", "cpu", None, host, port)
+            launch(None, "models/ddpm", host, port)
 
 
-def test_launch_opens_the_model_as_commands_do(workspace, monkeypatch):
-    app, given = page_module("app"), []
-    monkeypatch.setattr(app, "open_model", lambda *values: given.append(values) or open_model(*values))
-    with pytest.raises(InputError, match=r"config\.json: not found"):
-        app.launch(Path("models/ddpm"), 0.1, "cpu", 1, port=free_port())
-    assert given == [(0.1, Path("models/ddpm"), "cpu", 1)]
+def test_page_describes_its_model(loaded):
+    page = page_module("app").about(loaded(), "models/<b>, checkpoint final")
+    assert "<dt>model</dt><dd>models/&lt;b&gt;, checkpoint final</dd>" in page
+    assert "<dt>schedule</dt><dd>linear, T = 50</dd>" in page
 
 
 def test_job_without_memory_is_one_line(loaded, tmp_path, monkeypatch):

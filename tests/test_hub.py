@@ -4,9 +4,12 @@ huggingface_hub is the real library, with its requests and its cache; the hub is
 the real hub are covered, nor the uploads of large files by LFS and Xet, which are the library's.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import input_error
 from fake_hub import OWNER, TOKEN, Hub, serve
@@ -74,6 +77,19 @@ def test_second_push_is_a_new_revision(hub):
     assert hub.private == {NAME}
     old, new = download(f"{ADDRESS}@{first}"), download(Path(ADDRESS))  # pathlib drops a slash
     assert (old / "ddpm.json").read_bytes() != (new / "ddpm.json").read_bytes() == hub.newest(NAME)["ddpm.json"]
+
+
+def test_demo_serves_a_model_of_the_hub(hub, monkeypatch):
+    make_model()
+    push()
+    served = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "ddpm.demo.app", SimpleNamespace(launch=lambda *given: served.append(given)))
+    run("demo", "--model", ADDRESS, "--device", "cpu")
+    ((model, name, *_),) = served
+    run("sample", "--model", ADDRESS, "--device", "cpu", "-n", 2, "--steps", 2, "-o", "a.npz")
+    assert name == f"{ADDRESS}, checkpoint final"
+    assert np.array_equal(model.sample(2, steps=2), np.load("a.npz")["arr_0"])
 
 
 @pytest.mark.parametrize(("kinds", "used"), [(["safetensors", "bin"], "safetensors"), (["bin"], "bin")])

@@ -26,8 +26,9 @@ RANKS = [
     {"networks", "diffusion", "data", "datasets"},
     {"features", "training", "sampling"},
     {"report", "plots", "editing", "evaluation"},
-    {"demo", "experiments", "diffusers_io"},
+    {"experiments", "diffusers_io"},
     {"api"},
+    {"demo"},
     {"cli", "__main__.py"},
 ]
 # Late imports that are no dependencies: the previews of a training, which no other stage reads; and the check of all of
@@ -174,6 +175,9 @@ def test_imports_point_one_way_without_circles():
     for graph in (files, folders):
         graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
     assert "sampling" not in folders["training"]
+    # The page samples by the Python API alone.
+    own = {other for file, used in files.items() if folder_of(file) == "demo" for other in used}
+    assert not own & {"ddpm/editing/tasks.py", "ddpm/sampling/generate.py", "ddpm/sampling/progress.py"}
 
 
 def test_check_of_params_imports_no_slow_library():

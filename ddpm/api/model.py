@@ -1,14 +1,16 @@
-"""A trained model in Python: its methods generate and edit images. The command line is thin over it."""
+"""A trained model in Python: its methods generate and edit images. The command line and the web page are thin over it."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ddpm.api.arguments import listed, whole_number
+from ddpm.api.generation import Generation, Work, at_once, collected, decoded
 from ddpm.api.images import DenoisingStep, Images, Reconstruction
 from ddpm.api.info import as_html, describe
 from ddpm.core.files import InputError
@@ -24,18 +26,22 @@ from ddpm.sampling.generate import generate
 from ddpm.sampling.labels import Label, conditioning_for, split_labels
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import PlanOptions, SamplingPlan, make_plan
-from ddpm.sampling.progress import SamplingProgress, collect_images
 
 REPAINT_JUMP, REPAINT_RESAMPLES = 10, 10
 Labels = Label | Sequence[Label]
+Input = ImageInput | NamedImage
 
 
 class Model:
     """A trained diffusion model. Every method raises InputError, one line that names the argument, for a value that it refuses.
 
     Images to start from are names (`test:3`, a test image; `seed:7`, the sample of a seed; or the path of a picture), pictures
-    of Pillow, or uint8 arrays (H, W) or (H, W, C). A label is the name of a class, or its number as an int; "none" is no class.
-    The same seed gives the same images, in any batch. Further arguments are those of `make_plan`, such as sampler and steps.
+    of Pillow, uint8 arrays (H, W) or (H, W, C), or what `open` returns. A label is the name of a class, or its number as an int;
+    "none" is no class. The same seed gives the same images, in any batch. Further arguments are those of `make_plan`, such as
+    sampler and steps.
+
+    `sampling`, `inpainting`, `editing` and `interpolation` return a Generation, whose denoising steps one can follow. `sample`,
+    `inpaint`, `edit` and `interpolate` take the same arguments and return the finished Images.
 
     folder: the model folder; for a model that diffusers has saved, that folder.
     config: the content of its config.json.
@@ -63,7 +69,7 @@ class Model:
         """Returns the sampling plan of these options: its sampler's label, noise levels and network evaluations."""
         return make_plan(self.diffusion, **options)
 
-    def sample(
+    def sampling(
         self,
         number: int = 1,
         labels: Labels = (),
@@ -71,16 +77,19 @@ class Model:
         seed: int = 0,
         batch_size: int = 100,
         **options: Unpack[PlanOptions],
-    ) -> Images:
+    ) -> Generation:
         """Generates images.
 
         labels, texts: classes or captions, used in turn; by default all classes.
         """
-        number, seed, batch_size = _whole("number", number), _whole("seed", seed, 0), _whole("batch_size", batch_size)
-        plan = self.plan(**options)
+        number, seed = whole_number("number", number), whole_number("seed", seed, 0)
+        batch_size, plan = whole_number("batch_size", batch_size), self.plan(**options)
         given, captions = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
-        images = collect_images(plan.label, generate(self.diffusion, plan, given, number, seed, batch_size))
-        return Images(images, captions, None if given is None else given.cpu().numpy(), plan.label, plan.nfe)
+        work = generate(self.diffusion, plan, given, number, seed, batch_size)
+        about = {"captions": captions, "labels": None if given is None else given.cpu().numpy()}
+        return Generation(plan, collected(plan, work, **about))
+
+    sample = at_once(sampling)
 
     def stream(
         self,
@@ -91,13 +100,11 @@ class Model:
         **options: Unpack[PlanOptions],
     ) -> Iterator[DenoisingStep]:
         """Generates the images of `sample` and yields them after each denoising step; the last x is finished."""
-        number, seed = _whole("number", number), _whole("seed", seed, 0)
-        given, _ = self.conditioning(number, labels, texts, options.get("guidance", 1.0))
-        return map(_denoising_step, generate(self.diffusion, self.plan(**options), given, number, seed, number))
+        return self.sampling(number, labels, texts, seed, number, **options).steps()
 
-    def inpaint(
+    def inpainting(
         self,
-        image: ImageInput,
+        image: Input,
         mask: MaskInput = "middle",
         number: int = 1,
         label: Label = None,
@@ -106,7 +113,7 @@ class Model:
         jump: int | None = None,
         resamples: int | None = None,
         **options: Unpack[PlanOptions],
-    ) -> Images:
+    ) -> Generation:
         """Fills a region of an image in several ways by RePaint (Lugmayr et al. 2022), or by a network trained with masks.
 
         mask: a key of MASKS, a boolean array (H, W) that is True where to fill, or the path of a picture that is white there.
@@ -114,7 +121,7 @@ class Model:
         jump: RePaint's jump length; by default 10, or fewer if the grid is short.
         resamples: how often RePaint samples these steps; by default 10, or 1 for a network trained with masks.
         """
-        number, seed = _whole("number", number), _whole("seed", seed, 0)
+        number, seed = whole_number("number", number), whole_number("seed", seed, 0)
         named = self.open(image, label, text, options.get("guidance", 1.0))
         known = open_mask(mask, self.shape)
         longest = len(self.plan(**options).grid) - 2
@@ -124,16 +131,23 @@ class Model:
             jump = min(REPAINT_JUMP, max(1, longest))
         change = partial(with_repaint_jumps, jump_length=jump, jump_n_sample=resamples)
         plan = make_plan(self.diffusion, change=change, **options)
-        x0 = tasks.source_image(self.diffusion, named.source)
-        labels = tasks.repeat_labels(named.source.labels, number)
-        work = tasks.inpaint_images(self.diffusion, plan, x0.expand(number, -1, -1, -1), known, labels, seed)
-        fills, whole = collect_images(plan.label, work), to_images(x0)[0]
-        inputs = [("image", whole), ("known", tinted(whole, known))]
-        return Images(fills, sampler=plan.label, nfe=plan.nfe, inputs=inputs, titles=[named.title], columns=MAX_GRID_COLUMNS)
+        # Guidance 0 leaves the class out of the fills, not out of the sample of a seed.
+        source, labels = self.open(image, label, text).source, tasks.repeat_labels(named.source.labels, number)
 
-    def edit(
+        def work() -> Work:
+            x0 = yield from decoded(self.diffusion, source)
+            whole = to_images(x0)[0]
+            fills = tasks.inpaint_images(self.diffusion, plan, x0.expand(number, -1, -1, -1), known, labels, seed)
+            inputs = [("image", whole), ("known", tinted(whole, known))]
+            return (yield from collected(plan, fills, inputs=inputs, titles=[named.title], columns=MAX_GRID_COLUMNS))
+
+        return Generation(plan, work())
+
+    inpaint = at_once(inpainting)
+
+    def editing(
         self,
-        image: ImageInput,
+        image: Input,
         strength: float | Sequence[float] = 0.6,
         number: int = 1,
         label: Label = None,
@@ -141,45 +155,47 @@ class Model:
         method: str = "sdedit",
         seed: int = 0,
         **options: Unpack[PlanOptions],
-    ) -> Images:
+    ) -> Generation:
         """Generates variants of an image, also of another class or text: `number` for each strength.
 
         strength: from 0, the image itself, to 1, an unrelated one.
         method: `sdedit` adds noise to the image and denoises it (Meng et al. 2022), `latent` mixes noise into its latent.
         """
-        number, seed = _whole("number", number), _whole("seed", seed, 0)
+        number, seed = whole_number("number", number), whole_number("seed", seed, 0)
         strengths = [strength] if isinstance(strength, int | float) else list(strength)
         if not strengths or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in strengths):
             raise InputError(f"{strength!r} is out of range; give 0 to 1, or a list of such numbers", key="strength")
         editor, plan = lookup(tasks.EDITS, method, "method"), self.plan(**options)
         named = self.open(image, label, text, options.get("guidance", 1.0))
-        whole = tasks.source_image(self.diffusion, named.source, plan if editor.uses_latent else None)
-        start = named.source if editor.uses_latent else named.source._replace(image=whole)
-        parts = [
-            collect_images(f"strength {value:g}", editor.apply(self.diffusion, plan, start, value, number, seed))
-            for value in strengths
-        ]
-        captions = [f"{value:g}" for value in strengths for _ in range(number)]
-        variants, inputs = np.concatenate(parts), [("image", to_images(whole)[0])]
-        return Images(
-            variants, captions, sampler=plan.label, nfe=plan.nfe, inputs=inputs, titles=[named.title], columns=MAX_GRID_COLUMNS
-        )
+        source = named.source if editor.uses_latent else self.open(image, label, text).source
 
-    def interpolate(
+        def work() -> Work:
+            whole = yield from decoded(self.diffusion, source, plan if editor.uses_latent else None)
+            start = named.source if editor.uses_latent else named.source._replace(image=whole)
+            variants = (editor.apply(self.diffusion, plan, start, value, number, seed) for value in strengths)
+            captions, inputs = [f"{value:g}" for value in strengths for _ in range(number)], [("image", to_images(whole)[0])]
+            about = {"captions": captions, "inputs": inputs, "titles": [named.title], "columns": MAX_GRID_COLUMNS}
+            return (yield from collected(plan, chain.from_iterable(variants), **about))
+
+        return Generation(plan, work())
+
+    edit = at_once(editing)
+
+    def interpolation(
         self,
-        a: ImageInput,
-        b: ImageInput,
+        a: Input,
+        b: Input,
         number: int = 12,
         labels: Labels = (),
         texts: str | Sequence[str] = (),
         **options: Unpack[PlanOptions],
-    ) -> Images:
+    ) -> Generation:
         """Interpolates between two images, which are the first and the last of the result, in the latent space of the model.
 
         labels, texts: of both images, or one for each; by default the images' own.
         """
-        number = _whole("number", number, 2)
-        labels, texts = split_labels(self.diffusion, _listed(labels)), _listed(texts)
+        number = whole_number("number", number, 2)
+        labels, texts = split_labels(self.diffusion, listed(labels)), listed(texts)
         for name, values in (("label", labels), ("text", texts)):
             if len(values) > 2:
                 raise InputError(f"{len(values)} values for two images; give one or two", key=name)
@@ -189,12 +205,14 @@ class Model:
             for k, image in enumerate((a, b))
         ]
         work = tasks.interpolate_images(self.diffusion, plan, ends[0].source, ends[1].source, number)
-        images, titles = collect_images(plan.label, work), [end.title for end in ends]
-        return Images(images, sampler=plan.label, nfe=plan.nfe, titles=titles, columns=min(number, MAX_GRID_COLUMNS))
+        titles = [end.title for end in ends]
+        return Generation(plan, collected(plan, work, titles=titles, columns=min(number, MAX_GRID_COLUMNS)))
+
+    interpolate = at_once(interpolation)
 
     def reconstruct(
         self,
-        images: ImageInput | Sequence[ImageInput] | Images,
+        images: Input | Sequence[Input] | Images,
         steps: int | None = None,
         label: Label = None,
         text: str | None = None,
@@ -222,18 +240,25 @@ class Model:
         return Reconstruction(made, psnr(decoded, x0).numpy())
 
     def open(
-        self, image: ImageInput | NamedImage, label: Label = None, text: str | None = None, guidance: float = 1.0
+        self, image: Input, label: Label = None, text: str | None = None, guidance: float = 1.0, decode: bool = False
     ) -> NamedImage:
-        """Returns an image to start from, with its caption and what the network receives for it; an opened one as it is."""
+        """Returns an image to start from, with its caption and what the network receives for it; an opened one as it is.
+
+        decode: generate the sample of a seed now, once, and not each time that its pixels are needed.
+        """
         if isinstance(image, NamedImage):
             return image
-        return open_image(self.diffusion, image, label, text, guidance)
+        named = open_image(self.diffusion, image, label, text, guidance)
+        if decode:
+            source = named.source._replace(image=tasks.source_image(self.diffusion, named.source), latent=None)
+            named = named._replace(source=source)
+        return named
 
     def conditioning(
         self, number: int, labels: Labels = (), texts: str | Sequence[str] = (), guidance: float = 1.0
     ) -> tuple[Tensor | None, list[str]]:
         """Returns what the network receives for `number` images, and a caption for each (see `conditioning_for`)."""
-        return conditioning_for(self.diffusion, number, _listed(labels), _listed(texts), guidance)
+        return conditioning_for(self.diffusion, number, listed(labels), listed(texts), guidance)
 
     def info(self) -> dict[str, Any]:
         """Returns data, network, training, checkpoints and scores of the model, as JSON values."""
@@ -245,21 +270,3 @@ class Model:
 
     def _repr_html_(self) -> str:
         return as_html(self.info())
-
-
-def _denoising_step(update: SamplingProgress) -> DenoisingStep:
-    return DenoisingStep(update.done, update.total, update.position, to_images(update.x), to_images(update.x0))
-
-
-def _whole(key: str, value: Any, least: int = 1) -> int:
-    """Returns a whole number. Raises InputError for another value, and for one below `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{value!r} is no whole number from {least} on", key=key)
-    return int(value)
-
-
-def _listed(values: Any) -> list:
-    """Returns one value or several, also of an array, as a list."""
-    if isinstance(values, np.ndarray | np.integer | Tensor):
-        values = values.tolist()
-    return [values] if isinstance(values, str | int | float) else list(values or ())

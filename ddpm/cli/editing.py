@@ -150,7 +150,7 @@ def reconstruct(
     for count in counts:  # all of them before the first image
         model.plan(steps=count, spacing=spacing)
     output.check_size(model.shape, tile, len(names) * (1 + len(counts)))
-    named = [model.open(name, label, text) for name in names]
+    named = [model.open(name, label, text, decode=True) for name in names]
     rows, captions, clock = [], ["image"], output.Clock()
     print(f"{'steps':>5}{'evaluations':>14}{'mean PSNR':>12}{'lowest':>10}")
     for count in counts:

@@ -25,7 +25,6 @@ from ddpm.core.memory import is_out_of_memory
 from ddpm.core.params import PARAMS_FILE, PIPELINE_FILE
 from ddpm.core.paths import MODEL_DIR, PREPARED_DIR
 from ddpm.core.signals import interruptible
-from ddpm.diffusers_io.hub import is_address
 
 NAME = "ddpm"
 # As the user typed it.
@@ -73,9 +72,7 @@ def demo(
         raise InputError(f"needs gradio, which is not installed; run `pip install '{GRADIO}'`", key="demo")
     from ddpm.demo.app import launch
 
-    if is_address(machine.model):
-        raise InputError("is on a hub; `import` it first, and name the imported folder", key="model")
-    launch(machine.model, machine.checkpoint, machine.device, machine.threads, host, port, browser, root_path, share)
+    launch(machine.load(), f"{machine.model}, checkpoint {machine.checkpoint}", host, port, browser, root_path, share)
 
 
 def info(

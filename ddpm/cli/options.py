@@ -164,7 +164,7 @@ class SourceOptions:
 
 @dataclasses.dataclass
 class MachineOptions:
-    """The model folder, the checkpoint in it, and the device."""
+    """The model folder, or its address on a hub as a text, the checkpoint in it, and the device."""
 
     model: option(
         Path, MODEL, "FOLDER", "Folder of the trained model, a file of weights in it, or hf://OWNER/NAME.", "--model", "-m"
@@ -181,7 +181,9 @@ class MachineOptions:
     ) = None  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not is_address(self.model):
+        if is_address(self.model):
+            self.model = str(self.model).replace(":/", "://", 1)  # pathlib leaves one slash of two
+        else:
             self.model, self.checkpoint = locate(self.model, self.checkpoint)
 
     def load(self) -> "Model":

@@ -11,17 +11,16 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ddpm.core.files import InputError, print_line, printable, read_json
+from ddpm.api.info import as_rows
+from ddpm.api.model import Model
+from ddpm.core.files import InputError, print_line, printable
 from ddpm.demo.tabs import compare_tab, draw_tab, inpaint_tab, interpolate_tab
 from ddpm.demo.widgets import PAGE_SCRIPT, STYLE, Page, guarded
-from ddpm.networks.names import CONFIG
-from ddpm.sampling.model import DiffusionModel, open_model
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 QUEUE = 20
@@ -30,36 +29,33 @@ CLEAN_EVERY, CLEAN_AFTER = 600, 3600  # seconds between deletions of old files, 
 
 
 def launch(
-    folder: Path,
-    checkpoint: str | float,
-    device: str = "auto",
-    threads: int | None = None,
+    model: Model,
+    name: str,
     host: str = "127.0.0.1",
     port: int = 7860,
     browser: bool = False,
     root_path: str | None = None,
     share: bool = False,
 ) -> None:
-    """Serves the page of a model folder until Ctrl-C or SIGTERM.
+    """Serves the page of a model until Ctrl-C or SIGTERM.
 
-    device, threads: as in `open_model`.
+    name: what the page calls the model.
     browser: open the page in the browser.
     root_path: the prefix of the page's address behind a proxy, which removes it from requests.
     share: serve the page at a public address too, through a tunnel of gradio.live.
-    Raises InputError for a model that cannot be loaded, and for an address that is invalid or in use.
+    Raises InputError for an address that is invalid or in use.
     """
     _check_address(host, port)
-    model = open_model(checkpoint, folder, device, threads)
     with TemporaryDirectory(prefix="ddpm_demo_") as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache
-        page = build(model, about(model, read_json(folder / CONFIG, "train"), f"{folder}, checkpoint {checkpoint}"))
+        page = build(model, about(model, name))
         page.launch(
             server_name=host, server_port=port, inbrowser=browser, share=share, root_path=root_path, quiet=True,
             prevent_thread_lock=True, max_file_size=MAX_UPLOAD, allowed_paths=[], run_history=False, enable_monitoring=False,
             mcp_server=False, ssr_mode=False, pwa=False, footer_links=["api"], theme=theme(), css=STYLE, js=PAGE_SCRIPT,
             app_kwargs={"middleware": [Middleware(guarded)]},
         )  # fmt: skip
-        print_line(f"{page.local_url} serves {folder}; press Ctrl-C to stop")
+        print_line(f"{page.local_url} serves {name}; press Ctrl-C to stop")
         if share:
             public = f"anyone who has the address {page.share_url} can use the page"
             print_line(f"warning: {public if page.share_url else 'gradio.live gave no address'}", sys.stderr)
@@ -93,12 +89,12 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
-def build(model: DiffusionModel, footer: str) -> Page:
+def build(model: Model, footer: str) -> Page:
     """Returns the page of a model. footer: HTML.
 
     The endpoints of its API are /draw, /inpaint, /interpolate, /compare, and /show for the image that /inpaint starts from.
     """
-    data = printable(model.data.get("dataset") or "images")
+    data = printable(model.diffusion.data.get("dataset") or "images")
     heading = f"# Images from noise: {html.escape(data)}"
     with Page(title=f"Diffusion: {data}", analytics_enabled=False, delete_cache=(CLEAN_EVERY, CLEAN_AFTER)) as page:
         gr.Markdown(f"{heading}\nA diffusion model generates images by removing noise step by step.")
@@ -117,19 +113,8 @@ def build(model: DiffusionModel, footer: str) -> Page:
     return page
 
 
-def about(model: DiffusionModel, config: dict, where: str) -> str:
-    """Returns a description of the model as HTML."""
-    height, width, channels = model.shape
-    names = model.data["class_names"]
-    training = config.get("training", {})
-    rows = {
-        "model": where,
-        "data": f"{model.data.get('dataset', 'unknown')}, {height} x {width}, {'gray' if channels == 1 else 'colour'}",
-        "classes": f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
-        "conditioning": f"{config['model']['conditioning']}{', with condition dropout' if model.supports_cfg else ''}",
-        "network": f"U-Net with {sum(p.numel() for p in model.network.parameters()):,} parameters, on {model.device}",
-        "noise": f"{config['diffusion']['schedule']} schedule, T = {model.schedule.steps:,}, prediction {model.prediction}",
-        "training": f"{training['steps']:,} steps of {training['batch_size']} images" if "steps" in training else "unknown",
-    }
-    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(printable(value))}</dd>" for name, value in rows.items())
+def about(model: Model, name: str) -> str:
+    """Returns the description of a model as HTML."""
+    rows = {"model": printable(name), **as_rows(model.info())}
+    listed = "".join(f"<dt>{key}</dt><dd>{html.escape(value)}</dd>" for key, value in rows.items())
     return f'<dl class="about">{listed}</dl>'

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image
 from pydantic import BeforeValidator, Field
-from torch import Tensor
 
+from ddpm.api.model import Model
 from ddpm.core.files import InputError
 from ddpm.core.limits import MAX_GUIDANCE, MAX_SEED, MAX_TIMESTEPS
 from ddpm.core.params import OneOf, Section, make
-from ddpm.editing.inpaint import MASKS, to_mask
-from ddpm.editing.inputs import open_image, open_mask
-from ddpm.sampling.model import DiffusionModel
+from ddpm.editing.inpaint import MASKS
+from ddpm.editing.inputs import open_mask
 from ddpm.sampling.samplers import SAMPLERS
 
 MAX_IMAGES, MAX_FILLS, MAX_BETWEEN, MAX_RESAMPLES = 64, 16, 32, 20
@@ -46,7 +45,7 @@ def _path(upload: Any) -> str:
     return path
 
 
-# Functions (number, upload) -> name for `open_image`.
+# Functions (number, upload) -> name for the methods of a model.
 SOURCES: dict[str, Callable[[int, Any], str]] = {
     TEST: lambda number, upload: f"test:{number}",
     SAMPLE: lambda number, upload: f"seed:{number}",
@@ -54,10 +53,10 @@ SOURCES: dict[str, Callable[[int, Any], str]] = {
 }
 
 
-def has_test_images(model: DiffusionModel) -> bool:
+def has_test_images(model: Model) -> bool:
     """Returns whether data/prepared holds the data that the model was trained on."""
     try:
-        open_image(model, "test:0")
+        model.open("test:0")
     except InputError:
         return False
     return True
@@ -127,24 +126,23 @@ def validate(kind: type[Section], values: Sequence[Any]) -> Any:
     return make(kind, **dict(zip(kind.model_fields, values, strict=True)))
 
 
-def mask_of(model: DiffusionModel, mask: str, painted: str | None) -> Tensor:
-    """Returns a mask (1, 1, H, W), 1 where pixels are known.
+def mask_of(shape: tuple[int, int, int], mask: str, painted: str | None) -> str | np.ndarray:
+    """Returns the mask of images of `shape` (H, W, C): its name, or for a painted one a boolean array (H, W), True where to fill.
 
     mask: a name of MASKS, or BRUSH for the painted one.
     painted: a character for each pixel, row by row, "1" where it is filled.
     Raises InputError if nothing is painted.
     """
-    height, width, _ = model.shape
     if mask != BRUSH:
-        return open_mask(mask, model.shape)
-    bits = painted or ""
+        return mask
+    (height, width, _), bits = shape, painted or ""
     if "1" not in bits:
         raise InputError("nothing is painted; paint the region to fill, or choose a region by name", key="mask")
     if len(bits) != height * width or set(bits) - {"0", "1"}:
         raise InputError(
             f"is painted with {len(bits)} characters; give a 0 or a 1 for each of {height} x {width} pixels", key="mask"
         )
-    return to_mask(np.array([bit == "0" for bit in bits]).reshape(height, width))
+    return np.array([bit == "1" for bit in bits]).reshape(height, width)
 
 
 class MaskInputs(Section):
@@ -153,7 +151,7 @@ class MaskInputs(Section):
     mask: Annotated[str, OneOf(MASKS)]
 
 
-def painted_mask(model: DiffusionModel, *values: Any) -> str:
-    """Returns a mask of MASKS, the value of MaskInputs, as the text of a painted one."""
-    mask = mask_of(model, validate(MaskInputs, values).mask, None)
-    return "".join("0" if known else "1" for known in mask.flatten().tolist())
+def painted_mask(shape: tuple[int, int, int], *values: Any) -> str:
+    """Returns a mask of MASKS, the value of MaskInputs, for images of `shape` (H, W, C) as the text of a painted one."""
+    known = open_mask(validate(MaskInputs, values).mask, shape)
+    return "".join("0" if pixel else "1" for pixel in known.flatten().tolist())

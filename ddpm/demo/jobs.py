@@ -1,4 +1,4 @@
-"""The jobs of the web page; nothing here depends on Gradio.
+"""The jobs of the web page: methods of a model (ddpm/api), watched step by step. Nothing here depends on Gradio.
 
 A job is a generator that yields ProgressUpdates, writes files into a folder, and returns its result. It is called with the values
 of a button, in the order of a Section of inputs.py, and validates them.
@@ -6,6 +6,7 @@ of a button, in the order of a Section of inputs.py, and validates them.
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from itertools import zip_longest
@@ -14,12 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from ddpm.core.files import InputError, write_npz
+from ddpm.api.generation import Generation
+from ddpm.api.images import Images
+from ddpm.api.model import Model
+from ddpm.core.files import InputError
 from ddpm.core.memory import out_of_memory_names
 from ddpm.core.params import Section
-from ddpm.data.images import to_images, to_model_range, to_tensor
+from ddpm.data.images import to_images
 from ddpm.demo.inputs import (
     SOURCES,
     CompareInputs,
@@ -30,23 +33,14 @@ from ddpm.demo.inputs import (
     mask_of,
     validate,
 )
-from ddpm.editing.inpaint import with_repaint_jumps
-from ddpm.editing.inputs import NamedImage, open_image
-from ddpm.editing.tasks import inpaint_images, interpolate_images, repeat_labels
-from ddpm.plots.image_grid import rows_of, save, table, tinted
+from ddpm.plots.image_grid import rows_of, save, table
 from ddpm.plots.video import denoising_frames, strip_film, write_film
-from ddpm.sampling.generate import generate
-from ddpm.sampling.labels import NO_CLASS, conditioning_for
-from ddpm.sampling.model import DiffusionModel
-from ddpm.sampling.plan import make_plan
-from ddpm.sampling.progress import SamplingProgress, final_images
-from ddpm.sampling.settings import SamplingPlan
+from ddpm.sampling.labels import NO_CLASS
 from ddpm.sampling.time_grid import denoising_steps
 from ddpm.sampling.trajectory import TrajectoryRecorder
 
 MAX_SECONDS = 900  # of a job whose client does not listen; others stop when the client leaves
 REFRESH_SECONDS = 0.2
-JUMP = 10
 TILE, FILM_TILE, FILM_FRAMES, FILM_IMAGES = 64, 64, 40, 8
 COLUMNS = 8
 MAX_COLUMN_CAPTION, MAX_CAPTIONS = 12, 16  # letters of a caption above a column, and number of different captions
@@ -101,80 +95,71 @@ def job(kind: type[Section]) -> Callable[[Callable[..., Generator]], Callable[..
 
 
 @job(DrawInputs)
-def draw(model: DiffusionModel, folder: Path, inputs: DrawInputs) -> Job:
+def draw(model: Model, folder: Path, inputs: DrawInputs) -> Job:
     """Generates images."""
-    plan = make_plan(model, sampler=inputs.sampler, steps=inputs.steps, eta=inputs.eta, guidance=inputs.guidance)
-    labels, captions = _conditioning(model, inputs.number, inputs.content, inputs.guidance)
-    record = TrajectoryRecorder(denoising_steps(plan.grid), FILM_FRAMES, FILM_IMAGES)
-    images, seconds = yield from _track(generate(model, plan, labels, inputs.number, inputs.seed), record)
+    style = {"sampler": inputs.sampler, "steps": inputs.steps, "eta": inputs.eta, "guidance": inputs.guidance}
+    generation = model.sampling(inputs.number, seed=inputs.seed, **_contents(model, inputs.content), **style)
+    record = TrajectoryRecorder(denoising_steps(generation.plan.grid), FILM_FRAMES, FILM_IMAGES)
+    images, seconds = yield from _track(generation, record)
     files = {"picture": folder / "sample.png", "arrays": folder / "sample.npz", "film": folder / "denoising.gif"}
-    save(files["picture"], _table(images, captions))
-    arrays = {"arr_0": images, "seed": np.array(inputs.seed), "sampler": np.array(plan.label)}
-    arrays |= {"arr_1": labels.cpu().numpy()} if labels is not None and labels.ndim == 1 else {}
-    arrays |= {"captions": np.array(captions)} if any(captions) else {}
-    write_npz(files["arrays"], arrays)
+    save(files["picture"], _grid(images))
+    images.save(files["arrays"])
     write_film(files["film"], denoising_frames(record.x, record.x0, record.levels, FILM_TILE), fps=12)
-    return JobResult(files, _cost(plan, len(images), seconds))
+    return JobResult(files, _cost(images, seconds))
 
 
 @job(SourceInputs)
-def show(model: DiffusionModel, inputs: SourceInputs) -> Generator[ProgressUpdate, None, np.ndarray]:
+def show(model: Model, inputs: SourceInputs) -> Generator[ProgressUpdate, None, np.ndarray]:
     """Returns the image uint8 (H, W, C) to paint a mask on."""
-    x0 = yield from _image(model, inputs, _open(model, inputs))
-    return to_images(x0)[0]
+    images, _ = yield from _track(_start(model, model.editing, inputs, strength=0.0))
+    return images[0]
 
 
 @job(InpaintInputs)
-def inpaint(model: DiffusionModel, folder: Path, inputs: InpaintInputs) -> Job:
+def inpaint(model: Model, folder: Path, inputs: InpaintInputs) -> Job:
     """Fills the masked region of an image in several ways."""
-    known, count = mask_of(model, inputs.mask, inputs.painted), inputs.number_of_fills
-    jump = min(JUMP, inputs.steps - 1)
-    change = (lambda grid: with_repaint_jumps(grid, jump, inputs.resamples)) if jump and inputs.resamples > 1 else None
-    plan = make_plan(model, change=change, sampler="ddim", steps=inputs.steps, eta=1.0, guidance=inputs.guidance)
-    labels = repeat_labels(_open(model, inputs, inputs.guidance).source.labels, count)
-    # The image on the board was generated without guidance.
-    x0 = yield from _image(model, inputs, _open(model, inputs))
-    fills, seconds = yield from _track(inpaint_images(model, plan, x0.expand(count, -1, -1, -1), known, labels, inputs.seed))
-    image, picture = to_images(x0)[0], folder / "inpainting.png"
-    rows = [[image, tinted(image, known)], *(list(fills[k : k + COLUMNS]) for k in range(0, count, COLUMNS))]
-    save(picture, table(rows, ["image", "fills", *[""] * (len(rows) - 2)], [], TILE))
-    return JobResult({"picture": picture}, _cost(plan, count, seconds))
+    resamples = inputs.resamples if inputs.steps > 1 else 1  # a single step cannot be sampled again
+    style = {"sampler": "ddim", "steps": inputs.steps, "eta": 1.0, "guidance": inputs.guidance, "resamples": resamples}
+    what = {"mask": mask_of(model.shape, inputs.mask, inputs.painted), "number": inputs.number_of_fills, "seed": inputs.seed}
+    fills, seconds = yield from _track(_start(model, model.inpainting, inputs, **what, **style))
+    files = {"picture": folder / "inpainting.png"}
+    fills.save(files["picture"], COLUMNS, TILE)
+    return JobResult(files, _cost(fills, seconds))
 
 
 @job(InterpolateInputs)
-def interpolate(model: DiffusionModel, folder: Path, inputs: InterpolateInputs) -> Job:
+def interpolate(model: Model, folder: Path, inputs: InterpolateInputs) -> Job:
     """Interpolates between two images."""
-    plan = make_plan(model, sampler=inputs.sampler, steps=inputs.steps)
     ends = [
-        _named(model, SOURCES[inputs.ends](number, None), content)
+        model.open(SOURCES[inputs.ends](number, None), **_content(model, content))
         for number, content in ((inputs.first, inputs.first_content), (inputs.second, inputs.second_content))
     ]
-    task = interpolate_images(model, plan, ends[0].source, ends[1].source, inputs.number)
-    images, seconds = yield from _track(task)
+    generation = model.interpolation(*ends, inputs.number, sampler=inputs.sampler, steps=inputs.steps)
+    images, seconds = yield from _track(generation)
     files = {"picture": folder / "strip.png", "film": folder / "strip.gif"}
-    save(files["picture"], _rows(images, COLUMNS))
-    write_film(files["film"], strip_film(images, 1, 4 * TILE), fps=10, hold=0)
-    return JobResult(files, f"{len(images)} images by {plan.label}, {inputs.steps:,} steps, {seconds:.1f} s")
+    images.save(files["picture"], COLUMNS, TILE)
+    write_film(files["film"], strip_film(images.array, 1, 4 * TILE), fps=10, hold=0)
+    return JobResult(files, f"{len(images)} images by {images.sampler}, {inputs.steps:,} steps, {seconds:.1f} s")
 
 
 @job(CompareInputs)
-def compare(model: DiffusionModel, folder: Path, inputs: CompareInputs) -> Job:
+def compare(model: Model, folder: Path, inputs: CompareInputs) -> Job:
     """Generates the same seed by two samplers."""
     pairs = ((inputs.first_sampler, inputs.first_steps), (inputs.second_sampler, inputs.second_steps))
-    plans = [make_plan(model, sampler=sampler, steps=steps, guidance=inputs.guidance) for sampler, steps in pairs]
-    labels, _ = _conditioning(model, inputs.number, inputs.content, inputs.guidance)
-    work = [denoising_steps(plan.grid) for plan in plans]
+    content = {"seed": inputs.seed, "guidance": inputs.guidance, **_contents(model, inputs.content)}
+    generations = [model.sampling(inputs.number, sampler=sampler, steps=steps, **content) for sampler, steps in pairs]
+    work = [denoising_steps(generation.plan.grid) for generation in generations]
     files, notes, earlier = {}, [], []
-    for k, plan in enumerate(plans):
-        title = f"{plan.label}, {pairs[k][1]:,} steps"
-        for update in (kept := WithReturnValue(_track(generate(model, plan, labels, inputs.number, inputs.seed)))):
+    for k, generation in enumerate(generations):
+        title = f"{generation.plan.label}, {pairs[k][1]:,} steps"
+        for update in (kept := WithReturnValue(_track(generation))):
             current = (title, update.shown[1][1])
             yield ProgressUpdate(sum(work[:k]) + update.done, sum(work), update.seconds, [*earlier, current])
         images, seconds = kept.value
         files["second" if k else "first"] = path = folder / f"sampler_{k + 1}.png"
-        notes.append(_cost(plan, len(images), seconds))
+        notes.append(_cost(images, seconds))
         save(path, _rows(images, 5))
-        earlier.append((title, images))
+        earlier.append((title, images.array))
     return JobResult(files, "\n".join(notes))
 
 
@@ -189,42 +174,39 @@ class WithReturnValue:
         self.value = yield from self.generator
 
 
-def _conditioning(model: DiffusionModel, count: int, content: str, guidance: float) -> tuple[Tensor | None, list[str]]:
-    """Returns labels and captions of a class, or of the lines of a text in turn."""
-    if model.network.takes_text:
-        return conditioning_for(model, count, (), [line for line in content.splitlines() if line.strip()], guidance)
-    return conditioning_for(model, count, [content] if content.strip() else [], (), guidance)
+def _contents(model: Model, content: str) -> dict[str, list[str]]:
+    """Returns the arguments for a class, or for the lines of a text in turn, of new images."""
+    if model.diffusion.network.takes_text:
+        return {"texts": [line for line in content.splitlines() if line.strip()]}
+    return {"labels": [content] if content.strip() else []}
 
 
-def _named(model: DiffusionModel, name: str, content: str, guidance: float = 1.0) -> NamedImage:
-    key = "text" if model.network.takes_text and content != NO_CLASS else "label"
-    return open_image(model, name, **({key: content} if content.strip() else {}), guidance=guidance)
+def _content(model: Model, content: str) -> dict[str, str]:
+    """Returns the argument for the class or text of an image."""
+    key = "text" if model.diffusion.network.takes_text and content != NO_CLASS else "label"
+    return {key: content} if content.strip() else {}
 
 
-def _open(model: DiffusionModel, inputs: SourceInputs, guidance: float = 1.0) -> NamedImage:
+def _start(model: Model, method: Callable[..., Generation], inputs: SourceInputs, **options: Any) -> Generation:
+    """Returns what a method makes of the chosen image."""
     name = SOURCES[inputs.source](inputs.number, inputs.upload)
     try:
-        return _named(model, name, inputs.content, guidance)
+        return method(name, **_content(model, inputs.content), **options)
     except InputError as error:
         # The message must not show the path of an upload on the server.
         raise InputError(error.message.replace(name, Path(name).name), key=error.key.replace(name, Path(name).name)) from None
 
 
-def _image(model: DiffusionModel, inputs: SourceInputs, opened: NamedImage) -> Generator[ProgressUpdate, None, Tensor]:
-    if opened.source.image is not None:
-        return opened.source.image
-    images, _ = yield from _track(generate(model, make_plan(model), opened.source.labels, 1, inputs.number))
-    return to_model_range(to_tensor(images, model.device))
-
-
 def _track(
-    task: Iterator[SamplingProgress], callback: Callable[[SamplingProgress], object] = lambda step: None
-) -> Generator[ProgressUpdate, None, tuple[np.ndarray, float]]:
-    """Yields the progress of a task every REFRESH_SECONDS; returns its images, uint8 (N, H, W, C), and its seconds."""
-    start, shown, idle, last = time.monotonic(), 0.0, 0.0, []
-    for step in task:
+    generation: Generation, callback: Callable[..., object] = lambda step: None
+) -> Generator[ProgressUpdate, None, tuple[Images, float]]:
+    """Yields the progress of a generation every REFRESH_SECONDS; returns its images and its seconds.
+
+    callback: receives every step.
+    """
+    start, shown, idle = time.monotonic(), 0.0, 0.0
+    for step in generation:
         callback(step)
-        last += [step] if step.last else []
         passed = time.monotonic() - start
         if passed > MAX_SECONDS:
             raise InputError(f"the job took more than {passed:.0f} seconds; use fewer steps or images", key="steps")
@@ -234,28 +216,26 @@ def _track(
             shown = time.monotonic() - start
             # Sending pictures does not count as time of the sampler.
             idle += shown - passed
-    return to_images(final_images(iter(last))), passed - idle
+    return generation.images, passed - idle
 
 
-def _table(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
+def _grid(images: Images) -> Image.Image:
     """Returns a grid of images: with a column for each caption if captions are short, else with captioned rows."""
-    groups = rows_of(captions, len(captions))
+    groups = rows_of(images.captions, len(images))
     names = [caption for caption, _ in groups]
     if not 1 < len(names) <= MAX_CAPTIONS:
         return _rows(images, COLUMNS)
     if max(map(len, names)) > MAX_COLUMN_CAPTION:
-        groups = rows_of(captions, COLUMNS)
-        return table([list(images[group]) for _, group in groups], [caption for caption, _ in groups], [], TILE)
+        return images.grid(COLUMNS, TILE)
     paper = np.full_like(images[0], 255)
-    rows = list(zip_longest(*(images[group] for _, group in groups), fillvalue=paper))
+    rows = list(zip_longest(*(images.array[group] for _, group in groups), fillvalue=paper))
     return table(rows, [""] * len(rows), names, TILE)
 
 
-def _rows(images: np.ndarray, columns: int) -> Image.Image:
-    rows = [list(images[k : k + columns]) for k in range(0, len(images), columns)]
-    return table(rows, [""] * len(rows), [], TILE)
+def _rows(images: Images, columns: int) -> Image.Image:
+    return replace(images, captions=()).grid(columns, TILE)
 
 
-def _cost(plan: SamplingPlan, images: int, seconds: float) -> str:
-    count = "1 image" if images == 1 else f"{images} images"
-    return f"{count} by {plan.label}, {plan.nfe:,} network evaluations each, {seconds:.1f} s"
+def _cost(images: Images, seconds: float) -> str:
+    count = "1 image" if len(images) == 1 else f"{len(images)} images"
+    return f"{count} by {images.sampler}, {images.nfe:,} network evaluations each, {seconds:.1f} s"

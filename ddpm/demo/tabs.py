@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import torch
 
+from ddpm.api.model import Model
 from ddpm.core.files import printable
 from ddpm.core.limits import MAX_SEED
 from ddpm.core.params import Section
@@ -31,7 +32,6 @@ from ddpm.demo.inputs import (
 from ddpm.demo.widgets import JobQueue, Page, board, framed, image_url, progress_line, text_line
 from ddpm.editing.inpaint import MASKS
 from ddpm.sampling.labels import NO_CLASS, class_index
-from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import DEFAULT_STEPS
 from ddpm.sampling.samplers import SAMPLERS
 
@@ -48,27 +48,26 @@ JOBS, WAIT_SECONDS = JobQueue(), 0.2
 DETERMINISTIC = [(sampler.label, name) for name, sampler in SAMPLERS.items() if not sampler.stochastic]
 
 
-def _content(model: DiffusionModel, default: str, label: str = "") -> gr.components.Component:
+def _content(model: Model, default: str, label: str = "") -> gr.components.Component:
     """Returns the control of a class or a text; it is hidden if the model takes neither."""
-    if model.network.takes_text:
+    if model.diffusion.network.takes_text:
         info = "One text per line, in turn." if default == EVERY else "Empty: the caption of its class."
-        words = ", ".join(model.network.condition.vocabulary.words[:40])
+        words = ", ".join(model.diffusion.network.condition.vocabulary.words[:40])
         return gr.Textbox("", label=label or "Text", lines=2, info=f"{info} Known words: {words}", max_length=1000)
-    if not model.network.takes_labels:
+    if not model.diffusion.network.takes_labels:
         return gr.Textbox("", visible=False, label="Class")
-    classes = [(printable(name), name) for name in model.data["class_names"]]
-    nothing = [("no class", NO_CLASS)] if model.supports_cfg and class_index(model, NO_CLASS) is None else []
+    classes = [(printable(name), name) for name in model.class_names]
+    nothing = [("no class", NO_CLASS)] if model.diffusion.supports_cfg and class_index(model.diffusion, NO_CLASS) is None else []
     return gr.Dropdown([(default, DEFAULT), *classes, *nothing], value=DEFAULT, label=label or "Class")
 
 
-def _steps(model: DiffusionModel, label: str = "Steps", value: int = DEFAULT_STEPS) -> gr.Slider:
-    total = model.schedule.steps
-    return gr.Slider(1, total, value=min(value, total), step=1, label=label)
+def _steps(model: Model, label: str = "Steps", value: int = DEFAULT_STEPS) -> gr.Slider:
+    return gr.Slider(1, model.timesteps, value=min(value, model.timesteps), step=1, label=label)
 
 
-def _guidance(model: DiffusionModel) -> gr.Slider:
+def _guidance(model: Model) -> gr.Slider:
     info = "Scale of classifier-free guidance; 1 is off"
-    return gr.Slider(0, 10, value=1, step=0.1, label="Guidance", info=info, visible=model.supports_cfg)
+    return gr.Slider(0, 10, value=1, step=0.1, label="Guidance", info=info, visible=model.diffusion.supports_cfg)
 
 
 def _seed() -> gr.Number:
@@ -91,7 +90,7 @@ def _columns(button: str) -> tuple[gr.Column, gr.Column, gr.HTML]:
 
 
 def _buttons(
-    label: str, model: DiffusionModel, job: Callable[..., jobs.Job], inputs: Components, status: gr.HTML,
+    label: str, model: Model, job: Callable[..., jobs.Job], inputs: Components, status: gr.HTML,
     outputs: Sequence[tuple[gr.components.Component, str]],
 ) -> gr.events.Dependency:  # fmt: skip
     """Adds the buttons that start and stop a job; returns the event.
@@ -130,9 +129,9 @@ def _signature(kind: type[Section]) -> Signature:
     return Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in kind.model_fields])
 
 
-def draw_tab(model: DiffusionModel) -> None:
-    classes = len(model.data["class_names"])
-    number = 2 * classes if model.network.takes_labels and classes <= 10 else 16
+def draw_tab(model: Model) -> None:
+    classes = len(model.class_names)
+    number = 2 * classes if model.diffusion.network.takes_labels and classes <= 10 else 16
     controls, results, status = _columns("Draw")
     with results:
         result = framed("Images")
@@ -140,8 +139,9 @@ def draw_tab(model: DiffusionModel) -> None:
             files = [gr.DownloadButton(name, size="sm", interactive=False, min_width=80) for name in ("PNG", "NPZ", "GIF")]
     with controls:
         content = _content(model, EVERY)
-        if model.network.takes_text:
-            gr.Examples([[text] for text in model.captions(torch.arange(min(4, classes)), held_out_captions=True)], content)
+        if model.diffusion.network.takes_text:
+            texts = model.diffusion.captions(torch.arange(min(4, classes)), held_out_captions=True)
+            gr.Examples([[text] for text in texts], content)
         count = gr.Slider(1, MAX_IMAGES, value=number, step=1, label="Number of images")
         sampler = gr.Dropdown(SAMPLER_NAMES, value="ddim", label="Sampler")
         steps = _steps(model)
@@ -159,7 +159,7 @@ def _eta_of(sampler: Any) -> dict:
     return gr.update(interactive=True) if known and "eta" in known.options else gr.update(value=0, interactive=False)
 
 
-def inpaint_tab(model: DiffusionModel, page: Page) -> None:
+def inpaint_tab(model: Model, page: Page) -> None:
     sources = [name for name in SOURCES if name != TEST or has_test_images(model)]
     controls, results, status = _columns("Fill")
     with results:
@@ -175,7 +175,7 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
         with gr.Accordion("More", open=False):
             steps = _steps(model)
             resamples = gr.Slider(
-                1, MAX_RESAMPLES, value=1 if model.network.takes_mask else 10, step=1, label="Resamples",
+                1, MAX_RESAMPLES, value=1 if model.diffusion.network.takes_mask else 10, step=1, label="Resamples",
                 info="how often it is re-noised, so that both parts agree (RePaint)",
             )  # fmt: skip
             guidance = _guidance(model)
@@ -198,13 +198,13 @@ def inpaint_tab(model: DiffusionModel, page: Page) -> None:
         concurrency_limit=1, **shown,
     )  # fmt: skip
     mask.input(
-        lambda name: gr.skip() if name == BRUSH else gr.update(value=painted_mask(model, name)), mask, painted,
+        lambda name: gr.skip() if name == BRUSH else gr.update(value=painted_mask(model.shape, name)), mask, painted,
         queue=False, api_visibility="private", **shown,
     )  # fmt: skip
     painted.input(None, None, mask, js=f"() => {BRUSH!r}", queue=False, api_visibility="private")
 
 
-def interpolate_tab(model: DiffusionModel) -> None:
+def interpolate_tab(model: Model) -> None:
     controls, results, status = _columns("Interpolate")
     with results:
         outputs = [(framed("From one to the other"), "picture"), (framed("As a film"), "film")]
@@ -228,7 +228,7 @@ def _sampler_of(ends: Any) -> dict:
     return gr.update(value="ddim", interactive=False) if ends == TEST else gr.update(interactive=True)
 
 
-def compare_tab(model: DiffusionModel) -> None:
+def compare_tab(model: Model) -> None:
     controls, results, status = _columns("Compare")
     with results, gr.Row():
         outputs = [(framed("First"), "first"), (framed("Second"), "second")]
