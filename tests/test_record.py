@@ -569,7 +569,8 @@ RENAMED = {
     "levels": "timestep_sampling",
 }
 # Settings that older records lack, with the value that they had.
-ADDED = {"model": {"type": "unet"}, "train": {"optimizer": "adamw"}}
+UNSCORED = {"score_every": 0, "score_samples": 500, "score_steps": 10, "best_by": "validation_loss"}
+ADDED = {"model": {"type": "unet"}, "train": {"optimizer": "adamw", **UNSCORED}}
 
 
 def test_record_settings_match_the_recipe():
