@@ -32,7 +32,8 @@ def main() -> None:
         "model": run.weights,
         "classifier": {key: run.classifier_config[key] for key in CLASSIFIER_KEYS if key in run.classifier_config},
     }
-    arrays = {"real_seen": evaluator.real_predicted_class, "real_labels": run.data.test.labels}
+    real_labels = run.data.test.labels if run.data.class_names else None
+    arrays = {"real_seen": evaluator.real_predicted_class, "real_labels": real_labels}
     for name, sample_set in samples.items():
         requested_class = sample_set.get("arr_1")
         result = evaluator.evaluate(sample_set["arr_0"], requested_class, name)
@@ -59,7 +60,7 @@ def main() -> None:
     # Not a dep: seconds differ from run to run and must not make any stage run again. They are written together with the
     # samples, which are a dep.
     runs = {name: read_json(f"reports/sample_{name}/metrics.json", f"sample_{name}") for name in SAMPLERS}
-    # A network that was trained without classes predicts none.
+    # Without classes there are no labels, and the classifier predicts none.
     arrays = {name: array for name, array in arrays.items() if array is not None}
     write_results(scores, runs, reconstruction, bound, trips, arrays, curve)
     log_scores(p.runtime.loggers, run.weights["sha256"], scores)

@@ -9,16 +9,24 @@ from ddpm.core import params
 from ddpm.core.device import Runtime, setup, usable_cpus
 from ddpm.core.scratch import fresh_start
 from ddpm.core.stage import run_stage
-from ddpm.data.prepared import open_prepared
+from ddpm.data.prepared import Prepared, open_prepared
 from ddpm.datasets.prepare import prepare
 from ddpm.datasets.registry import DatasetName
 from ddpm.datasets.settings import PrepareData
 from ddpm.features.extractors import get_weights
 from ddpm.features.pretrained import PretrainedSettings
-from ddpm.plots.image_grid import class_grid
+from ddpm.plots.image_grid import class_grid, plain_grid
 
 MAX_CLASSES = 10  # in the last line
 PICTURE = Path("reports/prepare_data/first_images.png")
+ROWS, COLUMNS, TILE = 3, 10, 40  # of the picture; with classes each has a row
+
+
+def classes_of(data: Prepared) -> str:
+    counts = [np.bincount(split.labels, minlength=len(data.class_names)) for split in (data.train, data.test)]
+    classes = [f"{name!r} {a:,} + {b:,}" for name, a, b in zip(data.class_names, *counts, strict=True)]
+    more = ", ..." if len(classes) > MAX_CLASSES else ""
+    return f"{len(classes):,} classes (training + test): {', '.join(classes[:MAX_CLASSES])}{more}"
 
 
 def main() -> None:
@@ -28,18 +36,20 @@ def main() -> None:
     get_weights(p.evaluate)
     meta = prepare(p.dataset, p.prepare_data, workers=p.runtime.workers or usable_cpus(), fresh=fresh_start())
     data = open_prepared(p.dataset, p.prepare_data.as_written())
-    class_grid(PICTURE, data.train.images, data.train.labels, data.class_names, columns=10, tile=40)
-    size = "x".join(map(str, meta["shape"]))
+    if data.class_names:
+        class_grid(PICTURE, data.train.images, data.train.labels, data.class_names, COLUMNS, TILE)
+        classes = classes_of(data)
+    else:
+        plain_grid(PICTURE, data.train.images[: ROWS * COLUMNS], COLUMNS, TILE)
+        classes = "no classes, so model.conditioning is to be none or mask"
     if len(data.class_names) == 1:
-        warning = "all images are of one class; the features for scores are trained on their orientations instead"
+        warning = (
+            "all images are of one class; the features for scores are trained on their orientations instead; "
+            "prepare_data.label: none reads images without classes"
+        )
         print(f"warning: {warning}", file=sys.stderr)
-    counts = [np.bincount(split.labels, minlength=len(data.class_names)) for split in (data.train, data.test)]
-    classes = [f"{name!r} {a:,} + {b:,}" for name, a, b in zip(data.class_names, *counts, strict=True)]
-    more = ", ..." if len(classes) > MAX_CLASSES else ""
-    print(
-        f"{p.dataset}: {meta['counts']['train']:,} training and {meta['counts']['test']:,} test images of {size}; "
-        f"{len(classes):,} classes (training + test): {', '.join(classes[:MAX_CLASSES])}{more}"
-    )
+    size, counts = "x".join(map(str, meta["shape"])), meta["counts"]
+    print(f"{p.dataset}: {counts['train']:,} training and {counts['test']:,} test images of {size}; {classes}")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,28 @@ def test_folder_of_npy_files_with_texts_as_labels(raw):
     assert np.array_equal(np.stack(list(source.train.images)), IMAGES[:8])
 
 
+@pytest.mark.parametrize("names", [("train_images", "test_images"), ("x_train", "x_test"), ("images",), ("arr_0",)])
+def test_images_without_labels_have_no_classes(raw, tmp_path, capsys, names):
+    write(raw, **dict(zip(names, (IMAGES, IMAGES[:3]), strict=False)))
+    meta = prepare("arrays", settings(folder="pictures.npz"), tmp_path / "out")
+    counts = {"train": 12, "test": 3} if len(names) == 2 else {"train": 9, "test": 3}
+    assert (meta["class_names"], meta["counts"]) == ([], counts)
+    assert not any(labels.any() for labels in arrays(tmp_path / "out")[1::2])
+    assert "the images have no classes" in capsys.readouterr().out
+
+
+def test_file_of_images_alone(raw):
+    np.save(raw / "pictures.npy", IMAGES)
+    source = load("arrays", folder="pictures.npy")
+    assert (source.class_names, len(source.train.images), len(source.test.images)) == ([], 9, 3)
+    assert {image.tobytes() for split in source[:2] for image in split.images} == {image.tobytes() for image in IMAGES}
+
+
+def test_labels_are_not_read_if_the_label_is_none(raw):
+    write(raw, images=IMAGES, labels=np.zeros((12, 14), int))
+    assert read(raw, label="none").class_names == []
+
+
 @pytest.mark.parametrize(
     ("values", "given", "expected"),
     [
@@ -98,7 +120,6 @@ def test_prepare_resizes_and_converts(raw, tmp_path):
     ("values", "reason"),
     [
         ({"pictures": IMAGES}, "holds pictures; name the arrays"),
-        ({"images": IMAGES}, "holds no labels"),
         ({"images": IMAGES, "labels": LABELS[:5]}, "has the shape (5,), but there are 12 images"),
         ({"images": IMAGES, "labels": np.zeros((12, 14), int)}, "several labels per image are not possible"),
         ({"images": IMAGES, "labels": LABELS + 0.5}, "labels are whole numbers or texts"),

@@ -224,7 +224,7 @@ CONFIGS = {
     "timesteps": (lambda: edited(**{"diffusion.timesteps": 0}), "(diffusion.timesteps: "),
     "no data": (lambda: edited(data=...), "(data: "),
     "shape": (lambda: edited(**{"data.shape": [8, 8]}), "(data.shape: "),
-    "classes": (lambda: edited(**{"data.class_names": []}), "(data.class_names: "),
+    "classes": (lambda: edited(**{"data.class_names": []}), "(model.conditioning: class needs classes"),
 }
 
 

@@ -112,6 +112,12 @@ LAYOUTS = {
     ("train", "bus", "car/images"): (["bus", "car", "train"], 12, []),
     ("valid", "invalid"): (["invalid", "valid"], 8, []),
     ("cat", "cat/.ipynb_checkpoints", "cat/__MACOSX", ".ipynb_checkpoints"): (["cat"], 4, []),
+    ("",): ([], 4, []),
+    ("train",): ([], 4, []),
+    ("train", "test"): ([], 8, []),
+    ("photos/trn", "photos/tst", "photos/val"): ([], 8, ["photos/val"]),
+    ("train", "test", ""): ([], 8, [" (pictures in no split)"]),
+    ("train", "test/"): ([], 4, ["/test"]),
     ("none", "all", "12", "7", "Cat", "cat", "null", "été", "-1"): (
         ["-1", "12", "7", "Cat", "all", "cat", "none", "null", "été"], 36, [],
     ),
@@ -134,11 +140,10 @@ def test_layout_is_read(raw, tmp_path, capsys, kind, folders):
 REFUSED = {
     # folders: (the key below the folder, a part of the message)
     ("test/a", "val/a"): ("test", "has no training split beside it"),
-    ("train", "test"): ("train", "needs class folders"),
     ("train", "test/a"): ("train", "needs class folders"),
     ("train/", "test/a"): ("train", "needs class folders"),
     ("train/a", "training/a", "test/a"): ("", "are the same split"),
-    ("train/a", "bus"): ("train", "may be a split or a class beside bus"),
+    ("train/a", "bus"): ("train", "may be a split, or a folder like bus"),
     ("x/a", "x/b", "y/a", "y/b"): ("x", "holds folders (a, b)"),
     ("train/x/a", "train/x/b", "train/y", "test/x", "test/y"): ("train/x", "holds folders (a, b)"),
     ("w", "w/train/a", "w/test/a"): ("w", "holds folders (test, train)"),
@@ -149,7 +154,9 @@ REFUSED = {
     ("train/cat", "test/cat/"): ("test", "holds no images"),
     ("cat", "dog/"): ("dog", "holds no images; add some, or remove the folder"),
     ("cat/", "dog/"): ("", "holds no images whose names end"),
-    ("",): ("", "holds no class folders"),
+    (): ("", "holds no pictures and no class folders"),
+    ("train/", "test"): ("train", "needs pictures"),
+    ("test",): ("test", "has no training split beside it"),
 }
 
 
@@ -160,6 +167,60 @@ def test_layout_is_refused(raw, tmp_path, kind, folders):
     error = error_of(load, "image_folder", folder=path.name)
     key, message = REFUSED[folders]
     assert (error.key.rstrip("/"), message in error.message) == (str(path / key), True)
+
+
+WITHOUT_CLASSES = {
+    # folders: (pictures of each split, what is named as left out), for label none
+    ("",): ([3, 1], []),
+    ("2019/05", "2020", "2020/a/b", ""): ([12, 4], []),
+    ("cat", "dog/.hidden"): ([3, 1], []),
+    ("photos/train/x/y", "photos/train", "photos/test"): ([8, 4], []),
+    ("train/a", "test/b", "val/a", ""): ([4, 4], ["/val", " (pictures in no split)"]),
+    ("train/train", "test/test"): ([4, 4], []),
+    ("w", "w/train/a", "w/test"): ([4, 4], ["/w (pictures in no split)"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("folders", WITHOUT_CLASSES)
+def test_layout_without_classes(raw, tmp_path, capsys, kind, folders):
+    counts, left_out = WITHOUT_CLASSES[folders]
+    path = put(raw, kind, members(*folders))
+    meta = prepare("image_folder", settings(folder=path.name, label="none"), tmp_path / "out")
+    assert (meta["class_names"], list(meta["counts"].values())) == ([], counts)
+    assert meta["made_with"]["label"] == "none"
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": left out: " in line]
+    assert len(lines) == bool(left_out)
+    assert all(name in lines[0] for name in left_out)
+
+
+@pytest.mark.parametrize(("kind", "folders"), [("", [""]), (".zip", [""]), ("", ["b", "", "a", "b/c"])])
+def test_pictures_without_classes_are_sorted_as_those_of_a_class(raw, kind, folders):
+    path = put(raw, kind, reversed(members(*folders)))
+    source = load("image_folder", folder=path.name, label="none" if len(folders) > 1 else None)
+    train, test = ([str(picture.relative_to(path)) for picture in paths(split.images)] for split in source[:2])
+    in_order = sorted((name for name, _ in members(*folders)), key=lambda name: (name.count("/"), name))
+    assert (sorted(train + test), train) == (sorted(in_order), [name for name in in_order if name in train])
+    assert not np.concatenate([source.train.labels, source.test.labels]).any()
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("test/a", "val"), "has no training split beside it"),
+        (("train/a", "bus"), "may be a split, or a folder like bus"),
+        (("cat/", "dog/"), "holds no images whose names end"),
+        (("train", "test/a/"), "holds no images whose names end"),
+    ],
+)
+def test_layout_without_classes_is_refused(raw, folders, message):
+    put(raw, "", [*members(*folders), ("readme.txt", b"hello")])
+    assert message in refused(load, "image_folder", label="none")
+
+
+def test_label_of_a_column_is_refused_for_folders(raw):
+    put(raw, "", members("cat"))
+    assert error_of(load, "image_folder", label="Male").key == "prepare_data.label"
 
 
 def test_layout_with_one_picture_in_a_class(raw):

@@ -325,6 +325,7 @@ TOGETHER = [
     ("guidance.samples", {"guidance.samples": 5}),
     ("guidance.scalez", {"guidance.scalez": 1}),
     ("report.tile", {"report.tile": "big"}),
+    ("model.conditioning", {"dataset": "image_folder", "prepare_data.label": "none"}),
 ]
 
 
@@ -347,6 +348,8 @@ def test_check_params_of_prepared_data(committed, monkeypatch):
     assert "4 test images" in error.message
     edit_params(**{"model.channel_mults": [1, 2, 2]})
     assert error_of(check_params).key == "model.channel_mults"
+    data.class_names = []
+    assert error_of(check_params).key == "model.conditioning"
 
 
 def test_check_params_without_a_stage(committed):

@@ -129,6 +129,12 @@ def test_celeba_partition_and_classes(celeba, capsys, arrange):
     assert "left out" not in capsys.readouterr().out
 
 
+def test_celeba_without_classes(celeba):
+    source = load("celeba", label="none")
+    assert (source.class_names, source.train.labels.tolist(), source.test.labels.tolist()) == ([], [0] * 3, [0] * 2)
+    assert [image[0, 0, 0] for image in source.train.images] == [0, 10, 40]
+
+
 def test_celeba_missing(raw, celeba):
     zipped(celeba)
     for name in ("img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"):
@@ -321,9 +327,11 @@ def test_huggingface_label_column(hub, raw):
 def test_huggingface_without_label_column(hub, raw, capsys):
     rows(hub, 8).remove_columns(["label"]).save_to_disk(str(raw / "pictures"))
     source = load("huggingface")
-    assert source.class_names == ["image"]
-    assert source.train.labels.tolist() == [0] * 6
-    assert "no column of classes; all images are of one class" in capsys.readouterr().out
+    assert (source.class_names, source.train.labels.tolist()) == ([], [0] * 6)
+    assert "the images have none" in capsys.readouterr().out
+    unknown = rows(hub, 8).remove_columns(["label"]).add_column("label", [-1] * 8)
+    unknown.save_to_disk(str(raw / "unknown"))
+    assert load("huggingface", folder="unknown", label="none").class_names == []
 
 
 def test_huggingface_drops_empty_classes(hub, raw):

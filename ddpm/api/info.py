@@ -57,7 +57,7 @@ def as_rows(description: dict[str, Any]) -> dict[str, str]:
     height, width, channels = description["shape"]
     rows = {
         "data": f"{description['dataset']}: {height}x{width}, {'gray' if channels == 1 else 'colour'}",
-        "classes": f"{len(description['classes'])}: {_listed(description['classes'])}",
+        "classes": f"{len(description['classes'])}: {_listed(description['classes'])}" if description["classes"] else "none",
         "conditioning": description["conditioning"] + (", with condition dropout" if description["supports_cfg"] else ""),
         "words": _listed(description["words"]) if description["words"] else None,
         "schedule": f"{description['schedule']}, T = {description['timesteps']:,}",

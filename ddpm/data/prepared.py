@@ -2,7 +2,7 @@
 
 meta.json            counts, shape, mean, class names, settings, required accuracy, SHA-256 of the arrays; written last
 train_images.npy     uint8 (N, H, W, C), memory-mappable; the same for test_
-train_labels.npy     int64 (N,)
+train_labels.npy     int64 (N,); zeros where the images have no classes, and meta.json no class names
 """
 
 from collections.abc import Mapping
@@ -43,13 +43,14 @@ class Prepared(NamedTuple):
 
     @property
     def class_names(self) -> list[str]:
-        """The name of each label."""
+        """The name of each label; none where the images have no classes."""
         return self.meta["class_names"]
 
     @property
     def class_counts(self) -> list[int]:
         """The number of training images of each class."""
-        return np.bincount(self.train.labels, minlength=len(self.class_names)).tolist()
+        count = len(self.class_names)
+        return np.bincount(self.train.labels, minlength=count)[:count].tolist()
 
     def identity(self) -> dict:
         """Returns what identifies the data in the config.json of a model: name, shape, class names and hashes."""

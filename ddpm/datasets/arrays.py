@@ -1,4 +1,4 @@
-"""Reads arrays of images and labels as a data set: one .npz file, or .npy files in a folder.
+"""Reads arrays of images, with or without labels, as a data set: one .npz or .npy file, or .npy files in a folder.
 
 The images of a file are read one after another, so it may be larger than the memory.
 """
@@ -13,12 +13,12 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ddpm.core.files import InputError, first_line
+from ddpm.core.files import InputError, first_line, print_line
 from ddpm.datasets.image_io import Extent, auto_range
 from ddpm.datasets.splits import held_out
 
-# Names of the arrays: training images and labels, test images and labels. MedMNIST's validation split is not used, as elsewhere
-# where there is a test split.
+# Names of the arrays: training images and labels, test images and labels; all labels may be missing. MedMNIST's validation split
+# is not used, as elsewhere where there is a test split.
 LAYOUTS = (
     ("train_images", "train_labels", "test_images", "test_labels"),  # MedMNIST
     ("x_train", "y_train", "x_test", "y_test"),  # Keras
@@ -89,12 +89,15 @@ class ArrayImages:
             raise InputError(f"cannot be read ({first_line(error)}); replace it", key=self.name) from None
 
 
-def read_arrays(path: Path, test_share: float, value_range: list[float] | None) -> tuple[list[tuple], list[str]]:
+def read_arrays(
+    path: Path, test_share: float, value_range: list[float] | None, with_classes: bool = True
+) -> tuple[list[tuple], list[str]]:
     """Returns ((images, labels) of the training split, and of the test split) and the class names.
 
-    path: an .npz file, or a folder of .npy files, with the names of one of LAYOUTS. Without a test split, a stratified share of
-        `test_share` becomes it.
+    path: an .npz file or a folder of .npy files, with the names of one of LAYOUTS, or an .npy file of images. Without a test
+        split, a stratified share of `test_share` becomes it.
     value_range: the values that become 0 and 255 in images other than uint8; None is `auto_range` of both splits.
+    with_classes: False reads no labels. Images without labels have no classes; their labels are zeros.
     Raises InputError for missing or damaged files, and for arrays that are no images and labels, or of different lengths.
     """
     opened = _arrays_of(path)
@@ -104,13 +107,19 @@ def read_arrays(path: Path, test_share: float, value_range: list[float] | None) 
         known = "; ".join(" and ".join(names[:2]) for names in LAYOUTS)
         raise InputError(f"holds {shown}; name the arrays of images and labels as one of {known}", key=path)
     parts = [layout[:2], layout[2:]] if layout[2] in opened else [layout[:2]]
-    if missing := [name for names in parts for name in names if name not in opened]:
+    missing = [name for _, name in parts if name not in opened]
+    if with_classes and len(missing) == len(parts):
+        print_line(f"{path}: holds no {' and no '.join(missing)}; the images have no classes")
+        with_classes = False
+    if with_classes and missing:
         raise InputError(f"holds no {missing[0]}, the labels of its images; add it", key=path)
     images = [ArrayImages(f"{path}: {names[0]}", opened[names[0]]) for names in parts]
     raw_labels = [
-        _labels(f"{path}: {names[1]}", opened[names[1]], len(found)) for names, found in zip(parts, images, strict=True)
+        _labels(f"{path}: {names[1]}", opened[names[1]], len(found)) if with_classes else np.zeros(len(found), np.int64)
+        for names, found in zip(parts, images, strict=True)
     ]
     classes, labels = np.unique(np.concatenate(raw_labels), return_inverse=True)
+    class_names = _class_names(path, classes) if with_classes else []
     labels = np.split(labels.astype(np.int64), [len(raw_labels[0])])
     if len(images) == 1:
         names = [str(value) for value in classes]
@@ -120,7 +129,7 @@ def read_arrays(path: Path, test_share: float, value_range: list[float] | None) 
     elif unknown := sorted(set(labels[1].tolist()) - set(labels[0].tolist())):
         raise InputError(f"holds the label {classes[unknown[0]]}, which no training image has", key=f"{path}: {layout[3]}")
     _set_scale(images, value_range)
-    return list(zip(images, labels, strict=True)), _class_names(path, classes)
+    return list(zip(images, labels, strict=True)), class_names
 
 
 def _arrays_of(path: Path) -> dict[str, Open]:
@@ -128,7 +137,9 @@ def _arrays_of(path: Path) -> dict[str, Open]:
     if path.is_dir():
         return {file.stem: (lambda file=file: open(file, "rb")) for file in sorted(path.glob("*.npy"))}
     if not path.is_file():
-        raise InputError("no such file; name an .npz file or a folder of .npy files in prepare_data.folder", key=path)
+        raise InputError("no such file; name an .npz or .npy file, or a folder of .npy files, in prepare_data.folder", key=path)
+    if path.suffix == ".npy":
+        return {"images": lambda: open(path, "rb")}
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]

@@ -19,6 +19,7 @@ from ddpm.core.files import InputError
 from ddpm.datasets.archives import kind_of, list_archive, read_text, stamp_of
 from ddpm.datasets.image_folder import walk
 from ddpm.datasets.index import Assignment, Files, ImageIndex, on_disk
+from ddpm.datasets.settings import NO_CLASSES
 
 PARTITION, ATTRIBUTES, FACES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
 ARCHIVES = (f"{FACES}.zip", "archive.zip", "celeba-dataset.zip")  # the others from Kaggle's page, and from its command line
@@ -51,7 +52,7 @@ class List(NamedTuple):
 def read_celeba(root: Path, attribute: str | None) -> tuple[Files, list[str]]:
     """Returns the pictures of the training and the test partition, and the names of both classes of an attribute.
 
-    attribute: a column of list_attr_celeba; None is DEFAULT.
+    attribute: a column of list_attr_celeba; None is DEFAULT, and NO_CLASSES gives pictures without classes.
     Raises InputError for a missing or damaged file, and for an unknown attribute.
     """
     folder = root / "celeba"
@@ -65,7 +66,7 @@ def read_celeba(root: Path, attribute: str | None) -> tuple[Files, list[str]]:
             "DDPM_DATA_ROOT to the folder that has celeba/",
             key=folder,
         )
-    attribute = attribute or DEFAULT
+    with_classes, attribute = attribute != NO_CLASSES, DEFAULT if attribute in (None, NO_CLASSES) else attribute
     index, store, stamp = ImageIndex(), on_disk(folder), ""
     if unpacked:
         index.add_pictures(walk(folder, f"{FACES}/"))
@@ -73,15 +74,17 @@ def read_celeba(root: Path, attribute: str | None) -> tuple[Files, list[str]]:
         list_archive(archive, index)
         store, stamp = kind_of(archive).store(archive), stamp_of(archive)
     index.skipped.clear()  # lists in the archive
-    index.skipped.clear()  # lists in the archive
     path_of = {path.rpartition("/")[2]: path for path in index.files}
-    rows = _assignments(partition, attributes, attribute)
-    if missing := index.assign(row._replace(name=path_of.get(row.name, f"{FACES}/{row.name}")) for row in rows):
+    rows = (row._replace(name=path_of.get(row.name, f"{FACES}/{row.name}"), label=row.label if with_classes else 0)
+            for row in _assignments(partition, attributes, attribute))  # fmt: skip
+    if missing := index.assign(rows):
         message = f"is in {partition.path.name}, but missing; unpack or download the pictures again"
         raise InputError(message, key=store.where / missing)
     names = CLASS_NAMES.get(attribute, tuple(f"{prefix}{attribute.lower().replace('_', ' ')}" for prefix in ("not ", "")))
-    if not np.bincount(index.labels(0), minlength=len(names)).all() or not index.counts[1]:
-        raise InputError(f"leaves no pictures of one of {', '.join(names)}, or none to test; replace it", key=partition.path)
+    names = names if with_classes else ()
+    if not np.bincount(index.labels(0), minlength=len(names) or 1).all() or not index.counts[1]:
+        shown = ", ".join(names) or "the splits"
+        raise InputError(f"leaves no pictures of one of {shown}, or none to test; replace it", key=partition.path)
     return Files(index, store, stamp), list(names)
 
 

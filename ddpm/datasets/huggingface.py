@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm.core.files import InputError, first_line
+from ddpm.core.files import InputError, first_line, print_line
 from ddpm.datasets.archives import stamp_of
 from ddpm.datasets.image_io import Unreadable
 from ddpm.datasets.index import Assignment, Files, FoundFile, ImageIndex, Load, Picture, Store, check_size
+from ddpm.datasets.settings import NO_CLASSES
 from ddpm.datasets.splits import held_out, pick_splits, split_of
 
 SAVED = ("dataset_dict.json", "dataset_info.json")  # save_to_disk writes one of them
@@ -28,7 +29,6 @@ PLAIN = ("train", "test", "val", "validation")
 PICTURES_AT_ONCE, LABELS_AT_ONCE = 16, 10_000
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
 MAX_CLASSES = 10_000
-ONLY_CLASS = "image"
 # Returns whether rows first..end may be left out.
 Skip = Callable[[int, int], bool]
 # Yields the number of the first row and the values of each part of a column.
@@ -54,15 +54,17 @@ def read_huggingface(path: Path, label: str | None, test_share: float) -> tuple[
     """Returns the pictures of the train and the test (or validation) split, and the class names.
 
     Of a single split, a stratified share of `test_share` becomes the test split.
-    label: the column of the class; None is the only ClassLabel column, or `label`. Without one, all pictures are of one class.
+    label: the column of the class; None is the only ClassLabel column, or `label`. NO_CLASSES, or a data set without one, gives
+        pictures without classes.
     Raises InputError if `datasets` or the data set is missing, and for columns that are missing or ambiguous.
     """
     datasets = library()
     splits = open_rows(datasets, path)
-    image, label = _image_column(datasets, splits[0], path), _label_column(datasets, splits[0], path, label)
+    image = _image_column(datasets, splits[0], path)
+    label = None if label == NO_CLASSES else _label_column(datasets, splits[0], path, label)
     if label is None:
-        print(f"{path}: no column of classes; all images are of one class", flush=True)
-    values = [_labels(rows, label, path) for rows in splits]
+        print_line(f"{path}: no column of classes is read; the images have none")
+    values = [_labels(rows, label, path) if label else [0] * rows.count for rows in splits]
     classes = sorted(set(values[0]))
     if len(classes) > MAX_CLASSES:
         raise InputError(f"column {label} has more than {MAX_CLASSES:,} values; name another in prepare_data.label", key=path)
@@ -84,7 +86,7 @@ def read_huggingface(path: Path, label: str | None, test_share: float) -> tuple[
 
     index.assign(assignments, split if len(splits) == 1 else None)
     store = Store(path, partial(fetch, splits, firsts, image), by_offset=True)
-    return Files(index, store, _stamp(path)), names
+    return Files(index, store, _stamp(path)), names if label else []
 
 
 def library() -> ModuleType:
@@ -231,16 +233,14 @@ def _label_column(datasets: ModuleType, rows: Rows, path: Path, label: str | Non
     return columns[0] if columns else None
 
 
-def _labels(rows: Rows, label: str | None, path: Path) -> list:
-    """Returns the values of the label column, ONLY_CLASS for each row without a column. Raises InputError for one of no class."""
-    if label is None:
-        return [ONLY_CLASS] * rows.count
+def _labels(rows: Rows, label: str, path: Path) -> list:
+    """Returns the values of the label column. Raises InputError for one of no class."""
     values = [value for _, part in rows.read(label, LABELS_AT_ONCE) for value in part]
     for value in values:
         if not isinstance(value, int | str) or value == -1:  # `datasets` writes -1 for an unknown class
             raise InputError(
                 f"column {label} of {rows.name} holds {value!r}, which is no class; leave those rows out, or name "
-                "another column in prepare_data.label",
+                "another column, or none, in prepare_data.label",
                 key=path,
             )
     return values

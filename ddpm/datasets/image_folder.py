@@ -1,4 +1,4 @@
-"""Reads a folder of class folders, on disk or inside an archive, as a data set."""
+"""Reads pictures in class folders, or without classes, on disk or inside an archive, as a data set."""
 
 import os
 from collections import defaultdict
@@ -29,30 +29,32 @@ class Tree(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The place of the class folders.
+    """The place of the pictures.
 
     roots: the train and the test folder, or one folder whose pictures are to be split.
-    class_names: the names of the class folders, sorted.
+    class_names: the names of the class folders in them, sorted; none where the pictures have no classes.
     """
 
     roots: tuple[str, ...]
     class_names: list[str]
 
 
-def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
+def read_image_folder(path: Path, test_share: float, with_classes: bool = True) -> tuple[Files, list[str]]:
     """Returns the pictures of a folder or an archive, and the class names, sorted.
 
     The class folders are in ROOT/train and ROOT/test (or val) if both exist; otherwise in ROOT/train or ROOT, and a stratified
-    share of `test_share` becomes the test split. ROOT is the folder, or the one folder that holds everything in it.
+    share of `test_share` becomes the test split. ROOT is the folder, or the one folder that holds everything in it. Where
+    nothing but pictures is there, they have no classes.
+    with_classes: False takes no folder for a class; the pictures may be in folders of any depth.
     Raises InputError for a folder that is missing or empty, for an empty class, and for a damaged archive.
     """
     index, kind = ImageIndex(), archive_kind(path)
     if kind is None:
-        layout = find_layout(Tree(path, partial(_folders, path), partial(_holds_pictures, path)))
+        layout = find_layout(Tree(path, partial(_folders, path), partial(_holds_pictures, path)), with_classes)
         for root in layout.roots:
-            for name in layout.class_names:
-                if (path / root / name).is_dir():
-                    index.add_pictures(walk(path, f"{root}{name}/"))
+            for folder in [f"{root}{name}/" for name in layout.class_names] or [root]:
+                if (path / folder).is_dir():
+                    index.add_pictures(walk(path, folder))
         files = Files(index, on_disk(path))
     else:
         below = defaultdict(list)
@@ -60,7 +62,7 @@ def read_image_folder(path: Path, test_share: float) -> tuple[Files, list[str]]:
             name = folder[:-1].rpartition("/")[2]
             below[folder[: -len(name) - 1]].append(name)
         holding = {name[: name.rfind("/") + 1] for name in index.files}
-        layout = find_layout(Tree(path, lambda root: sorted(below.get(root, ())), holding.__contains__))
+        layout = find_layout(Tree(path, lambda root: sorted(below.get(root, ())), holding.__contains__), with_classes)
         files = Files(index, kind.store(path), stamp_of(path))
     _assign(index, layout, path, test_share)
     return files, layout.class_names
@@ -72,7 +74,7 @@ def archive_kind(path: Path) -> Archive | None:
         return None
     if not path.is_file():
         raise InputError(
-            "no such folder; put class folders of images there, or name another one, or an archive, below the raw "
+            "no such folder; put images or class folders of images there, or name another one, or an archive, below the raw "
             "folder (DDPM_DATA_ROOT or data/raw) in prepare_data.folder",
             key=path,
         )
@@ -81,44 +83,48 @@ def archive_kind(path: Path) -> Archive | None:
     raise InputError(f"is neither a folder nor an archive ({', '.join(ARCHIVES)}); see prepare_data.folder", key=path)
 
 
-def find_layout(tree: Tree) -> Layout:
-    """Returns the class folders, and prints which folders are left out.
+def find_layout(tree: Tree, with_classes: bool = True) -> Layout:
+    """Returns the place of the pictures, and prints which folders are left out; with_classes as in `read_image_folder`.
 
     Folders that hold nothing but one folder are passed through, above splits and classes.
-    Raises InputError if there are none, if the layout has two meanings, and for a class of the test folder alone.
+    Raises InputError if there are no pictures, if the layout has two meanings, and for a class of the test folder alone.
     """
     root = ""
-    while len(names := tree.below(root)) == 1 and not tree.loose(root) and not tree.loose(inner := f"{root}{names[0]}/"):
-        if not (below := tree.below(inner)) or (split_of(names[0]) and not any(map(split_of, below))):
+    while len(names := tree.below(root)) == 1 and not tree.loose(root):
+        below = tree.below(inner := f"{root}{names[0]}/")
+        if not below or (with_classes and tree.loose(inner)) or (split_of(names[0]) and not any(map(split_of, below))):
             break
         root = inner
-    here = tree.where / root
-    # A class may be called like a split ("train" beside "bus"); then it holds pictures, and no folders.
+    here, path_of = tree.where / root, {name: f"{root}{name}/" for name in names}
     called = [name for name in names if split_of(name)]
-    train, test = pick_splits((name for name in called if tree.below(f"{root}{name}/")), here)
+    # Nothing but pictures, in the folder itself or in splits.
+    if called == names and not any(map(tree.below, path_of.values())):
+        with_classes = with_classes and not any(map(tree.loose, path_of.values() or [root]))
+    # A class may be called like a split ("train" beside "bus"); then it holds pictures, and no folders.
+    splits = [name for name in called if tree.below(path_of[name]) or (not with_classes and tree.loose(path_of[name]))]
+    train, test = pick_splits(splits, here)
     if called and not train and (called == names or test):
         said = [name for name in called if split_of(name) == "train"]
-        advice = (
-            "needs class folders" if said else "has no training split beside it; add train/, or name it in prepare_data.folder"
-        )
+        missing = f"needs {'class folders' if with_classes else 'pictures'}"
+        advice = missing if said else "has no training split beside it; add train/, or name it in prepare_data.folder"
         raise InputError(f"is called like a split, and {advice}", key=here / (said or called)[0])
     if train and not test and called != names:
         other = next(name for name in names if name not in called)
-        raise InputError(f"may be a split or a class beside {other}; move one of them", key=here / train)
+        raise InputError(f"may be a split, or a folder like {other}; move one of them", key=here / train)
     used = [name for name in (train, test) if name]
-    roots = tuple(_split_root(tree, f"{root}{name}/") for name in used) or (root,)
-    classes = [tree.below(place) for place in roots]
-    for place, names_there in zip(roots, classes, strict=True):
-        _check_classes(tree, place, names_there)
-    if unknown := sorted(set(classes[-1]) - set(classes[0])):
-        message = f"is no class of {tree.where / roots[0]}; both splits need the same class folders"
-        raise InputError(message, key=tree.where / roots[1] / unknown[0])
+    roots, classes = tuple(path_of[name] for name in used) or (root,), [[]]
+    if with_classes:
+        roots = tuple(_split_root(tree, place) for place in roots)
+        classes = [_class_folders(tree, place) for place in roots]
+        if unknown := sorted(set(classes[-1]) - set(classes[0])):
+            message = f"is no class of {tree.where / roots[0]}; both splits need the same class folders"
+            raise InputError(message, key=tree.where / roots[1] / unknown[0])
     if train:
         share = tree.where / roots[1] if test else "a share of it"
         print_line(f"{here}: training split {tree.where / roots[0]}, test split {share}")
     left_out = [str(here / name) for name in names if train and name not in used]
-    loose = [place for place in dict.fromkeys((root, *roots)) if tree.loose(place)]
-    left_out += [f"{tree.where / place} (pictures in no class folder)" for place in loose]
+    kind, places = ("class folder", dict.fromkeys((root, *roots))) if with_classes else ("split", [root] * bool(train))
+    left_out += [f"{tree.where / place} (pictures in no {kind})" for place in places if tree.loose(place)]
     if left_out:
         print_line(f"{here}: left out: {', '.join(left_out)}")
     return Layout(roots, classes[0])
@@ -134,10 +140,14 @@ def _split_root(tree: Tree, root: str) -> str:
     return root
 
 
-def _check_classes(tree: Tree, root: str, names: list[str]) -> None:
-    """Raises InputError without class folders, and for one that seems to be a group of classes, or to hold splits."""
-    if not names:
-        raise InputError("holds no class folders; every class needs a folder with its images", key=tree.where / root)
+def _class_folders(tree: Tree, root: str) -> list[str]:
+    """Returns the names of the class folders.
+
+    Raises InputError if there are none, and for one that seems to be a group of classes, or to hold splits.
+    """
+    if not (names := tree.below(root)):
+        message = "holds no pictures and no class folders; every class needs a folder with its images"
+        raise InputError(message, key=tree.where / root)
     if split_of(Path(root).name) and all(map(split_of, names)):
         raise InputError(f"is called like a split, and needs class folders; {names[0]} is none", key=tree.where / root)
     for name in names:
@@ -146,9 +156,10 @@ def _check_classes(tree: Tree, root: str, names: list[str]) -> None:
         if (len(below) > 1 and not tree.loose(inner)) or (len(splits) > 1 and "train" in splits):
             raise InputError(
                 f"holds folders ({', '.join(below[:3])}), which may be classes or splits; name one folder of class folders in "
-                "prepare_data.folder, or put its pictures into it",
+                "prepare_data.folder, or set prepare_data.label to none, for pictures without classes",
                 key=tree.where / inner,
             )
+    return names
 
 
 def _folders(path: Path, folder: str) -> list[str]:
@@ -197,12 +208,12 @@ def _entry(folder: str, file: os.DirEntry) -> FoundFile:
 def _assign(index: ImageIndex, layout: Layout, path: Path, test_share: float) -> None:
     """Sorts the pictures into splits and classes, in the order of the names of folders and files."""
     roots, names = layout
-    label_of = {name: label for label, name in enumerate(names)}
+    label_of = {name: label for label, name in enumerate(names or [""])}
 
     def assignments() -> Iterator[Assignment]:
         for name in index.files:
             for part, root in enumerate(roots):
-                first, _, rest = name[len(root) :].partition("/")
+                first, _, rest = name[len(root) :].partition("/") if names else ("", "", name[len(root) :])
                 if name.startswith(root) and rest and first in label_of:
                     yield Assignment(name, part, label_of[first], sort_key(label_of[first], rest))
 

@@ -113,7 +113,8 @@ def _write_from_files(
     for split, values in zip(SPLITS, labels, strict=True):
         counts = np.bincount(values, minlength=len(source.class_names))
         if not counts.any() or (split == "train" and not counts.all()):
-            name = f"class {source.class_names[int(counts.argmin())]!r}" if split == "train" else "the test split"
+            has_classes = split == "train" and source.class_names
+            name = f"class {source.class_names[int(counts.argmin())]!r}" if has_classes else f"the {split} split"
             raise InputError(f"no image of {name} can be read; repair some of those that {partial.unreadable} names", key=dataset)
     for split, values, present, path in zip(SPLITS, labels, kept, partial.paths, strict=True):
         _publish(path, folder / path.name, present)

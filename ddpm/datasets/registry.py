@@ -17,7 +17,7 @@ from ddpm.datasets.idx import IDX_FILES, find_idx_folder, read_idx_split
 from ddpm.datasets.image_folder import read_image_folder
 from ddpm.datasets.index import Files
 from ddpm.datasets.labels import read_labelled_images
-from ddpm.datasets.settings import PrepareData
+from ddpm.datasets.settings import NO_CLASSES, PrepareData
 from ddpm.datasets.splits import held_out
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -28,7 +28,7 @@ class Raw(NamedTuple):
     """One split before preparation.
 
     images: N images uint8 (H, W, C), in an array or read one after another; None for picture files.
-    labels: int64 (N,), from 0.
+    labels: int64 (N,), from 0; zeros where the images have no classes.
     """
 
     images: np.ndarray | ArrayImages | None
@@ -39,7 +39,7 @@ class Source(NamedTuple):
     """A raw data set.
 
     train, test: its splits.
-    class_names: the name of each label.
+    class_names: the name of each label; none where the images have no classes.
     files: the picture files of both splits; None for images in memory.
     """
 
@@ -101,18 +101,27 @@ def cifar10(settings: PrepareData) -> Source:
     return Source(*(Raw(*split) for split in splits), names)
 
 
+def _with_classes(settings: PrepareData) -> bool:
+    """Returns whether class folders or labels are read. Raises InputError for a label that names a column or an attribute."""
+    if settings.label not in (None, NO_CLASSES):
+        message = f"{settings.label!r} names a column, which class folders and arrays have not; set it to auto or {NO_CLASSES}"
+        raise InputError(message, key="prepare_data.label", where="params.yaml")
+    return settings.label is None
+
+
 def image_folder(settings: PrepareData) -> Source:
-    """Loads a folder or an archive of class folders, or of pictures with a table, at prepare_data.folder below the raw folder."""
+    """Loads a folder or an archive of pictures, at prepare_data.folder below the raw folder; classes are folders or in a table."""
     path = raw_root() / settings.folder
-    if settings.labels is None:
-        return _of_files(*read_image_folder(path, settings.test_share))
+    if settings.labels is None or settings.label == NO_CLASSES:
+        return _of_files(*read_image_folder(path, settings.test_share, _with_classes(settings)))
     columns = settings.file_column, settings.label
     return _of_files(*read_labelled_images(path, settings.labels, *columns, settings.test_share))
 
 
 def arrays(settings: PrepareData) -> Source:
-    """Loads an .npz file, or a folder of .npy files, at prepare_data.folder below the raw folder."""
-    splits, names = read_arrays(raw_root() / settings.folder, settings.test_share, settings.value_range)
+    """Loads an .npz or .npy file, or a folder of .npy files, at prepare_data.folder below the raw folder."""
+    path, with_classes = raw_root() / settings.folder, _with_classes(settings)
+    splits, names = read_arrays(path, settings.test_share, settings.value_range, with_classes)
     return Source(*(Raw(*split) for split in splits), names)
 
 
@@ -174,7 +183,7 @@ DATASETS: dict[str, Dataset] = {
     "cifar10": Dataset(cifar10, 0.85),
     "celeba": Dataset(celeba, None, ("label", *OF_FILES)),
     "image_folder": Dataset(image_folder, None, OPTIONAL_SETTINGS),
-    "arrays": Dataset(arrays, None, ("value_range",)),
+    "arrays": Dataset(arrays, None, ("label", "value_range")),
     "huggingface": Dataset(huggingface, None, ("label", *OF_FILES)),
 }
 

@@ -9,6 +9,8 @@ from ddpm.core.limits import MAX_SIDE
 from ddpm.core.params import OneOf, OrWord, Section
 from ddpm.datasets.image_io import RESIZE_MODES, Color, Decoding, auto_range
 
+NO_CLASSES = "none"  # of prepare_data.label
+
 # prepare_data.channels: the channels that an image has, or gray or RGB for all images.
 CHANNELS: dict[str, str | None] = {"native": None, "gray": "L", "rgb": "RGB"}
 
@@ -46,7 +48,8 @@ class PrepareData(Section):
     folder: the folder or file of image_folder, arrays and huggingface, below the raw folder.
     labels: the table of the classes of image_folder, a CSV or TSV file; None: each class has a folder.
     file_column: the column of `labels` that names the pictures; None chooses one.
-    label: the attribute of celeba, or the column of huggingface or of `labels`, that is the class; None chooses one.
+    label: the attribute of celeba, or the column of huggingface or of `labels`, that is the class; None chooses one. NO_CLASSES
+        reads images of these, and of arrays, without classes.
     test_share: the share of the test split where a data set has none.
     skip_bad: leave out pictures that cannot be read.
     background: the color behind transparent parts of pictures, and of the borders that resize_mode pad adds.

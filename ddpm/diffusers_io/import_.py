@@ -118,7 +118,7 @@ def _assemble(
 def _classes(info: UNetInfo, record: dict[str, Any]) -> tuple[list[str], float]:
     """Returns the class names, and the condition dropout, which is 0 if no row of the class embedding means "no class"."""
     if info.classes is None:
-        return ["image"], 0.0
+        return [], 0.0
     names, dropout = record.get("class_names", []), record.get("condition_dropout", 0.0)
     if len(names) == info.classes - 1:
         return names, dropout

@@ -97,7 +97,7 @@ def open_image(
         message = f"is a {type(image).__name__}; give a name, a path, a picture of Pillow, or an array uint8 (H, W, C)"
         raise InputError(message, key="image")
     if kind == "seed":
-        default, image, latent = number % len(classes), None, latent_of(model, number)
+        default, image, latent = number % (len(classes) or 1), None, latent_of(model, number)
     elif kind == "test":
         array, default = _test_image(model, name, number)
         image, latent = _tensor(model, array), None

@@ -16,8 +16,8 @@ from ddpm.core.logged_run import check_installed
 from ddpm.core.params import PARAMS_FILE, UNDECLARED, Section, Seed, declared_sections, load
 from ddpm.core.yaml_files import read_yaml
 from ddpm.data.prepared import Prepared, open_prepared
-from ddpm.datasets.registry import DatasetName
-from ddpm.datasets.settings import PrepareData
+from ddpm.datasets.registry import DATASETS, DatasetName
+from ddpm.datasets.settings import NO_CLASSES, PrepareData
 from ddpm.diffusion.prediction import PredictionName, check_prediction
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.editing.stage_images import Edit
@@ -103,7 +103,7 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
     schedule = p.diffusion.make(p.schedule)
     check_prediction(p.prediction, schedule)
     size = p.prepare_data.size() or (ANY_SIDE, ANY_SIDE)
-    shape, class_names = (data.shape, data.class_names) if data else ((*size, 3), ["a", "b"])
+    shape, class_names = (data.shape, data.class_names) if data else ((*size, 3), _expected_classes(p))
     with _WithoutInit(), torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = make_network(p.model, p.diffusion, shape, class_names, augmented=p.train.augment > 0)
     if (parameters := sum(tensor.numel() for tensor in network.parameters())) > MAX_PARAMETERS:
@@ -120,6 +120,12 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
         width = getattr(p, name).checkpoint
         if isinstance(width, float) and p.train.steps <= MAX_CHECKED_STEPS:
             _check_width(width, p.train, f"{name}.checkpoint")
+
+
+def _expected_classes(p: SimpleNamespace) -> list[str]:
+    """Returns names in place of those that the data will tell; none where params.yaml says that the images have no classes."""
+    without = p.prepare_data.label == NO_CLASSES and "label" in DATASETS[p.dataset].optional_settings
+    return [] if without else ["a", "b"]
 
 
 def _check_width(width: float, train: Train, key: str) -> None:

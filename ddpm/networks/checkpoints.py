@@ -54,13 +54,14 @@ class _Entries(BaseModel):
 class _Data(_Entries):
     dataset: str | None = None
     shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
-    class_names: Annotated[list[str], Field(min_length=1)]
+    class_names: list[str]
     class_counts: list[Annotated[int, Field(ge=0, le=MAX_COUNT)]] | None = None
 
     @field_validator("class_counts")
     @classmethod
     def _one_per_class(cls, counts: list[int] | None, others: ValidationInfo) -> list[int] | None:
-        if counts is not None and (len(counts) != len(others.data.get("class_names", [])) or not any(counts)):
+        names = others.data.get("class_names", [])
+        if counts is not None and (len(counts) != len(names) or (names and not any(counts))):
             raise ValueError("must hold a number of images for each class, and not only 0")
         return counts
 

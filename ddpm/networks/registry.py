@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ddpm.core.files import InputError
 from ddpm.core.params import OneOf, Section, make
 from ddpm.diffusion.schedule import Diffusion
+from ddpm.networks.conditioning import CONDITIONINGS
 from ddpm.networks.unet import UNet, UNetSettings
 
 
@@ -88,11 +89,16 @@ def make_network(
     augmented: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Returns the network of these settings for images (H, W, C). Raises InputError for sizes that do not fit together.
+    """Returns the network of these settings for images (H, W, C).
 
+    class_names: none for images without classes.
     augmented: build a network that takes the parameters of an augmentation. Raises InputError if this type cannot.
     options: further arguments of the network, such as `compat` of UNet.
+    Raises InputError for sizes that do not fit together, and for a network of classes or text without them.
     """
+    if not class_names and CONDITIONINGS[model.conditioning].embed_labels.takes_labels:
+        message = f"{model.conditioning} needs classes, but these images have none; set it to none or mask"
+        raise InputError(message, key="model.conditioning")
     outputs = shape[2] * (2 if diffusion.learned_variance else 1)
     if augmented and not NETWORKS[model.type].takes_augmentation:
         message = f"a network of type {model.type!r} takes no parameters of an augmentation; set it to 0"
