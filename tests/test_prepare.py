@@ -488,7 +488,7 @@ def test_recorded_settings_of_each_dataset():
     ignored = {
         "digits": {"label", "skip_bad", "background", "value_range"} | table,
         "image_folder": set(),
-        "arrays": {"label", "skip_bad", "background"} | table,
+        "arrays": {"skip_bad", "background"} | table,
         "celeba": table,
         "huggingface": table,
     }

@@ -17,6 +17,7 @@ from ddpm.data.prepared import open_test
 
 REFUSED = "params.yaml: model.conditioning: class needs classes, but these images have none; set it to none or mask"
 OF_CLASSES = {"accuracy", "accuracy_real", "classes", "is"}  # keys of scores
+AFTER_TRAINING = ("sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate", "sweep", "report")
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_the_web_page_describes_a_model_without_classes(pictures):
 def test_no_stage_reports_a_class(pictures):
     """Features of four epochs measure something; the scores of classes, and their figures, are left out."""
     edit_params(**{"train_classifier.epochs": 4})
-    made("prepare_data", "train_classifier", "train", "sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate", "sweep", "report")
+    made("prepare_data", "train_classifier", "train", *AFTER_TRAINING)
     meta, test = open_test()
     assert (meta["class_names"], meta["counts"], test.labels.any()) == ([], {"train": 1617, "test": 180}, np.False_)
     metrics = read_json("reports/evaluate/metrics.json", "")

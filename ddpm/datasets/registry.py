@@ -110,7 +110,7 @@ def _with_classes(settings: PrepareData) -> bool:
 
 
 def image_folder(settings: PrepareData) -> Source:
-    """Loads a folder or an archive of pictures, at prepare_data.folder below the raw folder; classes are folders or in a table."""
+    """Loads a folder or an archive of pictures, at prepare_data.folder below the raw folder; a table may hold their classes."""
     path = raw_root() / settings.folder
     if settings.labels is None or settings.label == NO_CLASSES:
         return _of_files(*read_image_folder(path, settings.test_share, _with_classes(settings)))
