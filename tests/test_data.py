@@ -288,7 +288,7 @@ def test_image_folder_split_is_stratified_and_fixed(pictures):
 
 
 def test_image_folder_missing(raw):
-    assert refused(load, "image_folder").startswith(f"{raw / 'pictures'}: no such folder; put class folders of images there")
+    assert refused(load, "image_folder").startswith(f"{raw / 'pictures'}: no such folder; put images or class folders")
 
 
 def test_prepare_mixed_channels(pictures, tmp_path):
