@@ -92,6 +92,8 @@ def test_no_stage_reports_a_class(pictures):
     assert "takes no class" in read_json("reports/guidance/metrics.json", "")["status"]
     scores = pd.read_csv("reports/evaluate/plots/scores.csv")
     assert not OF_CLASSES & set(scores.select_dtypes("object").to_numpy().ravel())
+    assert command_line(["export", "--device", "cpu", "--samples", "0", "-o", "exported"]) == 0
+    assert "accuracy" not in Path("exported/README.md").read_text()
     pages = "".join(path.read_text() for path in Path("reports").rglob("*.md"))
     sentences = re.findall(r"[^.\n|]*\b[Cc]lass(?:es)?\b[^.\n|]*", pages)
     allowed = ("The images have no classes to tell apart", "Accuracy and Inception Score need classes and are left out")
