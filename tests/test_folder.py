@@ -221,6 +221,7 @@ def test_layout_without_classes_is_refused(raw, folders, message):
 def test_label_of_a_column_is_refused_for_folders(raw):
     put(raw, "", members("cat"))
     assert error_of(load, "image_folder", label="Male").key == "prepare_data.label"
+    assert load("image_folder", labels="not_read.csv", label="none").class_names == []
 
 
 def test_layout_with_one_picture_in_a_class(raw):
