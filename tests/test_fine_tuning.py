@@ -136,7 +136,8 @@ def test_conditioning_may_be_added_to_a_network_without():
         start_from(Initial("x", configs[0], networks[0].state_dict(), "hash"), network, config)
         assert config["training"]["init_sha256"] == "hash"
         for name, value in network.state_dict().items():
-            assert torch.equal(value, before[name] if name.startswith(("condition.", "augment.")) else networks[0].state_dict()[name])
+            expected = before if name.startswith(("condition.", "augment.")) else networks[0].state_dict()
+            assert torch.equal(value, expected[name])
 
 
 def test_network_of_diffusers_keeps_its_options(workspace, data):
