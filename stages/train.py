@@ -1,4 +1,4 @@
-"""data/prepared -> models/ddpm: trains the network, and resumes a killed training."""
+"""data/prepared -> models/ddpm: trains the network, and resumes a killed training or, with train.continue, a finished one."""
 
 import torch
 
@@ -14,7 +14,9 @@ from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.networks.checkpoints import make_config
 from ddpm.networks.registry import NetworkSettings, make_network
 from ddpm.training.artifacts import TrainingArtifacts
-from ddpm.training.checkpoint import ResumeState, environment, stage_fingerprint
+from ddpm.training.checkpoint import ResumeState, environment, fingerprint, stage_inputs
+from ddpm.training.finished import begin
+from ddpm.training.initial import open_initial, start_from
 from ddpm.training.loop import Hooks, train
 from ddpm.training.settings import Train
 from ddpm.training.trainer import Trainer
@@ -31,8 +33,15 @@ def main() -> None:
     schedule = p.diffusion.make(p.schedule)
     check_prediction(p.prediction, schedule)
     precision = Precision(p.runtime, device)
+    initial = processes.from_rank0(lambda: open_initial(p.train))
+    # The stages sample_* do not read data/prepared, so the model tells them how many images each class has.
+    trained_on = data.identity() | {"class_counts": data.class_counts}
+    config = make_config(p.model, p.schedule, p.prediction, p.diffusion, trained_on, p.train.model_dump(by_alias=True), p.seed)
     torch.manual_seed(seed_of(p.seed, "weights"))
-    network = make_network(p.model, p.diffusion, data.shape, data.class_names, augmented=p.train.augment > 0)
+    options = initial.network_options() if initial else {}
+    network = make_network(p.model, p.diffusion, data.shape, data.class_names, augmented=p.train.augment > 0, **options)
+    if initial:
+        start_from(initial, network, config)
     network = network.to(device, memory_format=torch.channels_last)
     limit_threads(network, data.shape, p.train.batch_size)
     batches = Batches(data.train.images, data.train.labels, p.seed, device, p.train.flip, p.runtime.preload)
@@ -40,8 +49,6 @@ def main() -> None:
     trainer = Trainer(network, schedule, p.prediction, batches, p.train, p.seed, precision.autocast, precision.scaler)
     wrapped = processes.wrap_ddp(network, device)
     trainer.model = compiled(wrapped, p.runtime.compile, device, trainer.probe)
-    # The stages sample_* do not read data/prepared, so the model tells them how many images each class has.
-    trained_on, training = data.identity() | {"class_counts": data.class_counts}, p.train.model_dump()
     score = None
     if p.train.score_every:
         # Late, and no dependency of this stage: a new sampler or classifier is no reason to train again.
@@ -50,18 +57,16 @@ def main() -> None:
 
         model = DiffusionModel(network, schedule, p.prediction, trained_on)
         score = TrainingFID(model, data, p.train.score_samples, p.train.score_steps, p.seed)
-        training["classifier_sha256"] = score.classifier_sha256
-    config = make_config(p.model, p.schedule, p.prediction, p.diffusion, trained_on, training, p.seed)
+        config["training"]["classifier_sha256"] = score.classifier_sha256
 
-    saved = None
+    saved, inputs = None, {}
     if processes.is_main_process():
-        is_compiled = trainer.model is not wrapped
-        fingerprint = stage_fingerprint("train", score.INPUTS if score else ())
-        saved = ResumeState(fingerprint, environment(device, precision.dtype, is_compiled))
-    state = processes.from_rank0(lambda: saved.load(fresh=fresh_start()))
+        inputs = stage_inputs("train", score.INPUTS if score else ()) | ({"initial weights": initial.sha256} if initial else {})
+        saved = ResumeState(fingerprint(inputs), environment(device, precision.dtype, trainer.model is not wrapped))
+    state = processes.from_rank0(lambda: begin(saved, inputs, p.train, fresh=fresh_start()))
     if state:
         trainer.load_state_dict(state)
-    artifacts = TrainingArtifacts(trainer, config, saved, p.runtime.loggers) if saved else None
+    artifacts = TrainingArtifacts(trainer, config, saved, inputs, p.runtime) if saved else None
     try:
         train(trainer, data.test, artifacts.hooks() if artifacts else Hooks(), score)
     except BaseException:

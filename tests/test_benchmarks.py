@@ -6,7 +6,18 @@ import time
 import numpy as np
 import pytest
 import torch
-from benchmarks import augmentation, commands, contestants, diffusers_example, metrics, page, peers, quality, steps
+from benchmarks import (
+    augmentation,
+    commands,
+    contestants,
+    diffusers_example,
+    fine_tuning,
+    metrics,
+    page,
+    peers,
+    quality,
+    steps,
+)
 
 # The other libraries may warn.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -154,6 +165,19 @@ def test_augmentation_benchmark_writes_its_report(tmp_path):
     assert len({row[2] for row in rows[:4]}) == 4
     assert rows[4][0] == "real test images"
     assert "trained on 60 of the 1,297 training digits" in text
+
+
+def test_fine_tuning_benchmark_writes_its_report(tmp_path):
+    fine_tuning.main(["--quick", "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "fine_tuning-quick.json").read_text())
+    assert {file.name for file in tmp_path.iterdir()} == {f"fine_tuning-quick.{suffix}" for suffix in ("json", "md", "png")}
+    random, tuned = (report["sides"][side]["points"] for side in ("random", "mnist"))
+    assert [point["step"] for point in random] == [point["step"] for point in tuned] == [3, 6]
+    assert random[0]["fid"] != tuned[0]["fid"]
+    text = (tmp_path / "fine_tuning-quick.md").read_text()
+    assert "(fine_tuning-quick.png)" in text
+    assert f"| 6 | {random[1]['seconds'] / 60:.2f} | " in text
+    assert "was trained for 4 steps in " in text
 
 
 def test_example_trains_for_a_time_with_a_schedule_of_that_length(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from ddpm.core.files import read_json
 from ddpm.core.logged_run import Loggers, check_installed, log_scores
 from ddpm.core.loggers import LOGGERS, NEW, RESUMED, Run
 from ddpm.experiments.all_params import check_params
-from ddpm.training.checkpoint import stage_fingerprint
+from ddpm.training.checkpoint import fingerprint, stage_inputs
 
 NAMES = [pytest.param("tensorboard"), *(pytest.param(name, marks=pytest.mark.slow) for name in ("wandb", "mlflow"))]
 
@@ -100,7 +100,7 @@ READERS = {"tensorboard": read_tensorboard, "wandb": read_wandb, "mlflow": read_
 
 
 def run_name():
-    return f"swift_fox-{stage_fingerprint('train')[:8]}"
+    return f"swift_fox-{fingerprint(stage_inputs('train'))[:8]}"
 
 
 def assert_complete(logger, state):

@@ -148,7 +148,7 @@ UNKNOWN_NAMES = [
     {"sample_ddim.spacing": "lead"}, {"sample_ddim.sampler": "ddmi"}, {"sample_ddpm.variance": "medium"},
     {"sample_ddpm.thresholding": "dynamik"}, {"evaluate.checkpoint": "last"}, {"model.conditioning": "txt"},
     {"train.loss_weight": "minsnr"}, {"train.timestep_sampling": "importanse"}, {"runtime.precision": "float61"},
-    {"runtime.device": "gpu"},
+    {"runtime.device": "gpu"}, {"train.init_checkpoint": "last"},
 ]  # fmt: skip
 UNKNOWN_KEYS = [
     {"prepare_data.size": 8}, {"model.channel_mult": [1]}, {"runtime.thread": 5}, {"diffusion.cosin": {}},
@@ -159,7 +159,7 @@ WRONG_TYPE = [
     {"train.learning_rate": "fast"}, {"train.learning_rate": float("nan")}, {"train.flip": 1}, {"train.flip": "yes"},
     {"dataset": 3}, {"dataset": ["digits"]}, {"prepare_data.folder": 3}, {"model.channel_mults": 3}, {"runtime.workers": 1.5},
     {"model.conditioning": True}, {"diffusion.zero_terminal_snr": 1}, {"sample_ddim.steps": "every"}, {"report": None},
-    {"diffusion.cosine": 0.008}, {"runtime.loggers": "wandb"},
+    {"diffusion.cosine": 0.008}, {"runtime.loggers": "wandb"}, {"train.continue": "yes"}, {"train.init": 3},
 ]  # fmt: skip
 OUT_OF_RANGE = [
     {"seed": -1}, {"prepare_data.image_size": 0}, {"prepare_data.image_size": -8},
@@ -184,7 +184,7 @@ OUT_OF_RANGE = [
     {"sweep.ema_widths": 0.1}, {"sweep.ema_steps": 0}, {"guidance.steps": 0},
     *({f"edit.{key}": 0} for key in ("steps", "repaint_jump_length", "repaint_resamples", "scored_images")),
     {"edit.images": 65}, {"edit.film_frames": -1},
-    {"report.tile": 0}, {"runtime.log_seconds": 0},
+    {"report.tile": 0}, {"runtime.log_seconds": 0}, {"runtime.kept_states": -1}, {"train.cooldown_steps": 0},
 ]  # fmt: skip
 
 
@@ -321,6 +321,7 @@ TOGETHER = [
     ("prediction", {"prediction": "eps", "diffusion.zero_terminal_snr": True}),
     ("schedule", {"diffusion.edm.sigma_max": 1.0, "schedule": "edm"}),
     ("train.batch_size", {"train.gradient_accumulation": 129}),
+    ("train.lr_schedule", {"train.continue": True}),
     ("model", {"model.channels": 8192, "model.channel_mults": [64]}),
     ("guidance.samples", {"guidance.samples": 5}),
     ("guidance.scalez", {"guidance.scalez": 1}),

@@ -18,11 +18,11 @@ from ddpm.datasets.registry import DIGITS
 from ddpm.diffusion.schedule import make_schedule
 from ddpm.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from ddpm.networks.unet import UNet
-from ddpm.training.checkpoint import ResumeState, stage_fingerprint
+from ddpm.training.checkpoint import ResumeState, fingerprint, stage_inputs
 from ddpm.training.ema import ALIGNMENT, EMA, FlatParameters, ramped
 from ddpm.training.loop import STEP_PHASES, Hooks, train
 from ddpm.training.monitor import stop_signals
-from ddpm.training.settings import LR_SCHEDULES, Train
+from ddpm.training.settings import Train
 from ddpm.training.trainer import QUARTERS, Trainer
 
 CPU = torch.device("cpu")
@@ -33,6 +33,7 @@ SETTINGS = {
     "timestep_sampling": "uniform", "condition_dropout": 0.1, "flip": True, "augment": 0.0, "log_every": 4, "validate_every": 6,
     "preview_every": 5, "checkpoint_every": 5, "gradient_accumulation": 1, "max_nonfinite_skips": 0,
     "snapshot_every": 64, "snapshots": 2, "score_every": 0, "score_samples": 20, "score_steps": 3, "best_by": "validation_loss",
+    "init": "none", "init_checkpoint": "final", "continue": False, "cooldown_steps": 4,
 }  # fmt: skip
 
 
@@ -467,7 +468,19 @@ def test_learning_rate_warms_up_and_decays_to_zero():
     assert rates[53] == pytest.approx(1e-3)
     assert rates[-1] < 1e-6
     assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
-    assert LR_SCHEDULES["constant"](0.7) == 1
+
+
+def test_learning_rate_is_constant_until_the_cooldown():
+    def rates(lr_schedule, **changes):
+        settings = Train(**{**SETTINGS, "steps": 20, "cooldown_steps": 4, "lr_schedule": lr_schedule, **changes})
+        return [settings.learning_rate_at(step) / 2e-3 for step in range(settings.steps)], settings.shared_steps
+
+    assert rates("constant") == (pytest.approx([1 / 3, 2 / 3, *[1] * 18]), 19)
+    cooldown = [1, 1 - 0.25**0.5, 1 - 0.5**0.5, 1 - 0.75**0.5]
+    assert rates("wsd") == (pytest.approx([1 / 3, 2 / 3, *[1] * 14, *cooldown]), 16)
+    assert rates("wsd", cooldown_steps=1) == rates("constant")
+    assert rates("wsd", cooldown_steps=100, warmup_steps=16) == (pytest.approx([*np.arange(1, 17) / 16, *cooldown]), 16)
+    assert rates("cosine")[1] == 0
 
 
 class TestFlatParameters:
@@ -556,13 +569,13 @@ def test_fingerprint_depends_on_params_data_and_code(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("x = 1")
     (tmp_path / "data.bin").write_bytes(b"1")
-    first = stage_fingerprint("train")
+    first = fingerprint(stage_inputs("train"))
     (tmp_path / "params.yaml").write_text("train: {lr: 1}\nseed: 0\nruntime: {threads: 2}\n")
     (tmp_path / "code" / "__pycache__").mkdir()
     (tmp_path / "code" / "__pycache__" / "a.pyc").write_bytes(b"")
-    assert stage_fingerprint("train") == first
+    assert fingerprint(stage_inputs("train")) == first
     fingerprints = {first}
     for name, content in (("params.yaml", "train: {lr: 2}\nseed: 0\n"), ("code/a.py", "x = 2"), ("data.bin", "2")):
         (tmp_path / name).write_text(content)
-        fingerprints.add(stage_fingerprint("train"))
+        fingerprints.add(fingerprint(stage_inputs("train")))
     assert len(fingerprints) == 4

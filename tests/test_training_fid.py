@@ -22,7 +22,7 @@ from ddpm.features.frechet import fit_gaussian, frechet
 from ddpm.sampling.generate import generate_set
 from ddpm.sampling.model import load
 from ddpm.sampling.plan import make_plan
-from ddpm.training.checkpoint import stage_fingerprint
+from ddpm.training.checkpoint import fingerprint, stage_inputs
 
 CPU = torch.device("cpu")
 STEPS = [4, 8, 12]
@@ -80,11 +80,11 @@ def test_scores_change_no_weight_and_survive_kills(classifier, monkeypatch):
 
 def test_fingerprint_of_a_scored_training_depends_on_the_classifier(classifier):
     link_code()
-    before = stage_fingerprint("train", TrainingFID.INPUTS)
-    assert before != stage_fingerprint("train")
+    before = fingerprint(stage_inputs("train", TrainingFID.INPUTS))
+    assert before != fingerprint(stage_inputs("train"))
     config = read_json(CLASSIFIER_DIR / "config.json", "train_classifier")
     write_json(CLASSIFIER_DIR / "config.json", config | {"accuracy": 0.5})
-    assert stage_fingerprint("train", TrainingFID.INPUTS) != before
+    assert fingerprint(stage_inputs("train", TrainingFID.INPUTS)) != before
 
 
 def test_fid_is_the_distance_of_samples_to_training_images(model, classifier, data):

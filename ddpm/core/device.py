@@ -53,6 +53,7 @@ class Runtime(Section):
     deterministic: bool
     log_seconds: Annotated[float, Field(gt=0, le=1e6)]
     loggers: list[Annotated[str, OneOf(LOGGERS)]]
+    kept_states: Annotated[int, Field(ge=0, le=1000)]
 
 
 def setup(runtime: Runtime) -> torch.device:
@@ -125,7 +126,7 @@ def open_device(name: str, threads: int | None = None) -> torch.device:
     # PyTorch has read OMP_NUM_THREADS when it was imported.
     of_environment = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else "auto"
     numbers = {"threads": threads or of_environment, "precision": "float32", "deterministic": True, "log_seconds": 10.0}
-    return setup(make(Runtime, device=name, **auto, **numbers, loggers=[]))
+    return setup(make(Runtime, device=name, **auto, **numbers, loggers=[], kept_states=0))
 
 
 def can_fork(runtime: Runtime) -> bool:

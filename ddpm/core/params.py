@@ -167,8 +167,9 @@ def _explain(errors: ValidationError, kind: Any) -> tuple[list[str], str]:
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    """Returns the fields of a section, none for another type."""
-    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+    """Returns the fields of a section by their names in params.yaml, none for another type."""
+    fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+    return {field.alias or name: field for name, field in fields.items()}
 
 
 def _walk(kind: Any, names: list[str]) -> tuple[Any, list]:

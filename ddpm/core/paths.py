@@ -18,10 +18,14 @@ def samples_file(name: str) -> Path:
     return Path(f"samples/{name}.npz")
 
 
-def folder_of(variable: str, default: str) -> Path:
-    """Returns the folder that an environment variable names, or the default if it is unset or empty.
+def in_main_checkout(path: str) -> Path:
+    """Returns a path, which is below the main checkout if it is relative; a ~ at its start is the home folder.
 
-    A relative path is below the main checkout. DVC names that in DVC_ROOT for a stage, which `dvc exp run --temp` and `--queue`
-    run in another folder.
+    DVC names the main checkout in DVC_ROOT for a stage, which `dvc exp run --temp` and `--queue` run in another folder.
     """
-    return Path(os.environ.get("DVC_ROOT", "."), os.path.expanduser(os.environ.get(variable) or default))
+    return Path(os.environ.get("DVC_ROOT", "."), os.path.expanduser(path))
+
+
+def folder_of(variable: str, default: str) -> Path:
+    """Returns the folder that an environment variable names, or the default if it is unset or empty; see `in_main_checkout`."""
+    return in_main_checkout(os.environ.get(variable) or default)

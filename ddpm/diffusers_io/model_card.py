@@ -36,6 +36,7 @@ TRAINING = {
     "optimizer": "optimizer",
     "learning_rate": "learning rate",
     "lr_schedule": "learning rate schedule",
+    "init": "initial weights",
     "ema_decay": "EMA decay",
     "loss_weight": "loss weight",
     "condition_dropout": "condition dropout",

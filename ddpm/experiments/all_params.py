@@ -83,6 +83,7 @@ def check_params() -> None:
         data = None  # not prepared yet, or with other settings
     try:
         p.train.check_share(process_count(p.runtime, communicates=True))
+        p.train.check_continue()
         _check_model(p, data)
         _check_counts(p, data)
     except InputError as error:  # of a setting, or of the names of the classes

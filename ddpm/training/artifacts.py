@@ -1,10 +1,11 @@
 """The files that process 0 writes during a training and at its end: models/ddpm, reports/train and the state to resume from."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ddpm.core import processes
+from ddpm.core.device import Runtime
 from ddpm.core.files import remove_partial, sha256, write_json, write_text
 from ddpm.core.logged_run import open_loggers
 from ddpm.core.paths import MODEL_DIR
@@ -12,7 +13,8 @@ from ddpm.core.run_log import RunLog
 from ddpm.core.weights import save_weights
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
 from ddpm.networks.power_ema import SNAPSHOTS, list_snapshots, save_snapshot, snapshot_file
-from ddpm.training.checkpoint import ResumeState
+from ddpm.training.checkpoint import FINISHED, ResumeState
+from ddpm.training.finished import prune
 from ddpm.training.loop import SPEED_COLUMNS, Hooks
 from ddpm.training.settings import BEST_BY
 from ddpm.training.trainer import Trainer
@@ -23,13 +25,17 @@ PREVIEWS = "previews"
 
 
 class TrainingArtifacts:
-    """Writes the files of one training; a resumed training first restores those of the run before."""
+    """Writes the files of one training; a resumed training first restores those of the run before.
 
-    def __init__(self, trainer: Trainer, config: dict, saved: ResumeState, loggers: Sequence[str] = ()):
-        self.trainer, self.config, self.saved = trainer, config, saved
+    inputs: what the training computes from (`checkpoint.stage_inputs`), which is kept with its last state.
+    """
+
+    def __init__(self, trainer: Trainer, config: dict, saved: ResumeState, inputs: dict[str, Any], runtime: Runtime):
+        self.trainer, self.config, self.saved, self.inputs = trainer, config, saved, inputs
+        self.kept_states = runtime.kept_states
         remove_partial(MODEL_DIR)
         self._begin()
-        self.loggers = open_loggers(loggers, saved.fingerprint, resumed=trainer.step > 0)
+        self.loggers = open_loggers(runtime.loggers, saved.fingerprint, resumed=trainer.step > 0)
         self._log_again()
         for step in list_snapshots(saved.folder):
             if step > trainer.step:
@@ -38,7 +44,7 @@ class TrainingArtifacts:
         several = f" in {processes.world_size()} processes" if processes.world_size() > 1 else ""
         print(f"{config['model']['type']} with {self.parameters:,} parameters on {trainer.device}{several}", flush=True)
         if trainer.step:
-            print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,} (DDPM_FRESH=1 starts at step 0)", flush=True)
+            print(f"resuming at step {trainer.step:,} of {trainer.settings.steps:,} (DDPM_FRESH=1 discards it)", flush=True)
 
     def _begin(self) -> None:
         """Writes the files that a training begins with and adds to."""
@@ -63,7 +69,7 @@ class TrainingArtifacts:
 
     def hooks(self) -> Hooks:
         """Returns the functions that the training loop calls."""
-        return Hooks(self._log, self._speed, self._preview, self._snapshot, self._checkpoint)
+        return Hooks(self._log, self._speed, self._preview, self._snapshot, self._checkpoint, self._keep)
 
     def _log(self, row: dict[str, float]) -> None:
         self.log.log(row, step="step")
@@ -99,6 +105,7 @@ class TrainingArtifacts:
         self.loggers.close({f"results/{name}": value for name, value in results.items()}, trainer.step, weights)
         print(f"time: {trainer.phases.summary()}", flush=True)
         self.saved.discard()
+        prune(self.saved.folder / FINISHED, self.kept_states)
 
     def _write_speed(self) -> None:
         rows = self.trainer.speed
@@ -124,6 +131,10 @@ class TrainingArtifacts:
         save_weights(MODEL_DIR / CHECKPOINTS["latest"], trainer.network.state_dict())
         self.saved.save(trainer.state_dict())
         self._prune()
+
+    def _keep(self, trainer: Trainer) -> None:
+        if self.kept_states:
+            self.saved.keep(trainer.state_dict(), self.inputs)
 
     def _prune(self) -> None:
         """Removes the snapshots beyond the limit; it runs after the state is saved, so that a resumed training misses none."""

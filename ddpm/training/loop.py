@@ -21,6 +21,7 @@ class Hooks(NamedTuple):
     log: receives each new row of the history.
     speed: receives each new row of the speed table.
     preview, snapshot, checkpoint: receive the trainer.
+    keep: receives the trainer after the last step that a longer training has in common with this one.
     """
 
     log: Callable[[dict[str, float]], None] = lambda row: None
@@ -28,6 +29,7 @@ class Hooks(NamedTuple):
     preview: Callable[[Trainer], None] = lambda trainer: None
     snapshot: Callable[[Trainer], None] = lambda trainer: None
     checkpoint: Callable[[Trainer], None] = lambda trainer: None
+    keep: Callable[[Trainer], None] = lambda trainer: None
 
 
 def train(trainer: Trainer, validation: Split, hooks: Hooks, score: Callable[[], float] | None = None) -> None:
@@ -73,6 +75,10 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks, score: Callable[[],
             if processes.is_main_process():
                 _write(trainer, hooks, bool(row), logging, due(s.preview_every))
                 stopping = stop.number
+                # Before the checkpoint: a training that resumes from a later one does not come by here again.
+                if trainer.step == s.shared_steps:
+                    trainer.phases.enter("checkpoints")
+                    hooks.keep(trainer)
                 if saving or stopping:
                     trainer.phases.enter("checkpoints")
                     hooks.checkpoint(trainer)

@@ -62,7 +62,9 @@ class Trainer:
         self.autocast, self.scaler = autocast, scaler
         self.flat = FlatParameters(network, hidden_matrices(network))
         self.optimizers = OPTIMIZERS[settings.optimizer](self.flat, settings.learning_rate, settings.weight_decay)
-        self.ema = EMA(self.flat, ramped(settings.ema_decay))
+        # Without the ramp, an EMA keeps the weights of `train.init`, of which it is a copy here.
+        decay = ramped(settings.ema_decay) if settings.init is None else lambda step: settings.ema_decay
+        self.ema = EMA(self.flat, decay)
         tracked = power_ema.TRACKED_SIGMA_REL if settings.snapshots else ()
         self.tracks = {sigma_rel: EMA(self.flat, partial(power_ema.decay, sigma_rel)) for sigma_rel in tracked}
         name = settings.loss_weight or PLAIN[prediction]

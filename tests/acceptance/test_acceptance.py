@@ -332,6 +332,22 @@ def test_resume_after_kill_9_in_a_temporary_folder(project):
     assert project.weights() == project.other_weights
 
 
+def test_more_steps_after_the_end(project):
+    """`train.continue` goes on from a finished experiment, also in a temporary folder, to the weights of one training."""
+    constant = ("-S", "train.lr_schedule=constant", "train")
+    project.dvc("exp", "run", "-S", "train.steps=130", *constant)
+    straight = project.weights()
+    assert "resuming" not in project.dvc("exp", "run", "-S", "train.steps=100", *constant)
+    more = ("-S", "train.steps=130", "-S", "train.continue=true", *constant)
+    output = project.dvc("exp", "run", "--temp", "--name", "longer", *more)
+    assert "train.continue: goes on after step 99 of a training of 100\n" in output
+    project.git("checkout", "-f", BRANCH)
+    project.dvc("exp", "apply", "longer")
+    assert logged_steps((project.folder / "reports/train/plots/metrics/loss.tsv").read_text()) == list(range(5, 131, 5))
+    changed = {name for name, value in project.weights().items() if straight[name] != value}
+    assert changed == {"config.json"}
+
+
 def test_fresh_start(project, monkeypatch):
     """DDPM_FRESH=1 starts from step 0, although there is a saved state."""
     recorded = project.weights()

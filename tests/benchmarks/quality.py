@@ -63,23 +63,31 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def ours(overrides: dict, points: int, samples: int, folder: Path) -> tuple[dict, Evaluator]:
-    """Trains the last commit with these settings in a new folder; returns the record of the training, and what scored it."""
+def project(overrides: dict, points: int, samples: int, folder: Path) -> None:
+    """Writes the last commit with these settings into a new folder, prepares the data there and trains the classifier.
+
+    points, samples: how many snapshots of its trainings are scored, and by how many samples each.
+    """
     train = merged(read_yaml(ROOT / "params.yaml"), overrides, "overrides")["train"]
-    steps, batch = train["steps"], train["batch_size"]
-    if points > steps:
-        sys.exit(f"error: --points: {points} is more than the {steps} steps of the training; choose fewer")
+    if points > train["steps"]:
+        sys.exit(f"error: --points: {points} is more than the {train['steps']} steps of the training; choose fewer")
     needed = {
-        "train.snapshots": points, "train.snapshot_every": -(-steps * batch // points),
+        "train.snapshots": points, "train.snapshot_every": -(-train["steps"] * train["batch_size"] // points),
         "evaluate.training_curve": points, "evaluate.training_curve_samples": samples,
     }  # fmt: skip
     changes = {key: json.dumps(value) for key, value in (params.flatten(overrides) | needed).items()}
     checkout("HEAD", folder, changes, {"runtime.device": "cpu"})
     say("training the classifier")
     seconds(["-m", "stages.train_classifier"], folder)
+
+
+def trained(folder: Path) -> tuple[dict, Evaluator]:
+    """Trains a `project`; returns the record of the training, and what scored it."""
+    settings = read_yaml(folder / "params.yaml")
+    steps, samples = settings["train"]["steps"], settings["evaluate"]["training_curve_samples"]
     say(f"training for {steps:,} steps")
     whole = seconds(["-m", "stages.train"], folder)
-    say(f"it took {whole:.0f} s; sampling {points} snapshots")
+    say(f"it took {whole:.0f} s; sampling its snapshots")
     with inside(folder):
         p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, evaluate=Evaluate, runtime=Runtime)
         run = open_run(p, "final")
@@ -91,7 +99,7 @@ def ours(overrides: dict, points: int, samples: int, folder: Path) -> tuple[dict
     rows = [row for row in curve if row["method"] != REAL_IMAGES]
     parameters = sum(parameter.numel() for parameter in run.model.network.parameters())
     scored = [{"seconds": whole * row["step"] / steps, "step": row["step"], "fid": row["fid"]} for row in rows]
-    return {"batch_size": batch, "parameters": parameters, "points": scored}, evaluator
+    return {"batch_size": settings["train"]["batch_size"], "parameters": parameters, "points": scored}, evaluator
 
 
 def theirs(project: Path, save_at: list[float], samples: int, evaluator: Evaluator, folder: Path) -> dict:
@@ -192,12 +200,13 @@ def main(arguments: list[str] | None = None) -> None:
     report = {"machine": machine(torch.device("cpu")), "recipe": name, "samples": samples, "sampling_steps": SAMPLER_STEPS}
     path = options.out.absolute() / f"quality-{name}-{slug(report['machine'])}"
     with tempfile.TemporaryDirectory() as temporary:
-        project = Path(temporary, "ours")
-        first, evaluator = ours(overrides, points, samples, project)
+        folder = Path(temporary, "ours")
+        project(overrides, points, samples, folder)
+        first, evaluator = trained(folder)
         end = first["points"][-1]["seconds"] if options.minutes is None else 60 * options.minutes
         save_at = np.linspace(0, end, points + 1)[1:].round(3).tolist()
-        second = theirs(project, save_at, samples, evaluator, Path(temporary, "theirs"))
-        conditioning = read_yaml(project / "params.yaml")["model"]["conditioning"]
+        second = theirs(folder, save_at, samples, evaluator, Path(temporary, "theirs"))
+        conditioning = read_yaml(folder / "params.yaml")["model"]["conditioning"]
     report |= {"n": evaluator.sizes.n, "floor": evaluator.fid_floor, "conditioning": conditioning}
     report["sides"] = {"ours": first, "diffusers": second}
     write_json(path.with_suffix(".json"), report)
