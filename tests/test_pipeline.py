@@ -285,13 +285,13 @@ def test_stage_definition_keeps_the_rules(stage):
             assert path.startswith("reports/")
             assert options["cache"] is False, "reports stay in Git"
     seconds = {f"reports/seconds/{stage}.json": {"cache": False}}
-    assert (seconds in definition.get("metrics", [])) == (stage not in ("report", "sweep"))
+    assert (seconds in definition.get("metrics", [])) == (stage not in ("report", "sweep", "distill"))
     # An uncached output switches off the run cache of its stage. Only the seconds-long report may lose it, and the sweep, which
     # is frozen and run on demand.
     uncached = [out for out in definition.get("outs", []) if isinstance(out, dict)]
-    pages = {"report": "reports/index.md", "sweep": "reports/sweep/index.md"}
+    pages = {"report": "reports/index.md", "sweep": "reports/sweep/index.md", "distill": "reports/distill/index.md"}
     assert uncached == ([{pages[stage]: {"cache": False}}] if stage in pages else [])
-    assert definition.get("frozen", False) == (stage == "sweep")
+    assert definition.get("frozen", False) == (stage in ("sweep", "distill"))
 
 
 def test_stage_deps_hold_no_timings():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 PREPARED_DIR = Path("data/prepared")
 MODEL_DIR = Path("models/ddpm")
+DISTILLED_DIR = Path("models/distilled")
 CLASSIFIER_DIR = Path("models/classifier")
 METRICS_FILE = Path("reports/evaluate/metrics.json")
 PLOTS_DIR = Path("reports/evaluate/plots")

@@ -23,6 +23,10 @@ class Uniform:
         """Returns level indices 1..T and weights, both (count,), with which the mean loss is that of uniform levels."""
         return torch.randint(1, self.steps + 1, (count,), device=self.device), torch.ones(count, device=self.device)
 
+    def spread(self, count: int) -> Tensor:
+        """Returns `count` level indices on the CPU, spread evenly over those that are drawn."""
+        return torch.linspace(1, self.steps, count).round().long()
+
     def update(self, index: Tensor, loss: Tensor) -> None:
         """Takes account of the losses (B,) at the levels index (B,)."""
 

@@ -90,6 +90,9 @@ def edit_images(
     model: DiffusionModel, plan: SamplingPlan, x0: Tensor, strength: float, labels: Tensor | None, seed: int
 ) -> Iterator[SamplingProgress]:
     """Noises images x0 to level strength * T and samples from there (SDEdit). Raises InputError unless 0 <= strength <= 1."""
+    if model.distilled_steps:
+        message = f"{strength:g} starts between the steps of this model, which was distilled for {model.distilled_steps}"
+        raise InputError(f"{message}; use its teacher", key="strength")
     noise = image_noise(model, seed, len(x0), len(plan.grid), use="edit")
     grid = from_strength(plan.grid, model.schedule, strength)
     frames = image_to_image(plan.denoiser(labels), plan.rule, model.schedule, grid, x0, noise)

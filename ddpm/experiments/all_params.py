@@ -21,6 +21,7 @@ from ddpm.datasets.settings import NO_CLASSES, PrepareData
 from ddpm.diffusion.prediction import PredictionName, check_prediction
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
 from ddpm.editing.stage_images import Edit
+from ddpm.distillation.settings import Distill
 from ddpm.evaluation.evaluator import Evaluate
 from ddpm.evaluation.guidance import Guidance
 from ddpm.evaluation.prdc import MIN_IMAGES
@@ -58,6 +59,7 @@ class AllParams(Section):
     edit: Edit
     evaluate: Evaluate
     sweep: Sweep
+    distill: Distill
     report: Report
     runtime: Runtime
 
@@ -117,7 +119,7 @@ def _check_model(p: SimpleNamespace, data: Prepared | None) -> None:
             getattr(p, name).plan(model)
         except InputError as error:
             raise error.within(PARAMS_FILE, f"{name}.") from None
-    for name in ("sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate", "sweep"):
+    for name in ("sample_ddpm", "sample_ddim", "guidance", "edit", "evaluate", "sweep", "distill"):
         width = getattr(p, name).checkpoint
         if isinstance(width, float) and p.train.steps <= MAX_CHECKED_STEPS:
             _check_width(width, p.train, f"{name}.checkpoint")

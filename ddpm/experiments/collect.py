@@ -30,8 +30,8 @@ HEADER = "Experiment,rev,typ,"
 SEED, SUCCESS = "seed", "Success"
 QUALITY = [key for key in SCORES if ".cost." not in key]
 # Sections, folders and scripts that change no number in METRICS_FILE.
-IDLE = ("runtime", "report", "sweep", "guidance", "edit")
-IDLE_CODE = ("ddpm/plots", "ddpm/report", "stages/report.py", "stages/sweep.py")
+IDLE = ("runtime", "report", "sweep", "distill", "guidance", "edit")
+IDLE_CODE = ("ddpm/distillation", "ddpm/plots", "ddpm/report", "stages/report.py", "stages/sweep.py", "stages/distill.py")
 QUEUE = "`dvc exp run --queue -S 'schedule=linear,cosine' -S 'seed=range(0,3)'`, then `dvc queue start`"
 
 

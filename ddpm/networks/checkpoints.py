@@ -79,6 +79,11 @@ class _Training(_Entries):
     seed: int | None = None
 
 
+class _Distillation(_Entries):
+    steps: Annotated[int, Field(ge=1)]
+    guidance: Annotated[float, Field(ge=0)]
+
+
 class _Config(_Entries):
     """The entries of config.json that are read: to rebuild a network, to sample from it and to describe it."""
 
@@ -86,6 +91,7 @@ class _Config(_Entries):
     diffusion: _Diffusion
     data: _Data
     training: _Training
+    distillation: _Distillation | None = None
     words: list[str] | None = None
     compat: CompatOptions | None = None
 

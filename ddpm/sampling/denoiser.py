@@ -28,7 +28,7 @@ def network_denoiser(network: nn.Module, prediction: str, labels: Tensor | None 
         for name, values in conditioning.items():
             if values is not None and len(values) != len(x):
                 raise InputError(f"shape {tuple(values.shape)} does not fit {len(x)} images; give one per image", key=name)
-        t = x.new_full((len(x),), level.t) if isinstance(level.t, float) else level.t.to(x)
+        t = x.new_full((len(x),), level.t) if isinstance(level.t, float) else level.t.to(x).flatten()
         output = network(x, t, *conditioning.values())
         return to_prediction(prediction, output.to(x.dtype), x, level)
 

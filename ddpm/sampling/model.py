@@ -30,6 +30,7 @@ class DiffusionModel(NamedTuple):
     prediction: what it predicts, a key of PREDICTIONS.
     data: what its config.json says of its training data: shape [H, W, C], class_names, class_counts and so on.
     supports_cfg: whether training dropped the labels of some images, so that classifier-free guidance is possible.
+    distilled_steps: the number of DDIM steps that it was distilled for; None: it takes any number.
     """
 
     network: Network
@@ -37,6 +38,7 @@ class DiffusionModel(NamedTuple):
     prediction: str
     data: dict
     supports_cfg: bool = False
+    distilled_steps: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,7 +115,8 @@ def from_config(network: Network, config: dict) -> DiffusionModel:
     schedule = settings.make(diffusion["schedule"])
     check_prediction(diffusion["prediction"], schedule)
     supports_cfg = network.takes_labels and config["training"].get("condition_dropout", 0) > 0
-    return DiffusionModel(network, schedule, diffusion["prediction"], config["data"], supports_cfg)
+    distilled_steps = config.get("distillation", {}).get("steps")
+    return DiffusionModel(network, schedule, diffusion["prediction"], config["data"], supports_cfg, distilled_steps)
 
 
 def load(checkpoint: str | float, device: torch.device, folder: Path = MODEL_DIR) -> DiffusionModel:

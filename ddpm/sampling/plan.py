@@ -75,7 +75,7 @@ def make_plan(
     """Returns the plan of a sampler for a model.
 
     sampler, spacing, thresholding, variance: keys of SAMPLERS, SPACINGS, THRESHOLDS, VARIANCES.
-    steps: denoising steps; None is all T for ddpm, and 50 (at most T) for the others.
+    steps: denoising steps; None is all T for ddpm, 50 (at most T) for the others, and what a distilled model was made for.
     eta: of ddim, 0 (deterministic) to 1 (as noisy as DDPM).
     variance: of ddpm.
     churn: S_churn of `with_churn`.
@@ -105,7 +105,12 @@ def make_plan(
         )
     _check_guidance(model, guidance, guidance_interval)
     if steps is None:
-        steps = total if sampler == "ddpm" else min(DEFAULT_STEPS, total)
+        steps = model.distilled_steps or (total if sampler == "ddpm" else min(DEFAULT_STEPS, total))
+    own = {"sampler": "ddim", "steps": model.distilled_steps, "eta": 0, "spacing": "trailing", "churn": 0}
+    given = {"sampler": sampler, "steps": steps, "eta": eta, "spacing": spacing, "churn": churn}
+    for key in own if model.distilled_steps else ():
+        if given[key] != own[key]:
+            raise InputError(f"{given[key]!r} is not {own[key]!r}, for which this model was distilled; leave it out", key=key)
     grid = make_grid(spacing, model.schedule, steps)
     if change:
         grid = change(grid)

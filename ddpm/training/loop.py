@@ -32,9 +32,12 @@ class Hooks(NamedTuple):
     keep: Callable[[Trainer], None] = lambda trainer: None
 
 
-def train(trainer: Trainer, validation: Split, hooks: Hooks, score: Callable[[], float] | None = None) -> None:
+def train(
+    trainer: Trainer, validation: Split, hooks: Hooks, score: Callable[[], float] | None = None, title: str = "train"
+) -> None:
     """Trains to the last step.
 
+    title: of the progress bar.
     score: returns the FID of the network, which holds its EMA weights then; called in every process, every `score_every` steps.
 
     Raises InputError after more non-finite gradients in a row than the settings allow, and Interrupted, after a checkpoint, on
@@ -46,7 +49,7 @@ def train(trainer: Trainer, validation: Split, hooks: Hooks, score: Callable[[],
     def due(every: int) -> bool:
         return every > 0 and (trainer.step % every == 0 or trainer.step == s.steps)
 
-    with Progress("train", s.steps * s.batch_size, "images", trainer.seen) as progress, stop_signals() as stop:
+    with Progress(title, s.steps * s.batch_size, "images", trainer.seen) as progress, stop_signals() as stop:
         note, logged = "", trainer.step
         while trainer.step < s.steps:
             trainer.train_step()

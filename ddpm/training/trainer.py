@@ -219,10 +219,10 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, split: Split) -> float:
-        """Returns the mean loss of the EMA on up to 2,000 test images, with fixed noise and with levels spread over 1..T."""
+        """Returns the mean loss of the EMA on up to 2,000 test images, with fixed noise and with evenly spread levels."""
         count = min(len(split.images), VALIDATION_IMAGES)
         generator = torch.Generator().manual_seed(seed_of(self.seed, "validation"))
-        index = torch.linspace(1, self.schedule.steps, count).round().long()[torch.randperm(count, generator=generator)]
+        index = self.timesteps.spread(count)[torch.randperm(count, generator=generator)]
 
         def batch_loss(start: int) -> float:
             batch = slice(start, min(start + VALIDATION_BATCH, count))

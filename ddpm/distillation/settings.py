@@ -1,0 +1,74 @@
+"""The section `distill`."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from ddpm.core.files import InputError
+from ddpm.core.limits import MAX_GUIDANCE, MAX_TIMESTEPS
+from ddpm.core.params import OrWord, Section, make
+from ddpm.core.paths import MODEL_DIR
+from ddpm.diffusion.loss import LossWeightName
+from ddpm.distillation.students import METHODS, MethodName
+from ddpm.networks.checkpoints import CheckpointName
+from ddpm.sampling.settings import Count
+from ddpm.training.settings import Train
+
+
+class Distill(Section):
+    """The section `distill`; params.yaml explains each entry."""
+
+    checkpoint: CheckpointName
+    method: MethodName
+    teacher_steps: Annotated[int, Field(ge=2, le=MAX_TIMESTEPS)]
+    steps: Annotated[list[Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]], Field(min_length=1, max_length=100)]
+    iterations: Annotated[int, Field(ge=2, le=10**9)]
+    batch_size: Annotated[int, Field(ge=1, le=10**6)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    loss_weight: Annotated[LossWeightName | None, OrWord("auto")]
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+    samples: Annotated[Count, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _steps_are_parts_of_the_teachers(self) -> "Distill":
+        teachers = [self.teacher_steps, *(self.steps if METHODS[self.method].chained else [self.teacher_steps] * len(self.steps))]
+        for teacher, student in zip(teachers[:-1], self.steps, strict=True):
+            if METHODS[self.method].chained and teacher != 2 * student:
+                message = f"{student} steps are not half of {teacher}, those of its teacher; halve them from teacher_steps down"
+            elif student == teacher or teacher % student:
+                message = f"{student} steps are no part of teacher_steps, {teacher}; give numbers that divide it"
+            else:
+                continue
+            raise PydanticCustomError("section", "{key}: {message}", {"key": "steps", "message": message})
+        return self
+
+    def train_settings(self, training: dict[str, Any]) -> Train:
+        """Returns the settings of the training of each student.
+
+        training: the section `train` of the teacher, as its config.json holds it; optimizer, flips, precision of the log and
+        so on are as there. With guidance, no label is dropped, since the student has the guidance in it.
+
+        Raises InputError if it lacks settings, as a model of older code or of diffusers does.
+        """
+        own = {
+            "steps": self.iterations,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "ema_decay": self.ema_decay,
+            "loss_weight": self.loss_weight,
+            "loss_gamma": None,
+            "lr_schedule": "cosine",
+            "warmup_steps": min(20, self.iterations - 1),
+            "timestep_sampling": "uniform",
+            "augment": 0.0,
+            "snapshots": 0,
+            "score_every": 0,
+            "best_by": "validation_loss",
+            **({} if self.guidance == 1 else {"condition_dropout": 0.0}),
+        }
+        try:
+            return make(Train, **{name: value for name, value in training.items() if name in Train.model_fields} | own)
+        except InputError as error:
+            raise InputError(f"holds no complete section train ({error}); run `dvc repro train`", key=MODEL_DIR) from None
