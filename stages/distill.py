@@ -29,7 +29,7 @@ def main() -> None:
     p = params.load(dataset=str, seed=params.Seed, prepare_data=dict, distill=Distill, runtime=Runtime)
     run, s = open_run(p, p.distill.checkpoint), p.distill
     check_teacher(run.model, s)
-    config = read_json(MODEL_DIR / CONFIG)
+    config = read_json(MODEL_DIR / CONFIG, "train")
     training = s.train_settings(config["training"])
     training.check_share(processes.world_size())
     limit_threads(run.model.network, run.data.shape, s.batch_size)

@@ -5,9 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
 from ddpm.core import processes
 from ddpm.core.files import InputError, write_json
 from ddpm.core.seeds import seed_of

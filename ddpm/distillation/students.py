@@ -64,7 +64,9 @@ class ProgressiveTrainer(Trainer):
     teacher: a plan of DDIM with eta 0 and twice the student's number of steps, whose grid has whole positions.
     """
 
-    def __init__(self, teacher: SamplingPlan, steps: int, network: nn.Module, schedule: NoiseSchedule, *others: Any, **options: Any):
+    def __init__(
+        self, teacher: SamplingPlan, steps: int, network: nn.Module, schedule: NoiseSchedule, *others: Any, **options: Any
+    ):
         super().__init__(network, schedule, *others, **options)
         self.teacher = teacher
         grid = torch.from_numpy(teacher.grid.astype(np.int64)).to(self.device)
@@ -85,9 +87,7 @@ class ProgressiveTrainer(Trainer):
         """Returns where the student should get from x_t, at the first of the levels, with one step to the last."""
         return follow(self.teacher.denoiser(labels, known), x_t, levels)
 
-    def _losses(
-        self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, *others: Tensor | None
-    ) -> Tensor:
+    def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, *others: Tensor | None) -> Tensor:
         with torch.no_grad(), self.autocast():
             x_t = add_noise(x0, eps, self.schedule[index])
             levels = [self.schedule[positions].like(x_t) for positions in self.path[index].unbind(1)]

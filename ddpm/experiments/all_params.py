@@ -20,8 +20,8 @@ from ddpm.datasets.registry import DATASETS, DatasetName
 from ddpm.datasets.settings import NO_CLASSES, PrepareData
 from ddpm.diffusion.prediction import PredictionName, check_prediction
 from ddpm.diffusion.schedule import Diffusion, ScheduleName
-from ddpm.editing.stage_images import Edit
 from ddpm.distillation.settings import Distill
+from ddpm.editing.stage_images import Edit
 from ddpm.evaluation.evaluator import Evaluate
 from ddpm.evaluation.guidance import Guidance
 from ddpm.evaluation.prdc import MIN_IMAGES
