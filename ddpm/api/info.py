@@ -34,6 +34,7 @@ def describe(folder: Path, config: dict[str, Any], model: DiffusionModel) -> dic
         "timesteps": diffusion["timesteps"],
         "prediction": diffusion["prediction"],
         "learned_variance": diffusion["learned_variance"],
+        "distilled_steps": model.distilled_steps,
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "training": {key: training[key] for key in ("steps", "batch_size", "learning_rate", "seed") if key in training},
         "checkpoints": checkpoints_of(folder),
@@ -62,6 +63,9 @@ def as_rows(description: dict[str, Any]) -> dict[str, str]:
         "words": _listed(description["words"]) if description["words"] else None,
         "schedule": f"{description['schedule']}, T = {description['timesteps']:,}",
         "prediction": description["prediction"] + (", learned variance" if description["learned_variance"] else ""),
+        "sampling": f"DDIM with {steps:,} steps, for which it was distilled"
+        if (steps := description["distilled_steps"])
+        else None,
         "network": f"{description['parameters']:,} parameters",
         "training": ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in description["training"].items()) or None,
         "checkpoints": ", ".join(description["checkpoints"]),

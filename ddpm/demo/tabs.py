@@ -62,7 +62,8 @@ def _content(model: Model, default: str, label: str = "") -> gr.components.Compo
 
 
 def _steps(model: Model, label: str = "Steps", value: int = DEFAULT_STEPS) -> gr.Slider:
-    return gr.Slider(1, model.timesteps, value=min(value, model.timesteps), step=1, label=label)
+    value = model.diffusion.distilled_steps or min(value, model.timesteps)
+    return gr.Slider(1, model.timesteps, value=value, step=1, label=label)
 
 
 def _guidance(model: Model) -> gr.Slider:

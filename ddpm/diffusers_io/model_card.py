@@ -102,7 +102,8 @@ def write_card(config: dict[str, Any], card: CardInfo) -> str:
         classes=listed + (f" and {len(names) - MAX_CLASSES:,} more" if len(names) > MAX_CLASSES else ""),
         has_no_class=config.get("training", {}).get("condition_dropout", 0) > 0,
         timesteps=timesteps,
-        steps=steps_of(timesteps),
+        steps=(distilled := config.get("distillation", {}).get("steps")) or steps_of(timesteps),
+        distilled=distilled,
         training=_training_rows(config, card),
         license=card.license.upper() if card.license == LICENSE else card.license,
     )

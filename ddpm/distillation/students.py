@@ -130,14 +130,26 @@ class Method(NamedTuple):
 
     trainer: function (teacher's plan, steps of the student, network, schedule, ...) -> Trainer.
     chained: whether a student is the teacher of the next one, of half the steps; else the first teacher is that of all.
+    description: a sentence in Markdown, for the report.
     """
 
     trainer: Callable[..., Trainer]
     chained: bool
+    description: str
 
 
 METHODS: dict[str, Method] = {
-    "progressive": Method(ProgressiveTrainer, chained=True),
-    "tract": Method(TransitiveTrainer, chained=False),
+    "progressive": Method(
+        ProgressiveTrainer,
+        chained=True,
+        description="Progressive distillation ([Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)): each student reaches in "
+        "one DDIM step what its teacher reaches in two.",
+    ),
+    "tract": Method(
+        TransitiveTrainer,
+        chained=False,
+        description="Transitive closure time-distillation ([Berthelot et al. 2023](https://arxiv.org/abs/2303.04248)): each student "
+        "steps from every level of the teacher to the end of a segment.",
+    ),
 }
 MethodName = Annotated[str, OneOf(METHODS)]
