@@ -16,7 +16,7 @@ from ddpm.distillation.settings import Distill
 from ddpm.evaluation.run import open_run
 from ddpm.networks.checkpoints import CONFIG
 from ddpm.report.distill import write_distill
-from ddpm.training.checkpoint import ResumeState, environment, stage_fingerprint
+from ddpm.training.checkpoint import ResumeState, environment, fingerprint, stage_inputs
 from ddpm.training.trainer import Trainer
 
 
@@ -42,7 +42,7 @@ def main() -> None:
 
     saved = None
     if processes.is_main_process():
-        saved = ResumeState(stage_fingerprint("distill"), environment(run.device, precision.dtype))
+        saved = ResumeState(fingerprint(stage_inputs("distill")), environment(run.device, precision.dtype))
     students = []
     for student in distill(
         run.model, batches, run.data.test, s, training, p.seed, saved, fresh_start(), make_model,

@@ -570,7 +570,8 @@ RENAMED = {
 }
 # Settings that older records lack, with the value that they had.
 UNSCORED = {"score_every": 0, "score_samples": 500, "score_steps": 10, "best_by": "validation_loss"}
-ADDED = {"model": {"type": "unet"}, "train": {"optimizer": "adamw", "augment": 0.0, **UNSCORED}}
+ANEW = {"init": "none", "init_checkpoint": "final", "continue": False, "cooldown_steps": 280}
+ADDED = {"model": {"type": "unet"}, "train": {"optimizer": "adamw", "augment": 0.0, **UNSCORED, **ANEW}}
 
 
 def test_record_settings_match_the_recipe():

@@ -109,6 +109,6 @@ def write_student(folder: Path, student: Student, config: dict, settings: Distil
     config: that of the teacher.
     """
     own = {"steps": student.steps, "guidance": settings.guidance}
-    trained = {**training.model_dump(), "seed": seed}
+    trained = {**training.model_dump(by_alias=True), "seed": seed}
     write_json(folder / CONFIG, config | {"training": trained, "distillation": own})
     save_weights(folder / CHECKPOINTS["final"], student.model.network.state_dict())

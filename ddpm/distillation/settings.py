@@ -53,6 +53,9 @@ class Distill(Section):
         Raises InputError if it lacks settings, as a model of older code or of diffusers does.
         """
         own = {
+            "init": str(MODEL_DIR),
+            "init_checkpoint": self.checkpoint,
+            "continue": False,
             "steps": self.iterations,
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
@@ -68,7 +71,8 @@ class Distill(Section):
             "best_by": "validation_loss",
             **({} if self.guidance == 1 else {"condition_dropout": 0.0}),
         }
+        names = {field.alias or name for name, field in Train.model_fields.items()}
         try:
-            return make(Train, **{name: value for name, value in training.items() if name in Train.model_fields} | own)
+            return make(Train, **{name: value for name, value in training.items() if name in names} | own)
         except InputError as error:
             raise InputError(f"holds no complete section train ({error}); run `dvc repro train`", key=MODEL_DIR) from None

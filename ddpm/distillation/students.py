@@ -148,8 +148,8 @@ METHODS: dict[str, Method] = {
     "tract": Method(
         TransitiveTrainer,
         chained=False,
-        description="Transitive closure time-distillation ([Berthelot et al. 2023](https://arxiv.org/abs/2303.04248)): each student "
-        "steps from every level of the teacher to the end of a segment.",
+        description="Transitive closure time-distillation ([Berthelot et al. 2023](https://arxiv.org/abs/2303.04248)): each "
+        "student steps from every level of the teacher to the end of a segment.",
     ),
 }
 MethodName = Annotated[str, OneOf(METHODS)]
