@@ -25,7 +25,7 @@ RANKS = [
     {"core"},
     {"networks", "diffusion", "data", "datasets"},
     {"features", "training", "sampling"},
-    {"report", "plots", "editing", "evaluation"},
+    {"report", "plots", "editing", "evaluation", "distillation"},
     {"experiments", "diffusers_io"},
     {"api"},
     {"demo"},
