@@ -271,6 +271,7 @@ class TestImages:
             images.save(tmp_path / "a.jpg")
 
 
+@pytest.mark.slow
 def test_readme_example_trains_a_network_of_ones_own(tmp_path, monkeypatch):
     """The network of the README is trained for longer than no time: its loss falls, and its samples are written."""
     (code,) = (block for block in (ROOT / "ddpm/api/README.md").read_text().split("```python\n")[1:] if "class Network" in block)

@@ -164,6 +164,7 @@ def trained():
     return DiffusionModel(network.eval(), trainer.schedule, "x0", {"shape": [8, 8, 1], "class_names": ["image"]}), clean
 
 
+@pytest.mark.slow
 class TestTrainedModel:
     """With a probability of 0.25, five of six training images were transformed."""
 

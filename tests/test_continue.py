@@ -63,6 +63,7 @@ def test_continued_training_is_bit_equal(folder, schedule, killed):
     assert [key for key in state if key != "fingerprint" and not same(reached[key], state[key])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_nothing_is_continued_unasked(folder, refused):
     assert trained(**{"train.lr_schedule": "constant", "train.steps": 3, "train.snapshots": 0})[0] == 0

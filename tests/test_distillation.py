@@ -250,6 +250,7 @@ class TestStage:
         train(**changes)
         assert error_of(run_stage).key == "distill"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("conditioning", ["none", "text", "mask"])
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_and_conditioning(self, classifier, method, conditioning):

@@ -168,6 +168,7 @@ def test_model_of_a_hub_is_downloaded(hub):  # noqa: F811
     assert error_of(open_initial, Train(**{**settings, "init_checkpoint": "best"})).key == "train.init"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_changed_weights_begin_a_new_training(start):
     edit_params(**{"train.init": str(START), "train.steps": 6})

@@ -40,6 +40,7 @@ def unscored_files(found):
     return {name: data for name, data in found[0].items() if not any(part in name for part in ("config", "best", "fid"))}
 
 
+@pytest.mark.slow
 def test_scores_change_no_weight_and_survive_kills(classifier, monkeypatch):
     pytest.importorskip("torch.utils.tensorboard")
     monkeypatch.setenv("DDPM_LOGS", "logs")

@@ -49,6 +49,7 @@ def test_a_network_of_classes_is_refused_once_the_data_is_prepared(pictures, ref
     assert refused(main_of("train_classifier")) == refused(main_of("train")) == REFUSED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["none", "mask"])
 def test_commands_of_a_model_without_classes(pictures, error, capsys, conditioning):
     edit_params(**{"model.conditioning": conditioning})

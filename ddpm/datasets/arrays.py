@@ -6,10 +6,12 @@ The images of a file are read one after another, so it may be larger than the me
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -25,7 +27,7 @@ LAYOUTS = (
     ("images", "labels", None, None),
     ("arr_0", "arr_1", None, None),  # OpenAI's evaluator, and samples/*.npz
 )
-Open = Callable[[], BinaryIO]
+Open = Callable[[], AbstractContextManager[IO[bytes]]]
 _DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -135,17 +137,24 @@ def read_arrays(
 def _arrays_of(path: Path) -> dict[str, Open]:
     """Returns a function for each array that opens its .npy file, by the array's name."""
     if path.is_dir():
-        return {file.stem: (lambda file=file: open(file, "rb")) for file in sorted(path.glob("*.npy"))}
+        return {file.stem: partial(open, file, "rb") for file in sorted(path.glob("*.npy"))}
     if not path.is_file():
         raise InputError("no such file; name an .npz or .npy file, or a folder of .npy files, in prepare_data.folder", key=path)
     if path.suffix == ".npy":
-        return {"images": lambda: open(path, "rb")}
+        return {"images": partial(open, path, "rb")}
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot be read as .npz ({first_line(error)}); name an .npz file or a folder", key=path) from None
-    return {name: (lambda name=name: zipfile.ZipFile(path).open(f"{name}.npy")) for name in names}
+    return {name: partial(_member, path, f"{name}.npy") for name in names}
+
+
+@contextmanager
+def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """Opens a file of an archive; both are closed at the end, also where the file cannot be opened."""
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        yield file
 
 
 def _header(name: str, open: Open) -> _Header:
