@@ -2,6 +2,8 @@
 
 Frozen in dvc.yaml."""
 
+import shutil
+
 from ddpm.core import params, processes
 from ddpm.core.device import Precision, Runtime, compiled, limit_threads
 from ddpm.core.files import read_json
@@ -43,6 +45,7 @@ def main() -> None:
     saved = None
     if processes.is_main_process():
         saved = ResumeState(fingerprint(stage_inputs("distill")), environment(run.device, precision.dtype))
+        shutil.rmtree(DISTILLED_DIR, ignore_errors=True)
     students = []
     for student in distill(
         run.model, batches, run.data.test, s, training, p.seed, saved, fresh_start(), make_model,
