@@ -53,8 +53,9 @@ class Distill(Section):
         Raises InputError if it lacks settings, as a model of older code or of diffusers does.
         """
         own = {
-            "init": str(MODEL_DIR),
-            "init_checkpoint": self.checkpoint,
+            # With `init`, the EMA would remember the teacher, from which a student of few steps has to get away.
+            "init": None,
+            "init_checkpoint": "final",
             "continue": False,
             "steps": self.iterations,
             "batch_size": self.batch_size,
