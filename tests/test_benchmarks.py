@@ -162,7 +162,7 @@ def test_augmentation_benchmark_writes_its_report(tmp_path):
     text = (tmp_path / "augmentation.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert [row[:2] for row in rows[:4]] == [["4", "0"], ["8", "0"], ["4", "0.12"], ["8", "0.12"]]
-    assert len({row[2] for row in rows[:4]}) == 4
+    assert len({tuple(row[2:]) for row in rows[:4]}) == 4  # such short trainings may have equal FIDs to two digits
     assert rows[4][0] == "real test images"
     assert "trained on 60 of the 1,297 training digits" in text
 
