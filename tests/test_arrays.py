@@ -1,10 +1,14 @@
 """Data sets of arrays: .npz files and folders of .npy files."""
 
+import json
 import sys
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import edit_params, link_code
 from raw_files import arrays, load, refused, settings
 
 from ddpm.datasets.prepare import prepare
@@ -170,3 +174,21 @@ def test_missing_and_damaged_files_are_refused(raw, tmp_path):
     assert "labels: cannot be read" in refused(load, "arrays")
     (raw / "pictures" / "images.npy").write_bytes(whole[:20])
     assert "cannot be read as .npy" in refused(load, "arrays")
+
+
+@pytest.mark.slow
+def test_all_stages_of_arrays_as_rectangles(workspace):
+    link_code()
+    images, labels = np.random.default_rng(0).integers(0, 256, (80, 10, 20, 3), np.uint8), np.arange(80) % 2
+    (workspace / "raw").mkdir()
+    np.savez(workspace / "raw" / "pictures.npz", images=images, labels=labels)
+    edit_params(dataset="arrays", **{
+        "prepare_data.folder": "pictures.npz", "prepare_data.image_size": [8, 12], "prepare_data.resize_mode": "resize",
+        "prepare_data.test_share": 0.25,
+    })  # fmt: skip
+    samplers = ("sample_ddpm", "sample_ddim", "guidance", "edit")
+    for stage in ("prepare_data", "train_classifier", "train", *samplers, "evaluate", "report"):
+        import_module(f"stages.{stage}").main()
+    assert np.load("samples/ddim.npz")["arr_0"].shape == (20, 8, 12, 3)
+    assert json.loads(Path("reports/evaluate/metrics.json").read_text())["ddpm"]["classifier"]["fid"] > 0
+    assert "8x12" in Path("reports/index.md").read_text()
