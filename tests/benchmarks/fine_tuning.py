@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from matplotlib.ticker import LogLocator
 
 from ddpm.core import params
 from ddpm.core.files import InputError, write_json, write_text
@@ -26,12 +25,12 @@ from ddpm.core.yaml_files import read_yaml
 from ddpm.evaluation.training_curve import SAMPLER_STEPS
 from ddpm.experiments.recipe import read_recipe
 from ddpm.plots.numbers import number, table
-from ddpm.plots.style import BLUE, GRAY, ORANGE, figure
+from ddpm.plots.style import BLUE, ORANGE
 
 from .commands import seconds
 from .page import software
 from .peers import ROOT, machine, say
-from .quality import QUICK, project, trained
+from .quality import QUICK, chart, project, trained
 from .steps import checkout
 
 RECIPE = "mnist_cpu"
@@ -80,22 +79,6 @@ def page(report: dict, picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def chart(path: Path, report: dict) -> None:
-    """Writes the FID of both trainings over their minutes."""
-    with figure(path, 1, 8, 4) as (ax,):
-        for (side, record), color in zip(report["sides"].items(), (ORANGE, BLUE), strict=True):
-            minutes = [point["seconds"] / 60 for point in record["points"]]
-            ax.plot(minutes, [point["fid"] for point in record["points"]], "o-", color=color, label=SIDES[side])
-        ax.axhline(report["floor"], color=GRAY, linestyle="--", label=f"{report['n']:,} real test images")
-        ax.set(yscale="log", xlabel="minutes of training", ylabel="FID, features of one classifier")
-        ax.set_title(f"FID over minutes of training on Fashion-MNIST, {report['machine']['cpus']} CPUs")
-        ax.set_xlim(left=0)
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("")
-        ax.legend()
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=800, help="of each training on Fashion-MNIST")
@@ -125,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     report |= {"n": evaluator.sizes.n, "floor": evaluator.fid_floor}
     write_json(path.with_suffix(".json"), report)
     write_text(path.with_suffix(".md"), page(report, path.with_suffix(".png").name))
-    chart(path.with_suffix(".png"), report)
+    colors = {side: (label, color) for (side, label), color in zip(SIDES.items(), (ORANGE, BLUE), strict=True)}
+    chart(path.with_suffix(".png"), report, " on Fashion-MNIST", colors)
     say(f"written: {path}.json, .md and .png")
 
 

@@ -165,15 +165,16 @@ def page(report: dict, picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def chart(path: Path, report: dict) -> None:
-    """Writes the FID of both over the minutes of training."""
+def chart(path: Path, report: dict, title: str, sides: dict[str, tuple[str, str]]) -> None:
+    """Writes the FID of each side over its minutes of training. sides: key in report["sides"] -> its name and color."""
     with figure(path, 1, 8, 4) as (ax,):
-        for (side, record), color in zip(report["sides"].items(), (BLUE, ORANGE), strict=True):
-            minutes = [point["seconds"] / 60 for point in record["points"]]
-            ax.plot(minutes, [point["fid"] for point in record["points"]], "o-", color=color, label=NAMES[side])
+        for side, (name, color) in sides.items():
+            points = report["sides"][side]["points"]
+            minutes = [point["seconds"] / 60 for point in points]
+            ax.plot(minutes, [point["fid"] for point in points], "o-", color=color, label=name)
         ax.axhline(report["floor"], color=GRAY, linestyle="--", label=f"{report['n']:,} real test images")
         ax.set(yscale="log", xlabel="minutes of training", ylabel="FID, features of one classifier")
-        ax.set_title(f"FID over minutes of training: {report['recipe']}, {report['machine']['cpus']} CPUs")
+        ax.set_title(f"FID over minutes of training{title}, {report['machine']['cpus']} CPUs")
         ax.set_xlim(left=0)
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
@@ -211,7 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
     report["sides"] = {"ours": first, "diffusers": second}
     write_json(path.with_suffix(".json"), report)
     write_text(path.with_suffix(".md"), page(report, path.with_suffix(".png").name))
-    chart(path.with_suffix(".png"), report)
+    colors = {side: (label, color) for (side, label), color in zip(NAMES.items(), (BLUE, ORANGE), strict=True)}
+    chart(path.with_suffix(".png"), report, f": {name}", colors)
     say(f"written: {path}.json, .md and .png")
 
 
