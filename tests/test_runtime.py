@@ -145,13 +145,17 @@ class TestProcesses:
         assert usable_cpus() == expected
 
     @pytest.mark.slow
-    def test_sampling_is_equal_in_forked_and_in_started_processes(self, model, workspace):
+    def test_sampling_is_equal_in_forked_and_in_started_processes(self, model, workspace, tmp_path):
+        temporary = tmp_path / "temporary"
+        temporary.mkdir()
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
         edit_params(**{"sample_ddim.samples": 21, "sample_ddim.batch_size": 4})
         started = "from ddpm.core.launch import launch; launch(2, 'stages.sample_ddim', '')"
         digests = set()
         for processes, command in ((1, ["-m", "stages.sample_ddim"]), (3, ["-m", "stages.sample_ddim"]), (2, ["-c", started])):
             edit_params(**{"runtime.processes": processes})
-            subprocess.run([sys.executable, *command], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=True)
+            subprocess.run([sys.executable, *command], env=env, timeout=120, check=True)
+            assert not list(temporary.iterdir())
             digests.add(Path("samples/ddim.npz").read_bytes())
             if command[0] == "-m":
                 assert read_json("reports/seconds/sample_ddim.json", "")["processes"] == processes

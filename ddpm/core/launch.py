@@ -80,18 +80,19 @@ def launch(processes: int, module: str, memory: str, run: Callable[[], None] | N
 
     Raises InputError with the first failure, and SystemExit, after one line, after a signal.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The launcher would log the error below in thirty lines.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store logs every lost connection
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=module, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0, start_method="fork" if run else "spawn",
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
+        # The launcher would leave its empty folders of logs.
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=module, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            max_restarts=0, start_method="fork" if run else "spawn", logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )  # fmt: skip
         os.environ[CHILD] = os.path.join(folder, "printed")
         try:
             if run:

@@ -17,6 +17,7 @@ TEACHER_METHODS = ("DDIM, eta 0", "DPM-Solver++ 2M")
 REFERENCE_STEPS = 50  # of the teacher, beside those of the students
 BATCH_SIZE, GRID_IMAGES = 250, 10
 SCORES = ("fid", "fid_sd", "precision", "recall")
+MEMORIZATION = ("nn_auc", "near_copies")
 
 
 def score_students(
@@ -32,8 +33,9 @@ def score_students(
 
     on_row: called with each row.
 
-    Returns (rows, grids). rows: {method, nfe, fid, fid_sd, precision, recall, accuracy, seconds_per_1000}, NaN where a value is
-    not known. grids: the first samples, uint8 (GRID_IMAGES, H, W, C), of the teacher by DDIM and of each student.
+    Returns (rows, grids). rows: {method, nfe, fid, fid_sd, precision, recall, accuracy, nn_auc, near_copies, seconds_per_1000},
+    NaN where a value is not known. grids: the first samples, uint8 (GRID_IMAGES, H, W, C), of the teacher by DDIM and of each
+    student.
 
     Raises InputError for fewer than 6 samples or test images.
     """
@@ -48,7 +50,9 @@ def score_students(
         images = drawn.arrays["arr_0"]
         scores = evaluator.evaluate(images, drawn.arrays.get("arr_1"), "distill", level="coverage").scores
         row = {"method": method, "nfe": plan.nfe} | {name: scores[CLASSIFIER].get(name, np.nan) for name in SCORES}
-        row |= {"accuracy": scores.get("accuracy", np.nan), "seconds_per_1000": 1000 * drawn.cost["seconds"] / samples}
+        copies = evaluator.memorization.score(evaluator.memorization.nearest(images, "distill"))
+        row |= {"accuracy": scores.get("accuracy", np.nan)} | {name: copies[name] for name in MEMORIZATION}
+        row |= {"seconds_per_1000": 1000 * drawn.cost["seconds"] / samples}
         rows.append(row)
         on_row(row)
         if method == STUDENT or (method == TEACHER_METHODS[0] and plan.nfe == longest):

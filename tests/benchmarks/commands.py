@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "8": Size(Case("8", batch=64, **DIGITS), train=600, samples=1500, batch=125, nfe=50),
-    "32": Size(Case("32", batch=32, **{**SMALL, "channels": 32}), train=100, samples=128, batch=16, nfe=10),
+    "32": Size(Case("32", batch=32, **{**SMALL, "channels": 32}), train=50, samples=128, batch=16, nfe=10),
 }
 QUICK = {"8": Size(Case("8", (8, 8, 1), 4, 16, [1, 2], []), train=2, samples=6, batch=3, nfe=2)}
 
