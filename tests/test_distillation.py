@@ -1,6 +1,7 @@
 """Progressive distillation: targets against exact solutions, the stage, its students as models, and its resume."""
 
 import json
+import shutil
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -10,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import edit_params, error_of, input_error, link_code
+from conftest import command_line, edit_params, error_of, input_error, link_code
+from diffusers import DDIMPipeline
 from oracles import gaussian_denoiser, ode_end
 from PIL import Image
+from test_diffusers import assert_same, ours, pipeline, theirs
 
 import ddpm
 from ddpm.core import params
@@ -162,19 +165,41 @@ def run_stage() -> dict:
     return json.loads(Path("reports/distill/metrics.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("distilled") / "workspace"
+
+
+@pytest.fixture
+def distilled(request, workspace, kept) -> dict:
+    """A workspace after the stages `train` and `distill`; returns the scores."""
+    if kept.exists():
+        shutil.copytree(kept, workspace, symlinks=True, dirs_exist_ok=True)
+    else:
+        request.getfixturevalue("trained")
+        run_stage()
+        shutil.copytree(workspace, kept, symlinks=True)
+    return json.loads(Path("reports/distill/metrics.json").read_text())
+
+
+def weights_of(count: int) -> dict[str, torch.Tensor]:
+    return read_weights(Path(f"models/distilled/{count}/final.safetensors"), "")
+
+
 class TestStage:
-    def test_writes_models_and_report(self, trained, capsys):
-        metrics = run_stage()
+    def test_writes_models_and_report(self, distilled):
+        metrics = distilled
         assert set(metrics["student"]) == {"nfe_1", "nfe_2", "nfe_4"}
         assert set(metrics["DDIM, eta 0"]) == {"nfe_1", "nfe_2", "nfe_4", "nfe_50"}
-        assert {"fid", "recall", "precision", "accuracy", "seconds_per_1000"} <= set(metrics["student"]["nfe_1"])
+        scores = {"fid", "fid_sd", "recall", "precision", "accuracy", "nn_auc", "near_copies", "seconds_per_1000"}
+        assert scores == set(metrics["student"]["nfe_1"])
         assert set(pd.read_csv("reports/distill/loss.csv").method) == {"4 steps", "2 steps", "1 steps"}
         page = Path("reports/distill/index.md").read_text()
         assert "| student | 1 |" in page
         with Image.open("reports/distill/samples.png") as picture:
             assert picture.width > 400
         # Students differ from their teachers and take their own number of steps.
-        weights = [read_weights(Path(f"models/distilled/{n}/final.safetensors"), "") for n in (4, 2, 1)]
+        weights = [weights_of(n) for n in (4, 2, 1)]
         assert all(any((a[name] != b[name]).any() for name in a) for a, b in pairwise(weights))
         for count in (4, 2, 1):
             student = ddpm.load(f"models/distilled/{count}")
@@ -183,8 +208,7 @@ class TestStage:
             assert np.array_equal(images.array, student.sample(3, seed=1, steps=count).array)
         assert not list(Path(".scratch/train").glob("*/state.pt"))
 
-    def test_a_student_refuses_other_steps_and_samplers(self, trained):
-        run_stage()
+    def test_a_student_refuses_other_steps_and_samplers(self, distilled):
         student = ddpm.load("models/distilled/2")
         wrong = {"steps": 3, "sampler": "heun", "eta": 0.5, "spacing": "leading", "churn": 1.0}
         for name, value in wrong.items():
@@ -193,10 +217,18 @@ class TestStage:
         with input_error("strength", "distilled"):
             student.edit("test:0", 0.5)
 
-    def test_a_stopped_distillation_resumes_with_the_same_weights(self, trained, monkeypatch):
-        run_stage()
-        expected = {n: read_weights(Path(f"models/distilled/{n}/final.safetensors"), "") for n in (4, 2, 1)}
-        edit_params(**{"distill.iterations": 3})
+    @pytest.mark.parametrize("label", [None, 7])
+    def test_diffusers_generates_the_same_images_with_an_exported_student(self, distilled, label):
+        options = [] if label is None else ["--label", str(label)]
+        assert command_line(["export", "--model", "models/distilled/2", "--out", "exported", *options]) == 0
+        assert "num_inference_steps=2," in Path("exported/README.md").read_text()
+        model = ddpm.load("models/distilled/2").diffusion
+        labels = None if label is None else torch.tensor([label] * 4)
+        found = theirs(pipeline(DDIMPipeline, "exported"), 2, use_clipped_model_output=True)
+        assert_same(found, ours(model, labels))
+
+    def test_a_stopped_distillation_resumes_with_the_same_weights(self, distilled, monkeypatch):
+        expected = {n: weights_of(n) for n in (4, 2, 1)}
         from ddpm.training.checkpoint import ResumeState
 
         saves = []
@@ -219,10 +251,10 @@ class TestStage:
         assert saves[-1]["training"]["step"] == 2
         run_stage()
         for n, weights in expected.items():
-            again = read_weights(Path(f"models/distilled/{n}/final.safetensors"), "")
+            again = weights_of(n)
             assert all(torch.equal(again[name], weights[name]) for name in weights)
 
-    def test_guidance_is_part_of_the_student(self, trained):
+    def test_guidance_is_part_of_the_student(self, distilled):
         edit_params(**{"distill.guidance": 2.0, "distill.steps": [1], "distill.teacher_steps": 2})
         run_stage()
         student = ddpm.load("models/distilled/1")
@@ -239,7 +271,7 @@ class TestStage:
             ({"distill.teacher_steps": 64, "distill.steps": [32]}, "distill.teacher_steps"),
         ],
     )
-    def test_impossible_settings_are_refused(self, trained, changes, key):
+    def test_impossible_settings_are_refused(self, distilled, changes, key):
         edit_params(**changes)
         with pytest.raises(InputError) as error:
             run_stage()
