@@ -63,7 +63,7 @@ def as_rows(description: dict[str, Any]) -> dict[str, str]:
         "words": _listed(description["words"]) if description["words"] else None,
         "schedule": f"{description['schedule']}, T = {description['timesteps']:,}",
         "prediction": description["prediction"] + (", learned variance" if description["learned_variance"] else ""),
-        "sampling": f"DDIM with {steps:,} steps, for which it was distilled"
+        "sampling": f"DDIM with {steps:,} {'step' if steps == 1 else 'steps'}, for which it was distilled"
         if (steps := description["distilled_steps"])
         else None,
         "network": f"{description['parameters']:,} parameters",

@@ -12,7 +12,7 @@ from ddpm.core.weights import save_weights
 from ddpm.data.loader import Batches
 from ddpm.data.prepared import Split
 from ddpm.distillation.settings import Distill
-from ddpm.distillation.students import METHODS
+from ddpm.distillation.students import ProgressiveTrainer
 from ddpm.networks.checkpoints import CHECKPOINTS, CONFIG
 from ddpm.sampling.model import DiffusionModel
 from ddpm.sampling.plan import make_plan
@@ -68,19 +68,17 @@ def distill(
     options: further arguments of `Trainer`.
     """
     state = processes.from_rank0(lambda: saved.load(fresh)) or {"students": {}, "training": None}
-    students, unfinished, method = state["students"], state["training"], METHODS[settings.method]
+    students, unfinished = state["students"], state["training"]
     plan = make_plan(teacher, sampler="ddim", steps=settings.teacher_steps, guidance=settings.guidance)
     source = teacher.network
-    for count in settings.steps:
+    for count in settings.counts:
         network = copy.deepcopy(source)
         if count in students:
             weights, history = students[count]
             network.load_state_dict(weights)
         else:
             own = seed_of(seed, "distill", count)
-            trainer = method.trainer(
-                plan, count, network, teacher.schedule, teacher.prediction, batches, training, own, **options
-            )
+            trainer = ProgressiveTrainer(plan, network, teacher.schedule, teacher.prediction, batches, training, own, **options)
             make_model(trainer)
             if unfinished:
                 trainer.load_state_dict(unfinished)
@@ -94,9 +92,8 @@ def distill(
         supports_cfg = teacher.supports_cfg and training.condition_dropout > 0
         student = teacher._replace(network=network.eval(), distilled_steps=count, supports_cfg=supports_cfg)
         yield Student(count, student, history)
-        if method.chained:
-            # It has the guidance of its teacher in it.
-            plan, source = make_plan(student), network
+        # It has the guidance of its teacher in it.
+        plan, source = make_plan(student), network
 
 
 def _saver(saved: ResumeState | None, students: dict) -> Callable[[Trainer], None]:

@@ -10,7 +10,6 @@ from ddpm.core.limits import MAX_GUIDANCE, MAX_TIMESTEPS
 from ddpm.core.params import OrWord, Section, make
 from ddpm.core.paths import MODEL_DIR
 from ddpm.diffusion.loss import LossWeightName
-from ddpm.distillation.students import METHODS, MethodName
 from ddpm.networks.checkpoints import CheckpointName
 from ddpm.sampling.settings import Count
 from ddpm.training.settings import Train
@@ -20,9 +19,8 @@ class Distill(Section):
     """The section `distill`; params.yaml explains each entry."""
 
     checkpoint: CheckpointName
-    method: MethodName
     teacher_steps: Annotated[int, Field(ge=2, le=MAX_TIMESTEPS)]
-    steps: Annotated[list[Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]], Field(min_length=1, max_length=100)]
+    student_steps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
     iterations: Annotated[int, Field(ge=2, le=10**9)]
     batch_size: Annotated[int, Field(ge=1, le=10**6)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -32,17 +30,20 @@ class Distill(Section):
     samples: Annotated[Count, Field(ge=2)]
 
     @model_validator(mode="after")
-    def _steps_are_parts_of_the_teachers(self) -> "Distill":
-        teachers = [self.teacher_steps, *(self.steps if METHODS[self.method].chained else [self.teacher_steps] * len(self.steps))]
-        for teacher, student in zip(teachers[:-1], self.steps, strict=True):
-            if METHODS[self.method].chained and teacher != 2 * student:
-                message = f"{student} steps are not half of {teacher}, those of its teacher; halve them from teacher_steps down"
-            elif student == teacher or teacher % student:
-                message = f"{student} steps are no part of teacher_steps, {teacher}; give numbers that divide it"
-            else:
-                continue
-            raise PydanticCustomError("section", "{key}: {message}", {"key": "steps", "message": message})
+    def _halving_reaches_the_student(self) -> "Distill":
+        if self.counts[-1:] != [self.student_steps]:
+            message = f"halving teacher_steps, {self.teacher_steps}, does not lead to {self.student_steps} steps"
+            raise PydanticCustomError("section", "{key}: {message}", {"key": "student_steps", "message": message})
         return self
+
+    @property
+    def counts(self) -> list[int]:
+        """The steps of each student: half the steps of its teacher."""
+        counts, steps = [], self.teacher_steps
+        while steps % 2 == 0 and steps > self.student_steps:
+            steps //= 2
+            counts.append(steps)
+        return counts
 
     def train_settings(self, training: dict[str, Any]) -> Train:
         """Returns the settings of the training of each student.

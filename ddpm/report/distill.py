@@ -11,7 +11,6 @@ from ddpm.core.files import write_json, write_text
 from ddpm.distillation.distill import Student
 from ddpm.distillation.score import STUDENT
 from ddpm.distillation.settings import Distill
-from ddpm.distillation.students import METHODS
 from ddpm.plots.figures import fid_over_nfe
 from ddpm.plots.image_grid import captioned, save
 from ddpm.plots.markdown import render
@@ -55,7 +54,6 @@ def write_distill(
     of_student = frame.method == STUDENT
     page = render(
         Path(__file__).with_name("distill.md.j2"), dataset=dataset, n=n, floor=floor, seconds=seconds, settings=settings,
-        description=METHODS[settings.method].description,
         rows=frame.to_dict("records"), students=frame[of_student].sort_values("nfe").to_dict("records"),
         best=frame.loc[frame[~of_student].fid.idxmin()].to_dict(),
     )  # fmt: skip
