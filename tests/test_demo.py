@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,6 +376,18 @@ def test_launch_refuses_unusable_addresses(host, port):
         port = port or taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^{host}:{port}: cannot serve there .*; choose another --host or --port$"):
             launch(None, "models/ddpm", host, port)
+
+
+def test_page_draws_with_the_steps_of_a_distilled_model(loaded, tmp_path):
+    loaded()
+    path = Path("models/ddpm/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"distillation": {"steps": 1, "guidance": 1.0}}))
+    model = ddpm.load("models/ddpm", device="cpu", threads=1)
+    assert page_module("tabs")._steps(model).value == 1
+    made = run(draw, model, tmp_path, changed(DRAWING, _3=1))[1]
+    assert "1 network evaluations each" in made.note
+    with input_error("steps", "for which this model was distilled"):
+        list(draw(model, tmp_path, *DRAWING))
 
 
 def test_page_describes_its_model(loaded):
