@@ -385,7 +385,7 @@ def test_page_draws_with_the_steps_of_a_distilled_model(loaded, tmp_path):
     model = ddpm.load("models/ddpm", device="cpu", threads=1)
     assert page_module("tabs")._steps(model).value == 1
     made = run(draw, model, tmp_path, changed(DRAWING, _3=1))[1]
-    assert "1 network evaluations each" in made.note
+    assert "DDIM, 1 network evaluation" in made.note
     with input_error("steps", "for which this model was distilled"):
         list(draw(model, tmp_path, *DRAWING))
 

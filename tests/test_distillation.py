@@ -166,6 +166,7 @@ def run_stage() -> dict:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> Path:
+    """Where `distilled` keeps its first workspace, which the next tests copy."""
     return tmp_path_factory.mktemp("distilled") / "workspace"
 
 
@@ -187,11 +188,10 @@ def weights_of(count: int) -> dict[str, torch.Tensor]:
 
 class TestStage:
     def test_writes_models_and_report(self, distilled):
-        metrics = distilled
-        assert set(metrics["student"]) == {"nfe_1", "nfe_2", "nfe_4"}
-        assert set(metrics["DDIM, eta 0"]) == {"nfe_1", "nfe_2", "nfe_4", "nfe_50"}
+        assert set(distilled["student"]) == {"nfe_1", "nfe_2", "nfe_4"}
+        assert set(distilled["DDIM, eta 0"]) == {"nfe_1", "nfe_2", "nfe_4", "nfe_50"}
         scores = {"fid", "recall", "precision", "accuracy", "nn_auc", "near_copies", "seconds_per_1000"}
-        assert scores == set(metrics["student"]["nfe_1"])
+        assert scores == set(distilled["student"]["nfe_1"])
         assert set(pd.read_csv("reports/distill/loss.csv").method) == {"4 steps", "2 steps", "1 steps"}
         page = Path("reports/distill/index.md").read_text()
         assert "| student | 1 |" in page
