@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -101,11 +102,16 @@ def test_ignored_signal_stays_ignored():
 
 
 @SIGNALS
-def test_signal_during_a_fork_arrives_after_it(number):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_signal_during_a_fork_arrives_after_it(number, threads):
+    """The kernel gives a signal to any thread that does not block it."""
+
     def work():
+        if threads == 2:
+            threading.Thread(target=time.sleep, args=[60], daemon=True).start()
         # The hooks run in the reverse order, so the signal waits.
         os.register_at_fork(before=lambda: os.kill(os.getpid(), number))
-        os.register_at_fork(before=launch._block_signals, after_in_parent=launch._unblock_signals)
+        os.register_at_fork(before=launch._hold_signals, after_in_parent=launch._release_signals)
         try:
             with interruptible() as stop:
                 if (child := os.fork()) == 0:

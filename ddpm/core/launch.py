@@ -24,12 +24,15 @@ import torch.distributed as dist
 from ddpm.core import seconds
 from ddpm.core.files import InputError
 from ddpm.core.processes import store
-from ddpm.core.signals import CHILD, STOP_SIGNALS, end_at_signals, end_with_parent, handling
+from ddpm.core.signals import CHILD, STOP_SIGNALS, Handler, end_at_signals, end_with_parent, handling, set_handler
 
 _SAVED = "saved"
 # Below the 30 seconds after which torchrun kills its processes.
 GRACE_SECONDS = 20
 RESEND_SECONDS = 0.05
+# While this process forks: the handlers of its signals, and the signals that came.
+_handlers: dict[int, Handler] = {}
+_held: list[int] = []
 
 
 @contextmanager
@@ -96,7 +99,7 @@ def launch(processes: int, module: str, memory: str, run: Callable[[], None] | N
         os.environ[CHILD] = os.path.join(folder, "printed")
         try:
             if run:
-                os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals)
+                os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals)
                 elastic_launch(config, _forked)(run)
             else:
                 elastic_launch(config, sys.executable)("-m", module)
@@ -124,21 +127,24 @@ def _forked(run: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_at_signals()
     end_with_parent()
-    _unblock_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     run()
 
 
-def _block_signals() -> None:
-    """Makes signals wait while this process forks: the new process would handle them as its parent does, by raising."""
+def _hold_signals() -> None:
+    """Makes signals wait while this process forks. The new process would handle them as its parent does, by raising, and an
+    exception in a hook of a fork is lost. A mask alone does not hold them: another thread may receive them."""
+    _handlers.update(set_handler(STOP_SIGNALS, lambda number, _: _held.append(number)))
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
-def _unblock_signals() -> None:
-    """Lets signals arrive again. One that has waited comes a little later: an exception in this hook of a fork would be lost."""
-    for number in signal.sigpending() & set(STOP_SIGNALS):
-        signal.sigwait([number])
-        threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number)).start()
+def _release_signals() -> None:
+    """Lets signals arrive again. One that was held is sent again a little later, outside of this hook."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    while _handlers:
+        signal.signal(*_handlers.popitem())
+    while _held:
+        threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), _held.pop())).start()
 
 
 def report(error: Exception) -> NoReturn:

@@ -47,7 +47,7 @@ def _numbers() -> list[int]:
     return [signal.SIGINT] if "RANK" in os.environ else [*STOP_SIGNALS]
 
 
-def _set(numbers: Iterable[int], handle: Handler) -> dict[int, Handler]:
+def set_handler(numbers: Iterable[int], handle: Handler) -> dict[int, Handler]:
     """Sets a handler; returns the former ones. A signal that is ignored, as in the background of a script, stays so."""
     chosen = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handle) for number in chosen}
@@ -68,13 +68,13 @@ def _importing(frame: FrameType | None) -> bool:
 
 def end_at_signals() -> None:
     """Makes Ctrl-C and SIGTERM end this process at once, with one line; to call before the first import that takes long."""
-    _set(_numbers(), _end)
+    set_handler(_numbers(), _end)
 
 
 @contextmanager
 def handling(handle: Handler, numbers: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
     """Within this context, in the main thread, these signals call `handle(number, frame)`."""
-    former = _set(numbers, handle) if threading.current_thread() is threading.main_thread() else {}
+    former = set_handler(numbers, handle) if threading.current_thread() is threading.main_thread() else {}
     try:
         yield
     finally:
