@@ -13,7 +13,6 @@ import torch
 from ddpm.api.model import Model
 from ddpm.core.files import printable
 from ddpm.core.limits import MAX_SEED
-from ddpm.core.params import Section
 from ddpm.demo import jobs
 from ddpm.demo.inputs import (
     BRUSH,
@@ -100,20 +99,31 @@ def _buttons(
     outputs: components, and the names of the job's files that they show.
     """
 
-    def run(*values: Any) -> Generator[list[Any], None, None]:
+    unchanged = [gr.skip()] * len(outputs)
+
+    def run(request: gr.Request, *values: Any) -> Generator[list[Any], None, None]:
         # Gradio copies the files from the folder to its cache.
-        with JOBS.ticket() as jobs_before, TemporaryDirectory(prefix="ddpm_demo_") as folder:
-            while count := jobs_before():
-                yield [text_line(f"{count} before you"), *[gr.skip()] * len(outputs)]
+        with JOBS.ticket(owner(request)) as ticket, TemporaryDirectory(prefix="ddpm_demo_") as folder:
+            while (count := JOBS.before(ticket)) and not ticket.stopped:
+                yield [text_line(f"{count} before you"), *unchanged]
                 time.sleep(WAIT_SECONDS)
             updates, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
             for last in updates:
-                yield [progress_line(last), *[gr.skip()] * len(outputs)]
+                if ticket.stopped:
+                    yield [text_line("stopped"), *unchanged]
+                    return
+                yield [progress_line(last), *unchanged]
             files, note = updates.value
             yield [progress_line(last, note), *(str(files[name]) for _, name in outputs)]
 
+    def owner(request: gr.Request) -> tuple[str, str]:
+        return request.session_hash, job.__name__
+
+    def halt(request: gr.Request) -> None:
+        JOBS.stop(owner(request))
+
     # The API documentation shows these.
-    run.__signature__, run.__doc__ = _signature(job.kind), job.__doc__
+    run.__signature__, run.__doc__ = _signature("request", *job.kind.model_fields), job.__doc__
     with gr.Row(elem_classes="actions"):
         start = gr.Button(label, variant="primary", scale=3)
         stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
@@ -122,12 +132,12 @@ def _buttons(
         show_progress="minimal", show_progress_on=status,
     )  # fmt: skip
     start.click(None, None, None, js=SHOW_PROGRESS, queue=False, api_visibility="private")
-    stop.click(lambda: text_line("stopped"), None, status, cancels=event, queue=False, api_visibility="private")
+    stop.click(halt, queue=False, api_visibility="private")
     return event
 
 
-def _signature(kind: type[Section]) -> Signature:
-    return Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in kind.model_fields])
+def _signature(*names: str) -> Signature:
+    return Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
 
 
 def draw_tab(model: Model) -> None:
@@ -191,7 +201,7 @@ def inpaint_tab(model: Model, page: Page) -> None:
         list(updates)
         return gr.update(picture=image_url(updates.value))
 
-    show.__signature__, show.__doc__ = _signature(jobs.show.kind), jobs.show.__doc__
+    show.__signature__, show.__doc__ = _signature(*jobs.show.kind.model_fields), jobs.show.__doc__
     shown = {"preprocess": False, "show_progress": "hidden", "trigger_mode": "always_last"}
     source.change(lambda name: gr.update(visible=name == UPLOAD), source, upload, queue=False, api_visibility="private", **shown)
     gr.on(

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,24 +130,45 @@ def text_line(text: str) -> str:
     return f'<div class="job"><div class="count">{text}</div></div>'
 
 
-class JobQueue:
-    """Lets one job run at a time, in the order of arrival, and tells the others how many are before them.
+@dataclass(eq=False)
+class Ticket:
+    """A place in the queue.
 
-    Gradio's own queue tells only a position among the waiting, without the one that runs.
+    owner: whose job it is. stopped: whether the owner has stopped it.
+    """
+
+    owner: object
+    stopped: bool = False
+
+
+class JobQueue:
+    """Lets one job run at a time, in the order of arrival, tells the others how many are before them, and stops jobs.
+
+    Gradio's own queue tells only a position among the waiting, without the one that runs. Its `cancels` lets a message of the
+    stopped job arrive after the answer to the button.
     """
 
     def __init__(self) -> None:
-        self.tickets: list[object] = []
+        self.tickets: list[Ticket] = []
 
     @contextmanager
-    def ticket(self) -> Iterator[Callable[[], int]]:
-        """Joins the queue until the end of the block. Yields a function: the number of jobs before this one, 0 if it may run."""
-        ticket = object()
+    def ticket(self, owner: object) -> Iterator[Ticket]:
+        """Joins the queue until the end of the block."""
+        ticket = Ticket(owner)
         self.tickets.append(ticket)
         try:
-            yield lambda: self.tickets.index(ticket)
+            yield ticket
         finally:
             self.tickets.remove(ticket)
+
+    def before(self, ticket: Ticket) -> int:
+        """Returns the number of jobs before this one, 0 if it may run."""
+        return self.tickets.index(ticket)
+
+    def stop(self, owner: object) -> None:
+        """Marks the jobs of an owner as stopped."""
+        for ticket in self.tickets:
+            ticket.stopped = ticket.stopped or ticket.owner == owner
 
 
 def board(shape: Sequence[int], **options: Any) -> gr.HTML:
