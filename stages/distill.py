@@ -6,7 +6,7 @@ import shutil
 
 from ddpm.core import params, processes
 from ddpm.core.device import Precision, Runtime, compiled, limit_threads
-from ddpm.core.files import read_json
+from ddpm.core.files import counted, read_json
 from ddpm.core.paths import DISTILLED_DIR, MODEL_DIR
 from ddpm.core.scratch import fresh_start
 from ddpm.core.seconds import elapsed
@@ -24,7 +24,9 @@ from ddpm.training.trainer import Trainer
 
 def print_row(row: dict) -> None:
     if processes.is_main_process():
-        print(f"{row['method']}, {row['nfe']:,} evaluations: FID {row['fid']:.4f}, recall {row['recall']:.3f}", flush=True)
+        print(
+            f"{row['method']}, {counted(row['nfe'], 'evaluation')}: FID {row['fid']:.4f}, recall {row['recall']:.3f}", flush=True
+        )
 
 
 def main() -> None:

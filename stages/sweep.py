@@ -4,6 +4,7 @@ Frozen in dvc.yaml."""
 
 from ddpm.core import params, processes
 from ddpm.core.device import Precision, Runtime
+from ddpm.core.files import counted
 from ddpm.core.paths import MODEL_DIR
 from ddpm.core.stage import run_stage
 from ddpm.evaluation.run import open_run
@@ -13,7 +14,7 @@ from ddpm.report.sweep import write_sweep
 
 def print_row(row: dict) -> None:
     if processes.is_main_process():
-        name = f"{row['method']}, {row['nfe']:,} evaluations" if "method" in row else f"EMA {row['checkpoint']}"
+        name = f"{row['method']}, {counted(row['nfe'], 'evaluation')}" if "method" in row else f"EMA {row['checkpoint']}"
         print(f"{name}: FID {row['fid']:.4f}, {row['seconds']:.1f} s", flush=True)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddpm.core.files import atomic_folder, write_npz, write_text
+from ddpm.core.files import atomic_folder, counted, write_npz, write_text
 from ddpm.core.outputs import check_out
 from ddpm.plots.image_grid import rows_of, save, table
 
@@ -65,7 +65,9 @@ class Images:
         return iter(self.array)
 
     def __repr__(self) -> str:
-        return f"Images of shape {self.shape}" + (f" by {self.sampler}, {self.nfe:,} network evaluations" if self.sampler else "")
+        return f"Images of shape {self.shape}" + (
+            f" by {self.sampler}, {counted(self.nfe, 'network evaluation')}" if self.sampler else ""
+        )
 
     def to_pil(self) -> list[Image.Image]:
         """Returns each image as a picture of Pillow, gray ("L") or RGB."""

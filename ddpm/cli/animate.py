@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ddpm.cli import options
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, counted
 from ddpm.core.limits import MAX_FRAMES
 from ddpm.core.outputs import check_out
 from ddpm.core.params import keys_of
@@ -54,8 +54,8 @@ def animate(
     made, clock = model.plan(**vars(plan)), output.Clock()
     if is_still:
         save(out, animation.still(model.diffusion, made, settings))
-        clock.report(out, f"{number:,} images")
+        clock.report(out, counted(number, "image"))
         return
     film = animation.film(model.diffusion, made, settings, model.folder)
     write_film(out, film, fps, hold)
-    clock.report(out, f"{len(film)} frames of {number:,} images")
+    clock.report(out, f"{counted(len(film), 'frame')} of {counted(number, 'image')}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ddpm.cli import options
+from ddpm.core.files import counted
 from ddpm.core.limits import MAX_RESAMPLES, MAX_TIMESTEPS
 from ddpm.core.params import keys_of
 from ddpm.editing.names import check_mask
@@ -52,7 +53,7 @@ def interpolate(
     else:
         images.save(out, columns, tile, upscaling)
     names = " to ".join(short(title) for title in images.titles)
-    clock.report(out, f"{number:,} images from {names} by {images.sampler}")
+    clock.report(out, f"{counted(number, 'image')} from {names} by {images.sampler}")
 
 
 @options.with_option_groups
@@ -87,7 +88,7 @@ def inpaint(
     output.check_size(model.shape, tile, number + 2)
     fills = model.inpaint(mask=mask, number=number, jump=jump, resamples=resamples, **vars(source), **vars(plan))
     fills.save(out, columns, tile)
-    filled = f"{mask} filled in {number:,} ways by {fills.sampler}, {fills.nfe:,} network evaluations each"
+    filled = f"{mask} filled in {counted(number, 'way')} by {fills.sampler}, {counted(fills.nfe, 'network evaluation')} each"
     clock.report(out, f"{short(fills.titles[0])}, {filled}")
 
 
@@ -157,7 +158,7 @@ def reconstruct(
         decoded, decibels = model.reconstruct(named, count, spacing=spacing)
         print(f"{count:>5,}{decoded.nfe:>14,}{decibels.mean():>9.2f} dB{decibels.min():>7.2f} dB")
         rows.append(decoded)
-        captions.append(f"{count:,} steps, {decibels.mean():.1f} dB")
+        captions.append(f"{counted(count, 'step')}, {decibels.mean():.1f} dB")
     titles, originals = zip(*decoded.inputs, strict=True)
     save(out, table([originals, *rows], captions, titles, tile))
-    clock.report(out, f"{len(names):,} images, encoded and decoded by DDIM")
+    clock.report(out, f"{counted(len(names), 'image')}, encoded and decoded by DDIM")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.cli import options
+from ddpm.core.files import counted
 from ddpm.core.limits import MAX_SAMPLES, MAX_TIMESTEPS
 from ddpm.core.params import keys_of, lookup
 
@@ -39,7 +40,7 @@ def sample(
     clock = output.Clock()
     images = model.sample(number, content.label, content.text, content.seed, batch, **vars(plan))
     images.save(out, columns, tile)
-    clock.report(out, f"{number:,} images by {images.sampler}, {images.nfe:,} network evaluations each")
+    clock.report(out, f"{counted(number, 'image')} by {images.sampler}, {counted(images.nfe, 'network evaluation')} each")
 
 
 @options.with_option_groups
@@ -81,12 +82,12 @@ def compare(
     rows, names, whole = [], [], output.Clock()
     for each in options:
         clock, images = output.Clock(), model.sample(number, content.label, content.text, content.seed, **each)
-        name = f"{images.sampler}, {each['steps']:,} steps"
+        name = f"{images.sampler}, {counted(each['steps'], 'step')}"
         rows.append(images)
         names.append(name)
-        print(f"{name:<34}{images.nfe:>6,} network evaluations each{clock!s:>9}", flush=True)
+        print(f"{name:<34}{counted(images.nfe, 'network evaluation'):>28} each{clock!s:>9}", flush=True)
     save(out, table(rows, names, images.captions, tile))
-    whole.report(out, f"{number:,} images by {len(rows)} samplings of the same noise")
+    whole.report(out, f"{counted(number, 'image')} by {counted(len(rows), 'sampling')} of the same noise")
 
 
 def _styles(samplers: Sequence[str], style: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -51,6 +51,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things in words: "1 image", "1,000 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def print_line(text: str, file: TextIO | None = None) -> None:
     """Prints one line, as `printable`, at once; file: sys.stdout by default."""
     print(printable(text), file=file, flush=True)

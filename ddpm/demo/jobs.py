@@ -19,7 +19,7 @@ from PIL import Image
 from ddpm.api.generation import Generation
 from ddpm.api.images import Images
 from ddpm.api.model import Model
-from ddpm.core.files import InputError
+from ddpm.core.files import InputError, counted
 from ddpm.core.memory import out_of_memory_names
 from ddpm.core.params import Section
 from ddpm.data.images import to_images
@@ -139,7 +139,9 @@ def interpolate(model: Model, folder: Path, inputs: InterpolateInputs) -> Job:
     files = {"picture": folder / "strip.png", "film": folder / "strip.gif"}
     images.save(files["picture"], COLUMNS, TILE)
     write_film(files["film"], strip_film(images.array, 1, 4 * TILE), fps=10, hold=0)
-    return JobResult(files, f"{len(images)} images by {images.sampler}, {inputs.steps:,} steps, {seconds:.1f} s")
+    return JobResult(
+        files, f"{counted(len(images), 'image')} by {images.sampler}, {counted(inputs.steps, 'step')}, {seconds:.1f} s"
+    )
 
 
 @job(CompareInputs)
@@ -151,7 +153,7 @@ def compare(model: Model, folder: Path, inputs: CompareInputs) -> Job:
     work = [denoising_steps(generation.plan.grid) for generation in generations]
     files, notes, earlier = {}, [], []
     for k, generation in enumerate(generations):
-        title = f"{generation.plan.label}, {pairs[k][1]:,} steps"
+        title = f"{generation.plan.label}, {counted(pairs[k][1], 'step')}"
         for update in (kept := WithReturnValue(_track(generation))):
             current = (title, update.shown[1][1])
             yield ProgressUpdate(sum(work[:k]) + update.done, sum(work), update.seconds, [*earlier, current])
@@ -237,5 +239,5 @@ def _rows(images: Images, columns: int) -> Image.Image:
 
 
 def _cost(images: Images, seconds: float) -> str:
-    count = "1 image" if len(images) == 1 else f"{len(images)} images"
-    return f"{count} by {images.sampler}, {images.nfe:,} network evaluations each, {seconds:.1f} s"
+    made = f"{counted(len(images), 'image')} by {images.sampler}"
+    return f"{made}, {counted(images.nfe, 'network evaluation')} each, {seconds:.1f} s"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.core import processes
 from ddpm.core.device import Precision, Runtime, compiled, setup
-from ddpm.core.files import InputError, write_json, write_npz
+from ddpm.core.files import InputError, counted, write_json, write_npz
 from ddpm.core.paths import samples_file
 from ddpm.core.progress import Progress
 from ddpm.core.weights import weights_id
@@ -151,7 +151,7 @@ def write_samples(name: str, settings: SampleDDPM | SampleDDIM, seed: int, runti
     write_npz(samples_file(name), {**result.arrays, "sampler": np.array([plan.label])})
     write_json(f"reports/sample_{name}/metrics.json", {**result.cost, "model": weights, "settings": options})
     rate = result.cost["images_per_second"]
-    print(f"{plan.label}: {settings.samples:,} samples, {plan.nfe:,} network evaluations each, {rate} images/s")
+    print(f"{plan.label}: {counted(settings.samples, 'sample')}, {counted(plan.nfe, 'network evaluation')} each, {rate} images/s")
 
 
 def _compile(
