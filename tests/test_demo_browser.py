@@ -295,7 +295,7 @@ def test_page_width_stays_and_button_and_result_are_in_reach(visit):
     assert len(widths) == 1
 
 
-def test_second_visitor_sees_the_number_before(browser, server):
+def test_second_visitor_sees_the_number_before_and_stops_the_own_job(browser, server):
     first, second = browser.new_page(), browser.new_page()
     for page in (first, second):
         page.set_default_timeout(PATIENCE)
@@ -306,6 +306,10 @@ def test_second_visitor_sees_the_number_before(browser, server):
         press(page, "Draw")
         wait_for_text(page, "of 1,000 steps|before you")
     assert second.locator(".count").first.inner_text() == "1 before you"
+    press(second, "Stop")
+    second.get_by_text("stopped", exact=True).wait_for()
+    assert first.get_by_text("stopped", exact=True).count() == 0
+    press(second, "Draw")
     first.close()  # who leaves frees the queue
     second.locator(".live img").first.wait_for()
     second.close()

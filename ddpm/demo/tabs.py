@@ -98,8 +98,10 @@ def _buttons(
     inputs: the values of the job, in the order of its Section.
     outputs: components, and the names of the job's files that they show.
     """
-
     unchanged = [gr.skip()] * len(outputs)
+
+    def owner(request: gr.Request) -> tuple[str, str]:
+        return request.session_hash, job.__name__
 
     def run(request: gr.Request, *values: Any) -> Generator[list[Any], None, None]:
         # Gradio copies the files from the folder to its cache.
@@ -108,16 +110,15 @@ def _buttons(
                 yield [text_line(f"{count} before you"), *unchanged]
                 time.sleep(WAIT_SECONDS)
             updates, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
-            for last in updates:
+            for last in () if ticket.stopped else updates:
                 if ticket.stopped:
-                    yield [text_line("stopped"), *unchanged]
-                    return
+                    break
                 yield [progress_line(last), *unchanged]
+            if ticket.stopped:
+                yield [text_line("stopped"), *unchanged]
+                return
             files, note = updates.value
             yield [progress_line(last, note), *(str(files[name]) for _, name in outputs)]
-
-    def owner(request: gr.Request) -> tuple[str, str]:
-        return request.session_hash, job.__name__
 
     def halt(request: gr.Request) -> None:
         JOBS.stop(owner(request))
