@@ -21,9 +21,9 @@ from ddpm.networks.unet import UNet
 from ddpm.training.checkpoint import ResumeState, fingerprint, stage_inputs
 from ddpm.training.ema import ALIGNMENT, EMA, FlatParameters, ramped
 from ddpm.training.loop import STEP_PHASES, Hooks, train
-from ddpm.training.monitor import stop_signals
+from ddpm.training.monitor import QUARTERS, stop_signals
 from ddpm.training.settings import Train
-from ddpm.training.trainer import QUARTERS, Trainer
+from ddpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 WHERE = {"device": "cpu"}
@@ -218,7 +218,7 @@ def test_history_has_the_loss_by_quarter_of_the_levels(levels, names, monkeypatc
     index = torch.tensor(levels).repeat(batch)[:batch]
     monkeypatch.setattr(trainer.timesteps, "draw", lambda count: (index, torch.ones(batch)))
     trainer.train_step()
-    row = trainer.read_sums()
+    row = trainer.sums.read()
     assert {name.removeprefix("loss_t/") for name in row if name.startswith("loss_t/")} == names
     shares = {name: sum((level - 1) * 4 // 100 == i for level in index.tolist()) / batch for i, name in enumerate(QUARTERS)}
     assert row["loss"] == pytest.approx(sum(shares[name] * row[f"loss_t/{name}"] for name in names), rel=1e-5)

@@ -59,7 +59,7 @@ def train(
                 trainer.guard.check()
             row = {}
             if logging:
-                row = trainer.read_sums() | {"learning_rate": s.learning_rate_at(trainer.step - 1)}
+                row = trainer.sums.read() | {"learning_rate": s.learning_rate_at(trainer.step - 1)}
                 note = f"loss {row['loss']:.4f}" if "loss" in row else note
                 trainer.speed.append(_speed(trainer, (trainer.step - logged) * s.batch_size))
                 logged = trainer.step

@@ -1,4 +1,4 @@
-"""Monitors of a training: non-finite gradients, the time by phase, and signals. None of them makes a step wait."""
+"""Monitors of a training: losses, non-finite gradients, the time by phase, and signals. None of them makes a step wait."""
 
 import time
 from collections import defaultdict
@@ -15,6 +15,7 @@ from ddpm.core.signals import Stop, handling
 
 # GradScaler finds the scale of float16 by trial: it may halve the scale from 2^16 this often before a gradient counts as wrong.
 FLOAT16_TRIALS = 24
+QUARTERS = ("0_25", "25_50", "50_75", "75_100")  # of the levels 1..T, in percent
 
 
 class NonFiniteGuard:
@@ -41,6 +42,40 @@ class NonFiniteGuard:
                 "(train.max_nonfinite_skips). The last good state is kept",
                 key="train",
             )
+
+
+class LossSums:
+    """Sums the losses and gradient norms of the steps since the last `read`, on the device. Steps with a gradient that is not
+    finite do not count.
+
+    levels: T, the number of noise levels.
+    values: the sums of losses, gradient norms and steps; then of losses and of images by quarter of the levels.
+    """
+
+    def __init__(self, levels: int, device: torch.device):
+        self.levels = levels
+        self.values = torch.zeros(3 + 2 * len(QUARTERS), device=device)
+        self.quarters = torch.arange(len(QUARTERS), device=device)
+
+    def add(self, losses: Tensor, weight: Tensor, index: Tensor, norm: Tensor) -> None:
+        """Adds a step: losses, importance weights and levels of its images, (B,) each, and the norm of the gradient, ()."""
+        in_quarter = ((index - 1) * len(QUARTERS) // self.levels)[:, None] == self.quarters
+        by_quarter = [(losses[:, None] * in_quarter).sum(0), in_quarter.sum(0).to(losses.dtype)]
+        row = torch.cat([torch.stack([(losses * weight).mean(), norm, torch.ones_like(norm)]), *by_quarter])
+        self.values += torch.where(norm.isfinite(), row, 0)
+
+    def read(self) -> dict[str, float]:
+        """Returns the mean loss, over all levels and by quarter, and the mean gradient norm since the last call.
+
+        A value for which there was no finite step is missing. This waits for the device.
+        """
+        losses, norms, count, *quarters = self.values.tolist()
+        self.values.zero_()
+        if not count:
+            return {}
+        pairs = zip(QUARTERS, quarters[: len(QUARTERS)], quarters[len(QUARTERS) :], strict=True)
+        by_quarter = {f"loss_t/{name}": total / images for name, total, images in pairs if images}
+        return {"loss": losses / count, "gradient_norm": norms / count, **by_quarter}
 
 
 class PhaseTimer:

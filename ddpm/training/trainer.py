@@ -21,13 +21,12 @@ from ddpm.networks.conditioning import masked_input
 from ddpm.training.augment import augment, random_parameters
 from ddpm.training.ema import EMA, FlatParameters, ramped
 from ddpm.training.masks import random_masks
-from ddpm.training.monitor import FLOAT16_TRIALS, NonFiniteGuard, PhaseTimer
+from ddpm.training.monitor import FLOAT16_TRIALS, LossSums, NonFiniteGuard, PhaseTimer
 from ddpm.training.optimizers import OPTIMIZERS, hidden_matrices
 from ddpm.training.settings import Train
 
 VALIDATION_IMAGES = 2_000
 VALIDATION_BATCH = 500
-QUARTERS = ("0_25", "25_50", "50_75", "75_100")  # of the levels 1..T, in percent
 
 
 class Trainer:
@@ -72,14 +71,12 @@ class Trainer:
         self.weight = make_weight(name, settings.loss_gamma)
         self.timesteps = TIMESTEP_SAMPLERS[settings.timestep_sampling](schedule.steps, self.device)
         self.guard = NonFiniteGuard(settings.max_nonfinite_skips + (FLOAT16_TRIALS if scaler else 0), self.device)
+        self.sums = LossSums(schedule.steps, self.device)
         self.phases = PhaseTimer(self.device)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.speed: list[dict[str, float]] = []
         self.best_value, self.best = math.inf, self.ema_weights()  # the lowest value of `best_by`, and its EMA weights
-        # Sums since the last row of the history: losses, gradient norms, steps; then losses and images by quarter of the levels.
-        self.sums = torch.zeros(3 + 2 * len(QUARTERS), device=self.device)
-        self.quarters = torch.arange(len(QUARTERS), device=self.device)
 
     @property
     def seen(self) -> int:
@@ -102,7 +99,8 @@ class Trainer:
         self.phases.enter("update")
         norm = self._update()
         self.step += 1
-        self._record(norm, index, losses, weight)
+        self.sums.add(losses, weight, index, norm)
+        self.guard.note(self.step, ~norm.isfinite())
         for average in (self.ema, *self.tracks.values()):
             average.update(self.step)
 
@@ -127,15 +125,6 @@ class Trainer:
             self.phases.enter("backward")
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         return losses.detach()
-
-    def _record(self, norm: Tensor, index: Tensor, losses: Tensor, weight: Tensor) -> None:
-        """Adds a step to the sums if its gradient norm is finite, and reports it to the guard."""
-        finite = norm.isfinite()
-        in_quarter = ((index - 1) * len(QUARTERS) // self.schedule.steps)[:, None] == self.quarters
-        by_quarter = [(losses[:, None] * in_quarter).sum(0), in_quarter.sum(0).to(losses.dtype)]
-        row = torch.cat([torch.stack([(losses * weight).mean(), norm, torch.ones_like(norm)]), *by_quarter])
-        self.sums += torch.where(finite, row, 0)
-        self.guard.note(self.step, ~finite)
 
     def _losses(self, model: nn.Module, x0: Tensor, labels: Tensor, index: Tensor, eps: Tensor, *others: Tensor | None) -> Tensor:
         """Returns the weighted losses of images (b, C, H, W) at levels index (b,) with noise eps, (b,).
@@ -204,19 +193,6 @@ class Trainer:
         masks = random_masks(batch_size, *x0.shape[2:], self.device)[share]
         return labels, masked_input(x0, masks.masked_fill((uniform() < dropout)[:, None, None, None], 0))
 
-    def read_sums(self) -> dict[str, float]:
-        """Returns the mean loss, over all levels and by quarter, and the mean gradient norm since the last call.
-
-        A value for which there was no finite step is missing. This waits for the device.
-        """
-        losses, norms, count, *quarters = self.sums.tolist()
-        self.sums.zero_()
-        if not count:
-            return {}
-        pairs = zip(QUARTERS, quarters[: len(QUARTERS)], quarters[len(QUARTERS) :], strict=True)
-        by_quarter = {f"loss_t/{name}": total / images for name, total, images in pairs if images}
-        return {"loss": losses / count, "gradient_norm": norms / count, **by_quarter}
-
     @torch.no_grad()
     def validation_loss(self, split: Split) -> float:
         """Returns the mean loss of the EMA on up to 2,000 test images, with fixed noise and with evenly spread levels."""
@@ -263,7 +239,7 @@ class Trainer:
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "timesteps": self.timesteps.state_dict(),
             "streak": self.guard.streak,
-            "sums": self.sums,
+            "sums": self.sums.values,
             "history": self.history,
             "speed": self.speed,
             "best_value": self.best_value,
@@ -281,7 +257,7 @@ class Trainer:
         if self.scaler and state["scaler"]:  # empty if the state was saved in another precision
             self.scaler.load_state_dict(state["scaler"])
         self.timesteps.load_state_dict(state["timesteps"])
-        self.guard.streak, self.sums = (state[name].to(self.device) for name in ("streak", "sums"))
+        self.guard.streak, self.sums.values = (state[name].to(self.device) for name in ("streak", "sums"))
         self.step, self.history, self.speed = state["step"], state["history"], state["speed"]
         self.best_value = state["best_value"]
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
