@@ -295,7 +295,7 @@ def test_page_width_stays_and_button_and_result_are_in_reach(visit):
     assert len(widths) == 1
 
 
-def test_second_visitor_sees_the_number_before_and_stops_the_own_job(browser, server):
+def test_second_visitor_sees_the_number_before_and_stops_their_own_job(browser, server):
     first, second = browser.new_page(), browser.new_page()
     for page in (first, second):
         page.set_default_timeout(PATIENCE)

@@ -132,8 +132,11 @@ def _forked(run: Callable[[], None]) -> None:
 
 
 def _hold_signals() -> None:
-    """Makes signals wait while this process forks. The new process would handle them as its parent does, by raising, and an
-    exception in a hook of a fork is lost. A mask alone does not hold them: another thread may receive them."""
+    """Makes signals wait while this process forks, since an exception that a handler raises in a hook of a fork is lost.
+
+    A mask does not suffice here, since another thread may receive the signal. It is for the new process, which would handle
+    signals as its parent does until it has handlers of its own (`_forked`).
+    """
     _handlers.update(set_handler(STOP_SIGNALS, lambda number, _: _held.append(number)))
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 

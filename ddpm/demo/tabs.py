@@ -99,6 +99,7 @@ def _buttons(
     outputs: components, and the names of the job's files that they show.
     """
     unchanged = [gr.skip()] * len(outputs)
+    stopped = [text_line("stopped"), *unchanged]
 
     def owner(request: gr.Request) -> tuple[str, str]:
         return request.session_hash, job.__name__
@@ -106,17 +107,18 @@ def _buttons(
     def run(request: gr.Request, *values: Any) -> Generator[list[Any], None, None]:
         # Gradio copies the files from the folder to its cache.
         with JOBS.ticket(owner(request)) as ticket, TemporaryDirectory(prefix="ddpm_demo_") as folder:
-            while (count := JOBS.before(ticket)) and not ticket.stopped:
+            while count := JOBS.before(ticket):
+                if ticket.stopped:
+                    yield stopped
+                    return
                 yield [text_line(f"{count} before you"), *unchanged]
                 time.sleep(WAIT_SECONDS)
             updates, last = jobs.WithReturnValue(job(model, Path(folder), *values)), None
-            for last in () if ticket.stopped else updates:
+            for last in updates:
                 if ticket.stopped:
-                    break
+                    yield stopped
+                    return
                 yield [progress_line(last), *unchanged]
-            if ticket.stopped:
-                yield [text_line("stopped"), *unchanged]
-                return
             files, note = updates.value
             yield [progress_line(last, note), *(str(files[name]) for _, name in outputs)]
 

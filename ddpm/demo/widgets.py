@@ -168,7 +168,8 @@ class JobQueue:
     def stop(self, owner: object) -> None:
         """Marks the jobs of an owner as stopped."""
         for ticket in self.tickets:
-            ticket.stopped = ticket.stopped or ticket.owner == owner
+            if ticket.owner == owner:
+                ticket.stopped = True
 
 
 def board(shape: Sequence[int], **options: Any) -> gr.HTML:
